@@ -1,0 +1,1 @@
+"""The shard format: packing, schema, manifest, writers, readers, verification."""

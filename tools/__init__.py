@@ -1,0 +1,1 @@
+"""Programs that need several rooms of the house."""

@@ -1,0 +1,1 @@
+"""Shards to model: the room of the token-to-token captioner."""
