@@ -1,0 +1,75 @@
+# make demo   tokenize the shipped images (or IMAGES=/some/folder) and print the storage table
+# make test   run the tests
+# make check  formatting, lint, types and tests, as CI does
+#
+# Each target makes .venv when there is none and re-uses it afterwards.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+# Written last, so a half-made environment is finished on the next call, not taken for done.
+STAMP := $(VENV)/.installed
+
+# What the demo tokenizes, and where it writes.
+IMAGES ?= docs/demo-images
+DEMO_DIR ?= build/demo
+
+# Extra arguments for pytest, e.g. make test PYTEST_FLAGS="-n 2 -k codec".
+PYTEST_FLAGS ?=
+# What `make check` runs beside lint and types. CI empties it after its own `make test`.
+CHECK_TESTS ?= test
+
+.PHONY: help
+help:  ## Say what there is to make
+	@echo "make demo    tokenize $(IMAGES) and print the storage table (IMAGES=/some/folder for yours)"
+	@echo "make test    run the tests"
+	@echo "make check   formatting, lint, types and tests"
+	@echo "make format  let ruff rewrite the files"
+	@echo "make clean   remove build/ and the caches"
+	@echo "The environment is made in $(VENV) by the first of them; PYTHON=python3.12 chooses another Python."
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
+		"im2sp needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] \
+		+ "; name another one, e.g. make $(MAKECMDGOALS) PYTHON=python3.12")'
+	@$(PY) -m pip --version >/dev/null 2>&1 \
+		|| { echo "making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "installing the tested versions into $(VENV) (the first time takes some minutes)"
+	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $(STAMP)
+
+.PHONY: demo
+demo: $(STAMP)  ## From images to shards, the storage table, and pictures decoded from the units
+	$(VENV)/bin/im2sp-tokenize "$(IMAGES)" --out $(DEMO_DIR)/shards --overwrite
+	$(VENV)/bin/im2sp-verify $(DEMO_DIR)/shards
+	$(PY) tools/bitcount.py $(DEMO_DIR)/shards
+	$(PY) tools/reconstruct.py $(DEMO_DIR)/shards --images "$(IMAGES)" --out $(DEMO_DIR)/reconstructions.png
+
+.PHONY: test
+test: $(STAMP)
+	$(PY) -m pytest $(PYTEST_FLAGS)
+
+.PHONY: check
+check: lint types $(CHECK_TESTS)
+
+.PHONY: lint
+lint: $(STAMP)
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+
+.PHONY: types
+types: $(STAMP)
+	$(PY) -m basedpyright
+
+.PHONY: format
+format: $(STAMP)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+.PHONY: clean
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
