@@ -1,0 +1,314 @@
+"""The paper's Table 1 for a dataset of yours: where the bits of its shards go.
+
+    python tools/bitcount.py SHARDS [--json]
+
+Raw media are counted as the paper counts them: a picture of 224 x 224 pixels of 24 bits, and sound
+at 16 kHz of 16 bits. Everything else is measured on the dataset's own files: what each column's
+values take, what the checksums in `dataset.json` take, and the rest as container. The parts add up
+to the bytes on disk. The codebook is listed apart, for it is needed once however large a dataset is.
+
+Exit codes: 0 counted, 1 the dataset is absent or damaged, 2 usage.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from im2sp.shards import Manifest, Sample, ShardDataset, ShardError
+
+RAW_BITS_PER_IMAGE = 224 * 224 * 24
+RAW_BITS_PER_FRAME = 320 * 16  # one speech unit stands for 20 ms at 16 kHz
+PAPER_IMAGE_BITS = 28 * 28 * 13
+PAPER_IMAGE_SHARE = PAPER_IMAGE_BITS / RAW_BITS_PER_IMAGE
+PAPER_SPEECH_SHARE = 50 * 8 / 256_000
+MANIFEST_FILE = "dataset.json"
+REJECTS_FILE = "rejects.jsonl"
+
+PART_NAMES = {
+    "image_units": "image units",
+    "speech_units": "speech units",
+    "durations": "durations",
+    "text": "captions",
+    "keys": "keys and splits",
+    "container": "container",
+    "checksums": "checksums",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Payload:
+    """What the samples' values take, without what holds them."""
+
+    num_images: int
+    num_utterances: int
+    speech_frames: int | None
+    """Sum of all durations; None where an utterance has no durations."""
+    parts: dict[str, int]
+    """Bytes a column: image_units, speech_units, durations, text, keys."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitCount:
+    """The storage table of one dataset."""
+
+    num_samples: int
+    num_images: int
+    num_utterances: int
+    unit_bits_per_image: int
+    image_file_bytes: int
+    """Size of the files the images came from."""
+    speech_frames: int | None
+    parts: dict[str, int]
+    """Bytes on disk by part; they sum to `total_bytes`."""
+    codebook_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything on disk but the codebook."""
+        return sum(self.parts.values())
+
+    @property
+    def without_text_bytes(self) -> int:
+        """Everything on disk but the codebook and the captions' text."""
+        return self.total_bytes - self.parts["text"]
+
+    @property
+    def image_side_bytes(self) -> int:
+        """What is stored for the images: all but the codebook, captions, speech and durations."""
+        return self.without_text_bytes - self.parts["speech_units"] - self.parts["durations"]
+
+    @property
+    def speech_bytes(self) -> int:
+        """What the speech units and their durations take."""
+        return self.parts["speech_units"] + self.parts["durations"]
+
+    def as_json(self) -> dict[str, Any]:
+        """Counts, sizes and ratios as plain JSON values; a ratio that has no base is null."""
+        raw_bits = self.num_images * RAW_BITS_PER_IMAGE
+        raw_speech_bits = None if self.speech_frames is None else speech_bits(self.speech_frames)
+        return asdict(self) | {
+            "raw_image_bits": raw_bits,
+            "raw_speech_bits": raw_speech_bits,
+            "total_bytes": self.total_bytes,
+            "without_text_bytes": self.without_text_bytes,
+            "image_bytes_per_image": ratio(self.image_side_bytes, self.num_images),
+            "image_files_of_raw": ratio(8 * self.image_file_bytes, raw_bits),
+            "image_units_of_raw": ratio(self.unit_bits_per_image * self.num_images, raw_bits),
+            "image_on_disk_of_raw": ratio(8 * self.image_side_bytes, raw_bits),
+            "image_on_disk_of_files": ratio(self.image_side_bytes, self.image_file_bytes),
+            "speech_on_disk_of_raw": ratio(8 * self.speech_bytes, raw_speech_bits),
+            "paper_image_of_raw": PAPER_IMAGE_SHARE,
+            "paper_speech_of_raw_below": 0.002,
+        }
+
+
+def ratio(part: float, whole: float | None) -> float | None:
+    """part / whole, or None where there is no whole."""
+    return part / whole if whole else None
+
+
+def speech_bits(frames: int) -> int:
+    """Bits of 16 kHz, 16 bit sound that this many frames of 20 ms stand for."""
+    return frames * RAW_BITS_PER_FRAME
+
+
+def packed_bytes(arrays: Iterable[np.ndarray], bits: int) -> int:
+    """Bytes of id arrays packed one by one with this many bits an id."""
+    return sum((array.size * bits + 7) // 8 for array in arrays)
+
+
+def measure(samples: Iterable[Sample], bits: dict[str, int]) -> Payload:
+    """Add up what the values of all samples take.
+
+    Args:
+        samples: The samples of a dataset.
+        bits: Bits an id by column name.
+    """
+    parts = dict.fromkeys(["image_units", "speech_units", "durations", "text", "keys"], 0)
+    num_images = num_utterances = frames = 0
+    known = True
+    for sample in samples:
+        if sample.image_units is not None:
+            num_images += 1
+            parts["image_units"] += packed_bytes([sample.image_units], bits["image_units"])
+        num_utterances += len(sample.speech_units)
+        parts["speech_units"] += packed_bytes(sample.speech_units, bits["speech_units"])
+        if sample.durations is not None:
+            parts["durations"] += packed_bytes(sample.durations, bits["durations"])
+            frames += sum(int(d.sum(dtype=np.int64)) for d in sample.durations)
+        elif sample.speech_units:
+            known = False
+        parts["text"] += sum(len(caption.encode()) for caption in sample.captions)
+        parts["keys"] += len(sample.key.encode()) + len(sample.split.encode())
+    return Payload(
+        num_images=num_images,
+        num_utterances=num_utterances,
+        speech_frames=frames if known else None,
+        parts=parts,
+    )
+
+
+def checksum_bytes(node: Any) -> int:
+    """Bytes that checksums take as JSON text, quotes included, anywhere below a JSON node."""
+    if isinstance(node, list):
+        return sum(checksum_bytes(child) for child in node)
+    if not isinstance(node, dict):
+        return 0
+    return sum(
+        len(json.dumps(value))
+        if any(word in name for word in ("sha256", "crc32", "checksum"))
+        and isinstance(value, str | int)
+        else checksum_bytes(value)
+        for name, value in node.items()
+    )
+
+
+def file_bytes(path: Path, expected: int | None = None) -> int:
+    """Size of a dataset's file; a size that the manifest contradicts is an error."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise ShardError(f"{path}: missing, but {MANIFEST_FILE} lists it") from None
+    if expected is not None and size != expected:
+        raise ShardError(
+            f"{path}: {size:,} bytes, {MANIFEST_FILE} says {expected:,}; run im2sp-verify"
+        )
+    return size
+
+
+def count_bits(dataset_dir: Path) -> BitCount:
+    """Measure a dataset.
+
+    Raises:
+        ShardError: A file is absent, damaged, or of another size than the manifest says.
+    """
+    if not (dataset_dir / MANIFEST_FILE).is_file():
+        raise ShardError(f"{dataset_dir}: no {MANIFEST_FILE} there; im2sp-tokenize writes one")
+    manifest = Manifest.read(dataset_dir)
+    bits = {name: column["bits"] for name, column in manifest.columns.items() if "bits" in column}
+    payload = measure(ShardDataset(dataset_dir), bits)
+
+    total = file_bytes(dataset_dir / MANIFEST_FILE)
+    total += sum(file_bytes(dataset_dir / s.file, s.size_bytes) for s in manifest.shards)
+    rejects = dataset_dir / REJECTS_FILE
+    total += rejects.stat().st_size if rejects.is_file() else 0
+    codebook = (manifest.image_tokenizer or {}).get("codebook_file")
+
+    checksums = checksum_bytes(json.loads((dataset_dir / MANIFEST_FILE).read_text("utf-8")))
+    parts = payload.parts | {
+        "container": total - sum(payload.parts.values()) - checksums,
+        "checksums": checksums,
+    }
+    return BitCount(
+        num_samples=manifest.num_samples,
+        num_images=payload.num_images,
+        num_utterances=payload.num_utterances,
+        unit_bits_per_image=manifest.columns["image_units"]["count"] * bits["image_units"],
+        image_file_bytes=manifest.raw["image_file_bytes"],
+        speech_frames=payload.speech_frames,
+        parts=parts,
+        codebook_bytes=file_bytes(dataset_dir / codebook) if codebook else 0,
+    )
+
+
+def percent(part: float, whole: float | None) -> str:
+    """A share as text; `-` where there is no whole."""
+    share = ratio(part, whole)
+    return "-" if share is None else f"{100 * share:.3f} %"
+
+
+def image_rows(count: BitCount) -> list[str]:
+    """Rows of the paper's Table 1 for images: bits an image and their share of the raw bits."""
+    n = max(count.num_images, 1)
+    files = 8 * count.image_file_bytes / n
+    disk = 8 * count.image_side_bytes / n
+    rows = [
+        ("raw pixels (224 x 224 x 24 bits)", RAW_BITS_PER_IMAGE),
+        ("original files", files),
+        (f"image units ({count.unit_bits_per_image:,} bits)", count.unit_bits_per_image),
+        ("on disk, all but captions and codebook", disk),
+        ("the paper (28 x 28 x 13 bits)", PAPER_IMAGE_BITS),
+    ]
+    lines = [f"{'images':<42}{'bits an image':>15}{'of raw':>12}{'of files':>12}"]
+    lines += [
+        f"{name:<42}{value:>15,.0f}{percent(value, RAW_BITS_PER_IMAGE):>12}"
+        + f"{percent(value, files):>12}"
+        for name, value in rows
+    ]
+    return lines
+
+
+def speech_rows(count: BitCount) -> list[str]:
+    """The same for speech: bits a second and their share, where the durations are known."""
+    lines = [f"{'speech':<42}{'bits a second':>15}{'of raw':>12}"]
+    if not count.speech_frames:
+        return [*lines, "raw length unknown: the utterances have no durations"]
+    seconds = count.speech_frames / 50
+    rows = [
+        ("raw sound (16 kHz x 16 bits)", 256_000.0),
+        ("speech units", 8 * count.parts["speech_units"] / seconds),
+        ("speech units and durations", 8 * count.speech_bytes / seconds),
+        ("the paper (under 50 x 8 bits)", 400.0),
+    ]
+    lines += [f"{name:<42}{value:>15,.0f}{percent(value, 256_000):>12}" for name, value in rows]
+    return lines
+
+
+def disk_rows(count: BitCount) -> list[str]:
+    """Where the bytes on disk go."""
+    n = max(count.num_samples, 1)
+    total = count.total_bytes
+    rows = [(name, count.parts[part]) for part, name in PART_NAMES.items()]
+    rows += [("total", total), ("total without captions", count.without_text_bytes)]
+    lines = [f"{'on disk':<42}{'bytes':>15}{'a sample':>12}{'share':>12}"]
+    lines += [
+        f"{name:<42}{size:>15,}{size / n:>12,.1f}{percent(size, total):>12}" for name, size in rows
+    ]
+    lines.append(f"{'codebook (once a dataset)':<42}{count.codebook_bytes:>15,}")
+    return lines
+
+
+def table(count: BitCount, name: str) -> str:
+    """The whole report as text."""
+    blocks = [
+        [
+            f"{name}: {count.num_samples:,} samples, {count.num_images:,} images,"
+            f" {count.num_utterances:,} utterances"
+        ]
+    ]
+    if count.num_images:
+        blocks.append(image_rows(count))
+    if count.num_utterances:
+        blocks.append(speech_rows(count))
+    blocks.append(disk_rows(count))
+    return "\n\n".join("\n".join(block) for block in blocks)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Count, print, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        description="The paper's Table 1 for your shards: where their bits go."
+    )
+    parser.add_argument("shards", type=Path, help="folder with dataset.json")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args(argv)
+    try:
+        count = count_bits(arguments.shards)
+    except (ShardError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    if arguments.json:
+        print(json.dumps(count.as_json()))
+    else:
+        print(table(count, str(arguments.shards)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

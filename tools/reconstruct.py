@@ -1,0 +1,159 @@
+"""Show what the units keep: original and decoded pictures side by side, on one sheet.
+
+    python tools/reconstruct.py SHARDS --out sheet.png [--images SOURCE]
+
+The image tokenizer is the one the dataset names; another one (other weights, another codebook) is
+refused by its fingerprint. With `--images` naming what was tokenized, each decoded picture stands
+right of its original and its PSNR is printed. Exit codes: 0 written, 1 not possible, 2 usage.
+"""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from im2sp.shards import Sample, ShardDataset, ShardError
+
+TILE_PX = 224
+MARGIN_PX = 8
+LABEL_PX = 20
+
+
+def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio of two uint8 pictures of one shape, in dB."""
+    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def decode_samples(
+    samples: Sequence[Sample], tokenizer_record: dict[str, str], name: str, codebook: str | None
+) -> list[NDArray[np.uint8]]:
+    """Decode each sample's image units to uint8 [224, 224, 3].
+
+    Raises:
+        ValueError: The tokenizer is not the one that made the units.
+    """
+    import torch
+
+    from im2sp.pipeline import load_image_tokenizer
+
+    tokenizer = load_image_tokenizer(name, codebook=codebook)
+    if tokenizer.fingerprint != tokenizer_record["fingerprint"]:
+        raise ValueError(
+            f"{name}: its fingerprint is {tokenizer.fingerprint[:16]}.., the units were made with"
+            f" {tokenizer_record['name']}, {tokenizer_record['fingerprint'][:16]}..;"
+            " name that one with --image-tokenizer (and --codebook)"
+        )
+    pictures = []
+    with torch.inference_mode():
+        for sample in samples:
+            assert sample.image_units is not None
+            units = torch.from_numpy(sample.image_units.astype(np.int64))[None]
+            pixels = tokenizer.decode(units)[0].float().clamp(0, 1).permute(1, 2, 0)
+            pictures.append((pixels * 255).round().to(torch.uint8).cpu().numpy())
+    return pictures
+
+
+def read_originals(
+    source: Path, image_root: Path | None, view_name: str, keys: Sequence[str]
+) -> list[NDArray[np.uint8]]:
+    """Read the pictures behind some keys through the view they were tokenized with.
+
+    Raises:
+        ValueError: The source has no picture of that key.
+    """
+    from im2sp.pipeline.images import read_image
+    from im2sp.pipeline.sources import list_source
+    from im2sp.pipeline.views import VIEWS
+
+    view = VIEWS[view_name]
+    items = {item.key: item for item in list_source(source, image_root=image_root).items}
+    pictures = []
+    for key in keys:
+        item = items.get(key)
+        if item is None or item.image is None:
+            raise ValueError(f"{source}: no picture for the key {key!r}; is it what was tokenized?")
+        pixels = view.apply(read_image(item.image, name=item.name))
+        image = Image.fromarray(pixels)
+        edge = (pixels.shape[1] - TILE_PX) // 2  # a view that crops units has a wider picture
+        box = (edge, edge, edge + TILE_PX, edge + TILE_PX)
+        pictures.append(np.asarray(image.crop(box) if edge else image))
+    return pictures
+
+
+def sheet(
+    keys: Sequence[str],
+    decoded: Sequence[NDArray[np.uint8]],
+    originals: Sequence[NDArray[np.uint8]] | None,
+    num_columns: int = 3,
+) -> Image.Image:
+    """Lay labelled pictures out, the original left of the decoded one."""
+    per_cell = 1 if originals is None else 2
+    cell_width = per_cell * TILE_PX + MARGIN_PX
+    cell_height = TILE_PX + LABEL_PX + MARGIN_PX
+    num_rows = -(-len(keys) // num_columns)
+    size = (num_columns * cell_width + MARGIN_PX, num_rows * cell_height + MARGIN_PX)
+    page = Image.new("RGB", size, "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(13)
+    for i, key in enumerate(keys):
+        left = MARGIN_PX + (i % num_columns) * cell_width
+        top = MARGIN_PX + (i // num_columns) * cell_height
+        pair = [decoded[i]] if originals is None else [originals[i], decoded[i]]
+        for j, pixels in enumerate(pair):
+            page.paste(Image.fromarray(pixels), (left + j * TILE_PX, top))
+        pen.text((left, top + TILE_PX + 2), key[-60:], fill="black", font=font)
+    return page
+
+
+def make_sheet(arguments: argparse.Namespace) -> str:
+    """Write the sheet and return the line to print."""
+    dataset = ShardDataset(arguments.shards)
+    record = dataset.manifest.image_tokenizer
+    with_units = (s for s in dataset if s.image_units is not None)
+    samples = list(itertools.islice(with_units, arguments.num_images))
+    if record is None or not samples:
+        raise ShardError(f"{arguments.shards}: holds no image units")
+    keys = [sample.key for sample in samples]
+    name = arguments.image_tokenizer or record["name"]
+    decoded = decode_samples(samples, record, name, arguments.codebook)
+    originals = None
+    found = f"{len(keys)} pictures decoded"
+    if arguments.images is not None:
+        originals = read_originals(arguments.images, arguments.image_root, record["view"], keys)
+        mean = np.mean([psnr(a, b) for a, b in zip(originals, decoded, strict=True)])
+        found += f", mean PSNR {mean:.2f} dB"
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    sheet(keys, decoded, originals).save(arguments.out)
+    return f"{arguments.out}: {found}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the sheet and return the exit code."""
+    parser = argparse.ArgumentParser(
+        description="Decode the first pictures of a dataset onto one sheet."
+    )
+    parser.add_argument("shards", type=Path, help="folder with dataset.json")
+    parser.add_argument("--out", type=Path, required=True, help="picture file to write")
+    parser.add_argument("--images", type=Path, help="what was tokenized, to show the originals")
+    parser.add_argument("--image-root", type=Path, help="where the pictures of a list lie")
+    parser.add_argument("--num-images", type=int, default=12, help="how many (default 12)")
+    parser.add_argument("--image-tokenizer", help="name, hub id or path, if not the recorded one")
+    parser.add_argument("--codebook", help="codebook file of that tokenizer")
+    arguments = parser.parse_args(argv)
+    if arguments.num_images < 1:
+        parser.error(f"--num-images is {arguments.num_images}, must be at least 1")
+    try:
+        print(make_sheet(arguments))
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
