@@ -4,8 +4,8 @@
 
 Raw media are counted as the paper counts them: a picture of 224 x 224 pixels of 24 bits, and sound
 at 16 kHz of 16 bits. Everything else is measured on the dataset's own files: what each column's
-values take, what the checksums in `dataset.json` take, and the rest as container. The parts add up
-to the bytes on disk. The codebook is listed apart, for it is needed once however large a dataset is.
+values take, what the checksums in `dataset.json` take, and the rest as container. The parts add
+up to the bytes on disk. The codebook is listed apart: one serves a dataset of any size.
 
 Exit codes: 0 counted, 1 the dataset is absent or damaged, 2 usage.
 """
@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from im2sp.shards import Manifest, Sample, ShardDataset, ShardError
+from im2sp.shards import Sample, ShardDataset, ShardError
+from im2sp.shards.codecs import Codec, ColumnCodecs, make_codecs
+from im2sp.shards.manifest import MANIFEST_NAME, REJECTS_NAME
+from numpy.typing import NDArray
 
 RAW_BITS_PER_IMAGE = 224 * 224 * 24
 RAW_BITS_PER_FRAME = 320 * 16  # one speech unit stands for 20 ms at 16 kHz
 PAPER_IMAGE_BITS = 28 * 28 * 13
 PAPER_IMAGE_SHARE = PAPER_IMAGE_BITS / RAW_BITS_PER_IMAGE
 PAPER_SPEECH_SHARE = 50 * 8 / 256_000
-MANIFEST_FILE = "dataset.json"
-REJECTS_FILE = "rejects.jsonl"
 
 PART_NAMES = {
     "image_units": "image units",
@@ -62,7 +62,7 @@ class BitCount:
     num_utterances: int
     unit_bits_per_image: int
     image_file_bytes: int
-    """Size of the files the images came from."""
+    """Size of the files the images came from; 0 where the manifest does not say."""
     speech_frames: int | None
     parts: dict[str, int]
     """Bytes on disk by part; they sum to `total_bytes`."""
@@ -109,7 +109,7 @@ class BitCount:
 
 
 def ratio(part: float, whole: float | None) -> float | None:
-    """part / whole, or None where there is no whole."""
+    """Share of the part in the whole, or None where there is no whole."""
     return part / whole if whole else None
 
 
@@ -118,29 +118,24 @@ def speech_bits(frames: int) -> int:
     return frames * RAW_BITS_PER_FRAME
 
 
-def packed_bytes(arrays: Iterable[np.ndarray], bits: int) -> int:
-    """Bytes of id arrays packed one by one with this many bits an id."""
-    return sum((array.size * bits + 7) // 8 for array in arrays)
+def coded_bytes(arrays: Iterable[NDArray[np.uint16]], codec: Codec) -> int:
+    """Bytes that id arrays take, coded one by one."""
+    return sum(len(codec.encode(array)) for array in arrays)
 
 
-def measure(samples: Iterable[Sample], bits: dict[str, int]) -> Payload:
-    """Add up what the values of all samples take.
-
-    Args:
-        samples: The samples of a dataset.
-        bits: Bits an id by column name.
-    """
+def measure(samples: Iterable[Sample], codecs: ColumnCodecs) -> Payload:
+    """Add up what the values of all samples take in the dataset's own codecs."""
     parts = dict.fromkeys(["image_units", "speech_units", "durations", "text", "keys"], 0)
     num_images = num_utterances = frames = 0
     known = True
     for sample in samples:
         if sample.image_units is not None:
             num_images += 1
-            parts["image_units"] += packed_bytes([sample.image_units], bits["image_units"])
+            parts["image_units"] += codecs.image_size_bytes
         num_utterances += len(sample.speech_units)
-        parts["speech_units"] += packed_bytes(sample.speech_units, bits["speech_units"])
+        parts["speech_units"] += coded_bytes(sample.speech_units, codecs.speech_units)
         if sample.durations is not None:
-            parts["durations"] += packed_bytes(sample.durations, bits["durations"])
+            parts["durations"] += coded_bytes(sample.durations, codecs.durations)
             frames += sum(int(d.sum(dtype=np.int64)) for d in sample.durations)
         elif sample.speech_units:
             known = False
@@ -174,10 +169,10 @@ def file_bytes(path: Path, expected: int | None = None) -> int:
     try:
         size = path.stat().st_size
     except FileNotFoundError:
-        raise ShardError(f"{path}: missing, but {MANIFEST_FILE} lists it") from None
+        raise ShardError(f"{path}: missing, but {MANIFEST_NAME} lists it") from None
     if expected is not None and size != expected:
         raise ShardError(
-            f"{path}: {size:,} bytes, {MANIFEST_FILE} says {expected:,}; run im2sp-verify"
+            f"{path}: {size:,} bytes, {MANIFEST_NAME} says {expected:,}; run im2sp-verify"
         )
     return size
 
@@ -188,19 +183,18 @@ def count_bits(dataset_dir: Path) -> BitCount:
     Raises:
         ShardError: A file is absent, damaged, or of another size than the manifest says.
     """
-    if not (dataset_dir / MANIFEST_FILE).is_file():
-        raise ShardError(f"{dataset_dir}: no {MANIFEST_FILE} there; im2sp-tokenize writes one")
-    manifest = Manifest.read(dataset_dir)
-    bits = {name: column["bits"] for name, column in manifest.columns.items() if "bits" in column}
-    payload = measure(ShardDataset(dataset_dir), bits)
+    dataset = ShardDataset(dataset_dir)
+    manifest = dataset.manifest
+    codecs = make_codecs(manifest.columns)
+    payload = measure(dataset, codecs)
 
-    total = file_bytes(dataset_dir / MANIFEST_FILE)
+    total = file_bytes(dataset_dir / MANIFEST_NAME)
     total += sum(file_bytes(dataset_dir / s.file, s.size_bytes) for s in manifest.shards)
-    rejects = dataset_dir / REJECTS_FILE
-    total += rejects.stat().st_size if rejects.is_file() else 0
-    codebook = (manifest.image_tokenizer or {}).get("codebook_file")
+    if manifest.rejects_sha256 is not None:
+        total += file_bytes(dataset_dir / REJECTS_NAME)
+    codebook = manifest.codebook_file
 
-    checksums = checksum_bytes(json.loads((dataset_dir / MANIFEST_FILE).read_text("utf-8")))
+    checksums = checksum_bytes(json.loads((dataset_dir / MANIFEST_NAME).read_text("utf-8")))
     parts = payload.parts | {
         "container": total - sum(payload.parts.values()) - checksums,
         "checksums": checksums,
@@ -209,8 +203,8 @@ def count_bits(dataset_dir: Path) -> BitCount:
         num_samples=manifest.num_samples,
         num_images=payload.num_images,
         num_utterances=payload.num_utterances,
-        unit_bits_per_image=manifest.columns["image_units"]["count"] * bits["image_units"],
-        image_file_bytes=manifest.raw["image_file_bytes"],
+        unit_bits_per_image=(codecs.image_units.count or 0) * codecs.image_units.bits,
+        image_file_bytes=manifest.raw.get("image_file_bytes", 0),
         speech_frames=payload.speech_frames,
         parts=parts,
         codebook_bytes=file_bytes(dataset_dir / codebook) if codebook else 0,

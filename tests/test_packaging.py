@@ -1,0 +1,242 @@
+"""The house stays in order: packages, import rules, what the wheel holds, what no file may hold."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ["pipeline", "shards", "tools", "trainer"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).glob("*.py"))
+
+
+def relative(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def imported_modules(path):
+    """Absolute names of the modules a file imports, with the import's line."""
+    package = ["im2sp", path.parent.name]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield module, node.lineno
+            for alias in node.names:
+                yield f"{module}.{alias.name}", node.lineno
+
+
+def imports_of(path, package):
+    """Places where a file imports a package or something inside it."""
+    return [
+        f"{relative(path)}:{line} imports {name}"
+        for name, line in imported_modules(path)
+        if name == package or name.startswith(package + ".")
+    ]
+
+
+def tracked_files():
+    """Files git knows; every file of the tree where there is no git."""
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True)
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    names = listing.stdout.decode().split("\0")
+    return [ROOT / name for name in names if name and (ROOT / name).is_file()]
+
+
+# Packages -----------------------------------------------------------------------------------------
+
+
+def test_the_package_list_names_every_room():
+    with_code = {p.parent.name for p in ROOT.glob("*/__init__.py")} - {"tests", "typings"}
+    packages = PROJECT["tool"]["setuptools"]["packages"]
+    assert set(packages) == {"im2sp"} | {f"im2sp.{room}" for room in with_code - {"im2sp"}}
+    assert PROJECT["tool"]["setuptools"]["package-dir"] == {
+        name: name.removeprefix("im2sp.") for name in packages
+    }
+    assert sorted(with_code - {"im2sp"}) == ROOMS
+
+
+def test_rooms_are_flat():
+    nested = [relative(p) for room in ROOMS for p in (ROOT / room).glob("*/**/*.py")]
+    assert nested == []
+
+
+def test_im2sp_itself_holds_no_code_but_its_version():
+    held = {p.name for p in (ROOT / "im2sp").iterdir()} - {"__pycache__"}
+    assert held == {"__init__.py", "py.typed"}
+    assert (
+        f'__version__ = "{PROJECT["project"]["version"]}"'
+        in (ROOT / "im2sp/__init__.py").read_text()
+    )
+
+
+def test_typings_link_to_the_rooms():
+    links = {p.name: os.readlink(p) for p in (ROOT / "typings/im2sp").iterdir()}
+    expected = {room: f"../../{room}" for room in ROOMS}
+    assert links == expected | {"__init__.py": "../../im2sp/__init__.py"}
+
+
+def test_console_scripts_name_a_function_that_exists():
+    for target in PROJECT["project"]["scripts"].values():
+        module, function = target.split(":")
+        tree = ast.parse((ROOT / module.removeprefix("im2sp.").replace(".", "/")).with_suffix(
+            ".py"
+        ).read_text())  # fmt: skip
+        assert function in {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}, target
+
+
+def test_every_dependency_is_pinned():
+    pins = re.findall(r"^([\w.-]+)==[\w.]+$", (ROOT / "constraints.txt").read_text(), re.M)
+    project = PROJECT["project"]
+    wanted = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    names = {re.split(r"[<>=!~\[; ]", requirement)[0] for requirement in wanted}
+    assert names <= set(pins)
+    assert "torch==2.13.0\n" in (ROOT / "constraints.txt").read_text()
+    assert not {"torchvision", "torchaudio", "timm"} & set(pins)
+
+
+@pytest.fixture(scope="module")
+def wheel_names(tmp_path_factory):
+    """Names in a wheel built from the tracked files, without network."""
+    setuptools = pytest.importorskip("setuptools", minversion="77")
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for path in tracked_files():
+        copy = source / relative(path)
+        if relative(path).split("/")[0] in {*ROOMS, "im2sp"} or "/" not in relative(path):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    program = f"from setuptools import build_meta; build_meta.build_wheel({str(out)!r})"
+    built = subprocess.run(
+        [sys.executable, "-c", program], cwd=source, capture_output=True, text=True
+    )
+    assert built.returncode == 0, f"setuptools {setuptools.__version__}: {built.stderr[-2000:]}"
+    (wheel,) = out.glob("*.whl")
+    return zipfile.ZipFile(wheel).namelist()
+
+
+def test_the_wheel_holds_the_rooms_and_nothing_else(wheel_names):
+    held = {n for n in wheel_names if ".dist-info/" not in n}
+    shipped = [
+        relative(p)
+        for p in tracked_files()
+        if p.parent.name in ROOMS and p.parent.parent == ROOT
+        if p.suffix == ".py"
+        or (p.parent.name == "pipeline" and p.suffix in (".safetensors", ".md"))
+    ]
+    expected = {f"im2sp/{name}" for name in shipped} | {"im2sp/__init__.py", "im2sp/py.typed"}
+    assert held == expected
+    assert any(n.endswith("licenses/LICENSE") for n in wheel_names)
+
+
+# Import rules -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("room", "forbidden"),
+    [
+        ("pipeline", ["im2sp.trainer", "im2sp.tools"]),
+        ("trainer", ["im2sp.pipeline", "im2sp.tools"]),
+        ("shards", ["im2sp.pipeline", "im2sp.trainer", "im2sp.tools"]),
+    ],
+)
+def test_rooms_import_only_what_the_design_allows(room, forbidden):
+    found = [
+        place
+        for path in SOURCES
+        if path.parent.name == room
+        for package in forbidden
+        for place in imports_of(path, package)
+    ]
+    assert found == []
+
+
+def test_torch_enters_shards_only_in_the_loader():
+    shards = [p for p in SOURCES if p.parent.name == "shards" and p.name != "loader.py"]
+    assert [place for path in shards for place in imports_of(path, "torch")] == []
+
+
+def test_only_command_lines_import_tyro():
+    others = [p for p in SOURCES if p.name != "cli.py" and p.parent.name != "tools"]
+    assert [place for path in others for place in imports_of(path, "tyro")] == []
+
+
+def test_no_file_imports_a_room_by_its_bare_name():
+    files = [*SOURCES, *(ROOT / "tests").rglob("*.py")]
+    assert [place for path in files for room in ROOMS for place in imports_of(path, room)] == []
+
+
+def test_files_stay_short():
+    long = {relative(p): n for p in SOURCES if (n := len(p.read_text().splitlines())) > 400}
+    assert long == {}
+
+
+def run_without_torch(code, *arguments):
+    """Run Python code with torch made unimportable."""
+    program = f"import sys; sys.modules['torch'] = None; {code}"
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("command", sorted(PROJECT["project"]["scripts"]))
+def test_help_needs_no_torch(command):
+    module, function = PROJECT["project"]["scripts"][command].split(":")
+    asked = run_without_torch(f"from {module} import {function}; sys.exit({function}())", "--help")
+    assert asked.returncode == 0, asked.stderr
+    assert "usage:" in asked.stdout
+
+
+def test_reading_shards_needs_no_torch():
+    asked = run_without_torch("import im2sp.shards, im2sp.tools.bitcount")
+    assert asked.returncode == 0, asked.stderr
+
+
+# What no tracked file may hold --------------------------------------------------------------------
+
+# Built from halves so that this file does not match itself.
+FORBIDDEN = {
+    "a path of one machine": "/" + "(work|home|root|opt)" + "/" + r"\w",
+    "a registry's host": "|".join([r"py" + r"pi\.org", r"python" + r"hosted", r"npm" + r"js\.org"]),
+    "an unpickling that can run code": "|".join(
+        [
+            "weights_only" + r"\s*=\s*False",
+            "joblib" + r"\.load",
+            r"(?<!\w)pickle" + r"\.loads?\(",
+            "allow_pickle" + r"\s*=\s*True",
+            r"\bimport " + "dill",
+        ]
+    ),
+    "something unfinished": "TO" + r"DO\b|FIX" + r"ME\b|NotImplemented" + "Error",
+}
+TEXT_SUFFIXES = {".py", ".pyi", ".toml", ".md", ".txt", ".json", ".jsonl", ".cfg", ".yml", ""}
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_no_tracked_file_holds(what):
+    pattern = re.compile(FORBIDDEN[what])
+    found = [
+        f"{relative(path)}:{number}: {line.strip()[:80]}"
+        for path in tracked_files()
+        if path.suffix in TEXT_SUFFIXES and not path.is_symlink()
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if pattern.search(line)
+    ]
+    assert found == []
+
+
+def test_tracked_files_are_small():
+    large = {
+        relative(p): p.stat().st_size for p in tracked_files() if p.stat().st_size > 16_500_000
+    }
+    assert large == {}
