@@ -1,0 +1,221 @@
+"""The parts that bitcount lists are what lies on disk, byte for byte, in every layout."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from im2sp.shards import Layout, Manifest, Sample, encode_batch, write_shard
+from im2sp.shards.codecs import make_codecs
+from im2sp.shards.schema import DEFAULT_COLUMNS
+from im2sp.tools.bitcount import checksum_bytes, count_bits, main
+
+ROOT = Path(__file__).resolve().parents[2]
+LAYOUTS = [
+    Layout(),
+    Layout(kind="webdataset"),
+    Layout(kind="webdataset", samples_per_member=16),
+    Layout(kind="webdataset", samples_per_member=1),
+]
+
+
+def make_samples(num, *, speech=False, durations=True, images=True):
+    """Samples with units of a fixed seed; keys and captions of several lengths, not all ASCII."""
+    rng = np.random.default_rng(5)
+    samples = []
+    for i in range(num):
+        units = [rng.integers(0, 200, 5 + i, dtype=np.uint16) for _ in range(speech * 2)]
+        runs = [rng.integers(1, 300, 5 + i, dtype=np.uint16) for _ in units]
+        samples.append(
+            Sample(
+                key=f"ordner/bild-{i}-ä",
+                split=("train", "val")[i % 2],
+                image_units=rng.integers(0, 8192, (28, 28), dtype=np.uint16) if images else None,
+                speech_units=units,
+                durations=runs if durations else None,
+                captions=["ein Bild", "noch eins: schön"][: i % 3],
+            )
+        )
+    return samples
+
+
+def write_dataset(folder, samples, layout=None, rejects=b""):
+    """A finished dataset of two shards, with a codebook and perhaps rejects."""
+    layout = layout or Layout()
+    half = len(samples) // 2 + 1
+    shards = [
+        write_shard(folder / f"{i:05d}{layout.suffix}", [encode_batch(part)], layout)
+        for i, part in enumerate([samples[:half], samples[half:]])
+    ]
+    codebook = b"c" * 5000
+    (folder / "codebook.safetensors").write_bytes(codebook)
+    if rejects:
+        (folder / "rejects.jsonl").write_bytes(rejects)
+    splits = [sample.split for sample in samples]
+    Manifest(
+        num_samples=len(samples),
+        splits={split: splits.count(split) for split in sorted(set(splits))},
+        layout=layout,
+        columns=DEFAULT_COLUMNS,
+        image_tokenizer={
+            "name": "compact",
+            "fingerprint": "f" * 64,
+            "view": "squash-224",
+            "precision": "fp32",
+            "codebook_file": "codebook.safetensors",
+            "codebook_sha256": hashlib.sha256(codebook).hexdigest(),
+        },
+        raw={"num_images": len(samples), "image_file_bytes": 10_000 * len(samples)},
+        num_rejects=1 if rejects else 0,
+        rejects_sha256=hashlib.sha256(rejects).hexdigest() if rejects else None,
+        shards=shards,
+    ).write(folder)
+    return folder
+
+
+def append(path):
+    path.write_bytes(path.read_bytes() + b"x")
+
+
+@pytest.fixture
+def dataset_dir(tmp_path):
+    return write_dataset(tmp_path, make_samples(7))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda x: f"{x.kind}-{x.samples_per_member}")
+def test_parts_add_up_to_the_bytes_on_disk(tmp_path, layout):
+    rejects = b'{"file": "bad.jpg", "reason": "cut"}\n'
+    samples = make_samples(40, speech=True)
+    write_dataset(tmp_path, samples, layout, rejects)
+    count = count_bits(tmp_path)
+    on_disk = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert count.total_bytes + count.codebook_bytes == on_disk
+    assert count.codebook_bytes == 5000
+    assert min(count.parts.values()) > 0
+    assert count.parts["image_units"] == 40 * 1274
+    assert count.parts["text"] == sum(len(c.encode()) for s in samples for c in s.captions)
+    assert count.parts["keys"] == sum(len(s.key.encode()) + len(s.split) for s in samples)
+    codecs = make_codecs(DEFAULT_COLUMNS)
+    assert count.parts["durations"] == sum(
+        len(codecs.durations.encode(d)) for s in samples for d in s.durations
+    )
+    assert count.speech_frames == sum(int(d.sum()) for s in samples for d in s.durations)
+
+
+def test_files_that_are_not_the_datasets_are_not_counted(dataset_dir):
+    before = count_bits(dataset_dir)
+    (dataset_dir / "notes.txt").write_text("mine")
+    (dataset_dir / "rejects.jsonl").write_text("left over, the manifest does not list it")
+    assert count_bits(dataset_dir) == before
+
+
+def test_figures_a_picture_are_the_papers(dataset_dir):
+    row = count_bits(dataset_dir).as_json()
+    assert row["unit_bits_per_image"] == 784 * 13
+    assert row["image_units_of_raw"] == pytest.approx(0.0084635, rel=1e-4)
+    assert row["paper_image_of_raw"] == row["image_units_of_raw"]
+    assert row["image_files_of_raw"] == pytest.approx(8 * 10_000 / (224 * 224 * 24))
+    assert row["image_bytes_per_image"] == pytest.approx(row["without_text_bytes"] / 7)
+    assert row["speech_on_disk_of_raw"] is None
+
+
+def test_checksums_are_found_where_the_manifest_has_them():
+    node = {
+        "manifest_sha256": "ab",
+        "shards": [{"crc32": 12345, "size_bytes": 7, "batches": [{"crc32": 1}]}],
+        "rejects_sha256": None,
+        "fingerprint": "not a checksum",
+    }
+    assert checksum_bytes(node) == 4 + 5 + 1
+
+
+def test_speech_rows_show_where_there_is_speech(tmp_path, capsys):
+    write_dataset(tmp_path, make_samples(6, speech=True))
+    assert main([str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "12 utterances" in text
+    assert "raw sound (16 kHz x 16 bits)" in text
+    count = count_bits(tmp_path)
+    share = 8 * count.speech_bytes / (count.speech_frames * 320 * 16)
+    assert f"{100 * share:.3f} %" in text
+    assert count.as_json()["speech_on_disk_of_raw"] == pytest.approx(share)
+
+
+def test_speech_without_durations_has_no_raw_length(tmp_path, capsys):
+    write_dataset(tmp_path, make_samples(4, speech=True, durations=False))
+    assert main([str(tmp_path)]) == 0
+    assert "raw length unknown" in capsys.readouterr().out
+    assert count_bits(tmp_path).as_json()["raw_speech_bits"] is None
+
+
+def test_speech_alone_needs_no_picture(tmp_path, capsys):
+    write_dataset(tmp_path, make_samples(4, speech=True, images=False))
+    assert main([str(tmp_path)]) == 0
+    assert "bits an image" not in capsys.readouterr().out
+    assert count_bits(tmp_path).as_json()["image_bytes_per_image"] is None
+
+
+def test_json_holds_the_parts_and_their_sum(dataset_dir, capsys):
+    assert main([str(dataset_dir), "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert sum(row["parts"].values()) == row["total_bytes"]
+    assert row["num_images"] == row["num_samples"] == 7
+
+
+def test_the_table_names_each_part(dataset_dir, capsys):
+    assert main([str(dataset_dir)]) == 0
+    text = capsys.readouterr().out
+    for name in (
+        "image units",
+        "captions",
+        "keys and splits",
+        "container",
+        "checksums",
+        "codebook",
+    ):
+        assert name in text
+    assert "0.846 %" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: (d / "dataset.json").unlink(), "dataset.json: no such file"),
+        (lambda d: (d / "00001.arrow").unlink(), "00001.arrow"),
+        (lambda d: (d / "codebook.safetensors").unlink(), "codebook.safetensors: missing"),
+        (lambda d: os.truncate(d / "00001.arrow", 900), "00001.arrow"),
+        (lambda d: append(d / "00001.arrow"), "00001.arrow.*bytes"),
+        (lambda d: os.truncate(d / "dataset.json", 300), "dataset.json: not JSON"),
+    ],
+)
+def test_bad_data_is_one_line_and_exit_code_1(dataset_dir, capsys, damage, message):
+    damage(dataset_dir)
+    assert main([str(dataset_dir)]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1
+    assert re.search(message, shown.err)
+
+
+def test_wrong_usage_is_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--jsn"])
+    assert exit_.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_it_runs_as_a_program_without_torch(dataset_dir):
+    program = (
+        "import runpy, sys; sys.modules['torch'] = None;"
+        f"sys.argv = ['bitcount.py', {str(dataset_dir)!r}];"
+        "runpy.run_path('tools/bitcount.py', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "7 samples, 7 images" in done.stdout
