@@ -24,7 +24,7 @@ PYTEST_FLAGS ?=
 CHECK_TESTS ?= test
 
 .PHONY: help
-help:  ## Say what there is to make
+help:
 	@echo "make demo    tokenize $(IMAGES) and print the storage table (IMAGES=/some/folder for yours)"
 	@echo "make test    run the tests"
 	@echo "make check   formatting, lint, types and tests"
@@ -43,7 +43,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 .PHONY: demo
-demo: $(STAMP)  ## From images to shards, the storage table, and pictures decoded from the units
+demo: $(STAMP)
 	$(VENV)/bin/im2sp-tokenize "$(IMAGES)" --out $(DEMO_DIR)/shards --overwrite
 	$(VENV)/bin/im2sp-verify $(DEMO_DIR)/shards
 	$(PY) tools/bitcount.py $(DEMO_DIR)/shards

@@ -226,21 +226,23 @@ def image_rows(count: BitCount) -> list[str]:
         ("raw pixels (224 x 224 x 24 bits)", RAW_BITS_PER_IMAGE),
         ("original files", files),
         (f"image units ({count.unit_bits_per_image:,} bits)", count.unit_bits_per_image),
-        ("on disk, all but captions and codebook", disk),
+        ("on disk (units, keys, container, checksums)", disk),
         ("the paper (28 x 28 x 13 bits)", PAPER_IMAGE_BITS),
     ]
-    lines = [f"{'images':<42}{'bits an image':>15}{'of raw':>12}{'of files':>12}"]
+    lines = [f"{'images':<44}{'bits an image':>15}{'of raw':>12}{'of files':>12}"]
     lines += [
-        f"{name:<42}{value:>15,.0f}{percent(value, RAW_BITS_PER_IMAGE):>12}"
+        f"{name:<44}{value:>15,.0f}{percent(value, RAW_BITS_PER_IMAGE):>12}"
         + f"{percent(value, files):>12}"
         for name, value in rows
     ]
+    if not count.image_file_bytes:
+        del lines[2]  # the manifest does not say how large the files were
     return lines
 
 
 def speech_rows(count: BitCount) -> list[str]:
     """The same for speech: bits a second and their share, where the durations are known."""
-    lines = [f"{'speech':<42}{'bits a second':>15}{'of raw':>12}"]
+    lines = [f"{'speech':<44}{'bits a second':>15}{'of raw':>12}"]
     if not count.speech_frames:
         return [*lines, "raw length unknown: the utterances have no durations"]
     seconds = count.speech_frames / 50
@@ -250,7 +252,7 @@ def speech_rows(count: BitCount) -> list[str]:
         ("speech units and durations", 8 * count.speech_bytes / seconds),
         ("the paper (under 50 x 8 bits)", 400.0),
     ]
-    lines += [f"{name:<42}{value:>15,.0f}{percent(value, 256_000):>12}" for name, value in rows]
+    lines += [f"{name:<44}{value:>15,.0f}{percent(value, 256_000):>12}" for name, value in rows]
     return lines
 
 
@@ -260,11 +262,11 @@ def disk_rows(count: BitCount) -> list[str]:
     total = count.total_bytes
     rows = [(name, count.parts[part]) for part, name in PART_NAMES.items()]
     rows += [("total", total), ("total without captions", count.without_text_bytes)]
-    lines = [f"{'on disk':<42}{'bytes':>15}{'a sample':>12}{'share':>12}"]
+    lines = [f"{'on disk':<44}{'bytes':>15}{'a sample':>12}{'share':>12}"]
     lines += [
-        f"{name:<42}{size:>15,}{size / n:>12,.1f}{percent(size, total):>12}" for name, size in rows
+        f"{name:<44}{size:>15,}{size / n:>12,.1f}{percent(size, total):>12}" for name, size in rows
     ]
-    lines.append(f"{'codebook (once a dataset)':<42}{count.codebook_bytes:>15,}")
+    lines.append(f"{'codebook (once a dataset)':<44}{count.codebook_bytes:>15,}")
     return lines
 
 

@@ -44,9 +44,11 @@ def make_samples(num, *, speech=False, durations=True, images=True):
     return samples
 
 
-def write_dataset(folder, samples, layout=None, rejects=b""):
+def write_dataset(folder, samples, layout=None, rejects=b"", raw=None):
     """A finished dataset of two shards, with a codebook and perhaps rejects."""
     layout = layout or Layout()
+    if raw is None:
+        raw = {"num_images": len(samples), "image_file_bytes": 10_000 * len(samples)}
     half = len(samples) // 2 + 1
     shards = [
         write_shard(folder / f"{i:05d}{layout.suffix}", [encode_batch(part)], layout)
@@ -70,7 +72,7 @@ def write_dataset(folder, samples, layout=None, rejects=b""):
             "codebook_file": "codebook.safetensors",
             "codebook_sha256": hashlib.sha256(codebook).hexdigest(),
         },
-        raw={"num_images": len(samples), "image_file_bytes": 10_000 * len(samples)},
+        raw=raw,
         num_rejects=1 if rejects else 0,
         rejects_sha256=hashlib.sha256(rejects).hexdigest() if rejects else None,
         shards=shards,
@@ -219,3 +221,12 @@ def test_it_runs_as_a_program_without_torch(dataset_dir):
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "7 samples, 7 images" in done.stdout
+
+
+def test_a_dataset_that_does_not_know_its_files_leaves_their_row_out(tmp_path, capsys):
+    write_dataset(tmp_path, make_samples(4), raw={})
+    assert main([str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "original files" not in text
+    assert "raw pixels" in text
+    assert count_bits(tmp_path).as_json()["image_on_disk_of_files"] is None
