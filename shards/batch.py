@@ -133,13 +133,13 @@ class Batch:
         return [codec.decode(lists.values[j]) for j in lists.range(i)]
 
 
-def _values(array: Any) -> Values:
+def _values(array: pa.Array) -> Values:
     """Views of a string or binary array that starts at its buffers' start."""
     buffers = array.buffers()
     return _values_of_buffers(len(array), buffers[1], buffers[2])
 
 
-def _lists(name: str, array: Any) -> Lists:
+def _lists(name: str, array: pa.Array) -> Lists:
     """Views of a list array of strings or binaries that starts at its buffers' start."""
     if array.values.null_count or array.values.offset:
         raise ShardError(f"column {name}: nulls inside a list")
@@ -151,21 +151,23 @@ def _lists(name: str, array: Any) -> Lists:
     )
 
 
-def _values_of_buffers(num_values: int, offsets: Any, data: Any) -> Values:
+def _values_of_buffers(
+    num_values: int, offsets: pa.Buffer | None, data: pa.Buffer | None
+) -> Values:
     if num_values == 0:
         return Values(_NO_OFFSETS, _NO_BYTES)
     size_bytes = 0 if data is None else data.size
     return Values(_view(offsets, np.int32, num_values + 1), _view(data, np.uint8, size_bytes))
 
 
-def _valid(array: Any) -> NDArray[np.bool_] | None:
+def _valid(array: pa.Array) -> NDArray[np.bool_] | None:
     if not array.null_count:
         return None
     bits = _view(array.buffers()[0], np.uint8, (len(array) + 7) // 8)
     return np.unpackbits(bits, count=len(array), bitorder="little").astype(np.bool_)
 
 
-def _view(buffer: Any, dtype: type[np.generic], count: int) -> NDArray[Any]:
+def _view(buffer: pa.Buffer | None, dtype: type[np.generic], count: int) -> NDArray[Any]:
     if buffer is None or count == 0:
         return np.zeros(count, dtype)
     return np.frombuffer(buffer, dtype, count)

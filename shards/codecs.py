@@ -87,7 +87,7 @@ class PackedCodec:
 
 @dataclass(frozen=True, kw_only=True)
 class VarintCodec:
-    """`varint`: each id less `minimum` as LEB128: 7 bits a byte, low first, high bit = more follows.
+    """`varint`: each id less `minimum` as LEB128: 7 bits a byte, low first, high bit: more follows.
 
     With minimum 1, a duration of 1 to 128 frames is one byte, up to 16,384 two, up to 65,535 three.
     The shortest form is the only one allowed.

@@ -2,4 +2,4 @@
 
 
 class ShardError(ValueError):
-    """Data is not what the format or the manifest says; the message names file, place and remedy."""
+    """Data is not what the format or the manifest says; the message says where and what to do."""

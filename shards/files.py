@@ -1,7 +1,7 @@
 """Publishing a file whole or not at all, and checking names that a manifest brings along."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -10,7 +10,7 @@ TMP_SUFFIX = ".tmp"
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path) -> Generator[BinaryIO]:
     """Open `path` + ".tmp" for writing; on success fsync it and rename it over `path`.
 
     On any exception, a full disk included, the temporary file is removed and `path` is as before.

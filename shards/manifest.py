@@ -127,7 +127,7 @@ class Manifest:
     shards: Sequence[ShardInfo]
     """The shards, in the order of the samples."""
     image_tokenizer: Mapping[str, Any] | None = None
-    """What made the image units: name, fingerprint, view, precision, codebook_file, codebook_sha256."""
+    """What made the image units: name, fingerprint, view, precision, codebook_file and _sha256."""
     speech_tokenizer: Mapping[str, Any] | None = None
     """What made the speech units: name, fingerprint and its settings."""
     raw: Mapping[str, int] = field(default_factory=dict[str, int])

@@ -79,11 +79,15 @@ def columns_of_schema(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     Raises:
         ShardError: The metadata is missing, not ours, or of another format version.
     """
+    return columns_of_note(note_of_schema(schema))
+
+
+def note_of_schema(schema: pa.Schema) -> Any:
+    """The parsed JSON note in a schema's metadata, None where there is none."""
     try:
-        note = json.loads((schema.metadata or {}).get(METADATA_KEY, b""))
+        return json.loads((schema.metadata or {}).get(METADATA_KEY, b""))
     except (ValueError, RecursionError):
-        note = None
-    return columns_of_note(note)
+        return None
 
 
 def columns_of_note(note: Any) -> dict[str, dict[str, Any]]:

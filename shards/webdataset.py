@@ -18,20 +18,20 @@ from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import pyarrow as pa
-import pyarrow.ipc
+from pyarrow import ipc
 from im2sp.shards.arrow import parse_arrow
 from im2sp.shards.batch import Batch
 from im2sp.shards.codecs import make_codecs
 from im2sp.shards.errors import ShardError
 from im2sp.shards.manifest import BatchInfo
 from im2sp.shards.schema import (
-    METADATA_KEY,
     RawRow,
     arrow_schema,
     batch_of_rows,
     columns_of_note,
     columns_of_schema,
     compact_json,
+    note_of_schema,
     rows_of_batch,
 )
 from im2sp.shards.sink import Sink
@@ -47,7 +47,7 @@ def write_packed(
     first_row = 0
     for batch in batches:
         stream = pa.BufferOutputStream()
-        with pa.ipc.new_stream(stream, schema) as writer:
+        with ipc.new_stream(stream, schema) as writer:
             writer.write_batch(batch)
         content = stream.getvalue().to_pybytes()
         offset = _write_member(sink, f"{first_row:09d}.arrow", content)
@@ -60,7 +60,7 @@ def write_plain(
     sink: Sink, batches: Iterable[pa.RecordBatch], schema: pa.Schema
 ) -> Iterator[BatchInfo]:
     """Write a tar with members for each sample; yields the place of each batch's run of members."""
-    note = json.loads(schema.metadata[METADATA_KEY])
+    note = note_of_schema(schema)
     number = 0
     for batch in batches:
         start = sink.tell()
@@ -82,7 +82,7 @@ def read_packed(data: pa.Buffer, schema: pa.Schema) -> pa.RecordBatch:
 
 def read_plain(data: pa.Buffer, schema: pa.Schema) -> pa.RecordBatch:
     """The record batch of a run of plain members."""
-    note = json.loads(schema.metadata[METADATA_KEY])
+    note = note_of_schema(schema)
     rows: list[RawRow] = []
     members: dict[str, bytes] = {}
     stem = ""
@@ -146,9 +146,9 @@ def _batch_of_members(
     return batch_of_rows([row], arrow_schema(columns)), columns
 
 
-def _open_stream(data: pa.Buffer) -> Any:
+def _open_stream(data: pa.Buffer) -> ipc.RecordBatchStreamReader:
     try:
-        return pa.ipc.open_stream(data)
+        return ipc.open_stream(data)
     except (pa.ArrowException, OSError, ValueError, EOFError) as error:
         raise ShardError(f"not an Arrow stream: {error}") from None
 
