@@ -16,6 +16,7 @@ from im2sp.shards.manifest import (
 )
 from im2sp.shards.packing import deduplicate, pack_units, unpack_units
 from im2sp.shards.schema import ARROW_SCHEMA, DEFAULT_COLUMNS, Sample, encode_batch
+from im2sp.shards.verify import Problem, verify_dataset
 from im2sp.shards.webdataset import expand_members
 from im2sp.shards.writer import write_shard
 
@@ -28,6 +29,7 @@ __all__ = [
     "BatchInfo",
     "Layout",
     "Manifest",
+    "Problem",
     "Sample",
     "ShardDataset",
     "ShardError",
@@ -37,6 +39,7 @@ __all__ = [
     "expand_members",
     "pack_units",
     "unpack_units",
+    "verify_dataset",
     "write_codebook",
     "write_shard",
 ]

@@ -170,4 +170,4 @@ def _valid(array: pa.Array) -> NDArray[np.bool_] | None:
 def _view(buffer: pa.Buffer | None, dtype: type[np.generic], count: int) -> NDArray[Any]:
     if buffer is None or count == 0:
         return np.zeros(count, dtype)
-    return np.frombuffer(buffer, dtype, count)
+    return np.frombuffer(memoryview(buffer), dtype, count)

@@ -14,11 +14,11 @@ of its first sample in the shard. Plain: sample 42 is up to four members, sorted
 import json
 import tarfile
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import pyarrow as pa
-from pyarrow import ipc
 from im2sp.shards.arrow import parse_arrow
 from im2sp.shards.batch import Batch
 from im2sp.shards.codecs import make_codecs
@@ -35,6 +35,7 @@ from im2sp.shards.schema import (
     rows_of_batch,
 )
 from im2sp.shards.sink import Sink
+from pyarrow import ipc
 
 BLOCK = 512
 MEMBERS = ("durations", "image_units", "json", "speech_units")
@@ -239,19 +240,48 @@ def _write_member(sink: Sink, name: str, content: bytes) -> int:
     return offset
 
 
-def _read_members(data: pa.Buffer) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the tar members in a range that holds nothing else."""
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A tar member's place: its content is `size_bytes` from `offset`, padded to whole blocks."""
+
+    name: str
+    offset: int
+    size_bytes: int
+
+    @property
+    def padded_size_bytes(self) -> int:
+        """Size of the content with its padding."""
+        return self.size_bytes + -self.size_bytes % BLOCK
+
+
+def list_members(data: pa.Buffer) -> list[Member]:
+    """The tar members in a range, up to its end or the zero block that ends a tar.
+
+    Raises:
+        ShardError: Something else than plain files is in it, or a member is cut.
+    """
     raw = memoryview(data)
+    members: list[Member] = []
     position = 0
     while position < len(raw):
         block = bytes(raw[position : position + BLOCK])
+        if block == bytes(BLOCK):
+            break
         try:
             header = tarfile.TarInfo.frombuf(block, "ascii", "strict")
-        except (tarfile.HeaderError, UnicodeDecodeError) as error:
-            raise ShardError(f"no tar header {position} bytes into the range: {error}") from None
+        except (tarfile.HeaderError, ValueError) as error:
+            raise ShardError(f"no tar header at byte {position} of the range: {error}") from None
         position += BLOCK
-        end = position + header.size
-        if not header.isreg() or header.size < 0 or end > len(raw):
-            raise ShardError(f"tar member {header.name!r}: not a file, or longer than the range")
-        yield header.name, bytes(raw[position:end])
-        position = end + -header.size % BLOCK
+        member = Member(name=header.name, offset=position, size_bytes=header.size)
+        position += member.padded_size_bytes
+        if not header.isreg() or header.size < 0 or position > len(raw):
+            raise ShardError(f"tar member {header.name!r}: not a plain file, or cut")
+        members.append(member)
+    return members
+
+
+def _read_members(data: pa.Buffer) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the tar members in a range that holds nothing else."""
+    raw = memoryview(data)
+    for member in list_members(data):
+        yield member.name, bytes(raw[member.offset : member.offset + member.size_bytes])
