@@ -1,0 +1,79 @@
+"""`im2sp-verify`: check every byte of a dataset."""
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Check a dataset: its manifest, every checksum, every batch and every value.
+
+    Prints one line a problem. Exit status: 0 sound, 1 problems, 2 wrong usage.
+    """
+
+    dataset_dir: tyro.conf.Positional[Path]
+    """Folder with dataset.json."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object instead of lines."""
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """No progress bar and no summary."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command; always leaves by SystemExit."""
+    config = tyro.cli(VerifyConfig, prog="im2sp-verify", args=args)
+    if not config.dataset_dir.is_dir():
+        print(f"im2sp-verify: {config.dataset_dir}: no such folder", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(_verify(config))
+
+
+def _verify(config: VerifyConfig) -> int:
+    from im2sp.shards.errors import ShardError
+    from im2sp.shards.manifest import Manifest
+    from im2sp.shards.verify import verify_dataset
+    from tqdm import tqdm
+
+    num_shards = num_samples = size_bytes = 0
+    try:
+        manifest = Manifest.read(config.dataset_dir)
+        num_shards, num_samples = len(manifest.shards), manifest.num_samples
+        size_bytes = sum(shard.size_bytes for shard in manifest.shards)
+    except ShardError:
+        pass  # verify_dataset reports it
+    with tqdm(
+        total=size_bytes,
+        desc="verify",
+        unit="B",
+        unit_scale=True,
+        disable=config.quiet,
+        file=sys.stderr,
+    ) as bar:
+        problems = verify_dataset(config.dataset_dir, bar.update)
+    is_sound = all(problem.is_note for problem in problems)
+    if config.json:
+        report = {
+            "dataset_dir": os.fspath(config.dataset_dir),
+            "ok": is_sound,
+            "num_shards": num_shards,
+            "num_samples": num_samples,
+            "problems": [asdict(problem) for problem in problems],
+        }
+        print(json.dumps(report, indent=2))
+    else:
+        for problem in problems:
+            print(problem)
+        if not config.quiet:
+            verdict = "sound" if is_sound else f"{len(problems)} problems"
+            print(f"{config.dataset_dir}: {num_shards} shards, {num_samples} samples: {verdict}")
+    return 0 if is_sound else 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""`ShardDataset`: random access to the samples of a dataset folder."""
+
+import operator
+import os
+from bisect import bisect_right
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import numpy as np
+from im2sp.shards.batch import Batch
+from im2sp.shards.codebook import read_codebook
+from im2sp.shards.codecs import make_codecs
+from im2sp.shards.errors import ShardError
+from im2sp.shards.manifest import Manifest
+from im2sp.shards.reader import ShardReader
+from im2sp.shards.schema import Sample, arrow_schema
+from numpy.typing import NDArray
+
+_MAX_OPEN_BATCHES = 16384
+
+
+class ShardDataset:
+    """A map-style dataset of `Sample`, read from memory-mapped shards.
+
+    Opening reads `dataset.json` alone; a shard is mapped when its first sample is asked for, and
+    each batch's checksum is compared when the batch is first touched. Forked children share the
+    parent's mappings, a pickle holds the path and opens the dataset anew. Files that the manifest
+    does not list are never looked at.
+
+    Damage that happens to a file while it is mapped is not noticed; cutting it short then ends the
+    process (SIGBUS), as with any memory map.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], split: str | None = None) -> None:
+        """Open a dataset.
+
+        Args:
+            path: Folder with `dataset.json`.
+            split: Which samples to show, None for all.
+
+        Raises:
+            ShardError: There is no sound `dataset.json` of this version, or no such split.
+        """
+        self.path = Path(os.path.abspath(path))
+        self.split = split
+        self.manifest = Manifest.read(self.path)
+        if split is not None and split not in self.manifest.splits:
+            raise ShardError(
+                f"{self.path}: no split {split!r}; it has {sorted(self.manifest.splits)}"
+            )
+        self._codecs = make_codecs(self.manifest.columns)
+        self._schema = arrow_schema(self.manifest.columns)
+        self._readers: dict[int, ShardReader] = {}
+        self._batches: dict[int, Batch] = {}
+        self._places: list[tuple[int, int]] = []  # of each batch: shard, number in the shard
+        self._starts = [0]  # of each batch: its first row; at the end the number of rows
+        for number, shard in enumerate(self.manifest.shards):
+            if split is not None and split not in shard.splits:
+                continue
+            for k, info in enumerate(shard.batches):
+                self._places.append((number, k))
+                self._starts.append(self._starts[-1] + info.num_samples)
+        self._is_mixed = split is not None and any(
+            split in shard.splits and len(shard.splits) > 1 for shard in self.manifest.shards
+        )
+        self._rows: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        """Number of samples of the split."""
+        if self.split is None:
+            return self.manifest.num_samples
+        return self.manifest.splits[self.split]
+
+    def __getitem__(self, index: SupportsIndex) -> Sample:
+        """Sample `index`, counted from the end where negative.
+
+        Raises:
+            IndexError: There is no such sample.
+            ShardError: The shard is missing or damaged; names file, place, found and expected.
+        """
+        i = operator.index(index)
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)}")
+        batch, row = self.locate(i % len(self))
+        try:
+            return self.batch(batch).sample(row)
+        except ShardError as error:
+            raise self._named(batch, error) from None
+
+    def __iter__(self) -> Iterator[Sample]:
+        """All samples in order."""
+        for i in range(len(self)):
+            yield self[i]
+
+    def __repr__(self) -> str:
+        return f"ShardDataset({str(self.path)!r}, split={self.split!r}): {len(self)} samples"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle path and split; unpickling refuses if the dataset has changed since."""
+        return _reopen, (type(self), str(self.path), self.split, self.manifest.sha256)
+
+    def codebook(self) -> NDArray[np.float32]:
+        """The (8192, 32) float32 vectors behind the image units.
+
+        Raises:
+            ShardError: The dataset names no codebook, or its file is missing or damaged.
+        """
+        name = self.manifest.codebook_file
+        if name is None or self.manifest.image_tokenizer is None:
+            raise ShardError(f"{self.path}: dataset.json names no codebook")
+        return read_codebook(self.path / name, self.manifest.image_tokenizer["codebook_sha256"])
+
+    @property
+    def num_batches(self) -> int:
+        """Number of batches of the shards that hold the split."""
+        return len(self._places)
+
+    def locate(self, i: int) -> tuple[int, int]:
+        """Batch number and row in it of sample i, 0 <= i < len."""
+        if self._is_mixed:
+            i = int(self._split_rows()[i])
+        batch = bisect_right(self._starts, i) - 1
+        return batch, i - self._starts[batch]
+
+    def batch(self, number: int) -> Batch:
+        """Views of batch `number` (of `locate`), for reading many rows at once.
+
+        Raises:
+            ShardError: The shard is missing or damaged.
+        """
+        batch = self._batches.get(number)
+        if batch is None:
+            shard, k = self._places[number]
+            reader = self._readers.get(shard)
+            if reader is None:
+                info, layout = self.manifest.shards[shard], self.manifest.layout
+                reader = ShardReader(self.path, info, layout, self._schema, self._codecs)
+                self._readers[shard] = reader
+            batch = reader.batch(k)
+            if len(self._batches) >= _MAX_OPEN_BATCHES:
+                self._batches.pop(next(iter(self._batches)), None)
+            self._batches[number] = batch
+        return batch
+
+    def _split_rows(self) -> NDArray[np.int64]:
+        """Rows of the split where shards mix splits: found by reading all their split columns."""
+        if self._rows is None:
+            rows: list[NDArray[np.int64]] = []
+            for number, (shard, _) in enumerate(self._places):
+                num_rows = self._starts[number + 1] - self._starts[number]
+                if len(self.manifest.shards[shard].splits) == 1:
+                    found = np.arange(num_rows)
+                else:
+                    splits = self.batch(number).splits
+                    texts = [splits.text(i) for i in range(num_rows)]
+                    found = np.flatnonzero([text == self.split for text in texts])
+                rows.append(found + self._starts[number])
+            joined = np.concatenate(rows)
+            if joined.size != len(self):
+                raise ShardError(
+                    f"{self.path}: {joined.size} samples of split {self.split!r}, dataset.json "
+                    f"says {len(self)}; run im2sp-verify"
+                )
+            self._rows = joined
+        return self._rows
+
+    def _named(self, batch: int, error: ShardError) -> ShardError:
+        shard, k = self._places[batch]
+        info = self.manifest.shards[shard]
+        text = str(error)
+        if info.file in text:
+            return error
+        return ShardError(f"{self.path / info.file}: batch {k}: {text}; run im2sp-verify")
+
+
+def _reopen(
+    dataset_class: type[ShardDataset], path: str, split: str | None, sha256: str
+) -> ShardDataset:
+    dataset = dataset_class(path, split)
+    if dataset.manifest.sha256 != sha256:
+        raise ShardError(f"{path}: the dataset has changed since it was pickled; open it again")
+    return dataset

@@ -1,0 +1,98 @@
+"""One shard file, open for reading: mapped into memory, each batch checked at first touch."""
+
+import os
+import stat
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+from im2sp.shards.arrow import read_message
+from im2sp.shards.batch import Batch
+from im2sp.shards.codecs import ColumnCodecs
+from im2sp.shards.errors import ShardError
+from im2sp.shards.manifest import ADVICE, Layout, ShardInfo
+from im2sp.shards.webdataset import read_packed, read_plain
+
+
+def reader_of_layout(layout: Layout) -> Callable[[pa.Buffer, pa.Schema], pa.RecordBatch]:
+    """The function that makes a batch's byte range a record batch."""
+    if layout.kind == "arrow":
+        return read_message
+    return read_plain if layout.is_plain else read_packed
+
+
+class ShardReader:
+    """A mapped shard file.
+
+    Nothing outside the byte ranges that the manifest lists is ever read, and no byte of a range is
+    used before its checksum was found right.
+    """
+
+    def __init__(
+        self,
+        dataset_dir: Path,
+        info: ShardInfo,
+        layout: Layout,
+        schema: pa.Schema,
+        codecs: ColumnCodecs,
+    ) -> None:
+        """Open the file `info.file`.
+
+        Raises:
+            ShardError: It is missing, no plain file, or of another size than the manifest says.
+        """
+        self.path = dataset_dir / info.file
+        self.info = info
+        self._read = reader_of_layout(layout)
+        self._schema = schema
+        self._codecs = codecs
+        self._checked = bytearray(len(info.batches))
+        self.data = _map_file(self.path, info.size_bytes)
+
+    def batch(self, k: int) -> Batch:
+        """Views of batch k; copies nothing in the Arrow and packed layouts.
+
+        Raises:
+            ShardError: The bytes are not those that were written, or make no sense.
+        """
+        info = self.info.batches[k]
+        data = self.data.slice(info.offset, info.size_bytes)
+        where = f"{self.path}: bytes {info.offset} to {info.offset + info.size_bytes - 1}"
+        if not self._checked[k]:
+            found = zlib.crc32(memoryview(data))
+            if found != info.crc32:
+                raise ShardError(
+                    f"{where}: crc32 {found:08x} != {info.crc32:08x} in dataset.json; {ADVICE}"
+                )
+        try:
+            batch = self._read(data, self._schema)
+            views = Batch(batch, self._codecs)
+        except ShardError as error:
+            raise ShardError(f"{where}: {error}; {ADVICE}") from None
+        if views.num_samples != info.num_samples:
+            raise ShardError(
+                f"{where}: {views.num_samples} samples, dataset.json says {info.num_samples}; "
+                f"{ADVICE}"
+            )
+        self._checked[k] = 1
+        return views
+
+
+def _map_file(path: Path, size_bytes: int) -> pa.Buffer:
+    """Map a whole file; the mapping outlives the closed file, so no descriptor is kept."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ShardError(f"{path}: missing, dataset.json lists it; {ADVICE}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise ShardError(f"{path}: is no plain file; {ADVICE}")
+    if status.st_size != size_bytes:
+        raise ShardError(
+            f"{path}: {status.st_size} bytes, dataset.json says {size_bytes}; {ADVICE}"
+        )
+    with pa.memory_map(os.fspath(path), "r") as file:
+        data = file.read_buffer()
+    if data.size != size_bytes:
+        raise ShardError(f"{path}: changed while it was opened; open the dataset again")
+    return data

@@ -1,0 +1,205 @@
+"""A sample, the six Arrow columns it is stored in, and the way in: `encode_batch`."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from im2sp.shards.codecs import Codec, ColumnCodecs, Columns, make_codecs
+from im2sp.shards.errors import ShardError
+from numpy.typing import ArrayLike, NDArray
+
+FORMAT_VERSION = 1
+MAX_BATCH_ROWS = 256
+METADATA_KEY = b"im2sp"
+
+DEFAULT_COLUMNS: dict[str, dict[str, Any]] = {
+    "image_units": {"codec": "packed", "bits": 13, "count": 784, "shape": [28, 28]},
+    "speech_units": {"codec": "packed", "bits": 8},
+    "durations": {"codec": "varint", "minimum": 1},
+}
+"""Codecs of the coded columns that a dataset gets unless it says otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """One image and what belongs to it."""
+
+    key: str
+    """Name of the sample, unique in its dataset, not empty."""
+    split: str = ""
+    """Part of the dataset, as train or val; "" where there are none."""
+    image_units: NDArray[np.uint16] | None = None
+    """(28, 28) uint16, each in [0, 8192), or None."""
+    speech_units: list[NDArray[np.uint16]] = field(default_factory=list[NDArray[np.uint16]])
+    """One (S,) uint16 an utterance, collapsed."""
+    durations: list[NDArray[np.uint16]] | None = None
+    """Run lengths in frames, one (S,) uint16 an utterance, each at least 1; or None."""
+    captions: list[str] = field(default_factory=list[str])
+    """Texts; where there are as many as utterances, in the same order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawRow:
+    """A sample as its columns store it: ids coded to bytes."""
+
+    key: str
+    split: str
+    image_units: bytes | None
+    speech_units: list[bytes]
+    durations: list[bytes] | None
+    captions: list[str]
+
+
+def arrow_schema(columns: Columns) -> pa.Schema:
+    """The Arrow schema of a dataset whose coded columns are `columns`.
+
+    The schema's metadata repeats `columns`, so that a shard can be decoded without the manifest.
+    """
+    image_size_bytes = make_codecs(columns).image_size_bytes
+    note = {"columns": columns, "format_version": FORMAT_VERSION}
+    return pa.schema(
+        [
+            pa.field("key", pa.string()),
+            pa.field("split", pa.string()),
+            pa.field("image_units", pa.binary(image_size_bytes)),
+            pa.field("speech_units", pa.list_(pa.binary())),
+            pa.field("durations", pa.list_(pa.binary())),
+            pa.field("captions", pa.list_(pa.string())),
+        ],
+        metadata={METADATA_KEY: compact_json(note).encode()},
+    )
+
+
+def columns_of_schema(schema: pa.Schema) -> dict[str, dict[str, Any]]:
+    """The coded columns that a shard's own schema metadata names.
+
+    Raises:
+        ShardError: The metadata is missing, not ours, or of another format version.
+    """
+    return columns_of_note(note_of_schema(schema))
+
+
+def note_of_schema(schema: pa.Schema) -> Any:
+    """The parsed JSON note in a schema's metadata, None where there is none."""
+    try:
+        return json.loads((schema.metadata or {}).get(METADATA_KEY, b""))
+    except (ValueError, RecursionError):
+        return None
+
+
+def columns_of_note(note: Any) -> dict[str, dict[str, Any]]:
+    """The coded columns in the parsed JSON note that shards carry; see `columns_of_schema`."""
+    try:
+        version, columns = note["format_version"], note["columns"]
+    except (TypeError, KeyError):
+        raise ShardError("no note of im2sp about its format in it; did im2sp write it?") from None
+    if version != FORMAT_VERSION:
+        raise ShardError(
+            f"format version {version!r}, this im2sp reads {FORMAT_VERSION}; update im2sp"
+        )
+    make_codecs(columns)
+    return columns
+
+
+def encode_batch(samples: Sequence[Sample], columns: Columns = DEFAULT_COLUMNS) -> pa.RecordBatch:
+    """Code samples into one record batch of schema `arrow_schema(columns)`.
+
+    Raises:
+        ShardError: A sample breaks the format; names its key and what is wrong.
+    """
+    codecs = make_codecs(columns)
+    return batch_of_rows([encode_row(sample, codecs) for sample in samples], arrow_schema(columns))
+
+
+def batch_of_rows(rows: Sequence[RawRow], schema: pa.Schema) -> pa.RecordBatch:
+    """Build a record batch; the same rows always make the same buffers."""
+    arrays = [
+        pa.array([getattr(row, name) for row in rows], type=schema.field(name).type)
+        for name in schema.names
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def rows_of_batch(batch: pa.RecordBatch) -> list[RawRow]:
+    """The rows of a record batch of our columns, without decoding."""
+    return [RawRow(**row) for row in batch.to_pylist()]
+
+
+def encode_row(sample: Sample, codecs: ColumnCodecs) -> RawRow:
+    """Check and code one sample; see `encode_batch`."""
+    try:
+        _check_text("key", sample.key)
+        _check_text("split", sample.split)
+        if not sample.key:
+            raise ShardError("the key is empty; every sample needs a unique key")
+        for i, caption in enumerate(sample.captions):
+            _check_text(f"captions[{i}]", caption)
+        image_units = None
+        if sample.image_units is not None:
+            image_units = _at("image_units", _encode_image, sample.image_units, codecs)
+        speech = [np.asarray(units) for units in sample.speech_units]
+        durations = sample.durations
+        if durations is not None:
+            durations = [np.asarray(runs) for runs in durations]
+            if [runs.shape for runs in durations] != [units.shape for units in speech]:
+                raise ShardError("durations and speech_units differ in number or length")
+        return RawRow(
+            key=sample.key,
+            split=sample.split,
+            image_units=image_units,
+            speech_units=[
+                _at(f"speech_units[{i}]", _encode_ids, units, codecs.speech_units)
+                for i, units in enumerate(speech)
+            ],
+            durations=None
+            if durations is None
+            else [
+                _at(f"durations[{i}]", _encode_ids, runs, codecs.durations)
+                for i, runs in enumerate(durations)
+            ],
+            captions=list(sample.captions),
+        )
+    except ShardError as error:
+        raise ShardError(f"sample {sample.key!r}: {error}") from None
+
+
+def compact_json(content: object) -> str:
+    """JSON without blanks, keys sorted: the same content is always the same text."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _encode_image(units: ArrayLike, codecs: ColumnCodecs) -> bytes:
+    array = np.asarray(units)
+    if array.shape != codecs.image_shape:
+        raise ShardError(f"shape {array.shape}; this dataset's images are {codecs.image_shape}")
+    return codecs.image_units.encode(array.reshape(-1))
+
+
+def _encode_ids(ids: NDArray[Any], codec: Codec) -> bytes:
+    if ids.ndim != 1 or (ids.dtype.kind not in "iu" and ids.size):
+        raise ShardError(f"{ids.dtype} of shape {ids.shape}; expected (S,) integers")
+    return codec.encode(ids.astype(np.int64) if ids.size == 0 else ids)
+
+
+def _at(place: str, function: Callable[..., bytes], *args: Any) -> bytes:
+    """Call the function; a `ShardError` of it says the place first."""
+    try:
+        return function(*args)
+    except ShardError as error:
+        raise ShardError(f"{place}: {error}") from None
+
+
+def _check_text(name: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise ShardError(f"{name} is a {type(text).__name__}; expected a str")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ShardError(f"{name} is not valid Unicode: {error.reason} at {error.start}") from None
+
+
+ARROW_SCHEMA = arrow_schema(DEFAULT_COLUMNS)
+"""The schema of a dataset with the default codecs."""

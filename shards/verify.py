@@ -1,0 +1,264 @@
+"""Checking a whole dataset: every checksum, every batch, every value."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from im2sp.shards.batch import Batch
+from im2sp.shards.codebook import read_codebook
+from im2sp.shards.codecs import ColumnCodecs, make_codecs
+from im2sp.shards.errors import ShardError
+from im2sp.shards.files import TMP_SUFFIX
+from im2sp.shards.manifest import (
+    ADVICE,
+    MANIFEST_NAME,
+    REJECTS_NAME,
+    Manifest,
+    ShardInfo,
+)
+from im2sp.shards.packing import unpack_units
+from im2sp.shards.reader import ShardReader
+from im2sp.shards.schema import arrow_schema
+from im2sp.shards.webdataset import list_members
+from numpy.typing import NDArray
+from pyarrow import ipc
+
+_CHUNK_SIZE_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing that is wrong."""
+
+    file: str
+    """Name of the file in the dataset's folder."""
+    where: str = ""
+    """Place in the file, as a byte range; "" for the whole file."""
+    found: str
+    """What is there."""
+    expected: str = ""
+    """What should be there, where `found` does not tell."""
+    advice: str = ADVICE
+    """What to do."""
+    is_note: bool = False
+    """Whether the dataset is sound all the same."""
+
+    def __str__(self) -> str:
+        """One line for people."""
+        place = f"{self.file}: {self.where}" if self.where else self.file
+        expected = f", expected {self.expected}" if self.expected else ""
+        advice = f"; {self.advice}" if self.advice else ""
+        return f"{'note: ' if self.is_note else ''}{place}: {self.found}{expected}{advice}"
+
+
+def verify_dataset(
+    path: str | os.PathLike[str], on_progress: Callable[[int], object] | None = None
+) -> list[Problem]:
+    """Check everything that `dataset.json` lists, and every value in it.
+
+    Args:
+        path: The dataset's folder.
+        on_progress: Called with a number of shard bytes whenever so many more are done.
+
+    Returns:
+        What is wrong, empty for a sound dataset. Files that the manifest does not list are
+        ignored, but for left-over temporary files, which are noted.
+    """
+    dataset_dir = Path(path)
+    try:
+        manifest = Manifest.read(dataset_dir)
+    except ShardError as error:
+        text = str(error).removeprefix(f"{dataset_dir}: ").removeprefix(f"{MANIFEST_NAME}: ")
+        return [Problem(file=MANIFEST_NAME, found=text, advice="")]
+    check = _Check(dataset_dir, manifest, on_progress or (lambda _: None))
+    check.codebook()
+    for shard in manifest.shards:
+        check.shard(shard)
+    check.rejects()
+    check.stale_files()
+    return check.problems
+
+
+class _Check:
+    """The problems found so far, and what must be remembered from shard to shard."""
+
+    def __init__(
+        self, dataset_dir: Path, manifest: Manifest, on_progress: Callable[[int], object]
+    ) -> None:
+        self.problems: list[Problem] = []
+        self._dir = dataset_dir
+        self._manifest = manifest
+        self._on_progress = on_progress
+        self._codecs: ColumnCodecs = make_codecs(manifest.columns)
+        self._schema = arrow_schema(manifest.columns)
+        self._keys: set[str] = set()
+        self._num_codes: int | None = None
+
+    def codebook(self) -> None:
+        """Check the codebook's file, and remember how many codes it has."""
+        name, tokenizer = self._manifest.codebook_file, self._manifest.image_tokenizer
+        if name is None or tokenizer is None:
+            return
+        try:
+            self._num_codes = len(read_codebook(self._dir / name, tokenizer["codebook_sha256"]))
+        except (ShardError, OSError) as error:
+            self._add_error(name, "", error)
+
+    def shard(self, info: ShardInfo) -> None:
+        """Check one shard: size, sha256, stock readability, each batch, the counts of splits."""
+        layout = self._manifest.layout
+        try:
+            reader = ShardReader(self._dir, info, layout, self._schema, self._codecs)
+        except (ShardError, OSError) as error:
+            self._add_error(info.file, "", error)
+            self._on_progress(info.size_bytes)
+            return
+        found = _sha256(reader.data)
+        if found != info.sha256:
+            self._add(info.file, "", f"sha256 {found}", f"{info.sha256} as in {MANIFEST_NAME}")
+        try:
+            self._check_container(reader)
+        except ShardError as error:
+            self._add_error(info.file, "", error)
+        splits: dict[str, int] | None = {}
+        for k, batch in enumerate(info.batches):
+            where = f"bytes {batch.offset} to {batch.offset + batch.size_bytes - 1}"
+            try:
+                views = reader.batch(k)
+            except (ShardError, OSError) as error:
+                self._add_error(info.file, where, error)
+                splits = None
+            else:
+                self._check_values(info.file, where, views, splits)
+            self._on_progress(batch.size_bytes)
+        if splits is not None and splits != dict(info.splits):
+            self._add(info.file, "", f"splits {splits}", f"{dict(info.splits)}")
+        self._on_progress(info.size_bytes - sum(batch.size_bytes for batch in info.batches))
+
+    def rejects(self) -> None:
+        """Check the list of refused inputs against the manifest."""
+        manifest = self._manifest
+        if manifest.rejects_sha256 is None and not manifest.num_rejects:
+            return
+        try:
+            data = (self._dir / REJECTS_NAME).read_bytes()
+        except OSError:
+            self._add(REJECTS_NAME, "", "missing", f"{manifest.num_rejects} lines")
+            return
+        found = hashlib.sha256(data).hexdigest()
+        if manifest.rejects_sha256 not in (None, found):
+            self._add(REJECTS_NAME, "", f"sha256 {found}", f"{manifest.rejects_sha256}")
+        num_lines = 0
+        for number, line in enumerate(data.splitlines(), 1):
+            num_lines += 1
+            try:
+                json.loads(line)
+            except (ValueError, RecursionError):
+                self._add(REJECTS_NAME, f"line {number}", "not JSON", "one JSON object a line")
+        if num_lines != manifest.num_rejects:
+            self._add(REJECTS_NAME, "", f"{num_lines} lines", f"{manifest.num_rejects}")
+
+    def stale_files(self) -> None:
+        """Note temporary files that a killed run left."""
+        for path in sorted(self._dir.glob(f"*{TMP_SUFFIX}")):
+            self.problems.append(
+                Problem(
+                    file=path.name,
+                    found="left over from an interrupted run, not part of the dataset",
+                    advice="delete it unless im2sp-tokenize is running",
+                    is_note=True,
+                )
+            )
+
+    def _check_container(self, reader: ShardReader) -> None:
+        """Whether stock Arrow or tar readers find the same batches as the manifest."""
+        info, layout = reader.info, self._manifest.layout
+        if layout.kind == "arrow":
+            _check_arrow_file(reader.data, info, self._schema)
+            return
+        members = list_members(reader.data)
+        if layout.is_plain:
+            end = info.batches[-1].offset + info.batches[-1].size_bytes
+            if not members or members[-1].offset + members[-1].padded_size_bytes != end:
+                raise ShardError("members end elsewhere than the last batch; is it cut or longer?")
+        elif [(m.offset, m.size_bytes) for m in members] != [
+            (batch.offset, batch.size_bytes) for batch in info.batches
+        ]:
+            raise ShardError("tar members lie elsewhere than the batches in dataset.json")
+
+    def _check_values(
+        self, file: str, where: str, batch: Batch, splits: dict[str, int] | None
+    ) -> None:
+        """Decode all values of a batch; count its splits and look for keys seen before."""
+        self._check_images(file, where, batch)
+        for i in range(batch.num_samples):
+            key = batch.keys.text(i)
+            if not key or key in self._keys:
+                self._add(file, where, f"key {key!r} of row {i} is empty or not new", "unique keys")
+            self._keys.add(key)
+            if splits is not None:
+                split = batch.splits.text(i)
+                splits[split] = splits.get(split, 0) + 1
+            try:
+                sample = batch.sample(i)
+            except ShardError as error:
+                self._add(file, where, f"row {i}: {error}")
+                continue
+            if sample.durations is None:
+                continue
+            found = [runs.size for runs in sample.durations]
+            expected = [units.size for units in sample.speech_units]
+            if found != expected:
+                self._add(
+                    file, where, f"row {i}: {found} durations", f"{expected}, as many as units"
+                )
+            elif any(runs.size and int(runs.min()) == 0 for runs in sample.durations):
+                self._add(file, where, f"row {i}: a duration of 0", "at least one frame")
+
+    def _check_images(self, file: str, where: str, batch: Batch) -> None:
+        """Whether all image units are in the codebook."""
+        if self._num_codes is None:
+            return
+        codec = self._codecs.image_units
+        packed: NDArray[np.uint8] = batch.image_units
+        assert codec.count is not None
+        units = unpack_units(packed, codec.bits, codec.count)
+        largest = units.max(axis=1, initial=0)
+        for i in np.flatnonzero(largest >= self._num_codes).tolist():
+            self._add(
+                file, where, f"row {i}: image unit {largest[i]}", f"below {self._num_codes} codes"
+            )
+
+    def _add(self, file: str, where: str, found: str, expected: str = "") -> None:
+        self.problems.append(Problem(file=file, where=where, found=found, expected=expected))
+
+    def _add_error(self, file: str, where: str, error: ShardError | OSError) -> None:
+        """Add an error, without the path and the place that its text starts with."""
+        text = str(error).removeprefix(f"{self._dir / file}: ").removeprefix(f"{where}: ")
+        text = text.removesuffix(f"; {ADVICE}")
+        self.problems.append(Problem(file=file, where=where, found=text))
+
+
+def _check_arrow_file(data: pa.Buffer, info: ShardInfo, schema: pa.Schema) -> None:
+    try:
+        with ipc.open_file(data) as file:
+            found, num_batches = file.schema, file.num_record_batches
+    except (pa.ArrowException, OSError, ValueError, EOFError) as error:
+        raise ShardError(f"not an Arrow IPC file: {error}") from None
+    if not found.equals(schema, check_metadata=True):
+        raise ShardError("its Arrow schema is not the one that dataset.json tells")
+    if num_batches != len(info.batches):
+        raise ShardError(f"{num_batches} record batches, dataset.json lists {len(info.batches)}")
+
+
+def _sha256(data: pa.Buffer) -> str:
+    digest = hashlib.sha256()
+    raw = memoryview(data)
+    for start in range(0, len(raw), _CHUNK_SIZE_BYTES):
+        digest.update(raw[start : start + _CHUNK_SIZE_BYTES])
+    return digest.hexdigest()

@@ -1,0 +1,92 @@
+"""Writing one shard file, of either layout, whole or not at all."""
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+
+import pyarrow as pa
+from im2sp.shards.arrow import write_arrow
+from im2sp.shards.errors import ShardError
+from im2sp.shards.files import atomic_file
+from im2sp.shards.manifest import Layout, ShardInfo
+from im2sp.shards.schema import (
+    MAX_BATCH_ROWS,
+    arrow_schema,
+    batch_of_rows,
+    columns_of_schema,
+    rows_of_batch,
+)
+from im2sp.shards.sink import Sink
+from im2sp.shards.webdataset import write_packed, write_plain
+
+
+def write_shard(
+    path: str | Path, batches: Iterable[pa.RecordBatch], layout: Layout | None = None
+) -> ShardInfo:
+    """Write a shard to `path`.tmp, then rename it.
+
+    The same batches always make the same bytes. Batches keep their bounds, but one with more rows
+    than the layout's 256, or `samples_per_member`, is cut. They are taken one at a time.
+
+    Args:
+        path: The shard's file, directly in the dataset's folder.
+        batches: Record batches of `encode_batch`, all with the same columns.
+        layout: How to lay samples out; Arrow when None.
+
+    Returns:
+        What the manifest needs to know about the file.
+
+    Raises:
+        ShardError: No samples, or batches of different or unknown columns.
+        OSError: The disk is full or the like. As after any exception, no file is left.
+    """
+    path = Path(path)
+    layout = layout or Layout()
+    write = write_arrow if layout.kind == "arrow" else write_packed
+    max_rows = MAX_BATCH_ROWS if layout.kind == "arrow" else layout.samples_per_member
+    if layout.is_plain:
+        write, max_rows = write_plain, MAX_BATCH_ROWS
+    iterator = iter(batches)
+    first = next(iterator, None)
+    if first is None:
+        raise ShardError(f"{path.name}: no samples; a shard has at least one")
+    schema = _checked_schema(first)
+    splits: dict[str, int] = {}
+    pieces = _pieces(chain([first], iterator), schema, max_rows, splits)
+    with atomic_file(path) as file:
+        sink = Sink(file)
+        infos = tuple(write(sink, pieces, schema))
+        if not infos:
+            raise ShardError(f"{path.name}: no samples; a shard has at least one")
+    info = ShardInfo(
+        file=path.name,
+        sha256=sink.sha256(),
+        size_bytes=sink.tell(),
+        num_samples=sum(batch.num_samples for batch in infos),
+        splits=splits,
+        batches=infos,
+    )
+    info.check(layout)
+    return info
+
+
+def _checked_schema(batch: pa.RecordBatch) -> pa.Schema:
+    schema = arrow_schema(columns_of_schema(batch.schema))
+    if not batch.schema.equals(schema, check_metadata=True):
+        raise ShardError(f"batch has schema {batch.schema}; expected what encode_batch makes")
+    return schema
+
+
+def _pieces(
+    batches: Iterable[pa.RecordBatch], schema: pa.Schema, max_rows: int, splits: dict[str, int]
+) -> Iterator[pa.RecordBatch]:
+    """Batches of 1 to `max_rows` rows; counts their splits into `splits`."""
+    for batch in batches:
+        if not batch.schema.equals(schema, check_metadata=True):
+            raise ShardError("batches of one shard have different columns")
+        for split in batch.column("split").to_pylist():
+            splits[split] = splits.get(split, 0) + 1
+        # Always build anew: a slice's buffers may hold bits of rows outside it.
+        rows = rows_of_batch(batch)
+        for start in range(0, len(rows), max_rows):
+            yield batch_of_rows(rows[start : start + max_rows], schema)
