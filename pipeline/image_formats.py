@@ -1,0 +1,206 @@
+"""Which format a file's content is, and what the content of a file that is no picture seems to be.
+
+Pillow's plugins are used one by one, chosen by content. Formats that Pillow opens by starting
+another program (EPS, WMF), that hold no pixels of their own (GRIB, BUFR, HDF5, MPEG) or that
+nobody keeps photographs in are left out on purpose: each is more code that hostile bytes reach.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+
+from im2sp.pipeline.image_checks import (
+    check_boxes,
+    check_gif,
+    check_ico,
+    check_jpeg2000,
+    check_png,
+    check_webp,
+    gif_size,
+    webp_size,
+)
+from im2sp.pipeline.image_errors import ImageError
+from im2sp.pipeline.jpeg_check import check_jpeg
+from im2sp.pipeline.tiff_check import check_tiff
+from PIL import ImageFile
+
+_HEAD_BYTES = 64
+JPEG = b"\xff\xd8\xff"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One format: how it is known, which Pillow plugin reads it, and what Pillow does not check."""
+
+    name: str
+    """What messages call it."""
+
+    plugin: str
+    """`module.class` of the reader below `PIL`."""
+
+    matches: Callable[[bytes], bool]
+    """Whether a file that begins with these (up to 64) bytes is one."""
+
+    declared_size: Callable[[bytes], tuple[int, int]] | None = None
+    """Width and height from the header, for plugins that take memory as soon as they open."""
+
+    check: Callable[[bytes], bytes | None] | None = None
+    """Raises `ImageError` for a cut or damaged file; may return repaired bytes to decode instead."""
+
+    def open(self, file: BytesIO) -> ImageFile.ImageFile:
+        """The plugin's image, header read, pixels not yet."""
+        module_name, class_name = self.plugin.split(".")
+        try:
+            module = importlib.import_module(f"PIL.{module_name}")
+        except ImportError:
+            raise ImageError(f"{self.name}: the installed Pillow cannot read it") from None
+        try:
+            return getattr(module, class_name)(file)
+        except (SyntaxError, EOFError) as error:
+            raise ImageError(f"{self.name} with a damaged or cut header: {error}") from None
+
+
+def _begins(*magics: bytes) -> Callable[[bytes], bool]:
+    return lambda head: head.startswith(magics)
+
+
+def _is_dib(head: bytes) -> bool:
+    return head[:4] in (b"\x0c\0\0\0", b"\x28\0\0\0", b"\x6c\0\0\0", b"\x7c\0\0\0")
+
+
+def _is_pnm(head: bytes) -> bool:
+    return (
+        head[:1] == b"P"
+        and head[1:2] in b"123456fF7"
+        and head[2:3] in b" \t\r\n#"
+        and head[2:3] != b""
+    )
+
+
+def _is_pcx(head: bytes) -> bool:
+    return len(head) >= 3 and head[0] == 10 and head[1] in (0, 2, 3, 5) and head[2] <= 1
+
+
+def _is_tga(head: bytes) -> bool:
+    """TGA has no magic bytes; its header's fields must all be possible ones."""
+    if len(head) < 18:
+        return False
+    kinds = {0: (2, 3, 10, 11), 1: (1, 9)}
+    width, height = int.from_bytes(head[12:14], "little"), int.from_bytes(head[14:16], "little")
+    return (
+        head[2] in kinds.get(head[1], ())
+        and width > 0
+        and height > 0
+        and head[16] in (1, 8, 16, 24, 32)
+    )
+
+
+FORMATS = (
+    Format(name="JPEG", plugin="JpegImagePlugin.JpegImageFile", matches=_begins(b"\xff\xd8\xff"), check=check_jpeg),
+    Format(name="PNG", plugin="PngImagePlugin.PngImageFile", matches=_begins(b"\x89PNG\r\n\x1a\n"), check=check_png),
+    Format(name="GIF", plugin="GifImagePlugin.GifImageFile", matches=_begins(b"GIF87a", b"GIF89a"), declared_size=gif_size, check=check_gif),
+    Format(name="WebP", plugin="WebPImagePlugin.WebPImageFile", matches=lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP", declared_size=webp_size, check=check_webp),
+    Format(name="TIFF", plugin="TiffImagePlugin.TiffImageFile", matches=_begins(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), check=check_tiff),
+    Format(name="BMP", plugin="BmpImagePlugin.BmpImageFile", matches=_begins(b"BM")),
+    Format(name="AVIF", plugin="AvifImagePlugin.AvifImageFile", matches=lambda head: head[4:8] == b"ftyp" and (head[8:12] in (b"avif", b"avis") or b"avif" in head[16:]), check=check_boxes),
+    Format(name="JPEG 2000", plugin="Jpeg2KImagePlugin.Jpeg2KImageFile", matches=_begins(b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n"), check=check_jpeg2000),
+    Format(name="QOI", plugin="QoiImagePlugin.QoiImageFile", matches=_begins(b"qoif")),
+    Format(name="PNM", plugin="PpmImagePlugin.PpmImageFile", matches=_is_pnm),
+    Format(name="PSD", plugin="PsdImagePlugin.PsdImageFile", matches=_begins(b"8BPS")),
+    Format(name="DDS", plugin="DdsImagePlugin.DdsImageFile", matches=_begins(b"DDS ")),
+    Format(name="ICO", plugin="IcoImagePlugin.IcoImageFile", matches=_begins(b"\0\0\1\0"), declared_size=check_ico),
+    Format(name="SGI", plugin="SgiImagePlugin.SgiImageFile", matches=_begins(b"\x01\xda")),
+    Format(name="DIB", plugin="BmpImagePlugin.DibImageFile", matches=_is_dib),
+    Format(name="PCX", plugin="PcxImagePlugin.PcxImageFile", matches=_is_pcx),
+    Format(name="TGA", plugin="TgaImagePlugin.TgaImageFile", matches=_is_tga),
+)  # fmt: skip
+"""What is read, in the order in which the content is asked."""
+
+
+def find_format(data: bytes) -> Format:
+    """The format of a file's content.
+
+    Raises:
+        ImageError: It is none that is read; the message says what it seems to be.
+    """
+    if not data:
+        raise ImageError("the file is empty (0 bytes)")
+    head = data[:_HEAD_BYTES]
+    for image_format in FORMATS:
+        if image_format.matches(head):
+            return image_format
+    raise ImageError(f"not an image that is read: {_seems_to_be(data)}")
+
+
+_MAGICS = (
+    (b"%PDF", "a PDF document"),
+    (b"%!PS", "PostScript, which is drawn by a program and not read"),
+    (b"\xc5\xd0\xd3\xc6", "EPS, which is drawn by a program and not read"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"\x1f\x8b", "gzip-compressed data"),
+    (b"7z\xbc\xaf", "a 7z archive"),
+    (b"Rar!", "a RAR archive"),
+    (b"fLaC", "FLAC sound"),
+    (b"OggS", "Ogg sound"),
+    (b"ID3", "MP3 sound"),
+    (b"\xff\xfb", "MP3 sound"),
+    (b"\xff\xf3", "MP3 sound"),
+    (b"FORM", "an IFF file, such as AIFF sound"),
+    (b"\x1a\x45\xdf\xa3", "a Matroska or WebM film"),
+    (b"\x00\x00\x01\xb3", "an MPEG film"),
+    (b"\x00\x00\x01\xba", "an MPEG film"),
+    (b"\x7fELF", "a program"),
+    (b"MZ", "a program"),
+    (b"PAR1", "a Parquet table"),
+    (b"ARROW1", "an Arrow table"),
+    (b"\xff\x0a", "JPEG XL, which Pillow does not read"),
+    (b"\0\0\0\x0cJXL ", "JPEG XL, which Pillow does not read"),
+    (b"version https://git-lfs", "a Git LFS pointer; fetch the files themselves"),
+)
+
+
+def _seems_to_be(data: bytes) -> str:
+    """Words for content that is no picture."""
+    head = data[:512]
+    if not data.strip(b"\0"):
+        return f"it holds nothing but {len(data):,} zero bytes"
+    for magic, words in _MAGICS:
+        if head.startswith(magic):
+            return f"it seems to be {words}"
+    if head[:4] == b"RIFF":
+        return "it seems to be " + {b"WAVE": "WAV sound", b"AVI ": "an AVI film"}.get(
+            head[8:12], "RIFF data"
+        )
+    if head[4:8] == b"ftyp":
+        return "it seems to be " + (
+            "HEIC, which Pillow does not read" if head[8:10] == b"he" else "an MP4 film"
+        )
+    if head[257:262] == b"ustar":
+        return "it seems to be a tar archive"
+    if b"\xff\xd8\xff" in head:
+        return f"{head.index(JPEG)} bytes that belong to no format, then perhaps a JPEG"
+    return f"it seems to be {_text_kind(head)}"
+
+
+def _text_kind(head: bytes) -> str:
+    """Words for text, or for bytes of no known kind."""
+    for encoding in ("utf-8", "utf-16"):
+        try:
+            text = head.decode(encoding)
+        except UnicodeDecodeError as error:
+            if error.start < len(head) - 3:
+                continue
+            text = head[: error.start].decode(encoding)
+        start = text.lstrip("\ufeff \t\r\n").lower()
+        if "<svg" in start:
+            return "SVG (vector graphics)"
+        if start.startswith(("<!doctype html", "<html", "<head", "<body")):
+            return "an HTML page, such as a download's error message"
+        if start.startswith("<"):
+            return "XML or HTML text"
+        if start.startswith(("{", "[")):
+            return "JSON text"
+        if text and all(char.isprintable() or char in "\t\r\n\f" for char in text):
+            return "plain text"
+    return f"data of no known kind (it begins with {head[:8].hex(' ')})"

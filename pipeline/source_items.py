@@ -1,0 +1,146 @@
+"""What a source holds: items, the listing, and the rules for names and keys."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from im2sp.pipeline.images import ByteRange
+
+IMAGE_SUFFIXES = frozenset(
+    [".apng", ".avif", ".avifs", ".bmp", ".dds", ".dib", ".gif", ".ico", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".pbm", ".pcx", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".psd", ".qoi", ".rgb", ".rgba", ".sgi", ".tga", ".tif", ".tiff", ".webp"]
+)
+"""Suffixes (lower case) that make a file of a folder or tar a candidate; its content decides."""
+
+HIDDEN = "(hidden)"
+NO_SUFFIX = "(no suffix)"
+LINKED_FOLDER = "(linked folder)"
+
+
+class SourceError(ValueError):
+    """A source as a whole cannot be used; the message says what was found and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceItem:
+    """One input: a picture with what is known about it, or the reason why it cannot be used."""
+
+    key: str
+    """The sample's key; unique among the items without `error`."""
+
+    image: Path | ByteRange | None
+    """Where the picture lies; None only together with `error`."""
+
+    name: str
+    """What messages and rejects show: the path relative to the source."""
+
+    split: str = ""
+    """The split the source gives, as it stands there (`restval` stays `restval`)."""
+
+    captions: tuple[str, ...] = ()
+    """Captions in the order of the source."""
+
+    error: str | None = None
+    """Why this input is a reject, without its name; None for a good one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceListing:
+    """Everything one source holds."""
+
+    kind: str
+    """`folder`, `tar`, `karpathy`, `jsonl`, `csv` or `parquet`."""
+
+    items: list[SourceItem]
+    """The inputs, in an order that depends on the source alone."""
+
+    ignored: dict[str, int]
+    """Files that are no candidates, counted by suffix, sorted by it."""
+
+    def describe(self) -> dict[str, str | int]:
+        """Kind, number of items and a sha256 over all that was listed.
+
+        Two listings with one description hold the same items in the same order, so a job that
+        goes on where it was can tell that its source has changed. Machine paths do not enter.
+        """
+        digest = hashlib.sha256()
+        for item in self.items:
+            image = item.image
+            place = [image.offset, image.size_bytes] if isinstance(image, ByteRange) else []
+            row = [item.key, item.name, item.split, item.captions, item.error, *place]
+            digest.update(json.dumps(row).encode() + b"\n")
+        return {"kind": self.kind, "num_items": len(self.items), "sha256": digest.hexdigest()}
+
+
+def is_candidate(name: str, ignored: Counter[str]) -> bool:
+    """Whether a name's suffix is one of an image; if not, it is counted in `ignored`."""
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in IMAGE_SUFFIXES:
+        return True
+    ignored[printable_utf8(suffix) or NO_SUFFIX] += 1
+    return False
+
+
+def nothing_found(path: Path, ignored: Counter[str]) -> str:
+    """The message for a source without a single candidate."""
+    others = ", ".join(f"{count} {suffix}" for suffix, count in ignored.most_common(5))
+    return (
+        f"{path}: holds no images (found {others or 'nothing at all'}); expected files with a "
+        "suffix such as .jpg, .png or .webp"
+    )
+
+
+def strip_suffix(name: str) -> str:
+    """`a/b.c.jpg` -> `a/b.c`."""
+    return os.path.splitext(name)[0]
+
+
+def printable_utf8(name: str) -> str:
+    """A file name as valid UTF-8: bytes that are not become backslash escapes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raw = name.encode("utf-8", "surrogateescape")
+        return raw.decode("utf-8", "backslashreplace")
+    return name
+
+
+def clean_key(name: str) -> str:
+    """A key from a path: valid UTF-8, no empty, `.` or `..` part.
+
+    clean_key("../x//./y") == "x/y".
+    """
+    parts = printable_utf8(name).split("/")
+    return "/".join(part for part in parts if part not in ("", ".", "..")) or "_"
+
+
+def assign_keys(candidates: list[tuple[str, ...]]) -> list[str]:
+    """One key an input: the first candidate that no other input has.
+
+    Inputs that share a key all move on to their next candidate, until none share one or the
+    candidates end. `[("a", "a.jpg"), ("a", "a.png"), ("b", "b.jpg")]` -> `a.jpg, a.png, b`.
+    """
+    level = [0] * len(candidates)
+    keys = [options[0] for options in candidates]
+    while True:
+        counts = Counter(keys)
+        moved = False
+        for index, key in enumerate(keys):
+            if counts[key] > 1 and level[index] + 1 < len(candidates[index]):
+                level[index] += 1
+                keys[index] = candidates[index][level[index]]
+                moved = True
+        if not moved:
+            return keys
+
+
+def reject_repeated_keys(items: list[SourceItem]) -> list[SourceItem]:
+    """The items; one whose key an earlier good item has becomes a reject."""
+    owners: dict[str, str] = {}
+    for index, item in enumerate(items):
+        if item.error is None and owners.setdefault(item.key, item.name) is not item.name:
+            error = f"its key {item.key!r} is already that of {owners[item.key]}"
+            items[index] = replace(item, image=None, error=error)
+    return items

@@ -1,0 +1,110 @@
+"""A tar of images as a source: members are read in place and never written anywhere."""
+
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from im2sp.pipeline.images import ByteRange
+from im2sp.pipeline.source_items import (
+    HIDDEN,
+    SourceError,
+    SourceItem,
+    SourceListing,
+    assign_keys,
+    clean_key,
+    is_candidate,
+    nothing_found,
+    printable_utf8,
+    reject_repeated_keys,
+    strip_suffix,
+)
+
+Place = ByteRange | str
+"""Where a member's content lies, or why it cannot be read."""
+
+
+def list_tar(path: Path) -> SourceListing:
+    """All candidates of an uncompressed tar, in its order; hidden ones are left out.
+
+    Links, sparse members and names that leave the archive are rejects, and so is what follows
+    the point where an archive is cut or damaged (one reject, as nobody knows how much it was).
+
+    Raises:
+        SourceError: The file is compressed, is no tar, or holds no images.
+    """
+    ignored: Counter[str] = Counter()
+    found: list[tuple[str, Place]] = []
+    for name, place in tar_members(path):
+        if any(part.startswith(".") and part not in (".", "..") for part in name.split("/")):
+            ignored[HIDDEN] += 1
+        elif name == "" or is_candidate(name, ignored):
+            found.append((name, place))
+    if not found:
+        raise SourceError(nothing_found(path, ignored))
+    keys = assign_keys([(clean_key(strip_suffix(name)), clean_key(name)) for name, _ in found])
+    items = [
+        SourceItem(
+            key=key,
+            image=place if isinstance(place, ByteRange) else None,
+            name=printable_utf8(f"{path.name}/{name}".rstrip("/")),
+            error=place if isinstance(place, str) else None,
+        )
+        for key, (name, place) in zip(keys, found, strict=True)
+    ]
+    return SourceListing(
+        kind="tar", items=reject_repeated_keys(items), ignored=dict(sorted(ignored.items()))
+    )
+
+
+def tar_members(path: Path) -> Iterator[tuple[str, Place]]:
+    """Name and place of every member but folders; the name "" stands for a cut or damaged rest.
+
+    Raises:
+        SourceError: The file cannot be opened, is compressed, or does not begin like a tar.
+    """
+    size_bytes = path.stat().st_size
+    try:
+        archive = tarfile.open(path, "r:")  # noqa: SIM115 - closed below, not at the first yield
+    except (OSError, tarfile.TarError) as error:
+        raise SourceError(
+            f"{path}: not a tar that can be read in place ({error}); expected an uncompressed "
+            ".tar; unpack or decompress it first"
+        ) from None
+    with archive:
+        try:
+            for member in archive:
+                archive.members = []  # a listing of 100,000s keeps none of tarfile's own records
+                if not member.isdir():
+                    yield member.name.removeprefix("./"), _place(path, member, size_bytes)
+            problem = _end_problem(path, archive.offset)
+        except (OSError, tarfile.TarError, ValueError) as error:
+            problem = str(error)
+    if problem is not None:
+        yield "", f"the tar is cut or damaged at byte {archive.offset:,}: {problem}"
+
+
+def _place(path: Path, member: tarfile.TarInfo, size_bytes: int) -> Place:
+    """Where a member's bytes lie, or why it is refused."""
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        return "its name leaves the archive"
+    if member.issym() or member.islnk():
+        return f"a link (to {printable_utf8(member.linkname)}); links in a tar are not followed"
+    if member.issparse():
+        return "a sparse member; repack the tar without --sparse"
+    if not member.isreg():
+        return "not a regular file"
+    if member.offset_data + member.size > size_bytes:
+        return f"cut: the tar ends before its {member.size:,} bytes do"
+    return ByteRange(path=path, offset=member.offset_data, size_bytes=member.size)
+
+
+def _end_problem(path: Path, offset: int) -> str | None:
+    """Why reading stopped at `offset`, if not at the end of the archive.
+
+    `tarfile` takes a header it cannot read for the end.
+    """
+    with open(path, "rb") as file:
+        file.seek(offset)
+        block = file.read(tarfile.BLOCKSIZE)
+    return "not a member's header" if block.strip(b"\0") else None

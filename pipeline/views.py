@@ -1,0 +1,90 @@
+"""Views: how a picture becomes the square that is tokenized.
+
+| name | what is done | units kept |
+| --- | --- | --- |
+| `squash-224` | the whole picture resized to 224x224, its shape not kept | 28x28, all |
+| `squash-256-crop` | the whole picture resized to 256x256 (the paper's released code) | rows and columns 2..29 of 32x32 |
+| `center-224` | the centred square of the shorter side resized to 224x224 | 28x28, all |
+
+All resizing is Pillow's bicubic filter on the full-size pixels: no JPEG draft mode and no reducing
+gap, which are faster but change the result. A picture that has the size already is not resampled.
+"""  # noqa: E501 - a table row cannot be broken
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+
+UNITS_PER_SIDE = 28
+_PATCH_PX = 8
+_Units = TypeVar("_Units", bound=Any)
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One way to cut and resize; `VIEWS` holds them all."""
+
+    name: str
+    """The name in settings and manifests."""
+
+    image_size_px: int
+    """Side of the square that is encoded."""
+
+    keep_shape: bool
+    """Cut the centred square first, instead of squashing the whole picture."""
+
+    def apply(self, image: Image.Image) -> np.ndarray:
+        """The picture as the tokenizer sees it.
+
+        Args:
+            image: Upright RGB, as `read_image` returns it.
+
+        Returns:
+            uint8 [image_size_px, image_size_px, 3], contiguous and writable.
+        """
+        width, height = image.size
+        if self.keep_shape:
+            # An odd remainder leaves the extra column on the right, the extra row at the bottom.
+            side = min(width, height)
+            left, top = (width - side) // 2, (height - side) // 2
+            box = (left, top, left + side, top + side)
+        else:
+            box = (0, 0, width, height)
+        size = (self.image_size_px, self.image_size_px)
+        if box == (0, 0, *size) and image.size == size:
+            return np.array(image)
+        return np.array(image.resize(size, Image.Resampling.BICUBIC, box=box))
+
+    def crop_units(self, units: _Units) -> _Units:
+        """The 28x28 units that are kept.
+
+        Args:
+            units: Array or tensor [..., image_size_px / 8, image_size_px / 8].
+
+        Returns:
+            The same kind, [..., 28, 28]; a view on `units`, not a copy.
+
+        Raises:
+            ValueError: The last two sides are not those of this view.
+        """
+        side = self.image_size_px // _PATCH_PX
+        if tuple(units.shape[-2:]) != (side, side):
+            raise ValueError(
+                f"view {self.name}: units have shape {tuple(units.shape)}; expected "
+                f"[..., {side}, {side}], the code of a {self.image_size_px}-pixel square"
+            )
+        first = (side - UNITS_PER_SIDE) // 2
+        kept = slice(first, first + UNITS_PER_SIDE)
+        return units[..., kept, kept]
+
+
+VIEWS: dict[str, View] = {
+    view.name: view
+    for view in (
+        View(name="squash-224", image_size_px=224, keep_shape=False),
+        View(name="squash-256-crop", image_size_px=256, keep_shape=False),
+        View(name="center-224", image_size_px=224, keep_shape=True),
+    )
+}
+"""Every view by its name; the first is the default."""
