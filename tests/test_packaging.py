@@ -181,25 +181,32 @@ def test_files_stay_short():
     assert long == {}
 
 
-def run_without_torch(code, *arguments):
-    """Run Python code with torch made unimportable."""
-    program = f"import sys; sys.modules['torch'] = None; {code}"
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True
+def modules_after(code):
+    """Run Python code that prints or exits; its output, and whether torch was imported."""
+    program = (
+        "import atexit, sys\n"
+        "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n" + code
     )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr.splitlines()[-1] == "True"
 
 
 @pytest.mark.parametrize("command", sorted(PROJECT["project"]["scripts"]))
-def test_help_needs_no_torch(command):
+def test_help_does_not_import_torch(command):
     module, function = PROJECT["project"]["scripts"][command].split(":")
-    asked = run_without_torch(f"from {module} import {function}; sys.exit({function}())", "--help")
-    assert asked.returncode == 0, asked.stderr
-    assert "usage:" in asked.stdout
+    call = f"from {module} import {function}\nsys.argv = [{command!r}, '--help']\n{function}()"
+    text, has_torch = modules_after(call)
+    assert f"usage: {command}" in text
+    assert not has_torch
 
 
-def test_reading_shards_needs_no_torch():
-    asked = run_without_torch("import im2sp.shards, im2sp.tools.bitcount")
-    assert asked.returncode == 0, asked.stderr
+def test_reading_shards_does_not_import_torch():
+    assert modules_after("import im2sp.shards, im2sp.tools.bitcount") == ("", False)
+
+
+def test_the_probe_sees_torch():
+    assert modules_after("import torch") == ("", True)
 
 
 # What no tracked file may hold --------------------------------------------------------------------

@@ -10,7 +10,7 @@ right of its original and its PSNR is printed. Exit codes: 0 written, 1 not poss
 import argparse
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
 
 
 def decode_samples(
-    samples: Sequence[Sample], tokenizer_record: dict[str, str], name: str, codebook: str | None
+    samples: Sequence[Sample], tokenizer_record: Mapping[str, str], name: str, codebook: str | None
 ) -> list[NDArray[np.uint8]]:
     """Decode each sample's image units to uint8 [224, 224, 3].
 
