@@ -190,7 +190,7 @@ def count_bits(dataset_dir: Path) -> BitCount:
 
     total = file_bytes(dataset_dir / MANIFEST_NAME)
     total += sum(file_bytes(dataset_dir / s.file, s.size_bytes) for s in manifest.shards)
-    if manifest.rejects_sha256 is not None:
+    if manifest.num_rejects or manifest.rejects_sha256 is not None:
         total += file_bytes(dataset_dir / REJECTS_NAME)
     codebook = manifest.codebook_file
 

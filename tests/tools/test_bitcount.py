@@ -112,7 +112,7 @@ def test_parts_add_up_to_the_bytes_on_disk(tmp_path, layout):
 def test_files_that_are_not_the_datasets_are_not_counted(dataset_dir):
     before = count_bits(dataset_dir)
     (dataset_dir / "notes.txt").write_text("mine")
-    (dataset_dir / "rejects.jsonl").write_text("left over, the manifest does not list it")
+    (dataset_dir / "rejects.jsonl").write_text("left over, the manifest knows of no reject")
     assert count_bits(dataset_dir) == before
 
 
@@ -182,7 +182,7 @@ def test_the_table_names_each_part(dataset_dir, capsys):
     ):
         assert name in text
     assert "0.846 %" in text
-    assert max(map(len, text.splitlines())) <= 100
+    assert max(map(len, text.splitlines()[1:])) <= 100  # the first line has the folder's name
 
 
 @pytest.mark.parametrize(
