@@ -40,7 +40,9 @@ def decode_samples(
     import torch
     from im2sp.pipeline import load_image_tokenizer
 
-    tokenizer = load_image_tokenizer(name, codebook=codebook)
+    tokenizer = load_image_tokenizer(
+        name, codebook, precision="bf16" if tokenizer_record.get("precision") == "bf16" else "fp32"
+    )
     if tokenizer.fingerprint != tokenizer_record["fingerprint"]:
         raise ValueError(
             f"{name}: its fingerprint is {tokenizer.fingerprint[:16]}.., the units were made with"

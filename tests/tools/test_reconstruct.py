@@ -36,8 +36,8 @@ def grey(monkeypatch):
     """Have every tokenizer be the grey one; returns what was asked for."""
     asked = []
 
-    def load(name, codebook=None):
-        asked.append((name, codebook))
+    def load(name, codebook=None, *, precision="fp32"):
+        asked.append((name, codebook, precision))
         return GreyTokenizer()
 
     monkeypatch.setattr(im2sp.pipeline, "load_image_tokenizer", load, raising=False)
@@ -62,7 +62,12 @@ def write_dataset(folder, keys, *, view="squash-224", fingerprint="f" * 64, side
         splits={"": len(samples)},
         layout=Layout(),
         columns=DEFAULT_COLUMNS,
-        image_tokenizer={"name": "compact", "fingerprint": fingerprint, "view": view},
+        image_tokenizer={
+            "name": "compact",
+            "fingerprint": fingerprint,
+            "view": view,
+            "precision": "bf16",
+        },
         shards=[shard],
     ).write(folder)
     return folder
@@ -89,7 +94,7 @@ def test_each_picture_stands_beside_its_own_original(tmp_path, grey, capsys, vie
     write_dataset(tmp_path, KEYS, view=view, side_px=side_px)
     out = tmp_path / "made" / "sheet.png"
     assert main([str(tmp_path), "--out", str(out), "--images", str(IMAGES)]) == 0
-    assert grey == [("compact", None)]
+    assert grey == [("compact", None, "bf16")]
     said = capsys.readouterr().out
     assert "12 pictures decoded" in said
     # Grey 8 x 8 patches of the right picture; those of another one stay below 10 dB.
@@ -103,7 +108,7 @@ def test_without_originals_the_decoded_pictures_stand_alone(tmp_path, grey, caps
     out = tmp_path / "sheet.png"
     arguments = ["--num-images", "2", "--image-tokenizer", "mine", "--codebook", "c.safetensors"]
     assert main([str(tmp_path), "--out", str(out), *arguments]) == 0
-    assert grey == [("mine", "c.safetensors")]
+    assert grey == [("mine", "c.safetensors", "bf16")]
     assert "2 pictures decoded" in capsys.readouterr().out
     with Image.open(out) as sheet:
         assert sheet.size == (3 * (224 + 8) + 8, 224 + 20 + 8 + 8)
