@@ -197,22 +197,20 @@ def _seems_to_be(data: bytes) -> str:
 
 def _text_kind(head: bytes) -> str:
     """Words for text, or for bytes of no known kind."""
-    for encoding in ("utf-8", "utf-16"):
-        try:
-            text = head.decode(encoding)
-        except UnicodeDecodeError as error:
-            if error.start < len(head) - 3:
-                continue
-            text = head[: error.start].decode(encoding)
-        start = text.lstrip("\ufeff \t\r\n").lower()
+    has_mark = head.startswith((b"\xff\xfe", b"\xfe\xff"))
+    # The head may end within a character, so a bad end is no sign.
+    text = head.decode("utf-16" if has_mark else "utf-8", errors="replace").rstrip("\ufffd")
+    start = text.lstrip("\ufeff \t\r\n").lower()
+    if (
+        text
+        and "\ufffd" not in text
+        and all(char.isprintable() or char in "\ufeff\t\r\n\f" for char in text)
+    ):
         if "<svg" in start:
             return "SVG (vector graphics)"
         if start.startswith(("<!doctype html", "<html", "<head", "<body")):
             return "an HTML page, such as a download's error message"
         if start.startswith("<"):
             return "XML or HTML text"
-        if start.startswith(("{", "[")):
-            return "JSON text"
-        if text and all(char.isprintable() or char in "\t\r\n\f" for char in text):
-            return "plain text"
+        return "JSON text" if start.startswith(("{", "[")) else "plain text"
     return f"data of no known kind (it begins with {head[:8].hex(' ')})"
