@@ -197,19 +197,9 @@ def walk_dc(
 
 @_compiled(_DATA, _INT, _INT, _INT, _INT, _INT, _INT, _MASKS, *_TABLES)
 def walk_ac_first(
-    data: Any,
-    at: Any,
-    num_blocks: Any,
-    restart_interval: Any,
-    row: Any,
-    first: Any,
-    last: Any,
-    nonzero: Any,
-    lookup: Any,
-    limits: Any,
-    offsets: Any,
-    values: Any,
-) -> Any:
+    data: Any, at: Any, num_blocks: Any, restart_interval: Any, row: Any, first: Any, last: Any,
+    nonzero: Any, lookup: Any, limits: Any, offsets: Any, values: Any,
+) -> Any:  # fmt: skip
     """Walk a progressive scan that begins coefficients `first` to `last`, noted in `nonzero`."""
     pos, bits, num_bits, num_added = at, 0, 0, 0
     num_empty = 0  # blocks to come that have no code
@@ -246,19 +236,9 @@ def walk_ac_first(
 
 @_compiled(_DATA, _INT, _INT, _INT, _INT, _INT, _INT, _MASKS, *_TABLES)
 def walk_ac_refine(
-    data: Any,
-    at: Any,
-    num_blocks: Any,
-    restart_interval: Any,
-    row: Any,
-    first: Any,
-    last: Any,
-    nonzero: Any,
-    lookup: Any,
-    limits: Any,
-    offsets: Any,
-    values: Any,
-) -> Any:
+    data: Any, at: Any, num_blocks: Any, restart_interval: Any, row: Any, first: Any, last: Any,
+    nonzero: Any, lookup: Any, limits: Any, offsets: Any, values: Any,
+) -> Any:  # fmt: skip
     """Walk a progressive scan with one more bit of coefficients `first` to `last`.
 
     A coefficient that is non-zero already has a bit wherever it is passed over.
