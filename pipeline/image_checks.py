@@ -248,3 +248,10 @@ def check_jpeg2000(data: bytes) -> None:
             at += max(size_bytes, 2)
     except (struct.error, IndexError):
         raise ImageError("cut: the JPEG 2000 codestream ends within a marker") from None
+
+
+def check_pcx(data: bytes) -> None:
+    """A palette of 256 colours stands at the end; Pillow takes a file without it for gray."""
+    is_palette_image = data[1:2] == b"\x05" and data[3:4] == b"\x08" and data[65:66] == b"\x01"
+    if is_palette_image and (len(data) < 128 + 769 or data[-769] != 12):
+        raise ImageError("cut: the PCX ends without the palette of its 256 colours")

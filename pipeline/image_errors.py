@@ -6,9 +6,9 @@ class ImageError(ValueError):
 
 
 def shown(name: str) -> str:
-    """`name` on one line: control characters and broken UTF-8 as backslash escapes.
+    r"""`name` on one line: control characters and broken UTF-8 as backslash escapes.
 
-    shown("line\\nbreak.jpg") == "line\\\\nbreak.jpg"; accents, spaces and quotes stay.
+    shown("line\nbreak.jpg") == "line\\nbreak.jpg"; accents, spaces and quotes stay.
     """
     if name.isprintable():
         return name

@@ -15,6 +15,7 @@ from im2sp.pipeline.image_checks import (
     check_gif,
     check_ico,
     check_jpeg2000,
+    check_pcx,
     check_png,
     check_webp,
     gif_size,
@@ -26,10 +27,10 @@ from im2sp.pipeline.tiff_check import check_tiff
 from PIL import ImageFile
 
 _HEAD_BYTES = 64
-JPEG = b"\xff\xd8\xff"
+_JPEG = b"\xff\xd8\xff"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Format:
     """One format: how it is known, which Pillow plugin reads it, and what Pillow does not check."""
 
@@ -42,11 +43,11 @@ class Format:
     matches: Callable[[bytes], bool]
     """Whether a file that begins with these (up to 64) bytes is one."""
 
+    check: Callable[[bytes], bytes | None] | None = None
+    """Raises `ImageError` for a cut or damaged file; may return bytes to decode instead."""
+
     declared_size: Callable[[bytes], tuple[int, int]] | None = None
     """Width and height from the header, for plugins that take memory as soon as they open."""
-
-    check: Callable[[bytes], bytes | None] | None = None
-    """Raises `ImageError` for a cut or damaged file; may return repaired bytes to decode instead."""
 
     def open(self, file: BytesIO) -> ImageFile.ImageFile:
         """The plugin's image, header read, pixels not yet."""
@@ -70,12 +71,7 @@ def _is_dib(head: bytes) -> bool:
 
 
 def _is_pnm(head: bytes) -> bool:
-    return (
-        head[:1] == b"P"
-        and head[1:2] in b"123456fF7"
-        and head[2:3] in b" \t\r\n#"
-        and head[2:3] != b""
-    )
+    return len(head) > 2 and head[:1] == b"P" and head[1] in b"123456f" and head[2] in b" \t\r\n#"
 
 
 def _is_pcx(head: bytes) -> bool:
@@ -96,25 +92,41 @@ def _is_tga(head: bytes) -> bool:
     )
 
 
+def _is_webp(head: bytes) -> bool:
+    return head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+
+
+def _is_avif(head: bytes) -> bool:
+    return head[4:8] == b"ftyp" and (head[8:12] in (b"avif", b"avis") or b"avif" in head[16:])
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
+_is_jpeg = _begins(_JPEG)
+_is_tiff = _begins(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_is_jpeg2000 = _begins(b"\xff\x4f\xff\x51", _JP2)
+_is_gif = _begins(b"GIF87a", b"GIF89a")
+_is_ico = _begins(b"\0\0\1\0")
+
 FORMATS = (
-    Format(name="JPEG", plugin="JpegImagePlugin.JpegImageFile", matches=_begins(b"\xff\xd8\xff"), check=check_jpeg),
-    Format(name="PNG", plugin="PngImagePlugin.PngImageFile", matches=_begins(b"\x89PNG\r\n\x1a\n"), check=check_png),
-    Format(name="GIF", plugin="GifImagePlugin.GifImageFile", matches=_begins(b"GIF87a", b"GIF89a"), declared_size=gif_size, check=check_gif),
-    Format(name="WebP", plugin="WebPImagePlugin.WebPImageFile", matches=lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP", declared_size=webp_size, check=check_webp),
-    Format(name="TIFF", plugin="TiffImagePlugin.TiffImageFile", matches=_begins(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), check=check_tiff),
-    Format(name="BMP", plugin="BmpImagePlugin.BmpImageFile", matches=_begins(b"BM")),
-    Format(name="AVIF", plugin="AvifImagePlugin.AvifImageFile", matches=lambda head: head[4:8] == b"ftyp" and (head[8:12] in (b"avif", b"avis") or b"avif" in head[16:]), check=check_boxes),
-    Format(name="JPEG 2000", plugin="Jpeg2KImagePlugin.Jpeg2KImageFile", matches=_begins(b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n"), check=check_jpeg2000),
-    Format(name="QOI", plugin="QoiImagePlugin.QoiImageFile", matches=_begins(b"qoif")),
-    Format(name="PNM", plugin="PpmImagePlugin.PpmImageFile", matches=_is_pnm),
-    Format(name="PSD", plugin="PsdImagePlugin.PsdImageFile", matches=_begins(b"8BPS")),
-    Format(name="DDS", plugin="DdsImagePlugin.DdsImageFile", matches=_begins(b"DDS ")),
-    Format(name="ICO", plugin="IcoImagePlugin.IcoImageFile", matches=_begins(b"\0\0\1\0"), declared_size=check_ico),
-    Format(name="SGI", plugin="SgiImagePlugin.SgiImageFile", matches=_begins(b"\x01\xda")),
-    Format(name="DIB", plugin="BmpImagePlugin.DibImageFile", matches=_is_dib),
-    Format(name="PCX", plugin="PcxImagePlugin.PcxImageFile", matches=_is_pcx),
-    Format(name="TGA", plugin="TgaImagePlugin.TgaImageFile", matches=_is_tga),
-)  # fmt: skip
+    Format("JPEG", "JpegImagePlugin.JpegImageFile", _is_jpeg, check=check_jpeg),
+    Format("PNG", "PngImagePlugin.PngImageFile", _begins(_PNG), check=check_png),
+    Format("GIF", "GifImagePlugin.GifImageFile", _is_gif, check=check_gif, declared_size=gif_size),
+    Format("WebP", "WebPImagePlugin.WebPImageFile", _is_webp, check_webp, webp_size),
+    Format("TIFF", "TiffImagePlugin.TiffImageFile", _is_tiff, check=check_tiff),
+    Format("BMP", "BmpImagePlugin.BmpImageFile", _begins(b"BM")),
+    Format("AVIF", "AvifImagePlugin.AvifImageFile", _is_avif, check=check_boxes),
+    Format("JPEG 2000", "Jpeg2KImagePlugin.Jpeg2KImageFile", _is_jpeg2000, check=check_jpeg2000),
+    Format("QOI", "QoiImagePlugin.QoiImageFile", _begins(b"qoif")),
+    Format("PNM", "PpmImagePlugin.PpmImageFile", _is_pnm),
+    Format("PSD", "PsdImagePlugin.PsdImageFile", _begins(b"8BPS")),
+    Format("DDS", "DdsImagePlugin.DdsImageFile", _begins(b"DDS ")),
+    Format("ICO", "IcoImagePlugin.IcoImageFile", _is_ico, declared_size=check_ico),
+    Format("SGI", "SgiImagePlugin.SgiImageFile", _begins(b"\x01\xda")),
+    Format("DIB", "BmpImagePlugin.DibImageFile", _is_dib),
+    Format("PCX", "PcxImagePlugin.PcxImageFile", _is_pcx, check=check_pcx),
+    Format("TGA", "TgaImagePlugin.TgaImageFile", _is_tga),
+)
 """What is read, in the order in which the content is asked."""
 
 
@@ -178,29 +190,27 @@ def _seems_to_be(data: bytes) -> str:
         )
     if head[257:262] == b"ustar":
         return "it seems to be a tar archive"
-    if b"\xff\xd8\xff" in head:
-        return f"{head.index(JPEG)} bytes that belong to no format, then perhaps a JPEG"
+    if _JPEG in head:
+        return f"{head.index(_JPEG)} bytes that belong to no format, then perhaps a JPEG"
     return f"it seems to be {_text_kind(head)}"
 
 
 def _text_kind(head: bytes) -> str:
     """Words for text, or for bytes of no known kind."""
-    for encoding in ("utf-8", "utf-16"):
-        try:
-            text = head.decode(encoding)
-        except UnicodeDecodeError as error:
-            if error.start < len(head) - 3:
-                continue
-            text = head[: error.start].decode(encoding)
-        start = text.lstrip("\ufeff \t\r\n").lower()
+    has_mark = head.startswith((b"\xff\xfe", b"\xfe\xff"))
+    # The head may end within a character, so a bad end is no sign.
+    text = head.decode("utf-16" if has_mark else "utf-8", errors="replace").rstrip("\ufffd")
+    start = text.lstrip("\ufeff \t\r\n").lower()
+    if (
+        text
+        and "\ufffd" not in text
+        and all(char.isprintable() or char in "\ufeff\t\r\n\f" for char in text)
+    ):
         if "<svg" in start:
             return "SVG (vector graphics)"
         if start.startswith(("<!doctype html", "<html", "<head", "<body")):
             return "an HTML page, such as a download's error message"
         if start.startswith("<"):
             return "XML or HTML text"
-        if start.startswith(("{", "[")):
-            return "JSON text"
-        if text and all(char.isprintable() or char in "\t\r\n\f" for char in text):
-            return "plain text"
+        return "JSON text" if start.startswith(("{", "[")) else "plain text"
     return f"data of no known kind (it begins with {head[:8].hex(' ')})"

@@ -129,11 +129,9 @@ def _decode(image_format: Format, data: bytes, max_pixels: int) -> Image.Image:
         replacement = image_format.check(data)
         if replacement is not None:
             image = image_format.open(BytesIO(replacement))
-    orientation = _orientation(image)
     image.load()
-    # TIFF turns itself while it loads, and then no longer has the tag.
-    if image_format.name == "TIFF":
-        orientation = 1
+    # Asked after loading: a TIFF turns itself then, and no longer has the tag.
+    orientation = _orientation(image)
     rgb = _to_rgb(image)
     return rgb.transpose(_TURNS[orientation]) if orientation in _TURNS else rgb
 

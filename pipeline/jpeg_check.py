@@ -11,10 +11,9 @@ pixel is missing) and stray bytes after it are ignored. Pictures that are not Hu
 
 import struct
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
 
 import numpy as np
-
 from im2sp.pipeline.image_errors import ImageError
 
 _MAX_SCANS = 1000
@@ -51,9 +50,10 @@ class _Frame:
 
 
 class _Tables:
-    """The Huffman tables in force; rows 0 to 3 for DC, 4 to 7 for AC."""
+    """The Huffman tables in force, rows 0 to 3 for DC and 4 to 7 for AC; see `jpeg_scan`."""
 
     def __init__(self) -> None:
+        self.lookup = np.zeros((8, 1024), np.int16)
         self.limits = np.zeros((8, 17), np.int32)
         self.offsets = np.zeros((8, 17), np.int32)
         self.values = np.zeros((8, 256), np.uint8)
@@ -63,22 +63,36 @@ class _Tables:
         at = 0
         while at + 17 <= len(segment):
             row = (segment[at] >> 4 & 1) * 4 + (segment[at] & 3)
-            counts = segment[at + 1 : at + 17]
-            num_values = sum(counts)
-            values = segment[at + 17 : at + 17 + num_values]
-            if num_values > 256 or len(values) < num_values:
+            end = at + 17 + sum(segment[at + 1 : at + 17])
+            if end > min(len(segment), at + 17 + 256):
                 raise ImageError("damaged: a JPEG Huffman table is longer than its segment")
-            code, index = 0, 0
-            for size, count in enumerate(counts, start=1):
-                self.offsets[row, size] = index - code
-                code += count
-                index += count
-                if code > 1 << size:
-                    raise ImageError("damaged: a JPEG Huffman table has more codes than there are")
-                self.limits[row, size] = code << (16 - size)
-                code <<= 1
-            self.values[row, :num_values] = np.frombuffer(values, np.uint8)
-            at += 17 + num_values
+            rows = _code_table(segment[at + 1 : end])
+            self.lookup[row], self.limits[row], self.offsets[row], self.values[row] = rows
+            at = end
+
+
+@lru_cache(maxsize=64)
+def _code_table(table: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The rows of `_Tables` for one table: 16 counts of codes by length, then the values.
+
+    Most JPEGs carry the standard's own four tables, so these are kept.
+    """
+    lookup, values = np.zeros(1024, np.int16), np.zeros(256, np.uint8)
+    limits, offsets = np.zeros(17, np.int32), np.zeros(17, np.int32)
+    values[: len(table) - 16] = np.frombuffer(table[16:], np.uint8)
+    code, index = 0, 0
+    for size in range(1, 17):
+        offsets[size] = index - code
+        for _ in range(table[size - 1]):
+            if size <= 10:
+                step = 1 << (10 - size)
+                lookup[code * step : (code + 1) * step] = size << 8 | int(values[index])
+            code, index = code + 1, index + 1
+        if code > 1 << size:
+            raise ImageError("damaged: a JPEG Huffman table has more codes than there are")
+        limits[size] = code << (16 - size)
+        code <<= 1
+    return lookup, limits, offsets, values
 
 
 def check_jpeg(data: bytes) -> bytes | None:
@@ -188,24 +202,25 @@ def _check_scan(
     if not names or any(name not in frame.components for name in names):
         raise ImageError(f"damaged: JPEG scan {number} holds a component that no frame declares")
     components = [frame.components[name] for name in names]
-    mode = _note_progress(frame, components, first, last, precision, number)
+    _note_progress(frame, components, first, last, precision, number)
     is_alone = len(components) == 1
     num_mcus = components[0].num_blocks if is_alone else frame.num_mcus
-    dc_rows: list[int] = []
-    ac_rows: list[int] = []
-    for component, selector in zip(components, selectors, strict=True):
-        num_blocks = 1 if is_alone else component.horizontal * component.vertical
-        dc_rows += [selector >> 4 & 3] * num_blocks
-        ac_rows += [4 + (selector & 3)] * num_blocks
-    if mode in (jpeg_scan.AC_FIRST, jpeg_scan.AC_REFINE) and not components[0].nonzero.size:
-        components[0].nonzero = np.zeros(components[0].num_blocks, np.uint64)
-    state = np.zeros(4, np.int64)
-    state[jpeg_scan.POS] = at
-    status, num_whole = jpeg_scan.walk_scan(
-        np.frombuffer(data, np.uint8), state, mode, num_mcus, restart_interval,
-        np.array(dc_rows), np.array(ac_rows), first, last,
-        tables.limits, tables.offsets, tables.values, components[0].nonzero,
-    )  # fmt: skip
+    num_blocks = [1 if is_alone else c.horizontal * c.vertical for c in components]
+    dc_rows = np.repeat([selector >> 4 & 3 for selector in selectors], num_blocks)
+    ac_rows = np.repeat([4 + (selector & 3) for selector in selectors], num_blocks)
+    common = (np.frombuffer(data, np.uint8), at, num_mcus, restart_interval)
+    in_force = (tables.lookup, tables.limits, tables.offsets, tables.values)
+    is_first = precision >> 4 == 0
+    if not frame.is_progressive:
+        result = jpeg_scan.walk_sequential(*common, dc_rows, ac_rows, *in_force)
+    elif first == 0:
+        result = jpeg_scan.walk_dc(*common, dc_rows, int(is_first), *in_force)
+    else:
+        if not components[0].nonzero.size:
+            components[0].nonzero = np.zeros(components[0].num_blocks, np.uint64)
+        walk = jpeg_scan.walk_ac_first if is_first else jpeg_scan.walk_ac_refine
+        result = walk(*common, ac_rows[0], first, last, components[0].nonzero, *in_force)
+    status, num_whole, end = result
     if status != jpeg_scan.COMPLETE:
         what = {
             jpeg_scan.OUT_OF_DATA: "cut: the data ends",
@@ -213,7 +228,7 @@ def _check_scan(
             jpeg_scan.NO_RESTART: "damaged or cut: a restart marker is missing",
         }[status]
         raise ImageError(f"{what} after {num_whole:,} of {num_mcus:,} blocks of JPEG scan {number}")
-    return _check_rest(data, state, number)
+    return _check_rest(data, end, number)
 
 
 def _note_progress(
@@ -223,30 +238,19 @@ def _note_progress(
     last: int,
     precision: int,
     number: int,
-) -> int:
-    """Record which bits a scan brings; returns what the scan holds, as `jpeg_scan` names it."""
-    from im2sp.pipeline import jpeg_scan
-
+) -> None:
+    """Record which bits of which coefficients a scan brings."""
     if not frame.is_progressive:
-        for component in components:
-            component.missing_bits[:] = 0
-        return jpeg_scan.SEQUENTIAL
-    if first > last or last > 63 or (first == 0 and last > 0) or (first and len(components) > 1):
+        first, last, precision = 0, 63, 0
+    elif first > last or last > 63 or (first == 0 and last > 0) or (first and len(components) > 1):
         raise ImageError(f"damaged: JPEG scan {number} declares coefficients {first} to {last}")
     for component in components:
         component.missing_bits[first : last + 1] = precision & 15
-    is_first = precision >> 4 == 0
-    if first == 0:
-        return jpeg_scan.DC_FIRST if is_first else jpeg_scan.DC_REFINE
-    return jpeg_scan.AC_FIRST if is_first else jpeg_scan.AC_REFINE
 
 
-def _check_rest(data: bytes, state: Any, number: int) -> int:
+def _check_rest(data: bytes, start: int, number: int) -> int:
     """Judge what lies between a scan's last block and the next marker; returns where that is."""
-    from im2sp.pipeline import jpeg_scan
-
-    start = int(state[jpeg_scan.POS]) - int(state[jpeg_scan.NUM_BITS]) // 8
-    end = int(state[jpeg_scan.POS])
+    end = start
     while True:
         end = data.find(b"\xff", end)
         if end < 0 or end + 1 >= len(data):
@@ -261,7 +265,7 @@ def _check_rest(data: bytes, state: Any, number: int) -> int:
     stray = data[start:end]
     if num_stray > _MAX_STRAY_BYTES and stray.strip(b"\0") and stray.strip(b"\xff"):
         raise ImageError(
-            f"damaged: {num_stray:,} bytes after the last block of JPEG scan {number} belong to none"
+            f"damaged: {num_stray:,} stray bytes after the last block of JPEG scan {number}"
         )
     return end
 

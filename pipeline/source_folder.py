@@ -70,7 +70,7 @@ def _walk(
                 ignored[HIDDEN] += 1
             elif entry.is_dir(follow_symlinks=False):
                 pending.append((entry.path, f"{prefix}{entry.name}/"))
-            elif entry.is_symlink() and entry.is_dir():
+            elif entry.is_symlink() and os.path.isdir(entry.path):
                 ignored[LINKED_FOLDER] += 1
             else:
                 yield prefix + entry.name, entry

@@ -10,7 +10,10 @@ from pathlib import Path
 from im2sp.pipeline.images import ByteRange
 
 IMAGE_SUFFIXES = frozenset(
-    [".apng", ".avif", ".avifs", ".bmp", ".dds", ".dib", ".gif", ".ico", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".pbm", ".pcx", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".psd", ".qoi", ".rgb", ".rgba", ".sgi", ".tga", ".tif", ".tiff", ".webp"]
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib")
+    + (".tif", ".tiff", ".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx")
+    + (".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".qoi", ".psd", ".dds", ".ico", ".sgi", ".rgb")
+    + (".rgba", ".pcx", ".tga")
 )
 """Suffixes (lower case) that make a file of a folder or tar a candidate; its content decides."""
 

@@ -74,7 +74,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
             raise SourceError(f"{path}: not CSV ({error}); {_EXPECTED}") from None
         _check_columns(path, columns)
         while True:
-            where = f"line {reader.line_num + 1}"
+            where = f"line {reader.reader.line_num + 1}"
             try:
                 entry = next(reader)
             except StopIteration:

@@ -120,7 +120,7 @@ def _text_problem(row: Row) -> str | None:
         try:
             text.encode()
         except UnicodeEncodeError:
-            return f"the {name} holds half a character (a lone surrogate)"
+            return f"the {name} is not valid UTF-8 text"
     return None
 
 

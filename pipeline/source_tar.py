@@ -74,7 +74,8 @@ def tar_members(path: Path) -> Iterator[tuple[str, Place]]:
     with archive:
         try:
             for member in archive:
-                archive.members = []  # a listing of 100,000s keeps none of tarfile's own records
+                # A listing of 100,000s keeps none of tarfile's own records.
+                archive.members = []  # pyright: ignore[reportAttributeAccessIssue] - not in typeshed
                 if not member.isdir():
                     yield member.name.removeprefix("./"), _place(path, member, size_bytes)
             problem = _end_problem(path, archive.offset)
