@@ -12,8 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from im2sp.shards import Layout, Manifest, Sample, ShardDataset, encode_batch, verify_dataset
-from im2sp.shards import write_codebook, write_shard
+from im2sp.shards import (
+    Layout,
+    Manifest,
+    Sample,
+    ShardDataset,
+    encode_batch,
+    verify_dataset,
+    write_codebook,
+    write_shard,
+)
 
 GOLDEN_DIR = Path(__file__).parent / "golden"
 COLUMNS: dict[str, Any] = {
