@@ -1,0 +1,85 @@
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from im2sp.shards import ARROW_SCHEMA, Sample, ShardError, encode_batch
+
+IMAGE = np.zeros((28, 28), np.uint16)
+
+
+def test_columns_are_those_of_the_design() -> None:
+    assert [(field.name, field.type) for field in ARROW_SCHEMA] == [
+        ("key", pa.string()),
+        ("split", pa.string()),
+        ("image_units", pa.binary(1274)),
+        ("speech_units", pa.list_(pa.binary())),
+        ("durations", pa.list_(pa.binary())),
+        ("captions", pa.list_(pa.string())),
+    ]
+
+
+def test_absent_data_are_nulls_and_empty_lists() -> None:
+    batch = encode_batch([Sample(key="a")])
+    assert batch.to_pylist() == [
+        {
+            "key": "a",
+            "split": "",
+            "image_units": None,
+            "speech_units": [],
+            "durations": None,
+            "captions": [],
+        }
+    ]
+
+
+def test_values_are_coded() -> None:
+    sample = Sample(
+        key="a/b.c",
+        split="val",
+        image_units=IMAGE + np.uint16(8191),
+        speech_units=[np.array([0, 199], np.uint16), np.array([], np.uint16)],
+        durations=[np.array([1, 300], np.uint16), np.array([], np.uint16)],
+        captions=["zwei Hünde", ""],
+    )
+    row = encode_batch([sample]).to_pylist()[0]
+    assert row["image_units"] == b"\xff" * 1274
+    assert row["speech_units"] == [b"\x00\xc7", b""]
+    assert row["durations"] == [b"\x00\xab\x02", b""]
+    assert row["captions"] == ["zwei Hünde", ""]
+
+
+def test_units_may_be_any_integers() -> None:
+    sample = Sample(key="a", image_units=IMAGE.astype(np.int64), speech_units=[[], [3, 4]])  # type: ignore[list-item]
+    row = encode_batch([sample]).to_pylist()[0]
+    assert row["speech_units"] == [b"", b"\x03\x04"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"key": ""}, "sample '': the key is empty"),
+        ({"key": 3}, "sample 3: key is a int"),
+        ({"key": "a\udc80"}, "key is not valid Unicode: .* at 1"),
+        ({"split": None}, "sample 'k': split is a NoneType"),
+        ({"captions": ["x", b"y"]}, r"captions\[1\] is a bytes"),
+        ({"image_units": IMAGE[:27]}, r"'k': image_units: shape \(27, 28\); .* \(28, 28\)"),
+        ({"image_units": IMAGE + np.uint16(8192)}, r"image_units: units\[0\] is 8192"),
+        ({"image_units": IMAGE.astype(np.float32)}, "image_units: units are float32"),
+        ({"speech_units": [np.array([1, 256])]}, r"speech_units\[0\]: units\[1\] is 256"),
+        ({"speech_units": [np.array([0.5])]}, r"speech_units\[0\]: float64"),
+        ({"speech_units": [np.zeros((1, 1), int)]}, r"speech_units\[0\]: int64 of shape \(1, 1\)"),
+        (
+            {"speech_units": [np.array([1])], "durations": [np.array([0])]},
+            r"durations\[0\]: id 0 is 0, not in 1 to 65535",
+        ),
+        ({"speech_units": [np.array([1])], "durations": []}, "differ in number or length"),
+        (
+            {"speech_units": [np.array([1])], "durations": [np.array([1, 2])]},
+            "differ in number or length",
+        ),
+    ],
+)
+def test_bad_samples_are_refused_by_name(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ShardError, match=message):
+        encode_batch([Sample(**{"key": "k", **fields})])

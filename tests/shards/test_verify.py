@@ -1,0 +1,192 @@
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from im2sp.shards import (
+    DEFAULT_COLUMNS,
+    Layout,
+    Manifest,
+    Sample,
+    encode_batch,
+    verify_dataset,
+    write_codebook,
+    write_shard,
+)
+from im2sp.shards.cli import main
+from im2sp.shards.schema import arrow_schema, batch_of_rows, rows_of_batch
+
+Make = Callable[..., list[Sample]]
+Write = Callable[..., Manifest]
+
+
+def publish(dataset_dir: Path, batches: list[Any], **fields: Any) -> None:
+    """Write batches as one shard with a manifest that fits."""
+    shard = write_shard(dataset_dir / "00000.arrow", batches)
+    Manifest(
+        num_samples=shard.num_samples,
+        splits=shard.splits,
+        layout=Layout(),
+        columns=DEFAULT_COLUMNS,
+        shards=(shard,),
+        **fields,
+    ).write(dataset_dir)
+
+
+def lines(dataset_dir: Path) -> list[str]:
+    return [str(problem) for problem in verify_dataset(dataset_dir)]
+
+
+def test_sound_datasets(
+    tmp_path: Path, layout: str, make_samples: Make, write_dataset: Write
+) -> None:
+    manifest = write_dataset(tmp_path, make_samples(27), layout, with_extras=True)
+    (tmp_path / "unrelated.py").write_text("import nothing")
+    seen: list[int] = []
+    assert verify_dataset(tmp_path, seen.append) == []
+    assert sum(seen) == sum(shard.size_bytes for shard in manifest.shards)
+
+
+def test_stale_temporary_files_are_noted(
+    tmp_path: Path, make_samples: Make, write_dataset: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dataset(tmp_path, make_samples(3))
+    (tmp_path / "00001.arrow.tmp").write_bytes(b"half")
+    (problem,) = verify_dataset(tmp_path)
+    assert problem.is_note
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path), "--quiet"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("note: 00001.arrow.tmp: left over from an interr")
+
+
+def test_keys_that_occur_twice(tmp_path: Path) -> None:
+    publish(tmp_path, [encode_batch([Sample(key="a"), Sample(key="b")])] * 2)
+    found = lines(tmp_path)
+    assert len(found) == 2
+    assert "key 'a' of row 0 is empty or not new, expected unique keys" in found[0]
+
+
+def test_values_that_the_writer_would_refuse(tmp_path: Path) -> None:
+    sample = Sample(key="k", speech_units=[np.array([1, 2])], durations=[np.array([1, 2])])
+    good = rows_of_batch(encode_batch([sample]))[0]
+    for change, message in (
+        ({"durations": [b"\x00"]}, r"row 0: [1] durations, expected [2], as many as units"),
+        ({"durations": []}, "row 0: [] durations, expected [2]"),
+        ({"durations": [b"\x80"]}, "sample 'k': varint: id 0 is cut off"),
+        ({"key": ""}, "key '' of row 0 is empty"),
+    ):
+        row = type(good)(**vars(good) | change)
+        publish(tmp_path, [batch_of_rows([row], arrow_schema(DEFAULT_COLUMNS))])
+        (found,) = lines(tmp_path)
+        assert message in found
+        assert found.startswith("00000.arrow: bytes ")
+
+
+def test_units_outside_the_codebook(tmp_path: Path) -> None:
+    units = np.zeros((28, 28), np.uint16)
+    units[27, 27] = 391
+    sha256 = write_codebook(tmp_path, np.zeros((391, 32)))
+    tokenizer = {"codebook_file": "codebook.safetensors", "codebook_sha256": sha256}
+    samples = [Sample(key="a", image_units=units - (units > 0)), Sample(key="b", image_units=units)]
+    publish(tmp_path, [encode_batch(samples)], image_tokenizer=tokenizer)
+    (found,) = lines(tmp_path)
+    assert "row 1: image unit 391, expected below 391 codes" in found
+
+
+def test_wrong_split_counts(
+    tmp_path: Path,
+    layout: str,
+    make_samples: Make,
+    write_dataset: Write,
+    forge: Callable[..., None],
+) -> None:
+    write_dataset(tmp_path, make_samples(6), layout)
+
+    def change(content: dict[str, Any]) -> None:
+        content["splits"] = content["shards"][0]["splits"] = {"train": 5, "val": 1}
+
+    forge(tmp_path, change)
+    (problem,) = verify_dataset(tmp_path)
+    assert problem.found == "splits {'train': 2, 'val': 2, '': 2}"
+    assert problem.expected == "{'train': 5, 'val': 1}"
+
+
+def test_rejects(tmp_path: Path) -> None:
+    rows = b'{"file":"a.jpg","reason":"cut"}\n'
+    path = tmp_path / "rejects.jsonl"
+    batches = [encode_batch([Sample(key="a")])]
+    publish(tmp_path, batches, num_rejects=1, rejects_sha256=hashlib.sha256(rows).hexdigest())
+    assert lines(tmp_path)[0].startswith("rejects.jsonl: missing, expected 1 lines")
+    path.write_bytes(rows)
+    assert lines(tmp_path) == []
+    path.write_bytes(rows + b"{\n")
+    found = lines(tmp_path)
+    assert [("sha256" in line, "line 2" in line, "2 lines" in line) for line in found] == [
+        (True, False, False),
+        (False, True, False),
+        (False, False, True),
+    ]
+
+
+def test_cli_reports(
+    tmp_path: Path, make_samples: Make, write_dataset: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_dataset(tmp_path, make_samples(12))
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path), "--quiet"])
+    assert caught.value.code == 0
+    assert capsys.readouterr() == ("", "")
+    path = tmp_path / "00001.arrow"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path)])
+    assert caught.value.code == 1
+    out, err = capsys.readouterr()
+    size_bytes = manifest.shards[1].size_bytes
+    assert out.splitlines() == [
+        f"00001.arrow: {size_bytes - 1} bytes, dataset.json says {size_bytes}; copy the file again "
+        "or rebuild the dataset with im2sp-tokenize",
+        f"{tmp_path}: 2 shards, 12 samples: 1 problems",
+    ]
+    assert "verify: 100%" in err
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path), "--json", "--quiet"])
+    assert caught.value.code == 1
+    out, err = capsys.readouterr()
+    assert err == ""
+    report = json.loads(out)
+    assert (report["ok"], report["num_shards"], report["num_samples"]) == (False, 2, 12)
+    assert report["problems"][0]["file"] == "00001.arrow"
+
+
+@pytest.mark.parametrize("args", [[], ["--nope"], ["a", "b"], ["/no/such/folder"]])
+def test_cli_usage(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(args)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err
+
+
+def test_cli_without_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path), "--quiet"])
+    assert caught.value.code == 1
+    assert "dataset.json: no such file, so this is not a finished" in capsys.readouterr().out
+
+
+def test_help_runs_without_torch_and_numba() -> None:
+    code = (
+        "import sys\nfrom im2sp.shards.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as error:\n    assert error.code == 0\n"
+        "assert not {'torch', 'numba'} & set(sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert b"dataset.json" in answer.stdout

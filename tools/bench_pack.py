@@ -1,0 +1,103 @@
+"""Measure the packing of image units against plain numpy, on one core.
+
+    python tools/bench_pack.py
+
+Prints one JSON row a case, then a table. Contenders take turns, so that a busy machine slows
+all of them alike; the figure is the median over the rounds. A call includes everything: allocating
+the result, and for packing the check that every id fits. Our kernels and numpy give the same bytes.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import numba
+import numpy as np
+from im2sp.shards import pack_units, unpack_units
+from numpy.typing import NDArray
+
+NUM_UNITS = 784
+BITS = 13
+
+
+def numpy_pack(units: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """Pack by spreading each id into its bits."""
+    if units.max() >= 1 << BITS:
+        raise ValueError("an id does not fit")
+    bits = units[..., None] >> np.arange(BITS, dtype=np.uint16) & np.uint16(1)
+    return np.packbits(bits.astype(np.uint8).reshape(len(units), -1), axis=1, bitorder="little")
+
+
+def numpy_unpack(packed: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """Unpack by spreading bytes into bits and weighing them."""
+    bits = np.unpackbits(packed, axis=1, count=BITS * NUM_UNITS, bitorder="little")
+    weights = np.uint16(1) << np.arange(BITS, dtype=np.uint16)
+    return bits.reshape(len(packed), NUM_UNITS, BITS).astype(np.uint16) @ weights
+
+
+def medians_s(calls: dict[str, Callable[[], object]], num_rounds: int) -> dict[str, float]:
+    """Median seconds of each call, the calls taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for _ in range(num_rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def measure(num_rows: int, num_rounds: int) -> list[dict[str, object]]:
+    """One row of figures a contender, for arrays of (num_rows, 784) random units."""
+    units = np.random.default_rng(0).integers(0, 1 << BITS, (num_rows, NUM_UNITS)).astype(np.uint16)
+    packed = pack_units(units)
+    np.testing.assert_array_equal(numpy_pack(units), packed)
+    np.testing.assert_array_equal(numpy_unpack(packed), unpack_units(packed))
+    calls: dict[str, Callable[[], object]] = {
+        "pack_units": lambda: pack_units(units),
+        "pack_units, numpy": lambda: numpy_pack(units),
+        "unpack_units": lambda: unpack_units(packed),
+        "unpack_units, numpy": lambda: numpy_unpack(packed),
+    }
+    return [
+        {
+            "case": name,
+            "num_rows": num_rows,
+            "million_units_per_s": round(units.size / seconds / 1e6),
+            "median_ms": round(seconds * 1e3, 4),
+            "num_rounds": num_rounds,
+        }
+        for name, seconds in medians_s(calls, num_rounds).items()
+    ]
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description="Measure bit packing on one core.")
+    parser.add_argument("--num-rounds", type=int, default=15, help="rounds a case (default 15)")
+    parser.add_argument("--json", action="store_true", help="no table, JSON rows alone")
+    config = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    rows = [row for num_rows in (1, 256, 4096) for row in measure(num_rows, config.num_rounds)]
+    for row in rows:
+        print(json.dumps(row))
+    if config.json:
+        return
+    print(
+        f"\n{platform.machine()}, one core; Python {platform.python_version()}, "
+        f"numpy {np.__version__}, numba {numba.__version__}\n"
+    )
+    print("| case | rows of 784 units | million units/s |")
+    print("| --- | ---: | ---: |")
+    for row in rows:
+        print(f"| {row['case']} | {row['num_rows']} | {row['million_units_per_s']} |")
+
+
+if __name__ == "__main__":
+    main()
