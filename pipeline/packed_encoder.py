@@ -3,7 +3,7 @@
 torch sends a float32 `Linear` to MKL, which on AMD processors runs at less than half of oneDNN's
 speed, and its fused attention reaches a third of what the bfloat16 units can do. Here every
 Linear runs through oneDNN with its Tanh or residual sum fused in, a few images at a time so that
-they stay in the cache. The arithmetic is the module's own: float32 differs from it by rounding only.
+they stay in the cache. The arithmetic is the module's own; float32 differs by rounding only.
 
 Legend: `B` batch, `N` patches, `D` width, `H` heads, `K` head width.
 """
@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from im2sp.pipeline.vitvqgan import Attention, ViTVQGAN
+from torch import Tensor, nn
 
 CHUNK_IMAGES = {torch.float32: 4, torch.bfloat16: 4}
 # exp() of scores within this bound neither overflows nor vanishes, so softmax needs no maximum.
@@ -39,9 +38,7 @@ class PackedLinear:
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
         """The Linear of `x`, plus `residual`."""
-        return torch.ops.mkldnn._linear_pointwise.binary(
-            x, residual, self.weight, self.bias, "add"
-        )
+        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
 
 
 @dataclass(frozen=True, kw_only=True)
