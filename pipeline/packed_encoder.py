@@ -2,21 +2,24 @@
 
 torch sends a float32 `Linear` to MKL, which on AMD processors runs at less than half of oneDNN's
 speed, and its fused attention reaches a third of what the bfloat16 units can do. Here every
-Linear runs through oneDNN with its Tanh or residual sum fused in, a few images at a time so that
-they stay in the cache. The arithmetic is the module's own; float32 differs by rounding only.
+Linear runs through oneDNN with its Tanh or residual sum fused in. The arithmetic is the module's
+own; float32 differs by rounding only.
 
 Legend: `B` batch, `N` patches, `D` width, `H` heads, `K` head width.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from im2sp.pipeline.vitvqgan import Attention, ViTVQGAN
+from im2sp.pipeline.vitvqgan import Attention, FeedForward, PreNorm, ViTVQGAN
 from torch import Tensor, nn
 
-CHUNK_IMAGES = {torch.float32: 4, torch.bfloat16: 4}
+# Patches compared with all codes at once: 196 x 8192 floats stay in the cache.
+SEARCH_CHUNK_PATCHES = 196
 # exp() of scores within this bound neither overflows nor vanishes, so softmax needs no maximum.
 SAFE_SCORE = 60.0
 # A column of ones behind the values yields the row sums; 16 columns keep rows aligned.
@@ -110,6 +113,42 @@ def bfloat16_attention(qkv: Tensor) -> Tensor:
     return out.flatten(2)
 
 
+def is_supported(dtype: torch.dtype) -> bool:
+    """Whether this build of torch and this CPU have what `PackedLinear` calls."""
+    try:
+        linear = PackedLinear(torch.ones(16, 16), torch.ones(16), dtype)
+        x = torch.ones(2, 16, dtype=dtype)
+        summed = linear.plus(linear(x, "tanh"), linear(x))
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+    return bool((summed > 30).all())
+
+
+def copy_encoder(network: ViTVQGAN, dtype: torch.dtype) -> ViTVQGAN:
+    """The network in another precision, beside the given one."""
+    return copy.deepcopy(network).to(dtype)
+
+
+class CodeSearch:
+    """Nearest codes on a CPU, a few patches at a time so that distances stay in the cache.
+
+    Args:
+        codes: (rows, C) float32, L2-normalised.
+    """
+
+    def __init__(self, codes: Tensor) -> None:
+        self.codes = codes
+        self.linear = PackedLinear(codes, None, codes.dtype) if is_supported(codes.dtype) else None
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """(M, C) float32, L2-normalised -> (M,) int64."""
+        found = [
+            (self.linear(part) if self.linear is not None else part @ self.codes.t()).argmax(-1)
+            for part in features.split(SEARCH_CHUNK_PATCHES)
+        ]
+        return torch.cat(found)
+
+
 class PackedEncoder:
     """`ViTVQGAN.encode_features` on a CPU for inference.
 
@@ -133,32 +172,30 @@ class PackedEncoder:
         self.norm = self._pack_norm(network.encoder.transformer.norm)
         self.pre_quant = PackedLinear(network.pre_quant.weight, network.pre_quant.bias, dtype)
 
+    def _pack_linear(self, linear: nn.Linear) -> PackedLinear:
+        return PackedLinear(linear.weight, linear.bias, self.dtype)
+
     def _pack_norm(self, norm: nn.LayerNorm) -> PackedNorm:
         weight, bias = norm.weight.detach(), norm.bias.detach()
         return PackedNorm(weight=weight.to(self.dtype), bias=bias.to(self.dtype), eps=norm.eps)
 
     def _pack_block(self, layer: nn.Module, mix: Callable[[Tensor], Tensor]) -> PackedBlock:
-        attention_part, mlp_part = layer.children()
-        attention: Attention = attention_part.fn  # pyright: ignore[reportAssignmentType]
-        net: nn.Sequential = mlp_part.fn.net  # pyright: ignore
-        pack = lambda linear: PackedLinear(linear.weight, linear.bias, self.dtype)  # noqa: E731
+        attention_part, mlp_part = cast(list[PreNorm], list(layer.children()))
+        attention, mlp = cast(Attention, attention_part.fn), cast(FeedForward, mlp_part.fn)
+        to_out = attention.to_out
         return PackedBlock(
             heads=attention.heads,
             attention_norm=self._pack_norm(attention_part.norm),
-            to_qkv=pack(attention.to_qkv),
-            to_out=pack(attention.to_out) if isinstance(attention.to_out, nn.Linear) else None,
+            to_qkv=self._pack_linear(attention.to_qkv),
+            to_out=self._pack_linear(to_out) if isinstance(to_out, nn.Linear) else None,
             mlp_norm=self._pack_norm(mlp_part.norm),
-            mlp_in=pack(net[0]),
-            mlp_out=pack(net[2]),
+            mlp_in=self._pack_linear(cast(nn.Linear, mlp.net[0])),
+            mlp_out=self._pack_linear(cast(nn.Linear, mlp.net[2])),
             mix=mix,
         )
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """(B, channels, h * P, w * P) float32 -> (B, N, C) float32, not normalised."""
-        chunk_images = CHUNK_IMAGES[self.dtype]
-        return torch.cat([self._encode(chunk) for chunk in pixels.split(chunk_images)])
-
-    def _encode(self, pixels: Tensor) -> Tensor:
         batch, channels, height, width = pixels.shape
         size = self.patch_size_px
         grid = (height // size, width // size)
