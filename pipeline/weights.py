@@ -48,18 +48,18 @@ def read_weights(path: str | Path) -> Weights:
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing"
         raise WeightsError(f"{path}: found {found} here, expected a weights file")
-    with _one_line_errors(path):
-        with path.open("rb") as file:
-            head = file.read(16)
-            if head.startswith(b"PK\x03\x04"):
-                return Weights(path, "torch zip", TorchZip(file, map_bytes(path)).load())
-            if head.startswith(b"\x80") or head[:1] in _OLD_PICKLE_STARTS:
-                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped_file:
-                    return Weights(path, *read_pickles(mapped_file, map_bytes(path)))
+    with _one_line_errors(path), path.open("rb") as file:
+        head = file.read(16)
+        header_bytes = int.from_bytes(head[:8], "little")
+        if head[8:9] == b"{" and header_bytes < path.stat().st_size:
+            return _read_safetensors(path)
         if head.startswith(b"\x93NUMPY"):
             return Weights(path, "npy", np.load(path, mmap_mode="c", allow_pickle=False))
-        if head[8:9] == b"{":
-            return _read_safetensors(path)
+        if head.startswith(b"PK\x03\x04"):
+            return Weights(path, "torch zip", TorchZip(file, map_bytes(path)).load())
+        if head.startswith(b"\x80") or head[:1] in _OLD_PICKLE_STARTS:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped_file:
+                return Weights(path, *read_pickles(mapped_file, map_bytes(path)))
         raise ValueError(f"no weights file: it begins with {_describe_head(head)}")
 
 
