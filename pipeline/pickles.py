@@ -14,7 +14,7 @@ nothing in the file, and memory grows with the file's size only.
 import pickletools
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -164,18 +164,25 @@ class InertUnpickler:
             RefusedGlobalError: It names something that may not be read.
             ValueError: It is damaged, or holds an instruction that may not be used.
         """
-        position = 0
-        # pickletools only cuts the bytes into instructions; it needs no more than ReadableFile.
-        instructions = pickletools.genops(self.file)  # pyright: ignore[reportArgumentType]
+        place = 0
         try:
-            for opcode, argument, start in instructions:
-                position = start
-                if opcode.name == "STOP":
+            for name, argument, position in self._instructions():
+                place = position
+                if name == "STOP":
                     return self.pop()
-                self._step(opcode.name, argument)
+                self._step(name, argument)
         except (LookupError, TypeError, OverflowError, MemoryError, RecursionError) as error:
-            raise ValueError(f"damaged pickle at byte {position}: {error}") from error
+            raise ValueError(f"damaged pickle at byte {place}: {error}") from error
         raise ValueError("damaged pickle: it has no end")
+
+    def _instructions(self) -> Iterator[tuple[str, Any, int]]:
+        """Name, argument and place of each instruction; pickletools runs none of them."""
+        try:
+            # It needs no more of a file than ReadableFile has.
+            for opcode, argument, position in pickletools.genops(self.file):  # pyright: ignore[reportArgumentType]
+                yield opcode.name, argument, position or 0
+        except ValueError as error:
+            raise ValueError(f"damaged pickle: {error}") from error
 
     def pop(self) -> Any:
         """The topmost value; a stray mark is no value."""

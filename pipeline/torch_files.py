@@ -55,8 +55,8 @@ class StorageTable:
             raise ValueError(f"storage {key[:40]!r} is described in two ways")
         if key not in self.storages:
             data = self.find(key, num_elements * dtype.itemsize)
-            # Mapped bytes may lie at any address; a copy is aligned for its type.
-            is_aligned = data.data_ptr() % dtype.itemsize == 0
+            # Mapped bytes may begin at any place; a copy is aligned for its type.
+            is_aligned = data.storage_offset() % dtype.itemsize == 0
             self.storages[key] = Storage((data if is_aligned else data.clone()).view(dtype))
         return self.storages[key]
 

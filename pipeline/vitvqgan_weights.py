@@ -22,6 +22,7 @@ ENCODER_MARK = "to_patch_embedding.0.weight"
 DECODER_MARKS = ("to_pixel.1.weight", "to_pixel.conv_out.weight")
 CODEBOOK = "quantizer.embedding.weight"
 POSITIONS = ("encoder.en_pos_embedding", "decoder.de_pos_embedding")
+_UNIT_PARTS = ("encoder.", "pre_quant.", "quantizer.")
 METADATA_KEY = "im2sp"
 # Names in other versions of the published code -> names here.
 _OLD_NAMES = {
@@ -211,28 +212,24 @@ def load_codebook(source: str | Path | Tensor | np.ndarray) -> Tensor:
 
 
 def fingerprint(network: ViTVQGAN, precision: str) -> str:
-    """sha256 (hex) of the weights as float32, by name, and of what else decides the units.
+    """sha256 (hex) of all that decides an image's units.
 
-    The container, the stored number type and the computed position tables do not matter; float32
-    and bfloat16 arithmetic do, because they give other units for a share of the patches.
+    These are the encoder's weights as float32, `pre_quant`, the codebook's rows, patch size, heads
+    and precision: float32 and bfloat16 give other units for a share of the patches. The container,
+    the stored number type, computed position tables and the decoder do not matter, so SeiT's
+    encoder with its codebook has the fingerprint of the checkpoint that it was cut from.
     """
-    config = network.config
     settings = {
         "format": 1,
         "model": "vitvqgan",
-        "patch_size_px": config.patch_size_px,
-        "encoder_heads": config.encoder.heads,
-        "decoder_heads": config.decoder.heads if config.decoder else None,
+        "patch_size_px": network.config.patch_size_px,
+        "heads": network.config.encoder.heads,
         "precision": precision,
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    fixed = [
-        name
-        for name, part in zip(POSITIONS, (network.encoder, network.decoder), strict=True)
-        if part is not None and part.has_fixed_positions
-    ]
     for name, tensor in sorted(network.state_dict().items()):
-        if name not in fixed:
+        is_computed = name == POSITIONS[0] and network.encoder.has_fixed_positions
+        if name.startswith(_UNIT_PARTS) and not is_computed:
             digest.update(f"\n{name} {list(tensor.shape)}\n".encode())
             digest.update(
                 tensor.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes()
