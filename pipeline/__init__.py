@@ -1,1 +1,17 @@
 """Raw media to units and back: decoding, tokenizers, published weights, the tokenize job."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from im2sp.pipeline.image_tokenizer import ImageTokenizer, load_image_tokenizer
+
+__all__ = ["ImageTokenizer", "load_image_tokenizer"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names when they are first used, so that this package costs no torch."""
+    if name in __all__:
+        from im2sp.pipeline import image_tokenizer
+
+        return getattr(image_tokenizer, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,72 @@
+"""From the name of published weights to a file on this machine."""
+
+import re
+from pathlib import Path
+
+from im2sp.pipeline.pickles import WeightsError
+
+# The one file to fetch from each repository that this project knows.
+HUB_FILES = {
+    "thuanz123/vitvqgan-imagenet-base": "imagenet_vitvq_base.ckpt",
+    "thuanz123/vitvqgan-imagenet-small": "imagenet_vitvq_small.ckpt",
+}
+WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".npy", ".pkl")
+_HUB_ID = re.compile(
+    r"(?P<repo>[\w.-]+/[\w.-]+?)(?:/(?P<file>[\w./-]+))?(?:@(?P<revision>[\w./-]+))?"
+)
+
+
+def find_weights(name_or_path: str | Path, bundled: dict[str, Path]) -> Path:
+    """The file that a bundled name, a path or a hub id stands for; hub files are fetched.
+
+    A hub id is `owner/repository`, with `/file` where the repository is not one of `HUB_FILES`,
+    and `@revision` (branch, tag or commit) to pin it.
+
+    Raises:
+        WeightsError: There is no such thing, or it cannot be fetched; says what to do.
+    """
+    name = str(name_or_path)
+    if name in bundled:
+        if not bundled[name].is_file():
+            raise WeightsError(
+                f"{name}: its file {bundled[name].name} is missing from the installed im2sp;"
+                " install im2sp again, or pass a path or a hub id"
+            )
+        return bundled[name]
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        return path
+    match = _HUB_ID.fullmatch(name)
+    hub_file = match and (match["file"] or HUB_FILES.get(match["repo"]))
+    is_path = isinstance(name_or_path, Path) or name.startswith(("/", ".", "~"))
+    if is_path or not match or (not hub_file and name.endswith(WEIGHT_SUFFIXES)):
+        raise WeightsError(
+            f"{name}: there is no such file; expected {_options(bundled)}, or the path of a weights"
+            " file"
+        )
+    if not hub_file:
+        raise WeightsError(
+            f"{name}: which file of that hub repository is not known; write"
+            f" {match['repo']}/FILE, or use {_options(bundled)}"
+        )
+    return _fetch(name, match["repo"], hub_file, match["revision"])
+
+
+def _options(bundled: dict[str, Path]) -> str:
+    return ", ".join([*bundled, *HUB_FILES])
+
+
+def _fetch(name: str, repository: str, file: str, revision: str | None) -> Path:
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision))
+    except Exception as error:
+        # The hub client raises a dozen kinds, from its HTTP library's to its own.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        pin = f" --revision {revision}" if revision else ""
+        raise WeightsError(
+            f"{name}: {file} is not in the local cache and could not be fetched; where there is"
+            f" network, run `hf download {repository} {file}{pin}`, bring the file here and pass"
+            f" its path ({type(error).__name__}: {reason})"
+        ) from error

@@ -1,0 +1,204 @@
+"""Images to units and back with a ViT-VQGAN."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from im2sp.pipeline import packed_encoder
+from im2sp.pipeline.hub import find_weights
+from im2sp.pipeline.vitvqgan import ViTVQGAN
+from im2sp.pipeline.vitvqgan_weights import fingerprint, load_codebook, load_network
+from im2sp.pipeline.weights import read_weights
+from torch import Tensor
+
+Precision = Literal["fp32", "bf16"]
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+BUNDLED = {"compact": Path(__file__).parent / "compact_image_tokenizer.safetensors"}
+# Images encoded or decoded at once on a GPU; bounds the memory of a batch of any size.
+GPU_CHUNK_IMAGES = 64
+DECODE_CHUNK_IMAGES = 4
+
+
+class ImageTokenizer:
+    """Turns pixels into image units and units into pixels.
+
+    Attributes:
+        name: What it was loaded by; for a path, the file's name alone.
+        fingerprint: sha256 of the weights and settings; see `vitvqgan_weights.fingerprint`.
+        precision: "fp32" or "bf16", of the encoder. Distances to the codes and the decoder are
+            float32 in both.
+        codebook: (rows, C) float32, as stored (not normalised), on the CPU.
+        patch_size_px: Side of the square of pixels behind one unit.
+        num_codes: Units lie in [0, num_codes).
+    """
+
+    def __init__(
+        self,
+        network: ViTVQGAN,
+        *,
+        name: str,
+        precision: Precision = "fp32",
+        device: str | torch.device | None = None,
+    ) -> None:
+        if precision not in DTYPES:
+            raise ValueError(f"precision {precision!r}, expected one of {', '.join(DTYPES)}")
+        self.name = name
+        self.precision = precision
+        self.fingerprint = fingerprint(network, precision)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.network = network.eval().requires_grad_(False).to(self.device)
+        self.quantizer = self.network.vector_quantizer()
+        self.codebook = self.network.quantizer.embedding.weight.detach().float().cpu().clone()
+        self.patch_size_px = network.config.patch_size_px
+        self.num_codes = network.config.num_codes
+        dtype = DTYPES[precision]
+        self._encoder = packed_encoder.PackedEncoder(network, dtype) if self._packs(dtype) else None
+        if self._encoder is None and dtype != torch.float32:
+            self._reduced = packed_encoder.copy_encoder(network, dtype)
+        else:
+            self._reduced = self.network
+        self._search = None
+        if self.device.type == "cpu":
+            self._search = packed_encoder.CodeSearch(self.quantizer.codebook)
+
+    def _packs(self, dtype: torch.dtype) -> bool:
+        return self.device.type == "cpu" and packed_encoder.is_supported(dtype)
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Image units of a batch of any size.
+
+        An image's units do not depend on the others in its batch: on a CPU, images are encoded one
+        by one, each with all cores.
+
+        Args:
+            pixels: (B, 3, H, W) float32 in [0, 1]; H and W multiples of `patch_size_px`.
+
+        Returns:
+            (B, H / patch_size_px, W / patch_size_px) int64, on the CPU.
+
+        Raises:
+            ValueError: Another type, shape or range, or a value that is not finite.
+        """
+        self._check_pixels(pixels)
+        size = self.patch_size_px
+        rows, columns = pixels.shape[2] // size, pixels.shape[3] // size
+        units = torch.empty(len(pixels), rows, columns, dtype=torch.int64)
+        chunk_images = 1 if self.device.type == "cpu" else GPU_CHUNK_IMAGES
+        for start in range(0, len(pixels), chunk_images):
+            chunk = pixels[start : start + chunk_images].to(self.device)
+            found = self.nearest(self.features(chunk))
+            units[start : start + chunk_images] = found.view(len(chunk), rows, columns)
+        return units
+
+    @torch.inference_mode()
+    def features(self, pixels: Tensor) -> Tensor:
+        """(B, N, C) float32 before quantisation, of a batch that fits into memory."""
+        if self._encoder is not None:
+            return self._encoder(pixels)
+        dtype = DTYPES[self.precision]
+        return self._reduced.encode_features(pixels.to(dtype)).float()
+
+    @torch.inference_mode()
+    def nearest(self, features: Tensor) -> Tensor:
+        """(..., C) features -> (...) int64 ids of the nearest codes, both L2-normalised.
+
+        The same ids as the library's quantiser, which builds all distances and a second table.
+        """
+        flat = F.normalize(features.float().flatten(0, -2), dim=-1, eps=1e-6)
+        if self._search is not None:
+            return self._search(flat).view(features.shape[:-1])
+        return (flat @ self.quantizer.codebook.t()).argmax(-1).view(features.shape[:-1])
+
+    @torch.inference_mode()
+    def decode(self, units: Tensor) -> Tensor:
+        """Pixels of a grid of units of any size.
+
+        Args:
+            units: (B, h, w), integers in [0, num_codes).
+
+        Returns:
+            (B, 3, h * patch_size_px, w * patch_size_px) float32 in [0, 1], on the CPU.
+
+        Raises:
+            ValueError: Another shape or type, an id out of range, or no decoder in these weights.
+        """
+        decoder = self.network.decoder
+        if decoder is None:
+            raise ValueError(f"{self.name}: these weights hold no decoder, so units stay units")
+        self._check_units(units)
+        batch, rows, columns = units.shape
+        size = self.patch_size_px
+        pixels = torch.empty(batch, self.network.config.channels, rows * size, columns * size)
+        chunk_images = DECODE_CHUNK_IMAGES if self.device.type == "cpu" else GPU_CHUNK_IMAGES
+        for start in range(0, batch, chunk_images):
+            chunk = units[start : start + chunk_images].to(self.device, torch.int64)
+            features = self.quantizer.get_output_from_indices(chunk.flatten(1))
+            image = decoder(features, (rows, columns))
+            pixels[start : start + chunk_images] = image.clamp(0, 1)
+        return pixels
+
+    def _check_pixels(self, pixels: Any) -> None:
+        channels, size = self.network.config.channels, self.patch_size_px
+        if not isinstance(pixels, Tensor) or pixels.dtype != torch.float32:
+            found = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__
+            raise ValueError(f"pixels are {found}, expected a torch.float32 tensor in [0, 1]")
+        if pixels.ndim != 4 or pixels.shape[1] != channels:
+            raise ValueError(
+                f"pixels have shape {list(pixels.shape)}, expected [B, {channels}, H, W]"
+            )
+        height, width = pixels.shape[2:]
+        if height % size or width % size or not height or not width:
+            raise ValueError(f"pixels are {height}x{width}, expected multiples of {size}")
+        if not len(pixels):
+            return
+        low, high = (float(value) for value in torch.aminmax(pixels))
+        if not torch.isfinite(torch.tensor([low, high])).all():
+            raise ValueError("pixels hold values that are not finite, expected [0, 1]")
+        if low < 0 or high > 1:
+            raise ValueError(f"pixels reach from {low:.6g} to {high:.6g}, expected [0, 1]")
+
+    def _check_units(self, units: Any) -> None:
+        if not isinstance(units, Tensor) or units.is_floating_point() or units.dtype == torch.bool:
+            found = units.dtype if isinstance(units, Tensor) else type(units).__name__
+            raise ValueError(f"units are {found}, expected an integer tensor")
+        if units.ndim != 3 or 0 in units.shape[1:]:
+            raise ValueError(f"units have shape {list(units.shape)}, expected [B, h, w]")
+        if not len(units):
+            return
+        low, high = (int(value) for value in torch.aminmax(units.to(torch.int64)))
+        if low < 0 or high >= self.num_codes:
+            raise ValueError(f"units reach from {low} to {high}, expected [0, {self.num_codes})")
+
+
+def load_image_tokenizer(
+    name_or_path: str | Path = "compact",
+    codebook: str | Path | Tensor | None = None,
+    *,
+    device: str | torch.device | None = None,
+    precision: Precision = "fp32",
+) -> ImageTokenizer:
+    """Load an image tokenizer of any published form; nothing in the file is run.
+
+    Args:
+        name_or_path: "compact" (bundled), a path, or a hub id such as
+            `thuanz123/vitvqgan-imagenet-base`, with `@revision` to pin it. Forms: a Lightning
+            checkpoint of enhancing-transformers, SeiT's pickled `tokenizer.ckpt`, safetensors.
+        codebook: The codebook, or its file, where it is not in the weights (SeiT's
+            `codebook.ckpt`); replaces the one in the weights.
+        device: None for CUDA where there is one, else the CPU.
+        precision: Arithmetic of the encoder. "bf16" is several times as fast on a CPU that has it
+            and gives other units for a few of a hundred patches.
+
+    Raises:
+        WeightsError: (a ValueError) no such weights, or not those of a ViT-VQGAN; one line.
+    """
+    if precision not in DTYPES:
+        raise ValueError(f"precision {precision!r}, expected one of {', '.join(DTYPES)}")
+    path = find_weights(name_or_path, BUNDLED)
+    rows = None if codebook is None else load_codebook(codebook)
+    network = load_network(read_weights(path), rows)
+    is_file = str(name_or_path) not in BUNDLED and Path(name_or_path).expanduser().exists()
+    name = Path(name_or_path).name if is_file else str(name_or_path)
+    return ImageTokenizer(network, name=name, precision=precision, device=device)

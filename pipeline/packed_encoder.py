@@ -1,0 +1,208 @@
+"""The encoder's forward pass on a CPU, with weights laid out for oneDNN beforehand.
+
+torch sends a float32 `Linear` to MKL, which on AMD processors runs at less than half of oneDNN's
+speed, and its fused attention reaches a third of what the bfloat16 units can do. Here every
+Linear runs through oneDNN with its Tanh or residual sum fused in. The arithmetic is the module's
+own; float32 differs by rounding only.
+
+Legend: `B` batch, `N` patches, `D` width, `H` heads, `K` head width.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from im2sp.pipeline.vitvqgan import Attention, FeedForward, PreNorm, ViTVQGAN
+from torch import Tensor, nn
+
+# Patches compared with all codes at once: 196 x 8192 floats stay in the cache.
+SEARCH_CHUNK_PATCHES = 196
+# exp() of scores within this bound neither overflows nor vanishes, so softmax needs no maximum.
+SAFE_SCORE = 60.0
+# A column of ones behind the values yields the row sums; 16 columns keep rows aligned.
+SUM_COLUMNS = 16
+
+
+class PackedLinear:
+    """A Linear through oneDNN, with an optional Tanh or residual sum in the same pass."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(
+            weight.detach().to(dtype).contiguous(), None
+        )
+        self.bias = None if bias is None else bias.detach().to(dtype)
+
+    def __call__(self, x: Tensor, activation: str = "none") -> Tensor:
+        """`activation` is "none" or "tanh"."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, activation, [], "")
+
+    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+        """The Linear of `x`, plus `residual`."""
+        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedNorm:
+    """A LayerNorm's parameters."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        return F.layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.eps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedBlock:
+    """One pre-norm block."""
+
+    heads: int
+    attention_norm: PackedNorm
+    to_qkv: PackedLinear
+    to_out: PackedLinear | None
+    mlp_norm: PackedNorm
+    mlp_in: PackedLinear
+    mlp_out: PackedLinear
+    mix: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        qkv = self.to_qkv(self.attention_norm(x))
+        mixed = self.mix(qkv.unflatten(-1, (3, self.heads, -1)))
+        x = x + mixed if self.to_out is None else self.to_out.plus(mixed, x)
+        hidden = self.mlp_in(self.mlp_norm(x), "tanh")
+        return self.mlp_out.plus(hidden, x)
+
+
+def fused_attention(qkv: Tensor) -> Tensor:
+    """(B, N, 3, H, K) -> (B, N, H * K) by torch's own kernel."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, K) each
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def bfloat16_attention(qkv: Tensor) -> Tensor:
+    """(B, N, 3, H, K) -> (B, N, H * K) for bfloat16, head by head in the cache.
+
+    The scores are exponentiated without subtracting their maximum where a bound on them shows that
+    this is safe, and the row sums come out of the product with the values; else softmax is used.
+    """
+    batch, num_patches, _, heads, head_width = qkv.shape
+    out = qkv.new_empty(batch, num_patches, heads, head_width)
+    scale = head_width**-0.5
+    for image, mixed in zip(qkv, out, strict=True):
+        q, k, v = image.permute(1, 2, 0, 3).unbind(0)  # (H, N, K) each
+        q = q * scale
+        norms = torch.linalg.vector_norm(torch.stack([q, k]), dim=-1).amax(-1)  # (2, H)
+        if not (norms[0] * norms[1]).max() <= SAFE_SCORE:
+            scores = torch.bmm(q, k.transpose(1, 2))
+            mixed.copy_(torch.bmm(torch.softmax(scores, -1), v).transpose(0, 1))
+            continue
+        values = v.new_ones(heads, num_patches, head_width + SUM_COLUMNS)
+        values[..., :head_width] = v
+        for head in range(heads):
+            scores = torch.mm(q[head], k[head].t()).exp_()
+            sums = torch.mm(scores, values[head])
+            torch.div(
+                sums[:, :head_width], sums[:, head_width : head_width + 1], out=mixed[:, head]
+            )
+    return out.flatten(2)
+
+
+def is_supported(dtype: torch.dtype) -> bool:
+    """Whether this build of torch and this CPU have what `PackedLinear` calls."""
+    try:
+        linear = PackedLinear(torch.ones(16, 16), torch.ones(16), dtype)
+        x = torch.ones(2, 16, dtype=dtype)
+        summed = linear.plus(linear(x, "tanh"), linear(x))
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+    return bool((summed > 30).all())
+
+
+def copy_encoder(network: ViTVQGAN, dtype: torch.dtype) -> ViTVQGAN:
+    """The network in another precision, beside the given one."""
+    return copy.deepcopy(network).to(dtype)
+
+
+class CodeSearch:
+    """Nearest codes on a CPU, a few patches at a time so that distances stay in the cache.
+
+    Args:
+        codes: (rows, C) float32, L2-normalised.
+    """
+
+    def __init__(self, codes: Tensor) -> None:
+        self.codes = codes
+        self.linear = PackedLinear(codes, None, codes.dtype) if is_supported(codes.dtype) else None
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """(M, C) float32, L2-normalised -> (M,) int64."""
+        found = [
+            (self.linear(part) if self.linear is not None else part @ self.codes.t()).argmax(-1)
+            for part in features.split(SEARCH_CHUNK_PATCHES)
+        ]
+        return torch.cat(found)
+
+
+class PackedEncoder:
+    """`ViTVQGAN.encode_features` on a CPU for inference.
+
+    Args:
+        network: The network; its encoder's weights are copied.
+        dtype: torch.float32 or torch.bfloat16, for weights and activations.
+    """
+
+    def __init__(self, network: ViTVQGAN, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.positions = network.encoder.positions
+        self.patch_size_px = network.config.patch_size_px
+        convolution = network.encoder.to_patch_embedding[0]
+        assert isinstance(convolution, nn.Conv2d)
+        # A convolution whose stride is its kernel is a Linear over flattened patches.
+        self.to_patch_embedding = PackedLinear(
+            convolution.weight.flatten(1), convolution.bias, dtype
+        )
+        mix = bfloat16_attention if dtype == torch.bfloat16 else fused_attention
+        self.blocks = [self._pack_block(layer, mix) for layer in network.encoder.transformer.layers]
+        self.norm = self._pack_norm(network.encoder.transformer.norm)
+        self.pre_quant = PackedLinear(network.pre_quant.weight, network.pre_quant.bias, dtype)
+
+    def _pack_linear(self, linear: nn.Linear) -> PackedLinear:
+        return PackedLinear(linear.weight, linear.bias, self.dtype)
+
+    def _pack_norm(self, norm: nn.LayerNorm) -> PackedNorm:
+        weight, bias = norm.weight.detach(), norm.bias.detach()
+        return PackedNorm(weight=weight.to(self.dtype), bias=bias.to(self.dtype), eps=norm.eps)
+
+    def _pack_block(self, layer: nn.Module, mix: Callable[[Tensor], Tensor]) -> PackedBlock:
+        attention_part, mlp_part = cast(list[PreNorm], list(layer.children()))
+        attention, mlp = cast(Attention, attention_part.fn), cast(FeedForward, mlp_part.fn)
+        to_out = attention.to_out
+        return PackedBlock(
+            heads=attention.heads,
+            attention_norm=self._pack_norm(attention_part.norm),
+            to_qkv=self._pack_linear(attention.to_qkv),
+            to_out=self._pack_linear(to_out) if isinstance(to_out, nn.Linear) else None,
+            mlp_norm=self._pack_norm(mlp_part.norm),
+            mlp_in=self._pack_linear(cast(nn.Linear, mlp.net[0])),
+            mlp_out=self._pack_linear(cast(nn.Linear, mlp.net[2])),
+            mix=mix,
+        )
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """(B, channels, h * P, w * P) float32 -> (B, N, C) float32, not normalised."""
+        batch, channels, height, width = pixels.shape
+        size = self.patch_size_px
+        grid = (height // size, width // size)
+        patches = pixels.reshape(batch, channels, grid[0], size, grid[1], size)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, grid[0] * grid[1], -1)
+        positions = self.positions(grid).to(self.dtype).expand(batch, -1, -1).contiguous()
+        x = self.to_patch_embedding.plus(patches.to(self.dtype), positions)
+        for block in self.blocks:
+            x = block(x)
+        return self.pre_quant(self.norm(x)).float()

@@ -1,0 +1,367 @@
+"""Read a pickle without running anything in it.
+
+A pickle is a program for a stack machine whose instructions may import and call anything. This
+interpreter knows the instructions that build numbers, strings and plain containers; every name of
+a class or function stays a name (`GlobalName`), and calling one works only for the few that rebuild
+tensors and arrays, for which it has functions of its own (`rebuild.py`). An object of any other
+class outside the standard library becomes a `Record` of its state. Everything else is refused by
+name.
+
+Nothing is imported, no attribute is looked up on a value from the file, recursion depends on
+nothing in the file, and memory grows with the file's size only.
+"""
+
+import pickletools
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+class WeightsError(ValueError):
+    """A weights file cannot be used; one line with file, place, what was found and expected."""
+
+
+class RefusedGlobalError(Exception):
+    """A pickle names something outside what may be read; `str()` is that name."""
+
+
+@dataclass(frozen=True)
+class GlobalName:
+    """A class or function the pickle names. Only a name: nothing was imported."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        """Dotted, as in an import statement."""
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(eq=False, repr=False)
+class Record:
+    """An object of a class that was not imported: its class's name and its state.
+
+    `state` is what the pickle would have put into `__dict__`. `items` and `entries` are what it
+    would have appended or set by key, for subclasses of list and dict.
+    """
+
+    kind: GlobalName
+    state: dict[Any, Any] = field(default_factory=dict)
+    items: list[Any] = field(default_factory=list)
+    entries: dict[Any, Any] = field(default_factory=dict)
+
+
+class ReadableFile(Protocol):
+    """An open file, a mapped one, or bytes in memory."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes."""
+        ...
+
+    def readline(self) -> bytes:
+        """Up to and with the next line end."""
+        ...
+
+    def tell(self) -> int:
+        """Position."""
+        ...
+
+    def seek(self, offset: int, /) -> object:
+        """Move."""
+        ...
+
+
+Rebuilder = Callable[..., Any]
+
+# Names of the standard library that stand for a harmless type or object and are never called.
+_INERT_NAMES = frozenset(
+    f"builtins.{name}"
+    for name in ("bool", "bytes", "complex", "dict", "float", "int", "list", "object", "str")
+) | {"builtins.tuple"}
+# Classes of the standard library that hold state and nothing else.
+_STATE_CLASSES = frozenset({"argparse.Namespace", "types.SimpleNamespace"})
+_CONSTRUCTORS = frozenset({"copyreg._reconstructor", "copyreg.__newobj__"})
+_KNOWN_NAMES = _INERT_NAMES | _STATE_CLASSES | _CONSTRUCTORS
+_PYTHON2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+_PYTHON2_ONLY = frozenset(
+    {"commands", "exceptions", "popen2", "thread", "cPickle", "StringIO", "urllib2", "posixfile"}
+)
+_DOTTED_NAME = re.compile(r"\w+(\.\w+)*", re.UNICODE)
+_MARK = object()
+
+
+def check_global(module: Any, name: Any, rebuilders: Mapping[str, Rebuilder]) -> GlobalName:
+    """Turn a named global into a `GlobalName`, or refuse it.
+
+    Raises:
+        RefusedGlobalError: It is part of Python's standard library and not known to be harmless.
+    """
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise RefusedGlobalError("a global whose name is not text")
+    found = GlobalName(_PYTHON2_MODULES.get(module, module), name)
+    dotted = str(found)
+    if dotted in rebuilders or dotted in _KNOWN_NAMES:
+        return found
+    if not _DOTTED_NAME.fullmatch(module) or not _DOTTED_NAME.fullmatch(name):
+        raise RefusedGlobalError(repr(dotted[:100]))
+    top = found.module.partition(".")[0]
+    if top == "typing":
+        return found
+    if top in sys.stdlib_module_names or top in _PYTHON2_ONLY:
+        raise RefusedGlobalError(dotted)
+    return found
+
+
+def check_key(key: Any) -> None:
+    """Refuse dictionary keys other than scalars, names and flat tuples of them.
+
+    Hashing a tuple nested a million deep would overflow the C stack.
+    """
+    for part in key if type(key) is tuple else (key,):
+        if not isinstance(part, str | bytes | int | float | GlobalName | Record | None):
+            raise TypeError(f"a key that holds a {type(part).__name__}")
+
+
+def make_set(values: Any) -> set[Any]:
+    """A set (also for a frozenset) of checked elements."""
+    for value in values:
+        check_key(value)
+    return set(values)
+
+
+class InertUnpickler:
+    """The stack machine. One instance reads one pickle.
+
+    Args:
+        file: Where the pickle begins; left right after its last byte.
+        rebuilders: Dotted name of a global -> function that is called in its place. A rebuilder
+            checks its own arguments and raises ValueError.
+        persistent_load: What a persistent id stands for; None refuses them.
+        state_setters: Type of a rebuilt value -> function (value, state) -> value, for types whose
+            pickles set a state after rebuilding.
+    """
+
+    def __init__(
+        self,
+        file: ReadableFile,
+        rebuilders: Mapping[str, Rebuilder],
+        persistent_load: Callable[[Any], Any] | None = None,
+        state_setters: Mapping[type, Callable[[Any, Any], Any]] | None = None,
+    ) -> None:
+        self.file = file
+        self.rebuilders = rebuilders
+        self.persistent_load = persistent_load
+        self.state_setters = state_setters or {}
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def load(self) -> Any:
+        """Run the pickle and return its value.
+
+        Raises:
+            RefusedGlobalError: It names something that may not be read.
+            ValueError: It is damaged, or holds an instruction that may not be used.
+        """
+        place = 0
+        try:
+            for name, argument, position in self._instructions():
+                place = position
+                if name == "STOP":
+                    return self.pop()
+                self._step(name, argument)
+        except (LookupError, TypeError, OverflowError, MemoryError, RecursionError) as error:
+            raise ValueError(f"damaged pickle at byte {place}: {error}") from error
+        raise ValueError("damaged pickle: it has no end")
+
+    def _instructions(self) -> Iterator[tuple[str, Any, int]]:
+        """Name, argument and place of each instruction; pickletools runs none of them."""
+        try:
+            # It needs no more of a file than ReadableFile has.
+            for opcode, argument, position in pickletools.genops(self.file):  # pyright: ignore[reportArgumentType]
+                yield opcode.name, argument, position or 0
+        except ValueError as error:
+            raise ValueError(f"damaged pickle: {error}") from error
+
+    def pop(self) -> Any:
+        """The topmost value; a stray mark is no value."""
+        value = self.stack.pop()
+        if value is _MARK:
+            raise IndexError("a mark where a value belongs")
+        return value
+
+    def pop_to_mark(self) -> list[Any]:
+        """All values above the last mark, in order."""
+        values: list[Any] = []
+        while (value := self.stack.pop()) is not _MARK:
+            values.append(value)
+        values.reverse()
+        return values
+
+    def _step(self, name: str, argument: Any) -> None:
+        if name in _LITERALS:
+            self.stack.append(argument)
+        elif name in _CONSTANTS:
+            self.stack.append(_CONSTANTS[name]())
+        elif name in _GETS:
+            self.stack.append(self.memo[int(argument)])
+        elif name in _PUTS:
+            top = self.stack[-1]
+            self.memo[len(self.memo) if name == "MEMOIZE" else int(argument)] = top
+        elif name in _STEPS:
+            _STEPS[name](self, argument)
+        elif name not in ("PROTO", "FRAME"):
+            raise ValueError(f"pickle instruction {name} is not allowed")
+
+    def _tuple(self, size: int) -> None:
+        values = [self.pop() for _ in range(size)]
+        self.stack.append(tuple(reversed(values)))
+
+    def _append(self, values: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, Record):
+            target.items.extend(values)
+        elif type(target) is list:
+            target.extend(values)
+        else:
+            raise TypeError(f"items for a {type(target).__name__}")
+
+    def _set_items(self, values: list[Any]) -> None:
+        target = self.stack[-1]
+        entries = target.entries if isinstance(target, Record) else target
+        if type(entries) is not dict or len(values) % 2:
+            raise TypeError(f"keys and values for a {type(target).__name__}")
+        for key in values[::2]:
+            check_key(key)
+        entries.update(zip(values[::2], values[1::2], strict=True))
+
+    def _add_items(self, values: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) is not set:
+            raise TypeError(f"elements for a {type(target).__name__}")
+        for value in values:
+            check_key(value)
+        target.update(values)
+
+    def _dict(self) -> None:
+        values = self.pop_to_mark()
+        self.stack.append({})
+        self._set_items(values)
+
+    def _global(self, module: Any, name: Any) -> None:
+        self.stack.append(check_global(module, name, self.rebuilders))
+
+    def _stack_global(self) -> None:
+        name, module = self.pop(), self.pop()
+        self._global(module, name)
+
+    def _reduce(self) -> None:
+        arguments, called = self.pop(), self.pop()
+        if not isinstance(called, GlobalName) or type(arguments) is not tuple:
+            raise TypeError("a call of something that is not a name")
+        if str(called) == "copyreg.__newobj__":
+            self._construct(arguments[0], arguments[1:])
+            return
+        if str(called) == "copyreg._reconstructor":
+            kind, base, state = arguments
+            is_plain = base == GlobalName("builtins", "object") and state is None
+            self._construct(kind, () if is_plain else (base, state))
+            return
+        rebuilder = self.rebuilders.get(str(called))
+        if rebuilder is None:
+            raise RefusedGlobalError(f"a call of {called}")
+        self.stack.append(rebuilder(*arguments))
+
+    def _construct(self, kind: Any, arguments: Any) -> None:
+        """An empty object of a class; arguments would go to code that is not run."""
+        if not isinstance(kind, GlobalName) or type(arguments) not in (tuple, list):
+            raise TypeError("an object of something that is not a name")
+        if str(kind) in self.rebuilders:
+            self.stack.append(self.rebuilders[str(kind)](*arguments))
+        elif arguments or str(kind) in _INERT_NAMES:
+            raise RefusedGlobalError(f"a call of {kind}")
+        else:
+            self.stack.append(Record(kind))
+
+    def _new_object(self, keyword: bool) -> None:
+        if keyword and self.pop() != {}:
+            raise ValueError("an object made with keyword arguments is not allowed")
+        arguments, kind = self.pop(), self.pop()
+        self._construct(kind, arguments)
+
+    def _old_object(self) -> None:
+        values = self.pop_to_mark()
+        self._construct(values[0], values[1:])
+
+    def _old_instance(self, argument: str) -> None:
+        module, _, name = argument.partition(" ")
+        kind = check_global(module, name, self.rebuilders)
+        self._construct(kind, self.pop_to_mark())
+
+    def _build(self) -> None:
+        state, target = self.pop(), self.stack[-1]
+        setter = self.state_setters.get(type(target))
+        if setter is not None:
+            self.stack[-1] = setter(target, state)
+        elif isinstance(target, Record):
+            parts = state if type(state) is tuple and len(state) == 2 else (state,)
+            if all(part is None or type(part) is dict for part in parts):
+                for part in parts:
+                    target.state.update(part or {})
+            else:
+                target.state["__state__"] = state
+        elif type(target) is not dict:  # attributes of an OrderedDict are dropped
+            raise TypeError(f"a state for a {type(target).__name__}")
+
+    def _persistent(self, persistent_id: Any) -> None:
+        if self.persistent_load is None:
+            raise ValueError("a reference to data outside the pickle")
+        self.stack.append(self.persistent_load(persistent_id))
+
+
+_LITERALS = frozenset(
+    opcode.name
+    for opcode in pickletools.opcodes
+    if opcode.name.startswith(("BINBYTES", "BYTEARRAY", "SHORT_BIN", "BINSTRING", "BINUNICODE"))
+    or opcode.name.startswith(("BININT", "BINFLOAT", "LONG", "INT", "FLOAT", "STRING", "UNICODE"))
+) - {"LONG_BINGET", "LONG_BINPUT"}
+_CONSTANTS: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": set,
+    "EMPTY_TUPLE": tuple,
+    "MARK": lambda: _MARK,
+}
+_GETS = frozenset({"GET", "BINGET", "LONG_BINGET"})
+_PUTS = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
+_STEPS: dict[str, Callable[[InertUnpickler, Any], None]] = {
+    "POP": lambda machine, _: machine.stack.__delitem__(-1),
+    "POP_MARK": lambda machine, _: machine.pop_to_mark().clear(),
+    "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
+    "TUPLE1": lambda machine, _: machine._tuple(1),
+    "TUPLE2": lambda machine, _: machine._tuple(2),
+    "TUPLE3": lambda machine, _: machine._tuple(3),
+    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.pop_to_mark())),
+    "LIST": lambda machine, _: machine.stack.append(machine.pop_to_mark()),
+    "FROZENSET": lambda machine, _: machine.stack.append(make_set(machine.pop_to_mark())),
+    "DICT": lambda machine, _: machine._dict(),
+    "APPEND": lambda machine, _: machine._append([machine.pop()]),
+    "APPENDS": lambda machine, _: machine._append(machine.pop_to_mark()),
+    "SETITEM": lambda machine, _: machine._set_items([machine.pop(), machine.pop()][::-1]),
+    "SETITEMS": lambda machine, _: machine._set_items(machine.pop_to_mark()),
+    "ADDITEMS": lambda machine, _: machine._add_items(machine.pop_to_mark()),
+    "GLOBAL": lambda machine, argument: machine._global(*argument.split(" ", 1)),
+    "STACK_GLOBAL": lambda machine, _: machine._stack_global(),
+    "REDUCE": lambda machine, _: machine._reduce(),
+    "NEWOBJ": lambda machine, _: machine._new_object(keyword=False),
+    "NEWOBJ_EX": lambda machine, _: machine._new_object(keyword=True),
+    "OBJ": lambda machine, _: machine._old_object(),
+    "INST": lambda machine, argument: machine._old_instance(argument),
+    "BUILD": lambda machine, _: machine._build(),
+    "PERSID": lambda machine, argument: machine._persistent(argument),
+    "BINPERSID": lambda machine, _: machine._persistent(machine.pop()),
+}

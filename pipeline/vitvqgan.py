@@ -1,0 +1,380 @@
+"""The ViT-VQGAN network: image -> features -> codes -> image.
+
+The parameter names are those of the published checkpoints (enhancing-transformers), so that
+`state_dict()` and those files agree name by name. Nothing here reads files; `load_image_tokenizer`
+does that.
+
+Legend: `B` batch, `N` patches = `h` x `w`, `D` width, `H` heads, `K` head width, `C` code width,
+`P` patch size in pixels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from vector_quantize_pytorch import VectorQuantize
+
+HEAD_WIDTH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Sizes of one stack of blocks. `heads * head_width` need not equal `width`."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    head_width: int = HEAD_WIDTH
+
+    def __post_init__(self) -> None:
+        """Refuse sizes no stack can have."""
+        for name in ("width", "depth", "heads", "mlp_width", "head_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.width % 4:
+            raise ValueError(f"width is {self.width}, expected a multiple of 4 (sin-cos positions)")
+
+    @property
+    def inner_width(self) -> int:
+        """Width inside attention, all heads together."""
+        return self.heads * self.head_width
+
+    @property
+    def has_projection(self) -> bool:
+        """Whether attention ends in a Linear; the published code leaves it out for one head."""
+        return not (self.heads == 1 and self.head_width == self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTVQGANConfig:
+    """Sizes of the whole network. A tokenizer-only checkpoint has no decoder."""
+
+    encoder: TransformerConfig
+    decoder: TransformerConfig | None
+    num_codes: int = 8192
+    code_width: int = 32
+    patch_size_px: int = 8
+    channels: int = 3
+
+
+def position_table(
+    grid: tuple[int, int], width: int, origin: tuple[int, int] = (0, 0)
+) -> np.ndarray:
+    """Fixed sin-cos positions of a grid of patches.
+
+    The positions are the plain indices 0..n-1 of each axis, with no scaling, whatever the grid:
+    this is what the published code computes for the grid it is built with, so a 28x28 table is
+    the top left part of a 32x32 one. The first half of the channels codes the column (the width
+    axis), the second half the row; each half is all sines, then all cosines.
+
+    Args:
+        grid: Rows and columns of patches.
+        width: Channels, a multiple of 4.
+        origin: Row and column of the first patch, for a crop of a larger grid.
+
+    Returns:
+        (rows * columns, width) float32, in raster order.
+    """
+    rows, columns = grid
+    quarter = width // 4
+    frequencies = 1.0 / 10000 ** (np.arange(quarter, dtype=np.float64) / quarter)
+    column_angles = np.outer(np.arange(columns) + origin[1], frequencies)
+    row_angles = np.outer(np.arange(rows) + origin[0], frequencies)
+    by_column = np.concatenate([np.sin(column_angles), np.cos(column_angles)], axis=1)
+    by_row = np.concatenate([np.sin(row_angles), np.cos(row_angles)], axis=1)
+    table = np.concatenate(
+        [np.tile(by_column, (rows, 1)), np.repeat(by_row, columns, axis=0)], axis=1
+    )
+    return table.astype(np.float32)
+
+
+class Positions(nn.Module):
+    """Mixin that gives each stack its positions at any grid; see `position_table`."""
+
+    table_name: str
+    grid: tuple[int, int]
+
+    def init_positions(self, table_name: str, grid: tuple[int, int], width: int) -> None:
+        """Register the table of the trained grid under its published name."""
+        self.table_name = table_name
+        self.grid = grid
+        self.has_fixed_positions = True
+        table = torch.from_numpy(position_table(grid, width))[None]
+        self.register_buffer(table_name, table)
+        self._computed: dict[tuple[int, ...], Tensor] = {}
+
+    def positions(self, grid: tuple[int, int], origin: tuple[int, int] = (0, 0)) -> Tensor:
+        """(1, N, D): the stored table at its own grid, else the formula at that grid.
+
+        Raises:
+            ValueError: The stored table is not the formula (it was learned), so it says nothing
+                about another grid.
+        """
+        table: Tensor = getattr(self, self.table_name)
+        if grid == self.grid and origin == (0, 0):
+            return table
+        if not self.has_fixed_positions:
+            raise ValueError(
+                f"grid of {grid[0]}x{grid[1]} patches from row {origin[0]}, column {origin[1]}, but"
+                f" this tokenizer has learned positions for {self.grid[0]}x{self.grid[1]} only"
+            )
+        key = (*grid, *origin)
+        cached = self._computed.get(key)
+        if cached is None or cached.dtype != table.dtype or cached.device != table.device:
+            computed = torch.from_numpy(position_table(grid, table.shape[-1], origin))[None]
+            cached = computed.to(table.device, table.dtype)
+            if len(self._computed) >= 1024:
+                self._computed.clear()
+            self._computed[key] = cached
+        return cached
+
+
+class Attention(nn.Module):
+    """Multi-head attention over all patches; q, k and v come from one bias-free Linear."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.head_width = config.head_width
+        self.to_qkv = nn.Linear(config.width, 3 * config.inner_width, bias=False)
+        projection = nn.Linear(config.inner_width, config.width)
+        self.to_out = projection if config.has_projection else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        batch, num_patches, _ = x.shape
+        qkv = self.to_qkv(x).view(batch, num_patches, 3, self.heads, self.head_width)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, K) each
+        mixed = F.scaled_dot_product_attention(q, k, v)  # (B, H, N, K)
+        return self.to_out(mixed.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Two Linears with a Tanh between them, as published (not GELU)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(config.width, config.mlp_width),
+            nn.Tanh(),
+            nn.Linear(config.mlp_width, config.width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        return self.net(x)
+
+
+class PreNorm(nn.Module):
+    """LayerNorm, then `fn`."""
+
+    def __init__(self, width: int, fn: nn.Module) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fn = fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        return self.fn(self.norm(x))
+
+
+class Transformer(nn.Module):
+    """Pre-norm blocks and a final LayerNorm."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleList(
+                [
+                    PreNorm(config.width, Attention(config)),
+                    PreNorm(config.width, FeedForward(config)),
+                ]
+            )
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        for layer in self.layers:
+            attention, feed_forward = layer  # pyright: ignore[reportGeneralTypeIssues] # ModuleList
+            x = x + attention(x)
+            x = x + feed_forward(x)
+        return self.norm(x)
+
+
+class Encoder(Positions):
+    """Pixels -> features."""
+
+    def __init__(self, config: ViTVQGANConfig, grid: tuple[int, int]) -> None:
+        super().__init__()
+        width, patch = config.encoder.width, config.patch_size_px
+        convolution = nn.Conv2d(config.channels, width, kernel_size=patch, stride=patch)
+        self.to_patch_embedding = nn.Sequential(convolution)
+        self.init_positions("en_pos_embedding", grid, width)
+        self.transformer = Transformer(config.encoder)
+
+    def forward(self, pixels: Tensor, origin: tuple[int, int] = (0, 0)) -> Tensor:
+        """(B, channels, h * P, w * P) -> (B, N, D)."""
+        patches = self.to_patch_embedding(pixels)  # (B, D, h, w)
+        positions = self.positions((patches.shape[2], patches.shape[3]), origin)
+        return self.transformer(patches.flatten(2).transpose(1, 2) + positions)
+
+
+class Decoder(Positions):
+    """Features -> pixels."""
+
+    def __init__(self, config: ViTVQGANConfig, grid: tuple[int, int]) -> None:
+        super().__init__()
+        assert config.decoder is not None
+        width, patch = config.decoder.width, config.patch_size_px
+        self.transformer = Transformer(config.decoder)
+        self.init_positions("de_pos_embedding", grid, width)
+        convolution = nn.ConvTranspose2d(width, config.channels, kernel_size=patch, stride=patch)
+        # The Identity stands where the published Sequential reshapes, so that names agree.
+        self.to_pixel = nn.Sequential(nn.Identity(), convolution)
+
+    def forward(
+        self, features: Tensor, grid: tuple[int, int], origin: tuple[int, int] = (0, 0)
+    ) -> Tensor:
+        """(B, N, D) -> (B, channels, h * P, w * P), not clamped."""
+        x = self.transformer(features + self.positions(grid, origin))
+        return self.to_pixel(x.transpose(1, 2).unflatten(2, grid))
+
+
+class Codebook(nn.Module):
+    """The raw rows, under their published name `quantizer.embedding.weight`."""
+
+    def __init__(self, num_codes: int, code_width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_codes, code_width)
+
+
+class ViTVQGAN(nn.Module):
+    """Encoder, codebook and decoder under the published names.
+
+    Args:
+        config: The sizes.
+        grid: Rows and columns of patches of the images it is trained on; only the stored position
+            tables depend on it.
+    """
+
+    def __init__(self, config: ViTVQGANConfig, grid: tuple[int, int] = (28, 28)) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config, grid)
+        self.pre_quant = nn.Linear(config.encoder.width, config.code_width)
+        self.quantizer = Codebook(config.num_codes, config.code_width)
+        self.decoder: Decoder | None = None
+        self.post_quant: nn.Linear | None = None
+        if config.decoder is not None:
+            self.post_quant = nn.Linear(config.code_width, config.decoder.width)
+            self.decoder = Decoder(config, grid)
+
+    def encode_features(self, pixels: Tensor, origin: tuple[int, int] = (0, 0)) -> Tensor:
+        """Features before quantisation, not normalised.
+
+        Args:
+            pixels: (B, channels, h * P, w * P) float, in [0, 1].
+            origin: Row and column of the first patch when `pixels` is a crop of a larger image.
+
+        Returns:
+            (B, N, C) in raster order.
+        """
+        return self.pre_quant(self.encoder(pixels, origin))
+
+    def decode_features(
+        self,
+        codes: Tensor,
+        grid: tuple[int, int] | None = None,
+        origin: tuple[int, int] = (0, 0),
+    ) -> Tensor:
+        """Pixels of a grid of L2-normalised codes.
+
+        Args:
+            codes: (B, N, C), normalised, in raster order.
+            grid: Rows and columns; None for a square one.
+            origin: As for `encode_features`.
+
+        Returns:
+            (B, channels, h * P, w * P), not clamped.
+        """
+        assert self.decoder is not None
+        assert self.post_quant is not None
+        side = round(codes.shape[1] ** 0.5)
+        return self.decoder(self.post_quant(codes), grid or (side, side), origin)
+
+    def vector_quantizer(self) -> VectorQuantize:
+        """vector-quantize-pytorch's quantiser with this network's projections and codes.
+
+        Its `project_in` and `project_out` *are* `pre_quant` and `post_quant`; its codebook is a
+        copy of the rows, L2-normalised, as the library expects them for cosine similarity.
+        """
+        config = self.config
+        quantizer = VectorQuantize(
+            config.encoder.width,
+            codebook_size=config.num_codes,
+            codebook_dim=config.code_width,
+            use_cosine_sim=True,
+            freeze_codebook=True,
+            rotation_trick=False,
+        )
+        quantizer.project_in = self.pre_quant
+        quantizer.project_out = nn.Identity() if self.post_quant is None else self.post_quant
+        rows = self.quantizer.embedding.weight.detach().float()
+        quantizer.codebook = F.normalize(rows, dim=-1)
+        return quantizer.to(rows.device).eval()
+
+
+def config_from_shapes(
+    shapes: Mapping[str, tuple[int, ...]], heads: int | None = None
+) -> ViTVQGANConfig:
+    """Read the sizes off the tensors of a checkpoint.
+
+    Args:
+        shapes: Shape of each tensor under its published name.
+        heads: Heads of both stacks; None means inner width / 64, as published.
+
+    Raises:
+        KeyError: A tensor that tells a size is missing; its name.
+        ValueError: Shapes that do not fit each other.
+    """
+    width, channels, patch_size_px, _ = shapes["encoder.to_patch_embedding.0.weight"]
+    num_codes, code_width = shapes["quantizer.embedding.weight"]
+    has_decoder = any(name.startswith("decoder.") for name in shapes)
+    decoder_width = shapes["post_quant.weight"][0] if has_decoder else 0
+    return ViTVQGANConfig(
+        encoder=_stack_from_shapes(shapes, "encoder", width, heads),
+        decoder=_stack_from_shapes(shapes, "decoder", decoder_width, heads)
+        if has_decoder
+        else None,
+        num_codes=num_codes,
+        code_width=code_width,
+        patch_size_px=patch_size_px,
+        channels=channels,
+    )
+
+
+def _stack_from_shapes(
+    shapes: Mapping[str, tuple[int, ...]], stack: str, width: int, heads: int | None
+) -> TransformerConfig:
+    layers = f"{stack}.transformer.layers."
+    indices = {int(name[len(layers) :].split(".")[0]) for name in shapes if name.startswith(layers)}
+    inner_width = shapes[f"{layers}0.0.fn.to_qkv.weight"][0] // 3
+    # A single head of another width than 64 can be told by its missing output projection.
+    if heads is None and f"{layers}0.0.fn.to_out.weight" not in shapes:
+        heads = 1
+    heads = heads or max(1, inner_width // HEAD_WIDTH)
+    if inner_width % heads:
+        raise ValueError(f"inner width {inner_width} of {stack} is no multiple of {heads} heads")
+    return TransformerConfig(
+        width=width,
+        depth=max(indices) + 1,
+        heads=heads,
+        head_width=inner_width // heads,
+        mlp_width=shapes[f"{layers}0.1.fn.net.0.weight"][0],
+    )

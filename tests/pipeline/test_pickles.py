@@ -1,0 +1,411 @@
+"""Attacks: each test builds the file, and shows that it is refused and that nothing ran."""
+
+import collections
+import io
+import os
+import pickle
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from im2sp.pipeline.pickles import GlobalName, InertUnpickler, Record, WeightsError
+from im2sp.pipeline.weights import load_pickle_tensors, named_tensors
+from torch import nn
+
+
+class Call:
+    """Pickles as a call of any function with any arguments."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+def call_by_name(module, name, *arguments):
+    """Bytes of a pickle that calls `module.name(*arguments)`."""
+    body = pickle.dumps(arguments, 2)[2:-1]
+    return b"\x80\x02" + f"c{module}\n{name}\n".encode() + body + b"R."
+
+
+def write(tmp_path, data):
+    path = tmp_path / "evil.ckpt"
+    path.write_bytes(data)
+    return path
+
+
+def write_torch_zip(tmp_path, pickled, *, members=(), compression=zipfile.ZIP_STORED):
+    path = tmp_path / "evil.ckpt"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        for name, data in members:
+            archive.writestr(f"archive/{name}", data)
+    return path
+
+
+EVIL = [
+    ("posix", "system", "touch {}"),
+    ("os", "system", "touch {}"),
+    ("nt", "system", "touch {}"),
+    ("builtins", "eval", "open('{}', 'w')"),
+    ("builtins", "exec", "open('{}', 'w')"),
+    ("__builtin__", "eval", "open('{}', 'w')"),
+    ("builtins", "open", "{}"),
+    ("builtins", "getattr", "{}"),
+    ("builtins", "__import__", "os"),
+    ("io", "open", "{}"),
+    ("subprocess", "Popen", "touch {}"),
+    ("functools", "partial", "{}"),
+    ("operator", "attrgetter", "system"),
+    ("importlib", "import_module", "os"),
+    ("runpy", "run_path", "{}"),
+    ("pickle", "loads", b"."),
+    ("_pickle", "loads", b"."),
+    ("shutil", "rmtree", "{}"),
+    ("commands", "getoutput", "touch {}"),
+    ("types", "FunctionType", "{}"),
+    ("copyreg", "add_extension", "{}"),
+    ("collections", "namedtuple", "{}"),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "argument"), EVIL)
+def test_a_call_into_the_standard_library_is_named_and_not_made(tmp_path, module, name, argument):
+    mark = tmp_path / "ran"
+    if isinstance(argument, str):
+        argument = argument.format(mark)
+    path = write(tmp_path, call_by_name(module, name, argument))
+    shown = {"__builtin__": "builtins"}.get(module, module)
+    with pytest.raises(WeightsError, match=rf"evil\.ckpt: holds .*{shown}\.{name}") as caught:
+        load_pickle_tensors(path)
+    assert "\n" not in str(caught.value)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("torch.hub", "load"),
+        ("torch", "load"),
+        ("numpy.testing._private.utils", "runstring"),
+        ("numpy.ctypeslib", "load_library"),
+        ("joblib", "load"),
+        ("__main__", "run"),
+        ("torch._utils", "_rebuild_sparse_tensor"),
+    ],
+)
+def test_a_call_into_another_package_is_named_and_not_made(tmp_path, module, name):
+    path = write(tmp_path, call_by_name(module, name, "x"))
+    with pytest.raises(WeightsError, match=rf"holds a call of {module}\.{name}"):
+        load_pickle_tensors(path)
+
+
+def test_a_harmless_looking_checkpoint_with_one_call_inside_is_refused(tmp_path):
+    mark = tmp_path / "ran"
+    content = {"state_dict": {"w": torch.ones(2)}, "extra": [Call(os.system, f"touch {mark}")]}
+    path = tmp_path / "evil.ckpt"
+    torch.save(content, path)
+    with pytest.raises(WeightsError, match=r"holds posix\.system"):
+        load_pickle_tensors(path)
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(WeightsError, match=r"holds posix\.system"):
+        load_pickle_tensors(path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_every_protocol_is_refused_by_name(tmp_path, protocol):
+    path = write(tmp_path, pickle.dumps(Call(eval, "1"), protocol))
+    with pytest.raises(WeightsError, match=r"holds builtins\.eval"):
+        load_pickle_tensors(path)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        # Old instance and object instructions, with and without arguments.
+        (b"(S'touch x'\nios\nsystem\n.", r"holds os\.system"),
+        (b"(cos\nsystem\nS'touch x'\no.", r"holds os\.system"),
+        (b"(S'touch x'\nitorch.hub\nload\n.", r"holds a call of torch\.hub\.load"),
+        # An object made with arguments or keywords.
+        (b"\x80\x02ctorch.hub\nload\nX\x01\x00\x00\x00x\x85\x81.", "a call of torch.hub.load"),
+        (b"\x80\x04ctorch\nx\n)}X\x01\x00\x00\x00ax\x92.", "damaged pickle"),
+        (b"\x80\x04ctorch\nx\n)}(X\x01\x00\x00\x00aK\x01u\x92.", "keyword arguments"),
+        # copyreg given a base class or a state that a call would get.
+        (b"ccopyreg\n_reconstructor\n(ctorch\nx\ncbuiltins\nlist\n(lp0\ntR.", "a call of torch.x"),
+        # A call of what is no name: a number, a record, a rebuilt tensor's class.
+        (b"\x80\x02K\x01)R.", "a call of something that is not a name"),
+        (b"\x80\x02ctorch\nx\n)\x81)R.", "a call of something that is not a name"),
+        # Setting state or items on a name.
+        (b"\x80\x02ctorch\nx\n}X\x01\x00\x00\x00aK\x01sb.", "a state for a GlobalName"),
+        (b"\x80\x02ctorch\nx\nK\x01a.", "items for a GlobalName"),
+        (b"\x80\x02ctorch\nx\nK\x01K\x02s.", "keys and values for a GlobalName"),
+        (b"\x80\x02K\x01}b.", "a state for a int"),
+        # The extension registry, out-of-band buffers, data outside.
+        (b"\x80\x02\x82\x01.", "EXT1 is not allowed"),
+        (b"\x80\x05\x97.", "NEXT_BUFFER is not allowed"),
+        (b"\x80\x02X\x01\x00\x00\x00aQ.", "data outside the pickle"),
+        (b"\x80\x02Pabc\n.", "data outside the pickle"),
+        # Names that are no names.
+        (b"\x80\x02cos;import x\na\n.", "holds 'os;import"),
+        (b"\x80\x04K\x01K\x02\x93.", "a global whose name is not text"),
+        (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", r"holds os\.system"),
+        # Damage.
+        (b"\x80\x02", "damaged pickle"),
+        (b"\x80\x02.", "damaged pickle"),
+        (b"\x80\x02(.", "damaged pickle"),
+        (b"\x80\x02h\x05.", "damaged pickle"),
+        (b"\x80\x02t.", "damaged pickle"),
+        (b"\x80\x02}(K\x01u.", "damaged pickle"),
+        (b"\x80\x02\xff.", "unknown"),
+        (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7fabc.", "bytes8"),
+        (b"\x80\x04\x8e\x00\x00\x00\x00\x00\x01\x00\x00abc.", "bytes8"),
+        (b"\x80\x02\x8b\xff\xff\xff\x7fabc.", "long4"),
+    ],
+)
+def test_hand_written_attacks(tmp_path, code, message):
+    with pytest.raises(WeightsError, match=message) as caught:
+        load_pickle_tensors(write(tmp_path, code))
+    assert "evil.ckpt" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_deep_nesting_costs_no_stack(tmp_path):
+    deep = load_pickle_tensors(write(tmp_path, b"\x80\x02)" + b"\x85" * 100_000 + b"."))
+    assert type(deep) is tuple
+    # Hashing it would overflow the C stack.
+    path = write(tmp_path, b"\x80\x02})" + b"\x85" * 100_000 + b"K\x01s.")
+    with pytest.raises(WeightsError, match="a key that holds a tuple"):
+        load_pickle_tensors(path)
+    path = write(tmp_path, b"\x80\x04(" + b")" + b"\x85" * 100_000 + b"\x91.")
+    with pytest.raises(WeightsError, match="a key that holds a tuple"):
+        load_pickle_tensors(path)
+
+
+def test_a_memo_index_takes_no_memory(tmp_path):
+    path = write(tmp_path, b"\x80\x02K\x07r\xff\xff\xff\x7fj\xff\xff\xff\x7f\x86.")
+    assert load_pickle_tensors(path) == (7, 7)
+
+
+def test_modules_that_hold_themselves_are_refused():
+    module = Record(GlobalName("torch.nn", "Module"))
+    module.state["_modules"] = {"inner": module}
+    with pytest.raises(ValueError, match="nested without end"):
+        named_tensors(module)
+
+
+def test_modules_shared_again_and_again_are_refused():
+    """Twenty pairs of pointers make a million paths."""
+    module = Record(GlobalName("torch.nn", "Module"))
+    for _ in range(25):
+        outer = Record(GlobalName("torch.nn", "Module"))
+        outer.state["_modules"] = {"a": module, "b": module}
+        module = outer
+    with pytest.raises(ValueError, match="nested without end"):
+        named_tensors(module)
+
+
+def test_objects_of_other_classes_are_records():
+    stream = io.BytesIO(b"\x80\x02cenhancing.modules\nViTVQ\n)\x81}X\x01\x00\x00\x00aK\x01sb.")
+    record = InertUnpickler(stream, {}).load()
+    assert str(record.kind) == "enhancing.modules.ViTVQ"
+    assert record.state == {"a": 1}
+
+
+STORAGE = ("storage", torch.FloatStorage, "0", "cpu", 4)
+
+
+class Storages(pickle.Pickler):
+    """Writes tuples that begin with "storage" as persistent ids."""
+
+    def persistent_id(self, obj):
+        return obj if isinstance(obj, tuple) and obj[:1] == ("storage",) else None
+
+
+def pickled_tensor(offset, size, stride, storage=STORAGE):
+    stream = io.BytesIO()
+    arguments = (storage, offset, size, stride, False, collections.OrderedDict())
+    Storages(stream, 2).dump(Call(torch._utils._rebuild_tensor_v2, *arguments))
+    return stream.getvalue()
+
+
+DATA = struct.pack("<4f", 1, 2, 3, 4)
+
+
+def test_the_tensor_that_the_attacks_vary_is_readable(tmp_path):
+    path = write_torch_zip(tmp_path, pickled_tensor(1, (3,), (1,)), members=[("data/0", DATA)])
+    assert load_pickle_tensors(path).tolist() == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "stride", "message"),
+    [
+        (2, (3,), (1,), "reaches element 4 of a storage of 4"),
+        (0, (5,), (1,), "reaches element 4 of a storage of 4"),
+        (0, (2, 2), (4, 1), "reaches element 5 of a storage of 4"),
+        (0, (2,), (2**62,), "reaches element"),
+        (4, (1,), (1,), "reaches element 4"),
+        (-1, (2,), (1,), "offset is not"),
+        (0, (-1,), (1,), "size is not"),
+        (0, (2,), (-1,), "stride is not"),
+        (0, (2,), (1, 1), "1 sizes and 2 strides"),
+        (0, (10**12,), (0,), "a tensor of 1000000000000 elements in a storage of 4"),
+        (0, (1,) * 40, (1,) * 40, "size is not a short list"),
+        (0.5, (2,), (1,), "offset is not"),
+    ],
+)
+def test_a_view_beyond_its_storage_is_refused(tmp_path, offset, size, stride, message):
+    pickled = pickled_tensor(offset, size, stride)
+    path = write_torch_zip(tmp_path, pickled, members=[("data/0", DATA), ("data/1", DATA * 100)])
+    with pytest.raises(WeightsError, match=message):
+        load_pickle_tensors(path)
+
+
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        (("storage", torch.FloatStorage, "0", "cpu", 5), "has 16 bytes, expected 20"),
+        (("storage", torch.FloatStorage, "0", "cpu", 2**60), "has 16 bytes"),
+        (("storage", torch.FloatStorage, "0", "cpu", -1), "-1 elements"),
+        (("storage", torch.FloatStorage, "9", "cpu", 4), "'data/9' is missing"),
+        (("storage", torch.FloatStorage, "../data.pkl", "cpu", 4), "is missing"),
+        (("storage", torch.nn.Linear, "0", "cpu", 4), "storage of type torch.nn"),
+        (("storage", 7, "0", "cpu", 4), "storage of type"),
+        (("storage", torch.FloatStorage, 0, "cpu", 4), "no storage"),
+        (("storage", torch.FloatStorage), "damaged|unpack"),
+    ],
+)
+def test_a_storage_that_is_not_there_is_refused(tmp_path, storage, message):
+    pickled = pickled_tensor(0, (1,), (1,), storage)
+    path = write_torch_zip(tmp_path, pickled, members=[("data/0", DATA)])
+    with pytest.raises(WeightsError, match=message):
+        load_pickle_tensors(path)
+
+
+def test_one_storage_under_two_descriptions_is_refused(tmp_path):
+    stream = io.BytesIO()
+    other = ("storage", torch.DoubleStorage, "0", "cpu", 2)
+    calls = [
+        Call(torch._utils._rebuild_tensor_v2, storage, 0, (1,), (1,), False, {})
+        for storage in (STORAGE, other)
+    ]
+    Storages(stream, 2).dump(calls)
+    path = write_torch_zip(tmp_path, stream.getvalue(), members=[("data/0", DATA)])
+    with pytest.raises(WeightsError, match="described in two ways"):
+        load_pickle_tensors(path)
+
+
+def test_zip_bombs_and_foreign_zips_are_refused(tmp_path):
+    bomb = [("data/0", bytes(50_000_000))]
+    path = write_torch_zip(
+        tmp_path, pickled_tensor(0, (1,), (1,)), members=bomb, compression=zipfile.ZIP_DEFLATED
+    )
+    assert path.stat().st_size < 200_000
+    with pytest.raises(WeightsError, match="is compressed"):
+        load_pickle_tensors(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "no weights")
+    with pytest.raises(WeightsError, match="without one data.pkl"):
+        load_pickle_tensors(path)
+    path = write_torch_zip(
+        tmp_path, pickled_tensor(0, (1,), (1,)), members=[("byteorder", "big"), ("data/0", DATA)]
+    )
+    with pytest.raises(WeightsError, match="byte order b'big'"):
+        load_pickle_tensors(path)
+
+
+def test_a_zip_directory_that_points_elsewhere_is_refused(tmp_path):
+    path = write_torch_zip(tmp_path, pickled_tensor(0, (1,), (1,)), members=[("data/0", DATA)])
+    data = bytearray(path.read_bytes())
+    entry = data.rindex(b"PK\x01\x02")
+    data[entry + 42 : entry + 46] = struct.pack("<L", 7)
+    path.write_bytes(data)
+    with pytest.raises(WeightsError, match="outside the file|BadZip|magic"):
+        load_pickle_tensors(path)
+
+
+def legacy_parts(tmp_path):
+    path = tmp_path / "legacy.ckpt"
+    torch.save({"w": torch.arange(4.0)}, path, _use_new_zipfile_serialization=False)
+    return path, path.read_bytes()
+
+
+@pytest.mark.parametrize("cut_bytes", [1, 15, 20, 40, 200])
+def test_a_cut_file_of_old_is_refused(tmp_path, cut_bytes):
+    path, data = legacy_parts(tmp_path)
+    path.write_bytes(data[:-cut_bytes])
+    with pytest.raises(WeightsError, match=r"legacy\.ckpt"):
+        load_pickle_tensors(path)
+
+
+def test_a_storage_of_another_size_than_described_is_refused(tmp_path):
+    path, data = legacy_parts(tmp_path)
+    path.write_bytes(data[:-24] + struct.pack("<q", 3) + data[-16:])
+    with pytest.raises(WeightsError, match="has 3 elements or is cut, expected 4"):
+        load_pickle_tensors(path)
+
+
+def test_a_torch_file_inside_a_plain_pickle_cannot_hide_a_call(tmp_path):
+    mark = tmp_path / "ran"
+    inner = io.BytesIO()
+    torch.save(Call(os.system, f"touch {mark}"), inner)
+    path = write(tmp_path, call_by_name("torch.storage", "_load_from_bytes", inner.getvalue()))
+    with pytest.raises(WeightsError, match=r"posix\.system"):
+        load_pickle_tensors(path)
+    inner = call_by_name("torch.storage", "_load_from_bytes", b"x")
+    with pytest.raises(WeightsError, match=r"a tensor that is no torch file"):
+        load_pickle_tensors(
+            write(tmp_path, call_by_name("torch.storage", "_load_from_bytes", inner))
+        )
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.array([{}], dtype=object),
+        np.array(["text"]),
+        np.zeros(2, dtype=[("a", "f4")]),
+    ],
+)
+def test_arrays_of_other_than_numbers_are_refused(tmp_path, value):
+    with pytest.raises(WeightsError, match="something other than numbers"):
+        load_pickle_tensors(write(tmp_path, pickle.dumps(value, 2)))
+
+
+def test_an_array_larger_than_its_bytes_is_refused(tmp_path):
+    data = pickle.dumps(np.zeros(7, dtype="u1"), 2)
+    path = write(tmp_path, data.replace(b"K\x07\x85", b"K\x09\x85"))
+    with pytest.raises(WeightsError, match="cannot reshape"):
+        load_pickle_tensors(path)
+
+
+def test_a_module_is_read_although_its_class_is_gone(tmp_path):
+    class Gone(nn.Sequential):
+        pass
+
+    Gone.__qualname__, Gone.__module__ = "Gone", "a_package_that_is_not_here"
+    path = tmp_path / "module.ckpt"
+    module = Gone(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    stream = io.BytesIO()
+
+    class Writer(pickle._Pickler):
+        """Python's own writer, told not to look the class up."""
+
+        def save_global(self, obj, name=None):
+            if obj is Gone:
+                self.write(b"ca_package_that_is_not_here\nGone\n")
+            else:
+                super().save_global(obj, name)
+
+        dispatch = {**pickle._Pickler.dispatch, type: save_global}
+
+    Writer(stream, 2).dump(module)
+    path.write_bytes(stream.getvalue())
+    tensors = named_tensors(load_pickle_tensors(path))
+    assert {name: tensor.tolist() for name, tensor in tensors.items()} == {
+        name: tensor.tolist() for name, tensor in module.state_dict().items()
+    }
