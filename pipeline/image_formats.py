@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 
+from PIL import ImageFile
+
 from im2sp.pipeline.image_checks import (
     check_boxes,
     check_gif,
@@ -24,7 +26,6 @@ from im2sp.pipeline.image_checks import (
 from im2sp.pipeline.image_errors import ImageError
 from im2sp.pipeline.jpeg_check import check_jpeg
 from im2sp.pipeline.tiff_check import check_tiff
-from PIL import ImageFile
 
 _HEAD_BYTES = 64
 _JPEG = b"\xff\xd8\xff"

@@ -22,9 +22,10 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageFile
+
 from im2sp.pipeline.image_errors import ImageError, shown
 from im2sp.pipeline.image_formats import Format, find_format
-from PIL import Image, ImageFile
 
 __all__ = ["DEFAULT_MAX_PIXELS", "ByteRange", "ImageError", "read_image", "source_size_bytes"]
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
+
 from im2sp.pipeline.image_errors import ImageError
 
 _MAX_SCANS = 1000

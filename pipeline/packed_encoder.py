@@ -15,8 +15,9 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from im2sp.pipeline.vitvqgan import Attention, FeedForward, PreNorm, ViTVQGAN
 from torch import Tensor, nn
+
+from im2sp.pipeline.vitvqgan import Attention, FeedForward, PreNorm, ViTVQGAN
 
 # Patches compared with all codes at once: 196 x 8192 floats stay in the cache.
 SEARCH_CHUNK_PATCHES = 196

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from im2sp.pipeline.pickles import GlobalName, Rebuilder, make_set
 from torch import Tensor
+
+from im2sp.pipeline.pickles import GlobalName, Rebuilder, make_set
 
 STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,

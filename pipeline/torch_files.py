@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from im2sp.pipeline.pickles import InertUnpickler, ReadableFile, Rebuilder
 from im2sp.pipeline.rebuild import (
     REBUILDERS,
@@ -19,7 +21,6 @@ from im2sp.pipeline.rebuild import (
     Storage,
     storage_dtype,
 )
-from torch import Tensor
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save
+from torch import Tensor
+
 from im2sp.pipeline.pickles import WeightsError
 from im2sp.pipeline.vitvqgan import ViTVQGAN, config_from_shapes, position_table
 from im2sp.pipeline.weights import Weights, describe, named_tensors, read_weights
-from safetensors.torch import save
-from torch import Tensor
 
 ENCODER_MARK = "to_patch_embedding.0.weight"
 DECODER_MARKS = ("to_pixel.1.weight", "to_pixel.conv_out.weight")

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from im2sp.pipeline.pickles import Record, RefusedGlobalError, WeightsError
 from im2sp.pipeline.torch_files import TorchZip, read_pickles
-from torch import Tensor
 
 # First instructions of pickles that name no protocol: a global, a mark, a list, a dict.
 _OLD_PICKLE_STARTS = frozenset({b"c", b"(", b"]", b"}"})

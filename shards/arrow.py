@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterable, Iterator
 
 import pyarrow as pa
+from pyarrow import ipc
+
 from im2sp.shards.errors import ShardError
 from im2sp.shards.manifest import BatchInfo
 from im2sp.shards.sink import Sink
-from pyarrow import ipc
 
 
 def write_arrow(

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
+
 from im2sp.shards.codecs import Codec, ColumnCodecs
 from im2sp.shards.errors import ShardError
 from im2sp.shards.schema import Sample
-from numpy.typing import NDArray
 
 _NO_OFFSETS = np.zeros(1, np.int32)
 _NO_BYTES = np.zeros(0, np.uint8)

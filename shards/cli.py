@@ -35,10 +35,11 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _verify(config: VerifyConfig) -> int:
+    from tqdm import tqdm
+
     from im2sp.shards.errors import ShardError
     from im2sp.shards.manifest import Manifest
     from im2sp.shards.verify import verify_dataset
-    from tqdm import tqdm
 
     num_shards = num_samples = size_bytes = 0
     try:

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import safetensors
 import safetensors.numpy
+from numpy.typing import ArrayLike, NDArray
+
 from im2sp.shards.errors import ShardError
 from im2sp.shards.files import atomic_file
 from im2sp.shards.manifest import ADVICE
-from numpy.typing import ArrayLike, NDArray
 
 CODEBOOK_NAME = "codebook.safetensors"
 _TENSOR = "codebook"

@@ -10,9 +10,10 @@ from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
+
 from im2sp.shards.errors import ShardError
 from im2sp.shards.packing import pack_units, packed_size_bytes, unpack_units
-from numpy.typing import NDArray
 
 
 class Codec(Protocol):

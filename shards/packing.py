@@ -15,8 +15,9 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from im2sp.shards.errors import ShardError
 from numpy.typing import ArrayLike, NDArray
+
+from im2sp.shards.errors import ShardError
 
 IMAGE_UNIT_BITS = 13
 NUM_IMAGE_UNITS = 784

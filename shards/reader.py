@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
+
 from im2sp.shards.arrow import read_message
 from im2sp.shards.batch import Batch
 from im2sp.shards.codecs import ColumnCodecs

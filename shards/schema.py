@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import ArrayLike, NDArray
+
 from im2sp.shards.codecs import Codec, ColumnCodecs, Columns, make_codecs
 from im2sp.shards.errors import ShardError
-from numpy.typing import ArrayLike, NDArray
 
 FORMAT_VERSION = 1
 MAX_BATCH_ROWS = 256

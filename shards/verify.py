@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import ipc
+
 from im2sp.shards.batch import Batch
 from im2sp.shards.codebook import read_codebook
 from im2sp.shards.codecs import ColumnCodecs, make_codecs
@@ -25,8 +28,6 @@ from im2sp.shards.packing import unpack_units
 from im2sp.shards.reader import ShardReader
 from im2sp.shards.schema import arrow_schema
 from im2sp.shards.webdataset import list_members
-from numpy.typing import NDArray
-from pyarrow import ipc
 
 _CHUNK_SIZE_BYTES = 1 << 22
 

@@ -19,6 +19,8 @@ from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import pyarrow as pa
+from pyarrow import ipc
+
 from im2sp.shards.arrow import parse_arrow
 from im2sp.shards.batch import Batch
 from im2sp.shards.codecs import make_codecs
@@ -35,7 +37,6 @@ from im2sp.shards.schema import (
     rows_of_batch,
 )
 from im2sp.shards.sink import Sink
-from pyarrow import ipc
 
 BLOCK = 512
 MEMBERS = ("durations", "image_units", "json", "speech_units")

@@ -5,6 +5,7 @@ from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
+
 from im2sp.shards.arrow import write_arrow
 from im2sp.shards.errors import ShardError
 from im2sp.shards.files import atomic_file

@@ -17,8 +17,9 @@ from collections.abc import Callable
 
 import numba
 import numpy as np
-from im2sp.shards import pack_units, unpack_units
 from numpy.typing import NDArray
+
+from im2sp.shards import pack_units, unpack_units
 
 NUM_UNITS = 784
 BITS = 13

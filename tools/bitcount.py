@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from im2sp.shards import Sample, ShardDataset, ShardError
 from im2sp.shards.codecs import Codec, ColumnCodecs, make_codecs
 from im2sp.shards.manifest import MANIFEST_NAME, REJECTS_NAME
-from numpy.typing import NDArray
 
 RAW_BITS_PER_IMAGE = 224 * 224 * 24
 RAW_BITS_PER_FRAME = 320 * 16  # one speech unit stands for 20 ms at 16 kHz

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
 from im2sp.tools.brushes import (
     Pixels,
     axes,
@@ -25,7 +27,6 @@ from im2sp.tools.brushes import (
     rippled,
     shadow,
 )
-from PIL import Image, ImageDraw, ImageFont
 
 Scene = Callable[[np.random.Generator, int, int], Pixels]
 

@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from im2sp.shards import Sample, ShardDataset, ShardError
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from im2sp.shards import Sample, ShardDataset, ShardError
 
 TILE_PX = 224
 MARGIN_PX = 8
@@ -38,6 +39,7 @@ def decode_samples(
         ValueError: The tokenizer is not the one that made the units.
     """
     import torch
+
     from im2sp.pipeline import load_image_tokenizer
 
     tokenizer = load_image_tokenizer(

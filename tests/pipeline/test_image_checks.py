@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageFile
+
 from im2sp.pipeline.images import (
     ByteRange,
     ImageError,
     read_image,
 )
-from PIL import Image, ImageFile
 
 WIDTH, HEIGHT = 40, 30
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+
 from im2sp.pipeline import image_tokenizer, load_image_tokenizer
 from im2sp.pipeline.image_tokenizer import ImageTokenizer
 from im2sp.pipeline.pickles import WeightsError
 from im2sp.pipeline.vitvqgan import TransformerConfig, ViTVQGAN, ViTVQGANConfig
 from im2sp.pipeline.vitvqgan_weights import image_tokenizer_bytes
-from safetensors.torch import save_file
-from torch import nn
 
 BASE = "thuanz123/vitvqgan-imagenet-base"
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from im2sp.pipeline.images import (
     DEFAULT_MAX_PIXELS,
     ByteRange,
@@ -15,7 +17,6 @@ from im2sp.pipeline.images import (
     source_size_bytes,
 )
 from im2sp.pipeline.sources import list_source
-from PIL import Image
 
 WIDTH, HEIGHT = 40, 30
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+
 from im2sp.pipeline.packed_encoder import (
     CodeSearch,
     PackedEncoder,

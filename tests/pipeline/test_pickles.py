@@ -10,9 +10,10 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from im2sp.pipeline.pickles import GlobalName, InertUnpickler, Record, WeightsError
 from im2sp.pipeline.weights import load_pickle_tensors, named_tensors
-from torch import nn
 
 
 class Call:

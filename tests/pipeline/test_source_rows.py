@@ -7,9 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
+
 from im2sp.pipeline.images import read_image
 from im2sp.pipeline.sources import SourceError, SourceItem, list_source
-from PIL import Image
 
 
 def png_bytes(value: int = 0) -> bytes:

@@ -6,10 +6,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
 from im2sp.pipeline.images import ByteRange, read_image
 from im2sp.pipeline.source_items import assign_keys, clean_key
 from im2sp.pipeline.sources import SourceError, list_source
-from PIL import Image
 
 
 def png_bytes(value: int = 0) -> bytes:

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from im2sp.pipeline.views import VIEWS
 from PIL import Image
+
+from im2sp.pipeline.views import VIEWS
 
 
 def noise(width: int, height: int) -> Image.Image:

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from im2sp.pipeline.pickles import Record, WeightsError
-from im2sp.pipeline.weights import describe, load_pickle_tensors, named_tensors, read_weights
 from safetensors.torch import save_file
 from torch import nn
+
+from im2sp.pipeline.pickles import Record, WeightsError
+from im2sp.pipeline.weights import describe, load_pickle_tensors, named_tensors, read_weights
 
 DTYPES = [
     torch.float64,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import settings
+
 from im2sp.shards import (
     DEFAULT_COLUMNS,
     Layout,

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from im2sp.shards import DEFAULT_COLUMNS, ShardError
 from im2sp.shards.codecs import PackedCodec, VarintCodec, make_codecs
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from im2sp.shards import Manifest, Sample, ShardDataset, ShardError, verify_dataset
 
 Make = Callable[..., list[Sample]]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from im2sp.shards import (
     Layout,
     Manifest,

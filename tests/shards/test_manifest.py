@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from im2sp.shards import DEFAULT_COLUMNS, BatchInfo, Layout, Manifest, ShardError, ShardInfo
 
 

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from im2sp.shards import ShardError, deduplicate, pack_units, unpack_units
 
 

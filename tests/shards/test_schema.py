@@ -3,6 +3,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from im2sp.shards import ARROW_SCHEMA, Sample, ShardError, encode_batch
 
 IMAGE = np.zeros((28, 28), np.uint16)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from im2sp.shards import Manifest, Sample, ShardError, encode_batch, expand_members, unpack_units
 
 Make = Callable[..., list[Sample]]

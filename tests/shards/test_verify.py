@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from im2sp.shards import (
     DEFAULT_COLUMNS,
     Layout,

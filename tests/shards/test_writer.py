@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+
 from im2sp.shards import Layout, Sample, ShardError, encode_batch, write_shard
 
 Make = Callable[..., list[Sample]]

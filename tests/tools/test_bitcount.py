@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from im2sp.shards import Layout, Manifest, Sample, encode_batch, write_shard
 from im2sp.shards.codecs import make_codecs
 from im2sp.shards.schema import DEFAULT_COLUMNS

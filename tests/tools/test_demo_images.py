@@ -3,8 +3,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from im2sp.tools.make_demo_images import SCENES, main, paint
 from PIL import Image
+
+from im2sp.tools.make_demo_images import SCENES, main, paint
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SHIPPED = sorted((DOCS / "demo-images").glob("*.jpg"))

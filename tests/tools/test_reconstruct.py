@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-import im2sp.pipeline
 import numpy as np
 import pytest
+from PIL import Image
+
+import im2sp.pipeline
 from im2sp.shards import (
     DEFAULT_COLUMNS,
     Layout,
@@ -15,7 +17,6 @@ from im2sp.shards import (
     write_shard,
 )
 from im2sp.tools.reconstruct import decode_samples, main, psnr
-from PIL import Image
 
 IMAGES = Path(__file__).resolve().parents[2] / "docs/demo-images"
 KEYS = sorted(path.stem for path in IMAGES.glob("*.jpg"))
