@@ -58,8 +58,8 @@ class TokenizeConfig:
     json: Flag = False
     """Print the summary as one JSON object."""
 
-    def __post_init__(self) -> None:
-        """Check ranges."""
+    def check(self) -> None:
+        """Raise ValueError, naming the flag, where a value is out of range."""
         for name in ("samples_per_member", "samples_per_shard", "max_pixels", "num_workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -94,8 +94,10 @@ def main(args: list[str] | None = None) -> None:
     """Run the command; always leaves by SystemExit."""
     try:
         config = tyro.cli(TokenizeConfig, prog="im2sp-tokenize", args=args)
+        config.check()
     except ValueError as error:
-        _fail(str(error), status=2)
+        print(f"im2sp-tokenize: {error}", file=sys.stderr)
+        sys.exit(2)
     try:
         sys.exit(_run(config))
     except (ValueError, OSError) as error:
