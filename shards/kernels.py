@@ -1,6 +1,6 @@
 """Compiled inner loops of the bit packing; imported on first use, because numba is slow to import.
 
-Signatures are explicit, so a kernel is compiled once (about half a second for all) and then comes
+Signatures are explicit, so a kernel is compiled once (under a second for all) and then comes
 from numba's cache on disk. All of them release the GIL.
 """
 

@@ -223,11 +223,13 @@ class Manifest:
         path = Path(dataset_dir) / MANIFEST_NAME
         try:
             data = path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise ShardError(
                 f"{path}: no such file, so this is not a finished dataset; "
                 "give the folder that im2sp-tokenize wrote, or run it again to finish"
             ) from None
+        except OSError as error:
+            raise ShardError(f"{path}: cannot be read ({error.strerror})") from None
         try:
             return cls.from_bytes(data)
         except ShardError as error:

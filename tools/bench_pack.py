@@ -40,8 +40,8 @@ def numpy_unpack(packed: NDArray[np.uint8]) -> NDArray[np.uint16]:
     return bits.reshape(len(packed), NUM_UNITS, BITS).astype(np.uint16) @ weights
 
 
-def medians_s(calls: dict[str, Callable[[], object]], num_rounds: int) -> dict[str, float]:
-    """Median seconds of each call, the calls taking turns."""
+def times_s(calls: dict[str, Callable[[], object]], num_rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call in every round, the calls taking turns."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
@@ -50,7 +50,7 @@ def medians_s(calls: dict[str, Callable[[], object]], num_rounds: int) -> dict[s
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
 
 
 def measure(num_rows: int, num_rounds: int) -> list[dict[str, object]]:
@@ -69,11 +69,12 @@ def measure(num_rows: int, num_rounds: int) -> list[dict[str, object]]:
         {
             "case": name,
             "num_rows": num_rows,
-            "million_units_per_s": round(units.size / seconds / 1e6),
-            "median_ms": round(seconds * 1e3, 4),
+            "million_units_per_s": round(units.size / statistics.median(times) / 1e6),
+            "slowest": round(units.size / max(times) / 1e6),
+            "fastest": round(units.size / min(times) / 1e6),
             "num_rounds": num_rounds,
         }
-        for name, seconds in medians_s(calls, num_rounds).items()
+        for name, times in times_s(calls, num_rounds).items()
     ]
 
 
@@ -94,10 +95,10 @@ def main() -> None:
         f"\n{platform.machine()}, one core; Python {platform.python_version()}, "
         f"numpy {np.__version__}, numba {numba.__version__}\n"
     )
-    print("| case | rows of 784 units | million units/s |")
-    print("| --- | ---: | ---: |")
+    print("| case | rows of 784 units | million units/s | slowest | fastest |")
+    print("| --- | ---: | ---: | ---: | ---: |")
     for row in rows:
-        print(f"| {row['case']} | {row['num_rows']} | {row['million_units_per_s']} |")
+        print("| " + " | ".join(str(row[name]) for name in list(row)[:5]) + " |")
 
 
 if __name__ == "__main__":

@@ -98,6 +98,16 @@ def test_missing_manifest(tmp_path: Path) -> None:
             Manifest.read(path)
 
 
+def test_a_manifest_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").mkdir()
+    with pytest.raises(ShardError, match="no such file"):
+        Manifest.read(tmp_path)
+    (tmp_path / "dataset.json").rmdir()
+    (tmp_path / "dataset.json").symlink_to("dataset.json")
+    with pytest.raises(ShardError, match=r"dataset\.json: cannot be read \("):
+        Manifest.read(tmp_path)
+
+
 @pytest.mark.parametrize("text", [b"", b"[]", b'{"format":"other"}', b"[" * 100_000, b"\xff\xfe"])
 def test_other_json_is_refused(text: bytes) -> None:
     with pytest.raises(ShardError, match=r"dataset\.json: (not JSON|no \"format\")"):
