@@ -1,0 +1,229 @@
+"""Train a small ViT-VQGAN image tokenizer, such as the bundled `compact`.
+
+    python tools/fit_image_tokenizer.py --images TRAIN [TRAIN ..] --val VAL --out runs/tokenizer
+
+Starts from PCA and k-means (`image_tokenizer_start`) and trains encoder, codes and decoder together
+on crops, the last part on whole pictures, in bfloat16. Codes follow their patches by exponential
+moving averages; codes that lose theirs start anew at a patch of the batch. The gradient passes the
+quantiser straight through: with the constant that keeps lengths, features and codes lie within a
+few degrees of each other, where the rotation trick gives the same gradient.
+
+The loss is the squared error of pixels and a commitment in the same units. Blocks are trained by
+Muon, all else by AdamW; the rate falls to zero at `--minutes`. A checkpoint is kept; the same
+command goes on from it. Writes `tokenizer.safetensors` and `card.json` into `--out`.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from im2sp.pipeline.decode_pool import DecodePool
+from im2sp.pipeline.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from im2sp.pipeline.sources import list_source
+from im2sp.pipeline.vitvqgan import ViTVQGAN
+from im2sp.pipeline.vitvqgan_weights import image_tokenizer_bytes
+from im2sp.shards.files import atomic_file
+from im2sp.tools.image_quality import Quality, QualityMeter
+from im2sp.tools.image_tokenizer_start import (
+    PATCH_PX,
+    PatchStatistics,
+    fit_patches,
+    nearest_centres,
+    patchify,
+    sample_patches,
+)
+from im2sp.tools.image_tokenizer_trainer import GRID, Recipe, Trainer, nearest_codes
+
+EVERY_STEPS = 100
+
+
+def read_pictures(sources: Sequence[Path]) -> np.ndarray:
+    """All pictures of some sources as `squash-224` shows them: uint8 [n, 224, 224, 3]."""
+    pictures: list[np.ndarray] = []
+    workers = min(16, os.cpu_count() or 1)
+    with DecodePool(num_workers=workers, view="squash-224", max_pixels=2**27) as pool:
+        for source in sources:
+            items = list_source(source).items
+            tasks = [items[start : start + 16] for start in range(0, len(items), 16)]
+            for decoded in pool.decode(tasks):
+                pictures += [one.pixels for one in decoded if one.pixels is not None]
+    if not pictures:
+        raise ValueError(f"{', '.join(map(str, sources))}: not one readable picture")
+    return np.stack(pictures)
+
+
+@torch.inference_mode()
+def measure(network: ViTVQGAN, pictures: np.ndarray, device: torch.device) -> Quality:
+    """Quality in float32 on whole pictures."""
+    meter = QualityMeter(network.config.num_codes)
+    codes = F.normalize(network.quantizer.embedding.weight, dim=-1)
+    for start in range(0, len(pictures), 8):
+        pixels = to_pixels(pictures[start : start + 8], device)
+        features = F.normalize(network.encode_features(pixels), dim=-1)
+        units = nearest_codes(features.flatten(0, 1), codes)
+        decoded = network.decode_features(codes[units].view_as(features))
+        meter.add(pixels.cpu(), decoded.cpu(), units)
+    return meter.result()
+
+
+def measure_tokenizer(tokenizer: ImageTokenizer, pictures: np.ndarray) -> Quality:
+    """Quality of a tokenizer as users load it, on whole pictures."""
+    meter = QualityMeter(tokenizer.num_codes)
+    for start in range(0, len(pictures), 8):
+        pixels = to_pixels(pictures[start : start + 8], torch.device("cpu"))
+        units = tokenizer.encode(pixels)
+        meter.add(pixels, tokenizer.decode(units), units)
+    return meter.result()
+
+
+def measure_kmeans(statistics: PatchStatistics, pictures: np.ndarray) -> Quality:
+    """Quality of plain k-means of projected patches, the bar to clear."""
+    meter = QualityMeter(len(statistics.centres))
+    for start in range(0, len(pictures), 8):
+        pixels = to_pixels(pictures[start : start + 8], torch.device("cpu"))
+        patches = patchify(pixels)
+        points = (patches - statistics.mean) @ statistics.components
+        units, _ = nearest_centres(points.flatten(0, 1), statistics.centres)
+        decoded = statistics.centres[units] @ statistics.components.T + statistics.mean
+        rows = pixels.shape[2] // PATCH_PX
+        grid = decoded.view(len(pixels), rows, -1, 3, PATCH_PX, PATCH_PX)
+        meter.add(pixels, grid.permute(0, 3, 1, 4, 2, 5).reshape(pixels.shape), units)
+    return meter.result()
+
+
+def to_pixels(pictures: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 [B, S, S, 3] -> float32 (B, 3, S, S) in [0, 1]."""
+    planes = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
+    return torch.from_numpy(planes).to(device).float() / 255
+
+
+def draw_crops(
+    pictures: np.ndarray, recipe: Recipe, *, whole: bool, generator: np.random.Generator
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """A batch of crops, half of them mirrored, and the place in the grid they are shown at."""
+    side = GRID if whole else recipe.crop_patches
+    count = max(1, recipe.batch_size * recipe.crop_patches**2 // side**2)
+    origin = generator.integers(0, GRID - side + 1, 2)
+    size = side * PATCH_PX
+    crops = np.empty((count, size, size, 3), np.uint8)
+    for i in range(count):
+        y, x = generator.integers(0, GRID * PATCH_PX - size + 1, 2)
+        crop = pictures[generator.integers(len(pictures)), y : y + size, x : x + size]
+        crops[i] = crop[:, ::-1] if generator.random() < 0.5 else crop
+    return crops, (int(origin[0]), int(origin[1]))
+
+
+def train(
+    trainer: Trainer, pictures: np.ndarray, val: np.ndarray, out: Path, minutes: float
+) -> float:
+    """Train until `minutes` are spent, those before a restart counted in; returns the hours."""
+    recipe, path = trainer.recipe, out / "checkpoint.pt"
+    spent_s = 0.0
+    if path.exists():
+        state = torch.load(path, map_location=trainer.device, weights_only=True)
+        trainer.restore(state)
+        spent_s = state["spent_s"]
+    generator = np.random.default_rng((recipe.seed, trainer.step))
+    begin_s = time.monotonic() - spent_s
+    mean = 0.0
+    # On a CPU, attention's fused backward is slower than plain matrix products.
+    backend = SDPBackend.MATH if trainer.device.type == "cpu" else SDPBackend.FLASH_ATTENTION
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    while (progress := (time.monotonic() - begin_s) / (60 * minutes)) < 1:
+        crops, origin = draw_crops(
+            pictures, recipe, whole=progress > 1 - recipe.whole_share, generator=generator
+        )
+        with sdpa_kernel(backend):
+            error = trainer.train_step(to_pixels(crops, trainer.device), origin, progress)
+        mean = error if mean == 0 else 0.98 * mean + 0.02 * error
+        if trainer.step % EVERY_STEPS == 0:
+            quality = ""
+            if trainer.step % (10 * EVERY_STEPS) == 0:
+                found = measure(trainer.network, val[:: max(1, len(val) // 64)], trainer.device)
+                quality = json.dumps(found.as_json())
+            print(f"step {trainer.step} {progress:.1%} mse {mean:.5f} {quality}", flush=True)
+            spent_s = time.monotonic() - begin_s
+            with atomic_file(path) as file:
+                torch.save({**trainer.state(), "spent_s": spent_s}, file)
+    return (time.monotonic() - begin_s) / 3600
+
+
+def fit(arguments: argparse.Namespace) -> None:
+    """Do all of it: read, start, train, measure, write."""
+    names = Recipe.__dataclass_fields__
+    recipe = Recipe(**{name: getattr(arguments, name) for name in names})
+    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    pictures, val = read_pictures(arguments.images), read_pictures([arguments.val])
+    patches = sample_patches(pictures, arguments.num_patches, np.random.default_rng(recipe.seed))
+    statistics = fit_patches(
+        patches, num_codes=8192, code_width=32, num_rounds=14, seed=recipe.seed
+    )
+    kmeans = measure_kmeans(statistics, val)
+    print(f"k-means {json.dumps(kmeans.as_json())}", flush=True)
+    trainer = Trainer(recipe, statistics, device)
+    hours = train(trainer, pictures, val, arguments.out, arguments.minutes)
+    recipe_json = {name: getattr(recipe, name) for name in names}
+    weights_path = arguments.out / "tokenizer.safetensors"
+    with atomic_file(weights_path) as file:
+        file.write(image_tokenizer_bytes(trainer.network, settings={"recipe": recipe_json}))
+    written = load_image_tokenizer(weights_path, device=device)
+    card = {
+        "recipe": recipe_json,
+        "num_train_images": len(pictures),
+        "hours": round(hours, 3),
+        "steps": trainer.step,
+        "device": device.type,
+        "torch": torch.__version__,
+        "val": measure_tokenizer(written, val).as_json(),
+        "val_kmeans": kmeans.as_json(),
+    }
+    with atomic_file(arguments.out / "card.json") as file:
+        file.write(json.dumps(card, indent=2).encode() + b"\n")
+    print(json.dumps(card, indent=2))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return the exit code."""
+    parser = argparse.ArgumentParser(description="Train a small ViT-VQGAN image tokenizer.")
+    parser.add_argument("--images", type=Path, nargs="+", required=True, help="folders or tars")
+    parser.add_argument("--val", type=Path, required=True, help="folder or tar to choose by")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--minutes", type=float, default=90.0, help="how long to train")
+    parser.add_argument("--device", help="as torch names it; CUDA where there is one")
+    parser.add_argument("--num-patches", type=int, default=1_500_000, help="for PCA and k-means")
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--encoder-depth", type=int, default=3)
+    parser.add_argument("--decoder-depth", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--crop-patches", type=int, default=14)
+    parser.add_argument("--block-rate", type=float, default=1.5e-4)
+    parser.add_argument("--encoder-rate-factor", type=float, default=0.4)
+    parser.add_argument("--other-rate", type=float, default=1e-5)
+    parser.add_argument("--commitment", type=float, default=1.0)
+    parser.add_argument("--decay", type=float, default=0.99)
+    parser.add_argument("--whole-share", type=float, default=0.08)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    if arguments.width % 64 or not 1 <= arguments.crop_patches <= GRID:
+        parser.error(f"--width must be a multiple of 64, --crop-patches at most {GRID}")
+    try:
+        fit(arguments)
+    except (ValueError, OSError) as error:
+        print(f"fit_image_tokenizer: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
