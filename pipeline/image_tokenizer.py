@@ -65,7 +65,7 @@ class ImageTokenizer:
     def _packs(self, dtype: torch.dtype) -> bool:
         return self.device.type == "cpu" and packed_encoder.is_supported(dtype)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """Image units of a batch of any size.
 
@@ -92,7 +92,7 @@ class ImageTokenizer:
             units[start : start + chunk_images] = found.view(len(chunk), rows, columns)
         return units
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
         """(B, N, C) float32 before quantisation, of a batch that fits into memory."""
         if self._encoder is not None:
@@ -100,7 +100,7 @@ class ImageTokenizer:
         dtype = DTYPES[self.precision]
         return self._reduced.encode_features(pixels.to(dtype)).float()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def nearest(self, features: Tensor) -> Tensor:
         """(..., C) features -> (...) int64 ids of the nearest codes, both L2-normalised.
 
@@ -111,7 +111,7 @@ class ImageTokenizer:
             return self._search(flat).view(features.shape[:-1])
         return (flat @ self.quantizer.codebook.t()).argmax(-1).view(features.shape[:-1])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, units: Tensor) -> Tensor:
         """Pixels of a grid of units of any size.
 

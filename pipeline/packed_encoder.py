@@ -14,7 +14,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from im2sp.pipeline.vitvqgan import Attention, FeedForward, PreNorm, ViTVQGAN
+from im2sp.pipeline.vitvqgan import Attention, FeedForward, PreNorm, ViTVQGAN, to_patches
 from torch import Tensor, nn
 
 # Patches compared with all codes at once: 196 x 8192 floats stay in the cache.
@@ -201,13 +201,11 @@ class PackedEncoder:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """(B, channels, h * P, w * P) float32 -> (B, N, C) float32, not normalised."""
-        batch, channels, height, width = pixels.shape
         size = self.patch_size_px
-        grid = (height // size, width // size)
-        patches = pixels.reshape(batch, channels, grid[0], size, grid[1], size)
-        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, grid[0] * grid[1], -1)
-        positions = self.positions(grid).to(self.dtype).expand(batch, -1, -1).contiguous()
-        x = self.to_patch_embedding.plus(patches.to(self.dtype), positions)
+        grid = (pixels.shape[2] // size, pixels.shape[3] // size)
+        patches = to_patches(pixels, size).to(self.dtype)
+        positions = self.positions(grid).to(self.dtype).expand(len(pixels), -1, -1).contiguous()
+        x = self.to_patch_embedding.plus(patches, positions)
         for block in self.blocks:
             x = block(x)
         return self.pre_quant(self.norm(x)).float()

@@ -152,6 +152,7 @@ def test_units_do_not_depend_on_the_batch(lightning, pixels):
         torch.equal(tokenizer.encode(image[None])[0], units)
         for image, units in zip(pixels, together, strict=True)
     )
+    together[0, 0, 0] = 1  # an ordinary tensor, not one of inference mode
     assert tokenizer.encode(pixels[:0]).shape == (0, 28, 28)
     assert tokenizer.decode(together[:0]).shape == (0, 3, 224, 224)
 
@@ -356,6 +357,7 @@ def test_offline_without_a_cache_the_message_says_what_to_do(tmp_path, monkeypat
         ("runs/none.ckpt", "no such file"),
         (Path("a/b"), "no such file"),
         ("/nowhere/x.safetensors", "no such file"),
+        ("tests/pipeline/none.ckpt", "no such file"),
         ("someone/else", "write someone/else/FILE"),
     ],
 )
