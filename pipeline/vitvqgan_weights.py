@@ -21,7 +21,7 @@ from im2sp.pipeline.vitvqgan import (
     ViTVQGANConfig,
     position_table,
 )
-from im2sp.pipeline.weights import Weights, describe, named_tensors, read_weights
+from im2sp.pipeline.weights import Weights, describe, read_weights
 from safetensors.torch import save
 from torch import Tensor
 
@@ -51,7 +51,7 @@ def load_network(weights: Weights, codebook: Tensor | None = None) -> ViTVQGAN:
     Raises:
         WeightsError: One line: what the file holds and what was expected.
     """
-    tensors = published_names(named_tensors(weights.content))
+    tensors = published_names(weights.tensors())
     if codebook is not None:
         tensors[CODEBOOK] = codebook
     if f"encoder.{ENCODER_MARK}" not in tensors:
@@ -252,7 +252,7 @@ def load_codebook(source: str | Path | Tensor | np.ndarray) -> Tensor:
     """
     if isinstance(source, str | Path):
         weights = read_weights(source)
-        tensors, name = named_tensors(weights.content), str(source)
+        tensors, name = weights.tensors(), str(source)
         found = describe(weights.content)
     else:
         tensors, name = {"": torch.as_tensor(source)}, "codebook"
