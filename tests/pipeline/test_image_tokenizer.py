@@ -145,9 +145,17 @@ def test_any_grid_of_patches(lightning, network, size):
     torch.testing.assert_close(decoded, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_units_do_not_depend_on_the_batch(lightning, pixels):
-    tokenizer = load_image_tokenizer(lightning)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_units_do_not_depend_on_batch_or_cores(lightning, pixels, precision):
+    tokenizer = load_image_tokenizer(lightning, precision=precision)
+    num_threads = torch.get_num_threads()
     together = tokenizer.encode(pixels)
+    try:
+        for cores in (1, 2, 4):
+            torch.set_num_threads(cores)
+            assert torch.equal(tokenizer.encode(pixels), together)
+    finally:
+        torch.set_num_threads(num_threads)
     assert all(
         torch.equal(tokenizer.encode(image[None])[0], units)
         for image, units in zip(pixels, together, strict=True)
