@@ -42,6 +42,11 @@ class ImageThreads:
         return list(self._executor.map(function, items))
 
 
+def _use_one_core() -> None:
+    torch.get_num_threads()  # a thread's first question sets its number to the last one set
+    torch.set_num_threads(1)
+
+
 def _single_core_threads(num_threads: int) -> ThreadPoolExecutor:
     """Threads in each of which torch uses one core.
 
@@ -52,8 +57,7 @@ def _single_core_threads(num_threads: int) -> ThreadPoolExecutor:
     executor = ThreadPoolExecutor(
         num_threads,
         thread_name_prefix="im2sp-image",
-        initializer=torch.set_num_threads,
-        initargs=(1,),
+        initializer=_use_one_core,
     )
     for _ in range(num_threads):
         executor.submit(started.wait)
