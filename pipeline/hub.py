@@ -39,6 +39,7 @@ def find_weights(name_or_path: str | Path, bundled: dict[str, Path]) -> Path:
     match = _HUB_ID.fullmatch(name)
     hub_file = match and (match["file"] or HUB_FILES.get(match["repo"]))
     is_path = isinstance(name_or_path, Path) or name.startswith(("/", ".", "~"))
+    is_path = is_path or Path(path.parts[0]).is_dir()  # a slip in a path, not somebody's name
     if is_path or not match or (not hub_file and name.endswith(WEIGHT_SUFFIXES)):
         raise WeightsError(
             f"{name}: there is no such file; expected {_options(bundled)}, or the path of a weights"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from im2sp.pipeline import packed_encoder
 from im2sp.pipeline.hub import find_weights
+from im2sp.pipeline.image_threads import ImageThreads
 from im2sp.pipeline.vitvqgan import ViTVQGAN
 from im2sp.pipeline.vitvqgan_weights import fingerprint, load_codebook, load_network
 from im2sp.pipeline.weights import read_weights
@@ -59,6 +60,7 @@ class ImageTokenizer:
             self._reduced = packed_encoder.copy_encoder(network, dtype)
         else:
             self._reduced = self.network
+        self._threads = ImageThreads()
         self._search = None
         if self.device.type == "cpu":
             self._search = packed_encoder.CodeSearch(self.quantizer.codebook)
@@ -66,12 +68,12 @@ class ImageTokenizer:
     def _packs(self, dtype: torch.dtype) -> bool:
         return self.device.type == "cpu" and packed_encoder.is_supported(dtype)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """Image units of a batch of any size.
 
         An image's units do not depend on the others in its batch: on a CPU, images are encoded one
-        by one, each with all cores.
+        by one, each on a core of its own (see `image_threads`).
 
         Args:
             pixels: (B, 3, H, W) float32 in [0, 1]; H and W multiples of `patch_size_px`.
@@ -85,15 +87,19 @@ class ImageTokenizer:
         self._check_pixels(pixels)
         size = self.patch_size_px
         rows, columns = pixels.shape[2] // size, pixels.shape[3] // size
-        units = torch.empty(len(pixels), rows, columns, dtype=torch.int64)
-        chunk_images = 1 if self.device.type == "cpu" else GPU_CHUNK_IMAGES
-        for start in range(0, len(pixels), chunk_images):
-            chunk = pixels[start : start + chunk_images].to(self.device)
-            found = self.nearest(self.features(chunk))
-            units[start : start + chunk_images] = found.view(len(chunk), rows, columns)
-        return units
+        if not len(pixels):
+            return torch.empty(0, rows, columns, dtype=torch.int64)
+        if self.device.type == "cpu":
+            found = self._threads.map(self._encode_chunk, pixels.split(1))
+        else:
+            found = [self._encode_chunk(chunk) for chunk in pixels.split(GPU_CHUNK_IMAGES)]
+        return torch.cat(found).view(-1, rows, columns)
 
-    @torch.inference_mode()
+    @torch.no_grad()
+    def _encode_chunk(self, pixels: Tensor) -> Tensor:
+        return self.nearest(self.features(pixels.to(self.device))).cpu()
+
+    @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
         """(B, N, C) float32 before quantisation, of a batch that fits into memory."""
         if self._encoder is not None:
@@ -101,7 +107,7 @@ class ImageTokenizer:
         dtype = DTYPES[self.precision]
         return self._reduced.encode_features(pixels.to(dtype)).float()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def nearest(self, features: Tensor) -> Tensor:
         """(..., C) features -> (...) int64 ids of the nearest codes, both L2-normalised.
 
@@ -112,7 +118,7 @@ class ImageTokenizer:
             return self._search(flat).view(features.shape[:-1])
         return (flat @ self.quantizer.codebook.t()).argmax(-1).view(features.shape[:-1])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, units: Tensor) -> Tensor:
         """Pixels of a grid of units of any size.
 

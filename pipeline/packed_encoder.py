@@ -9,7 +9,6 @@ Legend: `B` batch, `N` patches, `D` width, `H` heads, `K` head width.
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from im2sp.pipeline.vitvqgan import Attention, FeedForward, PreNorm, ViTVQGAN
+from im2sp.pipeline.vitvqgan import Attention, FeedForward, PreNorm, ViTVQGAN, to_patches
 
 # Patches compared with all codes at once: 196 x 8192 floats stay in the cache.
 SEARCH_CHUNK_PATCHES = 196
 # exp() of scores within this bound neither overflows nor vanishes, so softmax needs no maximum.
 SAFE_SCORE = 60.0
-# A column of ones behind the values yields the row sums; 16 columns keep rows aligned.
-SUM_COLUMNS = 16
+# Rows of ones below the values; 16 keep the product's rows aligned.
+SUM_ROWS = 16
 
 
 class PackedLinear:
@@ -69,49 +68,57 @@ class PackedBlock:
     mlp_norm: PackedNorm
     mlp_in: PackedLinear
     mlp_out: PackedLinear
-    mix: Callable[[Tensor], Tensor]
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
         qkv = self.to_qkv(self.attention_norm(x))
-        mixed = self.mix(qkv.unflatten(-1, (3, self.heads, -1)))
+        mixed = packed_attention(qkv.unflatten(-1, (3, self.heads, -1)))
         x = x + mixed if self.to_out is None else self.to_out.plus(mixed, x)
         hidden = self.mlp_in(self.mlp_norm(x), "tanh")
         return self.mlp_out.plus(hidden, x)
 
 
-def fused_attention(qkv: Tensor) -> Tensor:
-    """(B, N, 3, H, K) -> (B, N, H * K) by torch's own kernel."""
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, K) each
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+def multiply(x: Tensor, weight: Tensor) -> Tensor:
+    """(M, K) and (N, K) -> (M, N) through oneDNN."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
-def bfloat16_attention(qkv: Tensor) -> Tensor:
-    """(B, N, 3, H, K) -> (B, N, H * K) for bfloat16, head by head in the cache.
-
-    The scores are exponentiated without subtracting their maximum where a bound on them shows that
-    this is safe, and the row sums come out of the product with the values; else softmax is used.
-    """
+def packed_attention(qkv: Tensor) -> Tensor:
+    """(B, N, 3, H, K) -> (B, N, H * K), head by head so that the scores stay in the cache."""
     batch, num_patches, _, heads, head_width = qkv.shape
     out = qkv.new_empty(batch, num_patches, heads, head_width)
-    scale = head_width**-0.5
     for image, mixed in zip(qkv, out, strict=True):
-        q, k, v = image.permute(1, 2, 0, 3).unbind(0)  # (H, N, K) each
-        q = q * scale
-        norms = torch.linalg.vector_norm(torch.stack([q, k]), dim=-1).amax(-1)  # (2, H)
-        if not (norms[0] * norms[1]).max() <= SAFE_SCORE:
-            scores = torch.bmm(q, k.transpose(1, 2))
-            mixed.copy_(torch.bmm(torch.softmax(scores, -1), v).transpose(0, 1))
-            continue
-        values = v.new_ones(heads, num_patches, head_width + SUM_COLUMNS)
-        values[..., :head_width] = v
-        for head in range(heads):
-            scores = torch.mm(q[head], k[head].t()).exp_()
-            sums = torch.mm(scores, values[head])
-            torch.div(
-                sums[:, :head_width], sums[:, head_width : head_width + 1], out=mixed[:, head]
-            )
+        q, k, v = image.permute(1, 2, 0, 3).contiguous().unbind(0)  # (H, N, K) each
+        q = q * head_width**-0.5
+        if qkv.dtype == torch.bfloat16 and largest_score(q, k) <= SAFE_SCORE:
+            _mix_bounded(q, k, v, mixed)
+        else:
+            values = v.transpose(1, 2).contiguous()
+            for head in range(heads):
+                weights = torch.softmax(multiply(q[head], k[head]), dim=-1)
+                mixed[:, head] = multiply(weights, values[head])
     return out.flatten(2)
+
+
+def largest_score(q: Tensor, k: Tensor) -> float:
+    """A bound on the scores of all pairs of patches; NaN where a feature is."""
+    q_norm = torch.linalg.vector_norm(q, dim=-1).amax(-1)
+    k_norm = torch.linalg.vector_norm(k, dim=-1).amax(-1)
+    return float((q_norm * k_norm).max())
+
+
+def _mix_bounded(q: Tensor, k: Tensor, v: Tensor, mixed: Tensor) -> None:
+    """Softmax without its maximum, normalised after the product with the values.
+
+    A row of ones below the values (transposed) makes that product yield the sums of the weights
+    too. Saves two of three passes over the weights.
+    """
+    heads, num_patches, head_width = v.shape
+    values = v.new_ones(heads, head_width + SUM_ROWS, num_patches)
+    values[:, :head_width] = v.transpose(1, 2)
+    for head in range(heads):
+        sums = multiply(multiply(q[head], k[head]).exp_(), values[head])
+        torch.div(sums[:, :head_width], sums[:, head_width, None], out=mixed[:, head])
 
 
 def is_supported(dtype: torch.dtype) -> bool:
@@ -168,8 +175,7 @@ class PackedEncoder:
         self.to_patch_embedding = PackedLinear(
             convolution.weight.flatten(1), convolution.bias, dtype
         )
-        mix = bfloat16_attention if dtype == torch.bfloat16 else fused_attention
-        self.blocks = [self._pack_block(layer, mix) for layer in network.encoder.transformer.layers]
+        self.blocks = [self._pack_block(layer) for layer in network.encoder.transformer.layers]
         self.norm = self._pack_norm(network.encoder.transformer.norm)
         self.pre_quant = PackedLinear(network.pre_quant.weight, network.pre_quant.bias, dtype)
 
@@ -180,7 +186,7 @@ class PackedEncoder:
         weight, bias = norm.weight.detach(), norm.bias.detach()
         return PackedNorm(weight=weight.to(self.dtype), bias=bias.to(self.dtype), eps=norm.eps)
 
-    def _pack_block(self, layer: nn.Module, mix: Callable[[Tensor], Tensor]) -> PackedBlock:
+    def _pack_block(self, layer: nn.Module) -> PackedBlock:
         attention_part, mlp_part = cast(list[PreNorm], list(layer.children()))
         attention, mlp = cast(Attention, attention_part.fn), cast(FeedForward, mlp_part.fn)
         to_out = attention.to_out
@@ -192,18 +198,15 @@ class PackedEncoder:
             mlp_norm=self._pack_norm(mlp_part.norm),
             mlp_in=self._pack_linear(cast(nn.Linear, mlp.net[0])),
             mlp_out=self._pack_linear(cast(nn.Linear, mlp.net[2])),
-            mix=mix,
         )
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """(B, channels, h * P, w * P) float32 -> (B, N, C) float32, not normalised."""
-        batch, channels, height, width = pixels.shape
         size = self.patch_size_px
-        grid = (height // size, width // size)
-        patches = pixels.reshape(batch, channels, grid[0], size, grid[1], size)
-        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, grid[0] * grid[1], -1)
-        positions = self.positions(grid).to(self.dtype).expand(batch, -1, -1).contiguous()
-        x = self.to_patch_embedding.plus(patches.to(self.dtype), positions)
+        grid = (pixels.shape[2] // size, pixels.shape[3] // size)
+        patches = to_patches(pixels, size).to(self.dtype)
+        positions = self.positions(grid).to(self.dtype).expand(len(pixels), -1, -1).contiguous()
+        x = self.to_patch_embedding.plus(patches, positions)
         for block in self.blocks:
             x = block(x)
         return self.pre_quant(self.norm(x)).float()

@@ -95,6 +95,8 @@ def rebuild_tensor(
         raise TypeError("a tensor without storage")
     data = storage.data
     if dtype is not None:
+        if not isinstance(dtype, GlobalName) or str(dtype) not in DTYPES:
+            raise TypeError("a tensor of an unknown number type")
         data = data.view(DTYPES[str(dtype)])
     (offset,) = _numbers([offset], "offset")
     size, stride = _numbers(size, "size"), _numbers(stride, "stride")
@@ -127,6 +129,8 @@ def _rebuild_parameter(data: Any, *_unused: Any) -> Tensor:
 
 def _rebuild_from_type(function: Any, _kind: Any, arguments: Any, _state: Any) -> Any:
     """A tensor subclass, or a tensor with attributes: the tensor alone."""
+    if not isinstance(function, GlobalName) or str(function) not in TENSOR_REBUILDERS:
+        raise TypeError("a tensor that is rebuilt in an unknown way")
     return TENSOR_REBUILDERS[str(function)](*arguments)
 
 

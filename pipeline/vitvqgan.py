@@ -8,8 +8,8 @@ Legend: `B` batch, `N` patches = `h` x `w`, `D` width, `H` heads, `K` head width
 `P` patch size in pixels.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -90,6 +90,21 @@ def position_table(
         [np.tile(by_column, (rows, 1)), np.repeat(by_row, columns, axis=0)], axis=1
     )
     return table.astype(np.float32)
+
+
+def to_patches(pixels: Tensor, size_px: int) -> Tensor:
+    """(B, channels, h * P, w * P) -> (B, N, channels * P * P), as a convolution's kernel lies."""
+    batch, channels, height, width = pixels.shape
+    rows, columns = height // size_px, width // size_px
+    cells = pixels.reshape(batch, channels, rows, size_px, columns, size_px)
+    return cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
+
+
+def from_patches(patches: Tensor, grid: tuple[int, int], size_px: int) -> Tensor:
+    """(B, N, channels * P * P) -> (B, channels, h * P, w * P); undoes `to_patches`."""
+    cells = patches.unflatten(2, (-1, size_px, size_px)).unflatten(1, grid)
+    cells = cells.permute(0, 3, 1, 4, 2, 5)  # (B, channels, h, P, w, P)
+    return cells.flatten(4, 5).flatten(2, 3)
 
 
 class Positions(nn.Module):
@@ -208,11 +223,16 @@ class Transformer(nn.Module):
 
 
 class Encoder(Positions):
-    """Pixels -> features."""
+    """Pixels -> features.
+
+    The patch embedding is computed as a Linear over patches: the same sums, and float32 on every
+    device (cuDNN rounds the inputs of convolutions to TF32).
+    """
 
     def __init__(self, config: ViTVQGANConfig, grid: tuple[int, int]) -> None:
         super().__init__()
         width, patch = config.encoder.width, config.patch_size_px
+        self.patch_size_px = patch
         convolution = nn.Conv2d(config.channels, width, kernel_size=patch, stride=patch)
         self.to_patch_embedding = nn.Sequential(convolution)
         self.init_positions("en_pos_embedding", grid, width)
@@ -220,18 +240,21 @@ class Encoder(Positions):
 
     def forward(self, pixels: Tensor, origin: tuple[int, int] = (0, 0)) -> Tensor:
         """(B, channels, h * P, w * P) -> (B, N, D)."""
-        patches = self.to_patch_embedding(pixels)  # (B, D, h, w)
-        positions = self.positions((patches.shape[2], patches.shape[3]), origin)
-        return self.transformer(patches.flatten(2).transpose(1, 2) + positions)
+        size = self.patch_size_px
+        grid = (pixels.shape[2] // size, pixels.shape[3] // size)
+        embed = cast(nn.Conv2d, self.to_patch_embedding[0])
+        x = F.linear(to_patches(pixels, size), embed.weight.flatten(1), embed.bias)  # (B, N, D)
+        return self.transformer(x + self.positions(grid, origin))
 
 
 class Decoder(Positions):
-    """Features -> pixels."""
+    """Features -> pixels; the transposed convolution is a Linear too."""
 
     def __init__(self, config: ViTVQGANConfig, grid: tuple[int, int]) -> None:
         super().__init__()
         assert config.decoder is not None
         width, patch = config.decoder.width, config.patch_size_px
+        self.patch_size_px = patch
         self.transformer = Transformer(config.decoder)
         self.init_positions("de_pos_embedding", grid, width)
         convolution = nn.ConvTranspose2d(width, config.channels, kernel_size=patch, stride=patch)
@@ -243,7 +266,9 @@ class Decoder(Positions):
     ) -> Tensor:
         """(B, N, D) -> (B, channels, h * P, w * P), not clamped."""
         x = self.transformer(features + self.positions(grid, origin))
-        return self.to_pixel(x.transpose(1, 2).unflatten(2, grid))
+        draw = cast(nn.ConvTranspose2d, self.to_pixel[1])
+        pixels = from_patches(x @ draw.weight.flatten(1), grid, self.patch_size_px)
+        return pixels if draw.bias is None else pixels + draw.bias[:, None, None]
 
 
 class Codebook(nn.Module):
@@ -328,53 +353,3 @@ class ViTVQGAN(nn.Module):
         rows = self.quantizer.embedding.weight.detach().float()
         quantizer.codebook = F.normalize(rows, dim=-1)
         return quantizer.to(rows.device).eval()
-
-
-def config_from_shapes(
-    shapes: Mapping[str, tuple[int, ...]], heads: int | None = None
-) -> ViTVQGANConfig:
-    """Read the sizes off the tensors of a checkpoint.
-
-    Args:
-        shapes: Shape of each tensor under its published name.
-        heads: Heads of both stacks; None means inner width / 64, as published.
-
-    Raises:
-        KeyError: A tensor that tells a size is missing; its name.
-        ValueError: Shapes that do not fit each other.
-    """
-    width, channels, patch_size_px, _ = shapes["encoder.to_patch_embedding.0.weight"]
-    num_codes, code_width = shapes["quantizer.embedding.weight"]
-    has_decoder = any(name.startswith("decoder.") for name in shapes)
-    decoder_width = shapes["post_quant.weight"][0] if has_decoder else 0
-    return ViTVQGANConfig(
-        encoder=_stack_from_shapes(shapes, "encoder", width, heads),
-        decoder=_stack_from_shapes(shapes, "decoder", decoder_width, heads)
-        if has_decoder
-        else None,
-        num_codes=num_codes,
-        code_width=code_width,
-        patch_size_px=patch_size_px,
-        channels=channels,
-    )
-
-
-def _stack_from_shapes(
-    shapes: Mapping[str, tuple[int, ...]], stack: str, width: int, heads: int | None
-) -> TransformerConfig:
-    layers = f"{stack}.transformer.layers."
-    indices = {int(name[len(layers) :].split(".")[0]) for name in shapes if name.startswith(layers)}
-    inner_width = shapes[f"{layers}0.0.fn.to_qkv.weight"][0] // 3
-    # A single head of another width than 64 can be told by its missing output projection.
-    if heads is None and f"{layers}0.0.fn.to_out.weight" not in shapes:
-        heads = 1
-    heads = heads or max(1, inner_width // HEAD_WIDTH)
-    if inner_width % heads:
-        raise ValueError(f"inner width {inner_width} of {stack} is no multiple of {heads} heads")
-    return TransformerConfig(
-        width=width,
-        depth=max(indices) + 1,
-        heads=heads,
-        head_width=inner_width // heads,
-        mlp_width=shapes[f"{layers}0.1.fn.net.0.weight"][0],
-    )

@@ -7,6 +7,7 @@ quantisation, under whatever names its module has, and its codebook is a file of
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from im2sp.pipeline.pickles import WeightsError
-from im2sp.pipeline.vitvqgan import ViTVQGAN, config_from_shapes, position_table
-from im2sp.pipeline.weights import Weights, describe, named_tensors, read_weights
+from im2sp.pipeline.vitvqgan import (
+    HEAD_WIDTH,
+    TransformerConfig,
+    ViTVQGAN,
+    ViTVQGANConfig,
+    position_table,
+)
+from im2sp.pipeline.weights import Weights, describe, read_weights
 
 ENCODER_MARK = "to_patch_embedding.0.weight"
 DECODER_MARKS = ("to_pixel.1.weight", "to_pixel.conv_out.weight")
@@ -45,7 +52,7 @@ def load_network(weights: Weights, codebook: Tensor | None = None) -> ViTVQGAN:
     Raises:
         WeightsError: One line: what the file holds and what was expected.
     """
-    tensors = published_names(named_tensors(weights.content))
+    tensors = published_names(weights.tensors())
     if codebook is not None:
         tensors[CODEBOOK] = codebook
     if f"encoder.{ENCODER_MARK}" not in tensors:
@@ -73,6 +80,56 @@ def load_network(weights: Weights, codebook: Tensor | None = None) -> ViTVQGAN:
         raise WeightsError(f"{weights.path}: shapes of no ViT-VQGAN: {error}") from None
     _fill(network, tensors, weights.path)
     return network.eval().requires_grad_(False)
+
+
+def config_from_shapes(
+    shapes: Mapping[str, tuple[int, ...]], heads: int | None = None
+) -> ViTVQGANConfig:
+    """Read the sizes off the tensors of a checkpoint.
+
+    Args:
+        shapes: Shape of each tensor under its published name.
+        heads: Heads of both stacks; None means inner width / 64, as published.
+
+    Raises:
+        KeyError: A tensor that tells a size is missing; its name.
+        ValueError: Shapes that do not fit each other.
+    """
+    width, channels, patch_size_px, _ = shapes["encoder.to_patch_embedding.0.weight"]
+    num_codes, code_width = shapes["quantizer.embedding.weight"]
+    has_decoder = any(name.startswith("decoder.") for name in shapes)
+    decoder_width = shapes["post_quant.weight"][0] if has_decoder else 0
+    return ViTVQGANConfig(
+        encoder=_stack_from_shapes(shapes, "encoder", width, heads),
+        decoder=_stack_from_shapes(shapes, "decoder", decoder_width, heads)
+        if has_decoder
+        else None,
+        num_codes=num_codes,
+        code_width=code_width,
+        patch_size_px=patch_size_px,
+        channels=channels,
+    )
+
+
+def _stack_from_shapes(
+    shapes: Mapping[str, tuple[int, ...]], stack: str, width: int, heads: int | None
+) -> TransformerConfig:
+    layers = f"{stack}.transformer.layers."
+    indices = {int(name[len(layers) :].split(".")[0]) for name in shapes if name.startswith(layers)}
+    inner_width = shapes[f"{layers}0.0.fn.to_qkv.weight"][0] // 3
+    # A single head of another width than 64 can be told by its missing output projection.
+    if heads is None and f"{layers}0.0.fn.to_out.weight" not in shapes:
+        heads = 1
+    heads = heads or max(1, inner_width // HEAD_WIDTH)
+    if inner_width % heads:
+        raise ValueError(f"inner width {inner_width} of {stack} is no multiple of {heads} heads")
+    return TransformerConfig(
+        width=width,
+        depth=max(indices) + 1,
+        heads=heads,
+        head_width=inner_width // heads,
+        mlp_width=shapes[f"{layers}0.1.fn.net.0.weight"][0],
+    )
 
 
 def published_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -196,7 +253,7 @@ def load_codebook(source: str | Path | Tensor | np.ndarray) -> Tensor:
     """
     if isinstance(source, str | Path):
         weights = read_weights(source)
-        tensors, name = named_tensors(weights.content), str(source)
+        tensors, name = weights.tensors(), str(source)
         found = describe(weights.content)
     else:
         tensors, name = {"": torch.as_tensor(source)}, "codebook"

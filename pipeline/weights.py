@@ -37,6 +37,15 @@ class Weights:
     content: Any
     metadata: dict[str, str] = field(default_factory=dict)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """See `named_tensors`.
+
+        Raises:
+            WeightsError: A module nested without end.
+        """
+        with _one_line_errors(self.path):
+            return named_tensors(self.content)
+
 
 def read_weights(path: str | Path) -> Weights:
     """Read a weights file of any known form; see the module's docstring.
@@ -116,10 +125,9 @@ def named_tensors(content: Any) -> dict[str, Tensor]:
     Raises:
         ValueError: A module nested without end.
     """
-    if isinstance(content, np.ndarray):
-        content = torch.from_numpy(content)
-    if isinstance(content, Tensor):
-        return {"": content}
+    lone = _as_tensor(content)
+    if lone is not None:
+        return {"": lone}
     if isinstance(content, Record):
         return module_tensors(content)
     if not isinstance(content, dict):
@@ -127,12 +135,16 @@ def named_tensors(content: Any) -> dict[str, Tensor]:
     for key in ("state_dict", "model", "module"):
         if isinstance(content.get(key), dict | Record):
             return named_tensors(content[key])
-    tensors = {name: value for name, value in content.items() if isinstance(name, str)}
-    tensors = {
-        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-        for name, value in tensors.items()
-    }
-    return {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+    named = {name: _as_tensor(value) for name, value in content.items() if isinstance(name, str)}
+    return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+def _as_tensor(value: Any) -> Tensor | None:
+    """A tensor, or an array of numbers that torch knows in this machine's byte order."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        native = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))
+        return torch.from_numpy(native) if native.dtype.itemsize <= 8 else None
+    return value if isinstance(value, Tensor) else None
 
 
 def module_tensors(module: Record) -> dict[str, Tensor]:

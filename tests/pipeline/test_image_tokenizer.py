@@ -146,13 +146,22 @@ def test_any_grid_of_patches(lightning, network, size):
     torch.testing.assert_close(decoded, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_units_do_not_depend_on_the_batch(lightning, pixels):
-    tokenizer = load_image_tokenizer(lightning)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_units_do_not_depend_on_batch_or_cores(lightning, pixels, precision):
+    tokenizer = load_image_tokenizer(lightning, precision=precision)
+    num_threads = torch.get_num_threads()
     together = tokenizer.encode(pixels)
+    try:
+        for cores in (1, 2, 4):
+            torch.set_num_threads(cores)
+            assert torch.equal(tokenizer.encode(pixels), together)
+    finally:
+        torch.set_num_threads(num_threads)
     assert all(
         torch.equal(tokenizer.encode(image[None])[0], units)
         for image, units in zip(pixels, together, strict=True)
     )
+    together[0, 0, 0] = 1  # an ordinary tensor, not one of inference mode
     assert tokenizer.encode(pixels[:0]).shape == (0, 28, 28)
     assert tokenizer.decode(together[:0]).shape == (0, 3, 224, 224)
 
@@ -357,6 +366,7 @@ def test_offline_without_a_cache_the_message_says_what_to_do(tmp_path, monkeypat
         ("runs/none.ckpt", "no such file"),
         (Path("a/b"), "no such file"),
         ("/nowhere/x.safetensors", "no such file"),
+        ("tests/pipeline/none.ckpt", "no such file"),
         ("someone/else", "write someone/else/FILE"),
     ],
 )

@@ -5,9 +5,8 @@ import torch.nn.functional as F
 from im2sp.pipeline.packed_encoder import (
     CodeSearch,
     PackedEncoder,
-    bfloat16_attention,
-    fused_attention,
     is_supported,
+    packed_attention,
 )
 from im2sp.pipeline.vitvqgan import TransformerConfig, ViTVQGAN, ViTVQGANConfig
 
@@ -52,17 +51,34 @@ def test_bfloat16_is_close(heads, width, head_width):
     assert F.cosine_similarity(packed, exact, dim=-1).min() > 0.998
 
 
+def exact_attention(qkv):
+    q, k, v = qkv.double().permute(2, 0, 3, 1, 4).unbind(0)
+    scores = q @ k.transpose(-1, -2) * qkv.shape[-1] ** -0.5
+    return (torch.softmax(scores, -1) @ v).transpose(1, 2).flatten(2)
+
+
+@needs_bfloat16
 @pytest.mark.parametrize("size", [1.0, 6.0, 300.0])
-def test_attention_agrees_whether_or_not_scores_are_bounded(size):
+def test_bfloat16_attention_whether_or_not_scores_are_bounded(size):
     """At 300 the scores would overflow exp() without their maximum taken off."""
     qkv = random(2, 50, 3, 3, 64)
     qkv[:, :, :2] *= size**0.5
-    exact = fused_attention(qkv.bfloat16().float())
-    mixed = bfloat16_attention(qkv.bfloat16()).float()
+    qkv = qkv.bfloat16()
+    mixed = packed_attention(qkv)
     assert torch.isfinite(mixed).all()
     # bfloat16 scores of hundreds are whole numbers, so weights may differ by a factor there.
-    share = ((mixed - exact).abs() < 0.1).float().mean()
+    share = ((mixed - exact_attention(qkv)).abs() < 0.1).float().mean()
     assert share > (0.999 if size < 100 else 0.9)
+
+
+@needs_packing
+@pytest.mark.parametrize("size", [1.0, 300.0])
+def test_float32_attention(size):
+    qkv = random(2, 50, 3, 3, 24)
+    qkv[:, :, :2] *= size**0.5
+    torch.testing.assert_close(
+        packed_attention(qkv).double(), exact_attention(qkv), atol=2e-4, rtol=1e-4
+    )
 
 
 @needs_packing

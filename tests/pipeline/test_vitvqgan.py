@@ -9,9 +9,11 @@ from im2sp.pipeline.vitvqgan import (
     TransformerConfig,
     ViTVQGAN,
     ViTVQGANConfig,
-    config_from_shapes,
+    from_patches,
     position_table,
+    to_patches,
 )
+from im2sp.pipeline.vitvqgan_weights import config_from_shapes
 
 
 def make_network(heads=2, width=32, depth=2, grid=(4, 4), num_codes=40, head_width=64):
@@ -109,6 +111,17 @@ def test_a_smaller_grid_is_the_corner_of_a_larger_one():
     assert np.array_equal(large[:28, :28], small)
     middle = position_table((7, 9), 64, origin=(3, 2)).reshape(7, 9, 64)
     assert np.array_equal(large[3:10, 2:11], middle)
+
+
+def test_patches_are_what_the_convolutions_see():
+    network = make_network()
+    pixels = torch.rand(2, 3, 24, 40, generator=torch.Generator().manual_seed(9))
+    patches = to_patches(pixels, 8)
+    assert torch.equal(from_patches(patches, (3, 5), 8), pixels)
+    embed = network.encoder.to_patch_embedding[0]
+    expected = embed(pixels).flatten(2).transpose(1, 2)
+    found = F.linear(patches, embed.weight.flatten(1), embed.bias)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("heads", "width"), [(2, 32), (1, 64), (3, 128)])

@@ -99,6 +99,14 @@ def test_safetensors_and_npy(tmp_path):
     )
 
 
+def test_arrays_in_another_byte_order_or_type(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(6.0, dtype=">f8").reshape(2, 3)[:, ::-1])
+    found = read_weights(tmp_path / "x.npy").tensors()[""]
+    assert found.tolist() == [[2, 1, 0], [5, 4, 3]]
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"a": np.ones(2, dtype="c8")}, 2))
+    assert read_weights(tmp_path / "x.pkl").tensors() == {}
+
+
 def test_writing_to_what_was_read_leaves_the_file_alone(tmp_path):
     path = tmp_path / "x.pt"
     torch.save({"w": torch.zeros(5)}, path)

@@ -1,0 +1,198 @@
+"""Time images -> units: our encoder against a plain implementation as published.
+
+    python tools/bench_tokenize.py --size base --repeats 5
+
+Each case encodes the same batch to units, quantiser included. The cases take turns, `repeats`
+times after a warm-up, and the median counts, so that other load on the machine meets all of them.
+Prints one JSON row a case, then a table. `speedup` and `equal_units` compare with `plain-fp32`.
+
+A new case is a function in `CASES`: settings and network in, a `Case` out.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from im2sp.pipeline.hub import find_weights
+from im2sp.pipeline.image_tokenizer import BUNDLED, ImageTokenizer, Precision
+from im2sp.pipeline.vitvqgan import TransformerConfig, ViTVQGAN, ViTVQGANConfig
+from im2sp.pipeline.vitvqgan_weights import load_network
+from im2sp.pipeline.weights import read_weights
+
+BASELINE = "plain-fp32"
+SIZES = {
+    "tiny": TransformerConfig(width=128, depth=2, heads=2, mlp_width=256),
+    "small": TransformerConfig(width=512, depth=8, heads=8, mlp_width=2048),
+    "base": TransformerConfig(width=768, depth=12, heads=12, mlp_width=3072),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to time."""
+
+    cases: tuple[str, ...] = ("plain-fp32", "ours-fp32", "ours-bf16")
+    """Names of the cases; see CASES."""
+    size: Literal["tiny", "small", "base"] = "base"
+    """Encoder with random weights; the published sizes are small and base."""
+    weights: str = ""
+    """Time these weights instead: "compact", a path or a hub id."""
+    image_size_px: int = 224
+    """Side of the square images."""
+    num_images: int = 8
+    """Images in the batch."""
+    repeats: int = 5
+    """Timed runs of each case."""
+    threads: int = 0
+    """CPU threads; 0 for torch's default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One thing to time."""
+
+    run: Callable[[], Tensor]
+    """Does the work once and returns the units (B, h, w)."""
+    num_images: int
+    """Images a run handles."""
+
+
+def photographs(settings: Settings) -> Tensor:
+    """(B, 3, S, S) float32 in [0, 1]: blobs of every scale with some noise, seeded."""
+    generator = torch.Generator().manual_seed(0)
+    side = settings.image_size_px
+    image = torch.zeros(settings.num_images, 3, side, side)
+    for cells in (2, 5, 11, 28, 56):
+        noise = torch.randn(settings.num_images, 3, cells, cells, generator=generator)
+        image += F.interpolate(noise, size=(side, side), mode="bilinear") * cells**-0.5
+    return torch.sigmoid(image + 0.05 * torch.randn(image.shape, generator=generator))
+
+
+def make_network(settings: Settings, pixels: Tensor) -> ViTVQGAN:
+    """The weights asked for, or random ones.
+
+    Features of random weights all point the same way, which would let a few codes win
+    everywhere; they are centred, so that many codes compete and rounding shows.
+    """
+    if settings.weights:
+        return load_network(read_weights(find_weights(settings.weights, BUNDLED)))
+    torch.manual_seed(0)
+    config = ViTVQGANConfig(encoder=SIZES[settings.size], decoder=None)
+    side = settings.image_size_px // config.patch_size_px
+    network = ViTVQGAN(config, (side, side)).eval().requires_grad_(False)
+    features = network.encode_features(pixels[:1])
+    network.pre_quant.bias.sub_(features.mean(dim=(0, 1)))
+    return network
+
+
+def plain_units(network: ViTVQGAN, pixels: Tensor) -> Tensor:
+    """The published arithmetic, op by op: every attention matrix and distance is stored."""
+    encoder, heads = network.encoder, network.config.encoder.heads
+    patches = encoder.to_patch_embedding(pixels)
+    grid = patches.shape[2:]
+    x = patches.flatten(2).transpose(1, 2) + encoder.positions((grid[0], grid[1]))
+    for attention, mlp in encoder.transformer.layers:  # pyright: ignore[reportGeneralTypeIssues] # ModuleList
+        q, k, v = attention.fn.to_qkv(attention.norm(x)).chunk(3, dim=-1)
+        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
+        scores = torch.matmul(q, k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+        mixed = torch.matmul(torch.softmax(scores, dim=-1), v)
+        x = attention.fn.to_out(mixed.transpose(1, 2).flatten(2)) + x
+        x = mlp(x) + x
+    features = network.pre_quant(encoder.transformer.norm(x))
+    flat = F.normalize(features.flatten(0, 1), dim=-1)
+    codes = F.normalize(network.quantizer.embedding.weight, dim=-1)
+    products = torch.einsum("bd,nd->bn", flat, codes)
+    distances = (flat**2).sum(1, keepdim=True) + (codes**2).sum(1) - 2 * products
+    return distances.argmin(1).view(-1, grid[0], grid[1])
+
+
+def plain_case(network: ViTVQGAN, pixels: Tensor) -> Case:
+    """As published, in float32."""
+    return Case(run=lambda: plain_units(network, pixels), num_images=len(pixels))
+
+
+def our_case(precision: Precision) -> Callable[[ViTVQGAN, Tensor], Case]:
+    """`ImageTokenizer.encode`, checks included."""
+
+    def build(network: ViTVQGAN, pixels: Tensor) -> Case:
+        tokenizer = ImageTokenizer(network, name="bench", precision=precision, device="cpu")
+        return Case(run=lambda: tokenizer.encode(pixels), num_images=len(pixels))
+
+    return build
+
+
+CASES: dict[str, Callable[[ViTVQGAN, Tensor], Case]] = {
+    BASELINE: plain_case,
+    "ours-fp32": our_case("fp32"),
+    "ours-bf16": our_case("bf16"),
+}
+
+
+def run(settings: Settings) -> list[dict[str, object]]:
+    """Time the cases; one row each."""
+    unknown = [name for name in settings.cases if name not in CASES]
+    if unknown:
+        raise ValueError(f"unknown case {unknown[0]!r}, expected some of {', '.join(CASES)}")
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    pixels = photographs(settings)
+    with torch.inference_mode():
+        network = make_network(settings, pixels)
+        cases = {name: CASES[name](network, pixels) for name in settings.cases}
+        units = {name: case.run() for name, case in cases.items()}
+        times_s: dict[str, list[float]] = {name: [] for name in cases}
+        for _ in range(settings.repeats):
+            for name, case in cases.items():
+                start = time.perf_counter()
+                case.run()
+                times_s[name].append(time.perf_counter() - start)
+    rows: list[dict[str, object]] = []
+    baseline_s = statistics.median(times_s[BASELINE]) if BASELINE in cases else None
+    for name, case in cases.items():
+        median_s = statistics.median(times_s[name])
+        row: dict[str, object] = {
+            "case": name,
+            "median_s": round(median_s, 4),
+            "images_per_s": round(case.num_images / median_s, 3),
+            "distinct_units": len(units[name].unique()),
+        }
+        if baseline_s is not None:
+            row["speedup"] = round(baseline_s / median_s, 2)
+            row["equal_units"] = round((units[name] == units[BASELINE]).float().mean().item(), 5)
+        rows.append({**row, **asdict(settings), "threads": torch.get_num_threads()})
+    return rows
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    """The rows for reading."""
+    columns = ("case", "images_per_s", "speedup", "equal_units", "distinct_units")
+    lines = [[*columns], *([str(row.get(name, "")) for name in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def main() -> None:
+    """Parse flags, run, print."""
+    import tyro
+
+    rows = run(tyro.cli(Settings, description=__doc__))
+    for row in rows:
+        print(json.dumps(row))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
