@@ -84,16 +84,23 @@ def multiply(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def packed_attention(qkv: Tensor) -> Tensor:
-    """(B, N, 3, H, K) -> (B, N, H * K), head by head so that the scores stay in the cache."""
+    """Head by head, so that the scores stay in the cache.
+
+    Args:
+        qkv: (B, N, 3, H, K); the queries are scaled by K ** -0.5 already.
+
+    Returns:
+        (B, N, H * K).
+    """
     batch, num_patches, _, heads, head_width = qkv.shape
     out = qkv.new_empty(batch, num_patches, heads, head_width)
     for image, mixed in zip(qkv, out, strict=True):
-        q, k, v = image.permute(1, 2, 0, 3).contiguous().unbind(0)  # (H, N, K) each
-        q = q * head_width**-0.5
+        q, k = image[:, :2].permute(1, 2, 0, 3).contiguous().unbind(0)  # (H, N, K) each
+        values = image[:, 2].permute(1, 2, 0)  # (H, K, N)
         if qkv.dtype == torch.bfloat16 and largest_score(q, k) <= SAFE_SCORE:
-            _mix_bounded(q, k, v, mixed)
+            _mix_bounded(q, k, values, mixed)
         else:
-            values = v.transpose(1, 2).contiguous()
+            values = values.contiguous()
             for head in range(heads):
                 weights = torch.softmax(multiply(q[head], k[head]), dim=-1)
                 mixed[:, head] = multiply(weights, values[head])
@@ -107,17 +114,17 @@ def largest_score(q: Tensor, k: Tensor) -> float:
     return float((q_norm * k_norm).max())
 
 
-def _mix_bounded(q: Tensor, k: Tensor, v: Tensor, mixed: Tensor) -> None:
+def _mix_bounded(q: Tensor, k: Tensor, values: Tensor, mixed: Tensor) -> None:
     """Softmax without its maximum, normalised after the product with the values.
 
-    A row of ones below the values (transposed) makes that product yield the sums of the weights
-    too. Saves two of three passes over the weights.
+    Rows of ones below the values make that product yield the sums of the weights too. Saves two of
+    three passes over the weights.
     """
-    heads, num_patches, head_width = v.shape
-    values = v.new_ones(heads, head_width + SUM_ROWS, num_patches)
-    values[:, :head_width] = v.transpose(1, 2)
+    heads, head_width, num_patches = values.shape
+    rows = values.new_ones(heads, head_width + SUM_ROWS, num_patches)
+    rows[:, :head_width] = values
     for head in range(heads):
-        sums = multiply(multiply(q[head], k[head]).exp_(), values[head])
+        sums = multiply(multiply(q[head], k[head]).exp_(), rows[head])
         torch.div(sums[:, :head_width], sums[:, head_width, None], out=mixed[:, head])
 
 
@@ -190,10 +197,12 @@ class PackedEncoder:
         attention_part, mlp_part = cast(list[PreNorm], list(layer.children()))
         attention, mlp = cast(Attention, attention_part.fn), cast(FeedForward, mlp_part.fn)
         to_out = attention.to_out
+        qkv_weight = attention.to_qkv.weight.detach().clone()  # queries first
+        qkv_weight[: len(qkv_weight) // 3] *= attention.head_width**-0.5
         return PackedBlock(
             heads=attention.heads,
             attention_norm=self._pack_norm(attention_part.norm),
-            to_qkv=self._pack_linear(attention.to_qkv),
+            to_qkv=PackedLinear(qkv_weight, None, self.dtype),
             to_out=self._pack_linear(to_out) if isinstance(to_out, nn.Linear) else None,
             mlp_norm=self._pack_norm(mlp_part.norm),
             mlp_in=self._pack_linear(cast(nn.Linear, mlp.net[0])),
