@@ -56,10 +56,6 @@ class ImageTokenizer:
         self.num_codes = network.config.num_codes
         dtype = DTYPES[precision]
         self._encoder = packed_encoder.PackedEncoder(network, dtype) if self._packs(dtype) else None
-        if self._encoder is None and dtype != torch.float32:
-            self._reduced = packed_encoder.copy_encoder(network, dtype)
-        else:
-            self._reduced = self.network
         self._threads = ImageThreads()
         self._search = None
         if self.device.type == "cpu":
@@ -104,8 +100,7 @@ class ImageTokenizer:
         """(B, N, C) float32 before quantisation, of a batch that fits into memory."""
         if self._encoder is not None:
             return self._encoder(pixels)
-        dtype = DTYPES[self.precision]
-        return self._reduced.encode_features(pixels.to(dtype)).float()
+        return self.network.encode_features(pixels, block_dtype=DTYPES[self.precision])
 
     @torch.no_grad()
     def nearest(self, features: Tensor) -> Tensor:

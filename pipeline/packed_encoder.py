@@ -8,7 +8,6 @@ own; float32 differs by rounding only.
 Legend: `B` batch, `N` patches, `D` width, `H` heads, `K` head width.
 """
 
-import copy
 from dataclasses import dataclass
 from typing import cast
 
@@ -24,6 +23,7 @@ SEARCH_CHUNK_PATCHES = 196
 SAFE_SCORE = 60.0
 # Rows of ones below the values; 16 keep the product's rows aligned.
 SUM_ROWS = 16
+ARGMAX_BLOCK = 256
 
 
 class PackedLinear:
@@ -59,8 +59,9 @@ class PackedNorm:
 
 @dataclass(frozen=True, kw_only=True)
 class PackedBlock:
-    """One pre-norm block."""
+    """One pre-norm block. Linears and attention are in `dtype`, norms and sums in float32."""
 
+    dtype: torch.dtype
     heads: int
     attention_norm: PackedNorm
     to_qkv: PackedLinear
@@ -70,12 +71,16 @@ class PackedBlock:
     mlp_out: PackedLinear
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
-        qkv = self.to_qkv(self.attention_norm(x))
+        """(B, N, D) float32 -> (B, N, D) float32."""
+        qkv = self.to_qkv(self.attention_norm(x).to(self.dtype))
         mixed = packed_attention(qkv.unflatten(-1, (3, self.heads, -1)))
-        x = x + mixed if self.to_out is None else self.to_out.plus(mixed, x)
-        hidden = self.mlp_in(self.mlp_norm(x), "tanh")
-        return self.mlp_out.plus(hidden, x)
+        x = x + mixed if self.to_out is None else self._plus(self.to_out, mixed, x)
+        hidden = self.mlp_in(self.mlp_norm(x).to(self.dtype), "tanh")
+        return self._plus(self.mlp_out, hidden, x)
+
+    def _plus(self, linear: PackedLinear, x: Tensor, residual: Tensor) -> Tensor:
+        """The sum fused into the Linear needs one type for all."""
+        return linear.plus(x, residual) if x.dtype == residual.dtype else residual + linear(x)
 
 
 def multiply(x: Tensor, weight: Tensor) -> Tensor:
@@ -139,9 +144,19 @@ def is_supported(dtype: torch.dtype) -> bool:
     return bool((summed > 30).all())
 
 
-def copy_encoder(network: ViTVQGAN, dtype: torch.dtype) -> ViTVQGAN:
-    """The network in another precision, beside the given one."""
-    return copy.deepcopy(network).to(dtype)
+def argmax_rows(values: Tensor) -> Tensor:
+    """(M, codes) -> (M,) int64, as `values.argmax(-1)`: the first of equal maxima.
+
+    torch's argmax on a CPU looks at one number at a time; its amax does not. So the maxima of
+    blocks come first, then one block a row is searched: twelve times as fast for 8,192 codes.
+    """
+    num_rows, num_codes = values.shape
+    if num_codes % ARGMAX_BLOCK:
+        return values.argmax(-1)
+    blocks = values.view(num_rows, -1, ARGMAX_BLOCK)
+    best = blocks.view(-1, ARGMAX_BLOCK).amax(-1).view(num_rows, -1).argmax(-1)
+    rows = torch.arange(num_rows, device=values.device)
+    return best * ARGMAX_BLOCK + blocks[rows, best].argmax(-1)
 
 
 class CodeSearch:
@@ -158,7 +173,7 @@ class CodeSearch:
     def __call__(self, features: Tensor) -> Tensor:
         """(M, C) float32, L2-normalised -> (M,) int64."""
         found = [
-            (self.linear(part) if self.linear is not None else part @ self.codes.t()).argmax(-1)
+            argmax_rows(self.linear(part) if self.linear is not None else part @ self.codes.t())
             for part in features.split(SEARCH_CHUNK_PATCHES)
         ]
         return torch.cat(found)
@@ -169,7 +184,9 @@ class PackedEncoder:
 
     Args:
         network: The network; its encoder's weights are copied.
-        dtype: torch.float32 or torch.bfloat16, for weights and activations.
+        dtype: torch.float32 or torch.bfloat16, for the blocks' Linears and attention. The patch
+            embedding, the sums along the blocks, norms and `pre_quant` are float32 in both: what
+            one code differs from the next by would drown in their rounding.
     """
 
     def __init__(self, network: ViTVQGAN, dtype: torch.dtype) -> None:
@@ -180,18 +197,19 @@ class PackedEncoder:
         assert isinstance(convolution, nn.Conv2d)
         # A convolution whose stride is its kernel is a Linear over flattened patches.
         self.to_patch_embedding = PackedLinear(
-            convolution.weight.flatten(1), convolution.bias, dtype
+            convolution.weight.flatten(1), convolution.bias, torch.float32
         )
         self.blocks = [self._pack_block(layer) for layer in network.encoder.transformer.layers]
         self.norm = self._pack_norm(network.encoder.transformer.norm)
-        self.pre_quant = PackedLinear(network.pre_quant.weight, network.pre_quant.bias, dtype)
+        linear = network.pre_quant
+        self.pre_quant = PackedLinear(linear.weight, linear.bias, torch.float32)
 
     def _pack_linear(self, linear: nn.Linear) -> PackedLinear:
         return PackedLinear(linear.weight, linear.bias, self.dtype)
 
     def _pack_norm(self, norm: nn.LayerNorm) -> PackedNorm:
         weight, bias = norm.weight.detach(), norm.bias.detach()
-        return PackedNorm(weight=weight.to(self.dtype), bias=bias.to(self.dtype), eps=norm.eps)
+        return PackedNorm(weight=weight.float(), bias=bias.float(), eps=norm.eps)
 
     def _pack_block(self, layer: nn.Module) -> PackedBlock:
         attention_part, mlp_part = cast(list[PreNorm], list(layer.children()))
@@ -200,6 +218,7 @@ class PackedEncoder:
         qkv_weight = attention.to_qkv.weight.detach().clone()  # queries first
         qkv_weight[: len(qkv_weight) // 3] *= attention.head_width**-0.5
         return PackedBlock(
+            dtype=self.dtype,
             heads=attention.heads,
             attention_norm=self._pack_norm(attention_part.norm),
             to_qkv=PackedLinear(qkv_weight, None, self.dtype),
@@ -213,9 +232,9 @@ class PackedEncoder:
         """(B, channels, h * P, w * P) float32 -> (B, N, C) float32, not normalised."""
         size = self.patch_size_px
         grid = (pixels.shape[2] // size, pixels.shape[3] // size)
-        patches = to_patches(pixels, size).to(self.dtype)
-        positions = self.positions(grid).to(self.dtype).expand(len(pixels), -1, -1).contiguous()
+        patches = to_patches(pixels, size)
+        positions = self.positions(grid).expand(len(pixels), -1, -1).contiguous()
         x = self.to_patch_embedding.plus(patches, positions)
         for block in self.blocks:
             x = block(x)
-        return self.pre_quant(self.norm(x)).float()
+        return self.pre_quant(self.norm(x))

@@ -222,6 +222,11 @@ class Transformer(nn.Module):
         return self.norm(x)
 
 
+def reduced_blocks(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Inside, Linears and attention compute in `dtype`; sums along the blocks stay float32."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
 class Encoder(Positions):
     """Pixels -> features.
 
@@ -238,13 +243,19 @@ class Encoder(Positions):
         self.init_positions("en_pos_embedding", grid, width)
         self.transformer = Transformer(config.encoder)
 
-    def forward(self, pixels: Tensor, origin: tuple[int, int] = (0, 0)) -> Tensor:
-        """(B, channels, h * P, w * P) -> (B, N, D)."""
+    def forward(
+        self,
+        pixels: Tensor,
+        origin: tuple[int, int] = (0, 0),
+        block_dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """(B, channels, h * P, w * P) -> (B, N, D); the blocks compute in `block_dtype`."""
         size = self.patch_size_px
         grid = (pixels.shape[2] // size, pixels.shape[3] // size)
         embed = cast(nn.Conv2d, self.to_patch_embedding[0])
         x = F.linear(to_patches(pixels, size), embed.weight.flatten(1), embed.bias)  # (B, N, D)
-        return self.transformer(x + self.positions(grid, origin))
+        with reduced_blocks(pixels.device, block_dtype):
+            return self.transformer(x + self.positions(grid, origin)).float()
 
 
 class Decoder(Positions):
@@ -262,10 +273,15 @@ class Decoder(Positions):
         self.to_pixel = nn.Sequential(nn.Identity(), convolution)
 
     def forward(
-        self, features: Tensor, grid: tuple[int, int], origin: tuple[int, int] = (0, 0)
+        self,
+        features: Tensor,
+        grid: tuple[int, int],
+        origin: tuple[int, int] = (0, 0),
+        block_dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """(B, N, D) -> (B, channels, h * P, w * P), not clamped."""
-        x = self.transformer(features + self.positions(grid, origin))
+        with reduced_blocks(features.device, block_dtype):
+            x = self.transformer(features + self.positions(grid, origin)).float()
         draw = cast(nn.ConvTranspose2d, self.to_pixel[1])
         pixels = from_patches(x @ draw.weight.flatten(1), grid, self.patch_size_px)
         return pixels if draw.bias is None else pixels + draw.bias[:, None, None]
@@ -300,23 +316,30 @@ class ViTVQGAN(nn.Module):
             self.post_quant = nn.Linear(config.code_width, config.decoder.width)
             self.decoder = Decoder(config, grid)
 
-    def encode_features(self, pixels: Tensor, origin: tuple[int, int] = (0, 0)) -> Tensor:
+    def encode_features(
+        self,
+        pixels: Tensor,
+        origin: tuple[int, int] = (0, 0),
+        block_dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
         """Features before quantisation, not normalised.
 
         Args:
             pixels: (B, channels, h * P, w * P) float, in [0, 1].
             origin: Row and column of the first patch when `pixels` is a crop of a larger image.
+            block_dtype: Of the blocks' Linears and attention; all else is float32.
 
         Returns:
             (B, N, C) in raster order.
         """
-        return self.pre_quant(self.encoder(pixels, origin))
+        return self.pre_quant(self.encoder(pixels, origin, block_dtype))
 
     def decode_features(
         self,
         codes: Tensor,
         grid: tuple[int, int] | None = None,
         origin: tuple[int, int] = (0, 0),
+        block_dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Pixels of a grid of L2-normalised codes.
 
@@ -324,6 +347,7 @@ class ViTVQGAN(nn.Module):
             codes: (B, N, C), normalised, in raster order.
             grid: Rows and columns; None for a square one.
             origin: As for `encode_features`.
+            block_dtype: As for `encode_features`.
 
         Returns:
             (B, channels, h * P, w * P), not clamped.
@@ -331,7 +355,7 @@ class ViTVQGAN(nn.Module):
         assert self.decoder is not None
         assert self.post_quant is not None
         side = round(codes.shape[1] ** 0.5)
-        return self.decoder(self.post_quant(codes), grid or (side, side), origin)
+        return self.decoder(self.post_quant(codes), grid or (side, side), origin, block_dtype)
 
     def vector_quantizer(self) -> VectorQuantize:
         """vector-quantize-pytorch's quantiser with this network's projections and codes.

@@ -30,7 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from im2sp.pipeline.decode_pool import DecodePool
 from im2sp.pipeline.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from im2sp.pipeline.sources import list_source
-from im2sp.pipeline.vitvqgan import ViTVQGAN
+from im2sp.pipeline.vitvqgan import ViTVQGAN, from_patches, to_patches
 from im2sp.pipeline.vitvqgan_weights import image_tokenizer_bytes
 from im2sp.shards.files import atomic_file
 from im2sp.tools.image_quality import Quality, QualityMeter
@@ -39,7 +39,6 @@ from im2sp.tools.image_tokenizer_start import (
     PatchStatistics,
     fit_patches,
     nearest_centres,
-    patchify,
     sample_patches,
 )
 from im2sp.tools.image_tokenizer_trainer import GRID, Recipe, Trainer, nearest_codes
@@ -91,13 +90,12 @@ def measure_kmeans(statistics: PatchStatistics, pictures: np.ndarray) -> Quality
     meter = QualityMeter(len(statistics.centres))
     for start in range(0, len(pictures), 8):
         pixels = to_pixels(pictures[start : start + 8], torch.device("cpu"))
-        patches = patchify(pixels)
+        patches = to_patches(pixels, PATCH_PX)
         points = (patches - statistics.mean) @ statistics.components
         units, _ = nearest_centres(points.flatten(0, 1), statistics.centres)
         decoded = statistics.centres[units] @ statistics.components.T + statistics.mean
-        rows = pixels.shape[2] // PATCH_PX
-        grid = decoded.view(len(pixels), rows, -1, 3, PATCH_PX, PATCH_PX)
-        meter.add(pixels, grid.permute(0, 3, 1, 4, 2, 5).reshape(pixels.shape), units)
+        decoded = decoded.view(*points.shape[:2], -1)
+        meter.add(pixels, from_patches(decoded, (GRID, GRID), PATCH_PX), units)
     return meter.result()
 
 

@@ -53,13 +53,6 @@ class PatchStatistics:
     """Root mean square length of a projection."""
 
 
-def patchify(pixels: Tensor) -> Tensor:
-    """(B, 3, h * 8, w * 8) -> (B, h * w, 192), channels first in a patch."""
-    batch, channels, height, width = pixels.shape
-    x = pixels.view(batch, channels, height // PATCH_PX, PATCH_PX, width // PATCH_PX, PATCH_PX)
-    return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * PATCH_PX**2)
-
-
 def sample_patches(images: np.ndarray, num_patches: int, generator: np.random.Generator) -> Tensor:
     """Draw aligned patches from uint8 [n, S, S, 3] -> (num_patches, 192) float32 in [0, 1]."""
     side = images.shape[1] // PATCH_PX

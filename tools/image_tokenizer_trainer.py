@@ -8,12 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from im2sp.pipeline.vitvqgan import TransformerConfig, ViTVQGAN, ViTVQGANConfig
+from im2sp.pipeline.packed_encoder import argmax_rows
+from im2sp.pipeline.vitvqgan import (
+    TransformerConfig,
+    ViTVQGAN,
+    ViTVQGANConfig,
+)
 from im2sp.tools.image_tokenizer_start import (
     CONSTANT,
     PATCH_PX,
     PatchStatistics,
-    patchify,
     start_network,
 )
 
@@ -115,12 +119,15 @@ class Trainer:
         for optimizer in (self.muon, self.adamw):
             for group in optimizer.param_groups:
                 group["lr"] = group["rate"] * rate
-        features = encode(self.network, pixels, origin)
+        network = self.network
+        features = network.encode_features(pixels, origin, torch.bfloat16)
+        features = F.normalize(features, dim=-1)
         units = nearest_codes(features.detach().flatten(0, 1), self.codes)
         codes = self.codes[units].view_as(features)
         # The straight-through estimator: codes forwards, features backwards.
-        patches = decode(self.network, features + (codes - features).detach(), origin)
-        error = (patches - patchify(pixels)).square().mean()
+        passed = features + (codes - features).detach()
+        decoded = network.decode_features(passed, None, origin, torch.bfloat16)
+        error = (decoded - pixels).square().mean()
         distance = (features - codes).square().sum(-1).mean()
         loss = error + self.recipe.commitment * self.code_unit * distance
         loss.backward()
@@ -184,40 +191,9 @@ def network_config(recipe: Recipe) -> ViTVQGANConfig:
     return ViTVQGANConfig(encoder=encoder, decoder=decoder)
 
 
-def encode(network: ViTVQGAN, pixels: Tensor, origin: tuple[int, int]) -> Tensor:
-    """(B, 3, S, S) -> (B, N, C) float32 directions; only the blocks run in bfloat16."""
-    encoder = network.encoder
-    patches = encoder.to_patch_embedding(pixels)
-    grid = (patches.shape[2], patches.shape[3])
-    x = patches.flatten(2).transpose(1, 2) + encoder.positions(grid, origin)
-    with torch.autocast(pixels.device.type, torch.bfloat16):
-        x = encoder.transformer(x)
-    return F.normalize(network.pre_quant(x.float()), dim=-1)
-
-
-def decode(network: ViTVQGAN, codes: Tensor, origin: tuple[int, int]) -> Tensor:
-    """(B, N, C) -> (B, N, 192) float32 patches, not clamped."""
-    assert network.decoder is not None
-    assert network.post_quant is not None
-    decoder, side = network.decoder, math.isqrt(codes.shape[1])
-    x = network.post_quant(codes) + decoder.positions((side, side), origin)
-    with torch.autocast(codes.device.type, torch.bfloat16):
-        x = decoder.transformer(x)
-    convolution = decoder.to_pixel[1]
-    bias = convolution.bias.repeat_interleave(PATCH_PX**2)  # pyright: ignore[reportCallIssue] # Tensor
-    return F.linear(x.float(), convolution.weight.flatten(1).T, bias)  # pyright: ignore[reportCallIssue] # Tensor
-
-
 def nearest_codes(features: Tensor, codes: Tensor) -> Tensor:
-    """(M, C), (codes, C) -> (M,) int64; the maximum is found in two steps, which vectorise."""
+    """(M, C), (codes, C) -> (M,) int64; the code of the largest product."""
     if features.device.type != "cpu":
         return (features @ codes.T).argmax(-1)
-    columns, found = codes.T.contiguous(), []
-    blocks = 64 if len(codes) % 64 == 0 else 1
-    for part in features.split(512):
-        likeness = (part @ columns).view(len(part), blocks, -1)
-        column = likeness.amax(1).argmax(1)
-        index = column[:, None, None].expand(-1, blocks, 1)
-        block = likeness.gather(2, index)[:, :, 0].argmax(1)
-        found.append(block * likeness.shape[2] + column)
-    return torch.cat(found)
+    parts = features.split(512)
+    return torch.cat([argmax_rows(part @ codes.T) for part in parts])

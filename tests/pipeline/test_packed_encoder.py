@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from im2sp.pipeline.packed_encoder import (
     CodeSearch,
     PackedEncoder,
+    argmax_rows,
     is_supported,
     packed_attention,
 )
@@ -106,3 +107,9 @@ def test_code_search_equals_the_library(num_codes, num_features):
 def test_of_equal_codes_the_first_is_taken():
     codes = F.normalize(torch.ones(64, 32), dim=-1)
     assert CodeSearch(codes)(F.normalize(random(9, 32), dim=-1)).tolist() == [0] * 9
+
+
+@pytest.mark.parametrize("num_codes", [8192, 512, 391, 1])
+def test_argmax_rows_is_argmax_also_where_maxima_repeat(num_codes):
+    values = (random(50, num_codes) * 3).round()
+    assert torch.equal(argmax_rows(values), values.argmax(-1))
