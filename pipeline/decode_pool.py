@@ -173,6 +173,7 @@ class DecodePool:
             try:
                 worker.connection.recv()
             except (EOFError, OSError):
+                worker.process.join(timeout=5)  # for its exit status
                 self._drop(index)
                 raise ChildProcessError(
                     f"a decoding process could not start (exit status {worker.process.exitcode}); "

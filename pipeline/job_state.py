@@ -25,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 
 from im2sp.shards import BatchInfo, Layout, ShardInfo, write_shard
-from im2sp.shards.files import atomic_file
+from im2sp.shards.files import atomic_file, is_plain_name
 
 JOB_DIR_NAME = ".im2sp-job"
 _TALLY_KEY = b"tally"
@@ -82,7 +82,7 @@ class JobState:
         """Files whose removal had begun."""
         if not (self.dir / "stale.json").exists():
             return []
-        return [name for name in self._read("stale.json") if Path(name).name == name]
+        return [name for name in self._read("stale.json") if is_plain_name(name)]
 
     @contextmanager
     def lock(self) -> Iterator[None]:
