@@ -1,16 +1,19 @@
 """`im2sp-tokenize`: pictures in, token-only shards out."""
 
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import tyro
 
 if TYPE_CHECKING:
+    from im2sp.pipeline.image_tokenizer import ImageTokenizer
     from im2sp.pipeline.job import JobConfig
 
+_GO_ON = "run the same command again to go on"
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
@@ -59,17 +62,22 @@ class TokenizeConfig:
     """Print the summary as one JSON object."""
 
     def check(self) -> None:
-        """Raise ValueError, naming the flag, where a value is out of range."""
+        """Raise `_UsageError`, naming the flag, where a value cannot be used."""
         for name in ("samples_per_member", "samples_per_shard", "max_pixels", "num_workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {value}; expected at least 1")
+                raise _UsageError(f"--{name.replace('_', '-')} is {value}; expected at least 1")
         if self.samples_per_member > 256:
-            raise ValueError(f"--samples-per-member is {self.samples_per_member}; at most 256")
+            raise _UsageError(f"--samples-per-member is {self.samples_per_member}; at most 256")
         if self.layout == "arrow" and self.samples_per_member != 256:
-            raise ValueError("--samples-per-member goes with --layout webdataset only")
+            raise _UsageError("--samples-per-member goes with --layout webdataset only")
         if self.max_rejects is not None and self.max_rejects < 0:
-            raise ValueError(f"--max-rejects is {self.max_rejects}; expected at least 0")
+            raise _UsageError(f"--max-rejects is {self.max_rejects}; expected at least 0")
+        for path in (self.source, self.image_root, self.codebook):
+            if path is not None and not path.exists():
+                raise _UsageError(f"{path}: no such file or folder")
+        if self.out.exists() and not self.out.is_dir():
+            raise _UsageError(f"--out {self.out}: not a folder")
 
     def job(self) -> "JobConfig":
         """The part of it that is the job's."""
@@ -84,42 +92,62 @@ class TokenizeConfig:
             layout=Layout(kind=self.layout, samples_per_member=self.samples_per_member),
             samples_per_shard=self.samples_per_shard,
             max_pixels=self.max_pixels,
-            num_workers=self.num_workers or min(16, os.cpu_count() or 1),
+            num_workers=self.num_workers or min(16, _num_cores()),
             overwrite=self.overwrite,
             quiet=self.quiet,
         )
 
 
+class _UsageError(ValueError):
+    """The command line asks for what cannot be."""
+
+
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command; always leaves by SystemExit."""
     try:
+        signal.signal(signal.SIGTERM, _terminate)
         config = tyro.cli(TokenizeConfig, prog="im2sp-tokenize", args=args)
-        config.check()
-    except ValueError as error:
-        print(f"im2sp-tokenize: {error}", file=sys.stderr)
-        sys.exit(2)
-    try:
         sys.exit(_run(config))
-    except (ValueError, OSError) as error:
-        _fail(" ".join(str(error).split()), status=1)
+    except _UsageError as error:
+        _fail(str(error), status=2)
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        _fail(what, status=1)
+    except (ValueError, MemoryError) as error:
+        _fail(str(error) or "no memory left", status=1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        _fail(f"no memory left on the device: {error}", status=1)
     except KeyboardInterrupt:
-        _fail("interrupted; run the same command again to go on", status=130)
+        _fail(f"interrupted; {_GO_ON}", status=130)
+    except _Terminated:
+        _fail(f"terminated; {_GO_ON}", status=143)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
 
 
 def _run(config: TokenizeConfig) -> int:
-    if not config.source.exists():
-        _fail(f"{config.source}: no such file or folder", status=2)
-    from im2sp.pipeline.image_tokenizer import load_image_tokenizer
+    config.check()
     from im2sp.pipeline.job import run_job
-    from im2sp.pipeline.job_summary import summary, summary_json
+    from im2sp.pipeline.job_summary import counted, summary, summary_json
 
-    tokenizer = load_image_tokenizer(
-        config.image_tokenizer,
-        config.codebook,
-        device=config.device,
-        precision=config.precision,
-    )
-    result = run_job(config.job(), tokenizer)
+    result = run_job(config.job(), lambda: _load_tokenizer(config))
     if config.json:
         print(summary_json(config.out, result))
     elif not config.quiet:
@@ -127,15 +155,40 @@ def _run(config: TokenizeConfig) -> int:
     num_rejects = result.manifest.num_rejects
     if config.max_rejects is not None and num_rejects > config.max_rejects:
         _fail(
-            f"{num_rejects} inputs were refused, --max-rejects allows {config.max_rejects}; "
-            f"see {config.out / 'rejects.jsonl'}",
+            f"{counted(num_rejects, 'input')} refused, --max-rejects allows "
+            f"{config.max_rejects}; see {config.out / 'rejects.jsonl'}",
             status=1,
         )
     return 0
 
 
-def _fail(message: str, *, status: int) -> None:
-    print(f"im2sp-tokenize: {message}", file=sys.stderr)
+def _load_tokenizer(config: TokenizeConfig) -> "ImageTokenizer":
+    """Load the image tokenizer and say on stderr which one is used."""
+    from im2sp.pipeline.image_tokenizer import load_image_tokenizer
+
+    try:
+        tokenizer = load_image_tokenizer(
+            config.image_tokenizer,
+            config.codebook,
+            device=config.device,
+            precision=config.precision,
+        )
+    except (RuntimeError, AssertionError) as error:
+        if config.device is None:
+            raise
+        # How torch says that it knows no such device, or that there is none.
+        raise _UsageError(f"--device {config.device}: {error}") from None
+    if not config.quiet:
+        print(
+            f"image tokenizer {tokenizer.name}: {tokenizer.precision} on {tokenizer.device}, "
+            f"fingerprint {tokenizer.fingerprint[:12]}, view {config.view}",
+            file=sys.stderr,
+        )
+    return tokenizer
+
+
+def _fail(message: str, *, status: int) -> NoReturn:
+    print(f"im2sp-tokenize: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)
 
 

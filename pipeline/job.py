@@ -11,7 +11,8 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +22,8 @@ from tqdm import tqdm
 
 from im2sp.pipeline.decode_pool import IMAGES_PER_TASK, Decoded, DecodePool
 from im2sp.pipeline.images import DEFAULT_MAX_PIXELS
-from im2sp.pipeline.job_state import (
-    JobError,
-    JobState,
-    Tally,
-    differences,
-    remove_stale_files,
-    shard_files,
-)
+from im2sp.pipeline.job_output import check_output, prepare_output
+from im2sp.pipeline.job_state import JobError, JobState, Tally
 from im2sp.pipeline.source_items import SourceItem, SourceListing
 from im2sp.pipeline.sources import list_source
 from im2sp.pipeline.views import VIEWS
@@ -40,7 +35,6 @@ from im2sp.shards import (
     Layout,
     Manifest,
     Sample,
-    ShardError,
     encode_batch,
     write_codebook,
 )
@@ -50,6 +44,9 @@ if TYPE_CHECKING:
     from im2sp.pipeline.image_tokenizer import ImageTokenizer
 
 CHUNK_SIZE = 256
+"""Inputs whose samples are kept on disk together while the job runs."""
+GPU_BATCH_IMAGES = 128
+"""Inputs encoded at once on a GPU; a CPU takes image by image and shows progress more often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,34 +99,65 @@ class JobResult:
     num_encoded: int
     """Pictures encoded by this run; fewer than the dataset has where it went on with a job."""
     encode_s: float
-    """Seconds from the first decoded picture to the last encoded one."""
+    """Seconds from the first task for the decoding processes to the last shard."""
+    was_finished: bool = False
+    """Whether the very dataset was there already, so that nothing was done."""
 
 
-def run_job(config: JobConfig, tokenizer: "ImageTokenizer") -> JobResult:
+def run_job(
+    config: JobConfig, tokenizer: "ImageTokenizer | Callable[[], ImageTokenizer]"
+) -> JobResult:
     """Tokenize a source into `config.dataset_dir`, or go on where an interrupted run was.
+
+    Args:
+        config: What to do.
+        tokenizer: The image tokenizer, or a function that loads it; it is called after the source
+            is listed and while the decoding processes start.
 
     Raises:
         SourceError: The source cannot be used.
-        JobError: Something else is in the way at `dataset_dir`, or its disk is full.
+        JobError: Something else is in the way at `dataset_dir`, or it cannot be written.
     """
     listing = list_source(config.source, image_root=config.image_root)
-    _check_grid(config, tokenizer)
-    job = _describe(config, listing, tokenizer)
     state = JobState(config.dataset_dir)
+    num_tasks = -(-len(listing.items) // IMAGES_PER_TASK)
+    with DecodePool(
+        num_workers=min(config.num_workers, num_tasks),
+        view=config.view,
+        max_pixels=config.max_pixels,
+    ) as pool:
+        if config.overwrite or not (config.dataset_dir / MANIFEST_NAME).exists():
+            pool.start()
+        loaded = tokenizer() if callable(tokenizer) else tokenizer
+        _check_grid(config, loaded)
+        job = _describe(config, listing, loaded)
+        with _told_errors(config.dataset_dir):
+            finished = check_output(state, job, overwrite=config.overwrite)
+            if finished is None or state.dir.exists():
+                with state.lock():
+                    finished = prepare_output(state, job, overwrite=config.overwrite)
+                    if finished is None:
+                        return _Run(config, loaded, listing, state, job).run(pool)
+    return JobResult(
+        manifest=finished, listing=listing, num_encoded=0, encode_s=0.0, was_finished=True
+    )
+
+
+@contextmanager
+def _told_errors(dataset_dir: Path) -> Iterator[None]:
+    """Turn what the disk refuses into one line that says what to do."""
     try:
-        with state.lock():
-            done = _prepare(config, state, job)
-            if done is not None:
-                state.remove()
-                return JobResult(manifest=done, listing=listing, num_encoded=0, encode_s=0.0)
-            return _Run(config, tokenizer, listing, state, job).run()
+        yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise JobError(
-            f"{config.dataset_dir}: no space left on the disk; what is done is kept: free some "
-            "space and run the same command again to go on"
-        ) from None
+        if error.errno is None:
+            raise  # not of the disk
+        again = "what is done is kept: run the same command again to go on"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = f"{dataset_dir}: no space left on the disk; free some; {again}"
+        else:
+            where = error.filename or dataset_dir
+            message = f"{where}: {error.strerror}; choose another --out, or mend it: {again}"
+        raise JobError(message) from None
 
 
 class _Run:
@@ -150,10 +178,14 @@ class _Run:
             range(first, min(first + config.chunks_per_shard, num_chunks))
             for first in range(0, num_chunks, config.chunks_per_shard)
         ]
+        is_cpu = tokenizer.device.type == "cpu"
+        self.batch_images = IMAGES_PER_TASK if is_cpu else GPU_BATCH_IMAGES
+        size = VIEWS[config.view].image_size_px
+        self.planes = np.empty((self.batch_images, 3, size, size), np.float32)
         self.num_encoded = 0
         self.num_refused = 0
 
-    def run(self) -> JobResult:
+    def run(self, pool: DecodePool) -> JobResult:
         """Do what is left to do, then publish."""
         todo = [
             chunk
@@ -162,7 +194,7 @@ class _Run:
             for chunk in chunks
             if not self.state.has_chunk(chunk)
         ]
-        with self._pool() as pool, self._bar(todo) as bar:
+        with self._bar(todo) as bar:
             tasks = pool.decode(task for chunk in todo for task in self._tasks(chunk))
             begin_s = time.monotonic()
             for shard, chunks in enumerate(self.shards):
@@ -182,13 +214,6 @@ class _Run:
             encode_s=encode_s,
         )
 
-    def _pool(self) -> DecodePool:
-        return DecodePool(
-            num_workers=self.config.num_workers,
-            view=self.config.view,
-            max_pixels=self.config.max_pixels,
-        )
-
     def _bar(self, todo: list[int]) -> "tqdm[Any]":
         left = sum(len(self._items(chunk)) for chunk in todo)
         return tqdm(
@@ -198,28 +223,37 @@ class _Run:
             unit=" images",
             disable=self.config.quiet,
             file=sys.stderr,
+            mininterval=0.5,
+            dynamic_ncols=True,
         )
 
     def _items(self, chunk: int) -> list[SourceItem]:
         return self.items[chunk * CHUNK_SIZE : (chunk + 1) * CHUNK_SIZE]
 
-    def _tasks(self, chunk: int) -> Iterator[list[SourceItem]]:
-        items = self._items(chunk)
-        for start in range(0, len(items), IMAGES_PER_TASK):
-            yield items[start : start + IMAGES_PER_TASK]
+    def _tasks(self, chunk: int) -> list[list[SourceItem]]:
+        return self._cut(self._items(chunk))
+
+    @staticmethod
+    def _cut(items: list[SourceItem]) -> list[list[SourceItem]]:
+        """Into what the decoding processes get at once."""
+        starts = range(0, len(items), IMAGES_PER_TASK)
+        return [items[start : start + IMAGES_PER_TASK] for start in starts]
 
     def _encode_chunk(self, chunk: int, tasks: Iterator[list[Decoded]], bar: "tqdm[Any]") -> None:
         """Encode the inputs of one chunk and keep them in the job folder."""
         samples: list[Sample] = []
         tally = Tally()
-        for items in self._tasks(chunk):
-            samples += self._encode_task(items, next(tasks), tally)
+        items = self._items(chunk)
+        for start in range(0, len(items), self.batch_images):
+            batch = items[start : start + self.batch_images]
+            decoded = [result for _ in self._cut(batch) for result in next(tasks)]
+            samples += self._encode_batch(batch, decoded, tally)
             bar.set_postfix(refused=self.num_refused + len(tally.rejects), refresh=False)
-            bar.update(len(items))
+            bar.update(len(batch))
         self.num_refused += len(tally.rejects)
         self.state.write_chunk(chunk, encode_batch(samples), tally)
 
-    def _encode_task(
+    def _encode_batch(
         self, items: list[SourceItem], decoded: list[Decoded], tally: Tally
     ) -> list[Sample]:
         good: list[tuple[SourceItem, np.ndarray]] = []
@@ -233,18 +267,22 @@ class _Run:
         self.num_encoded += len(good)
         if not good:
             return []
-        units = self._encode(np.stack([pixels for _, pixels in good]))
+        units = self._encode([pixels for _, pixels in good])
         return [
             Sample(key=item.key, split=item.split, image_units=unit, captions=list(item.captions))
             for (item, _), unit in zip(good, units, strict=True)
         ]
 
-    def _encode(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [B, S, S, 3] -> uint16 [B, 28, 28]."""
+    def _encode(self, pixels: list[np.ndarray]) -> np.ndarray:
+        """uint8 [S, S, 3] each -> uint16 [B, 28, 28]."""
         import torch
 
-        planes = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-        units = self.tokenizer.encode(planes.float() / 255)
+        # One buffer for all batches: fresh memory of this size costs more than filling it.
+        planes = self.planes[: len(pixels)]
+        for plane, picture in zip(planes, pixels, strict=True):
+            plane[:] = picture.transpose(2, 0, 1)
+        np.divide(planes, np.float32(255), out=planes)
+        units = self.tokenizer.encode(torch.from_numpy(planes))
         return VIEWS[self.config.view].crop_units(units).numpy().astype(np.uint16)
 
     def _publish(self) -> Manifest:
@@ -307,63 +345,6 @@ def _describe(
             "samples_per_shard": config.chunks_per_shard * CHUNK_SIZE,
         },
     }
-
-
-def _prepare(config: JobConfig, state: JobState, job: dict[str, Any]) -> Manifest | None:
-    """Make the folder ready; the manifest if the very dataset is there already.
-
-    Raises:
-        JobError: Something else is there.
-    """
-    dataset_dir = config.dataset_dir
-    manifest_path = dataset_dir / MANIFEST_NAME
-    if config.overwrite:
-        state.clear()
-        remove_stale_files(dataset_dir, [MANIFEST_NAME, REJECTS_NAME, CODEBOOK_NAME])
-    elif manifest_path.exists():
-        manifest = _read_manifest(dataset_dir)
-        _check_same(dataset_dir, _job_of(manifest), job, "a finished dataset")
-        return manifest
-    elif state.exists:
-        _check_same(dataset_dir, state.read_job(), job, "an unfinished job")
-        return None
-    elif shard_files(dataset_dir):
-        name = shard_files(dataset_dir)[0].name
-        raise JobError(
-            f"{dataset_dir}: holds {name} but no {MANIFEST_NAME} that lists it; choose another "
-            "--out, or --overwrite to remove it"
-        )
-    state.begin(job)
-    return None
-
-
-def _read_manifest(dataset_dir: Path) -> Manifest:
-    try:
-        return Manifest.read(dataset_dir)
-    except ShardError as error:
-        raise JobError(f"{error}; or start anew with --overwrite") from None
-
-
-def _job_of(manifest: Manifest) -> dict[str, Any]:
-    """The description of the job that made a dataset."""
-    tokenizer = dict(manifest.image_tokenizer or {})
-    for name in ("codebook_file", "codebook_sha256"):
-        tokenizer.pop(name, None)
-    layout = manifest.layout
-    return {
-        "image_tokenizer": tokenizer,
-        "layout": {"kind": layout.kind, "samples_per_member": layout.samples_per_member},
-        "settings": dict(manifest.settings),
-    }
-
-
-def _check_same(dataset_dir: Path, before: dict[str, Any], now: dict[str, Any], what: str) -> None:
-    found = differences(before, now)
-    if found:
-        raise JobError(
-            f"{dataset_dir}: holds {what} of other settings ({'; '.join(found)}); choose another "
-            "--out, or --overwrite to start anew"
-        )
 
 
 def _check_grid(config: JobConfig, tokenizer: "ImageTokenizer") -> None:

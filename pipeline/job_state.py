@@ -4,8 +4,8 @@ All of it lies in `OUT/.im2sp-job/` and is gone when the dataset is complete:
 
     lock               held while a job runs; two jobs never write one dataset
     job.json           settings and source, to compare with those of the run that goes on
-    chunk-000012.json  rejects and counts of inputs 12 x 256 and up
-    chunk-000012.arrow their samples; written after the .json, so it alone marks the chunk done
+    stale.json         files of a former dataset, while --overwrite removes them
+    chunk-000012.arrow samples of inputs 12 x 256 and up, with their rejects and counts
     shard-00000.json   a finished shard: its `ShardInfo`, rejects and counts; its chunks are gone
 
 Every file is written whole or not at all, and each is a function of the source and the settings
@@ -14,10 +14,10 @@ alone, so a dataset ends with the same bytes however often its job was interrupt
 
 import fcntl
 import json
-import re
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ from typing import Any
 import pyarrow as pa
 
 from im2sp.shards import BatchInfo, Layout, ShardInfo, write_shard
-from im2sp.shards.files import TMP_SUFFIX, atomic_file
+from im2sp.shards.files import atomic_file, is_plain_name
 
 JOB_DIR_NAME = ".im2sp-job"
-_SHARD_FILE = re.compile(r"\d{5,}\.(arrow|tar)(\.tmp)?")
+_TALLY_KEY = b"tally"
 
 
 class JobError(ValueError):
@@ -67,15 +67,26 @@ class JobState:
 
     def read_job(self) -> dict[str, Any]:
         """The description that the unfinished job was begun with."""
-        return _read_json(self.dir / "job.json")
+        job = self._read("job.json")
+        if not isinstance(job, dict):
+            raise self._damage("job.json", "not an object")
+        return job
 
-    def begin(self, job: dict[str, Any]) -> None:
-        """Record what the job is."""
-        _write_json(self.dir / "job.json", job)
+    def layout_suffix(self) -> str | None:
+        """How the unfinished job's shards end; None where there is no job, or it is damaged."""
+        with suppress(JobError, KeyError, TypeError):
+            return Layout(kind=self.read_job()["layout"]["kind"]).suffix if self.exists else None
+        return None
+
+    def read_stale(self) -> list[str]:
+        """Files whose removal had begun."""
+        if not (self.dir / "stale.json").exists():
+            return []
+        return [name for name in self._read("stale.json") if is_plain_name(name)]
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder; it is created if need be.
+        """Hold the folder; it is created if need be, and dropped where no job was begun.
 
         Raises:
             JobError: Another process holds it.
@@ -84,123 +95,111 @@ class JobState:
         with open(self.dir / "lock", "a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+                is_ours = os.path.samestat(os.fstat(file.fileno()), os.stat(self.dir / "lock"))
+            except (BlockingIOError, FileNotFoundError):
+                is_ours = False  # held, or dropped by the run that held it
+            if not is_ours:
                 raise JobError(
                     f"{self.dataset_dir}: another im2sp-tokenize is writing here; wait for it or "
                     "choose another --out"
-                ) from None
-            yield
+                )
+            try:
+                yield
+            finally:
+                if self.dir.is_dir() and os.listdir(self.dir) == ["lock"]:
+                    shutil.rmtree(self.dir, ignore_errors=True)
+
+    def begin(self, job: dict[str, Any], stale: list[str]) -> None:
+        """Drop a former job and the files named in `stale`, then record the new job.
+
+        Killed at any point, it leaves the former dataset or job, or else the list of what to drop.
+        """
+        if stale:
+            self._write("stale.json", stale)
+        (self.dir / "job.json").unlink(missing_ok=True)
+        for path in self.dir.iterdir():
+            if path.name not in ("lock", "stale.json"):
+                path.unlink()
+        for name in stale:
+            (self.dataset_dir / name).unlink(missing_ok=True)
+        (self.dir / "stale.json").unlink(missing_ok=True)
+        self._write("job.json", job)
+
+    def remove(self) -> None:
+        """Drop the job folder of a finished dataset."""
+        shutil.rmtree(self.dir)
 
     def has_chunk(self, index: int) -> bool:
         """Whether all inputs of a chunk are done."""
-        return self._chunk(index, "arrow").exists()
+        return self._chunk(index).exists()
 
     def write_chunk(self, index: int, batch: pa.RecordBatch, tally: Tally) -> None:
         """Keep a chunk's samples and counts."""
-        _write_json(self._chunk(index, "json"), asdict(tally))
-        with (
-            atomic_file(self._chunk(index, "arrow")) as file,
-            pa.ipc.new_stream(file, batch.schema) as writer,
-        ):
+        metadata = {**(batch.schema.metadata or {}), _TALLY_KEY: json.dumps(asdict(tally))}
+        batch = batch.replace_schema_metadata(metadata)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
             writer.write_batch(batch)
-
-    def read_chunk_tally(self, index: int) -> Tally:
-        """Counts of a finished chunk."""
-        return Tally(**_read_json(self._chunk(index, "json")))
+        with atomic_file(self._chunk(index)) as file:
+            file.write(sink.getvalue())
 
     def finish_shard(self, index: int, chunks: range, layout: Layout) -> None:
         """Write a shard from its chunks, then drop them."""
         tally = Tally()
         for chunk in chunks:
-            tally.add(self.read_chunk_tally(chunk))
+            tally.add(self._read_chunk(chunk)[1])
         info = None
         if tally.num_images:
             path = self.dataset_dir / f"{index:05d}{layout.suffix}"
-            info = write_shard(path, (self._read_batch(chunk) for chunk in chunks), layout)
+            info = write_shard(path, (self._read_chunk(chunk)[0] for chunk in chunks), layout)
         record = {"shard": None if info is None else asdict(info), "tally": asdict(tally)}
-        _write_json(self._shard(index), record)
+        self._write(f"shard-{index:05d}.json", record)
         self.drop_chunks(chunks)
 
     def drop_chunks(self, chunks: range) -> None:
         """Remove the chunks of a finished shard, as far as they are there."""
         for chunk in chunks:
-            for suffix in ("arrow", "json"):
-                self._chunk(chunk, suffix).unlink(missing_ok=True)
+            self._chunk(chunk).unlink(missing_ok=True)
 
     def has_shard(self, index: int) -> bool:
         """Whether a shard is finished."""
-        return self._shard(index).exists()
+        return (self.dir / f"shard-{index:05d}.json").exists()
 
     def read_shard(self, index: int) -> tuple[ShardInfo | None, Tally]:
         """A finished shard; None for its info where every input of it was refused."""
-        record = _read_json(self._shard(index))
+        record = self._read(f"shard-{index:05d}.json")
         shard = record["shard"]
         if shard is not None:
             shard["batches"] = tuple(BatchInfo(**batch) for batch in shard["batches"])
             shard = ShardInfo(**shard)
         return shard, Tally(**record["tally"])
 
-    def clear(self) -> None:
-        """Empty the job folder but for the lock; `job.json` goes first: half a folder is no job."""
-        (self.dir / "job.json").unlink(missing_ok=True)
-        for path in self.dir.iterdir():
-            if path.name != "lock":
-                path.unlink()
+    def _read_chunk(self, index: int) -> tuple[pa.RecordBatch, Tally]:
+        path = self._chunk(index)
+        try:
+            with pa.ipc.open_stream(path.read_bytes()) as reader:
+                batch = reader.read_next_batch()
+            metadata = dict(batch.schema.metadata)
+            tally = Tally(**json.loads(metadata.pop(_TALLY_KEY)))
+        except (pa.ArrowException, ValueError, KeyError, TypeError, StopIteration) as error:
+            raise self._damage(path.name, error) from None
+        return batch.replace_schema_metadata(metadata), tally
 
-    def remove(self) -> None:
-        """Drop the job folder of a finished dataset."""
-        self.clear()
-        shutil.rmtree(self.dir)
+    def _chunk(self, index: int) -> Path:
+        return self.dir / f"chunk-{index:06d}.arrow"
 
-    def _read_batch(self, index: int) -> pa.RecordBatch:
-        with pa.ipc.open_stream(self._chunk(index, "arrow").read_bytes()) as reader:
-            return reader.read_next_batch()
+    def _write(self, name: str, content: object) -> None:
+        with atomic_file(self.dir / name) as file:
+            file.write(json.dumps(content).encode() + b"\n")
 
-    def _chunk(self, index: int, suffix: str) -> Path:
-        return self.dir / f"chunk-{index:06d}.{suffix}"
+    def _read(self, name: str) -> Any:
+        try:
+            return json.loads((self.dir / name).read_bytes())
+        except (OSError, ValueError) as error:
+            raise self._damage(name, error) from None
 
-    def _shard(self, index: int) -> Path:
-        return self.dir / f"shard-{index:05d}.json"
-
-
-def shard_files(dataset_dir: Path) -> list[Path]:
-    """Files in a folder that bear the name of a shard, listed in a manifest or not."""
-    if not dataset_dir.is_dir():
-        return []
-    return sorted(path for path in dataset_dir.iterdir() if _SHARD_FILE.fullmatch(path.name))
-
-
-def remove_stale_files(dataset_dir: Path, names: list[str]) -> None:
-    """Remove a former dataset: the given files first, then everything named like a shard."""
-    for name in names:
-        (dataset_dir / name).unlink(missing_ok=True)
-        (dataset_dir / (name + TMP_SUFFIX)).unlink(missing_ok=True)
-    for path in shard_files(dataset_dir):
-        path.unlink()
-
-
-def _write_json(path: Path, content: object) -> None:
-    with atomic_file(path) as file:
-        file.write(json.dumps(content).encode() + b"\n")
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise JobError(
-            f"{path}: the record of the unfinished job is damaged ({error}); start anew with "
-            "--overwrite"
-        ) from None
-
-
-def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """Where two descriptions differ: `view: squash-224 there, center-224 now`."""
-    found: list[str] = []
-    for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            found.append(f"{prefix}{name}: {old} there, {new} now")
-    return found
+    def _damage(self, name: str, error: object) -> JobError:
+        return JobError(
+            f"{self.dir / name}: the record of the unfinished job is damaged ({error}); start anew "
+            "with --overwrite"
+        )

@@ -1,4 +1,4 @@
-"""What a finished tokenize job tells the user."""
+"""What a tokenize job tells the user."""
 
 import json
 from pathlib import Path
@@ -15,6 +15,7 @@ def summary_json(dataset_dir: Path, result: JobResult) -> str:
     return json.dumps(
         {
             "out": str(dataset_dir),
+            "was_finished": result.was_finished,
             "num_inputs": len(result.listing.items),
             "num_ignored": sum(result.listing.ignored.values()),
             "num_refused": manifest.num_rejects,
@@ -31,22 +32,25 @@ def summary_json(dataset_dir: Path, result: JobResult) -> str:
 def summary(source: Path, dataset_dir: Path, result: JobResult) -> str:
     """A few lines: what was read, refused, ignored and written."""
     manifest, listing = result.manifest, result.listing
-    lines = [f"read      {len(listing.items):,} inputs of {source} ({listing.kind})"]
-    if result.num_encoded:
+    lines = [f"read      {counted(len(listing.items), 'input')} of {source} ({listing.kind})"]
+    if result.was_finished:
+        lines[0] += "; all done before with the same settings, nothing to do"
+    elif result.num_encoded:
         rate = result.num_encoded / result.encode_s
         lines[0] += f"; encoded {result.num_encoded:,} in {result.encode_s:.1f} s, {rate:.1f}/s"
     else:
         lines[0] += "; nothing left to encode"
     lines.append(f"refused   {manifest.num_rejects:,}")
     if manifest.num_rejects:
-        lines[-1] += f", listed with reasons in {dataset_dir / REJECTS_NAME}"
+        reasons = "reason" if manifest.num_rejects == 1 else "reasons"
+        lines[-1] += f", listed with {reasons} in {dataset_dir / REJECTS_NAME}"
     if listing.ignored:
         kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in listing.ignored.items())
-        lines.append(f"ignored   {sum(listing.ignored.values()):,} files ({kinds})")
+        lines.append(f"ignored   {counted(sum(listing.ignored.values()), 'file')} ({kinds})")
     total = size_bytes(dataset_dir, result)
     lines.append(
-        f"written   {manifest.num_samples:,} samples in {len(manifest.shards):,} shards to "
-        f"{dataset_dir}, {total:,} bytes"
+        f"written   {counted(manifest.num_samples, 'sample')} in "
+        f"{counted(len(manifest.shards), 'shard')} to {dataset_dir}, {counted(total, 'byte')}"
     )
     if manifest.num_samples:
         per_image = total / manifest.num_samples
@@ -60,8 +64,14 @@ def summary(source: Path, dataset_dir: Path, result: JobResult) -> str:
     return "\n".join(lines)
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 shard`, `2,000 shards`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def size_bytes(dataset_dir: Path, result: JobResult) -> int:
     """Bytes on disk of everything but the codebook, which a dataset has once."""
     names = [MANIFEST_NAME, REJECTS_NAME]
-    files = sum((dataset_dir / name).stat().st_size for name in names)
+    paths = [dataset_dir / name for name in names]
+    files = sum(path.stat().st_size for path in paths if path.is_file())
     return files + sum(shard.size_bytes for shard in result.manifest.shards)
