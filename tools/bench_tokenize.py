@@ -6,13 +6,14 @@ Each case encodes the same batch to units, quantiser included. The cases take tu
 times after a warm-up, and the median counts, so that other load on the machine meets all of them.
 Prints one JSON row a case, then a table. `speedup` and `equal_units` compare with `plain-fp32`.
 
-A new case is a function in `CASES`: settings and network in, a `Case` out.
+A new case is a function in `CASES`: network and pixels in, a `Case` out. `bench_job.py` times the
+whole job around the encoder.
 """
 
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -170,9 +171,11 @@ def run(settings: Settings) -> list[dict[str, object]]:
     return rows
 
 
-def table(rows: list[dict[str, object]]) -> str:
+COLUMNS = ("case", "images_per_s", "speedup", "equal_units", "distinct_units")
+
+
+def table(rows: list[dict[str, object]], columns: Sequence[str] = COLUMNS) -> str:
     """The rows for reading."""
-    columns = ("case", "images_per_s", "speedup", "equal_units", "distinct_units")
     lines = [[*columns], *([str(row.get(name, "")) for name in columns] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     return "\n".join(

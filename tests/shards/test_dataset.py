@@ -1,9 +1,11 @@
+import json
 import multiprocessing
 import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -148,13 +150,13 @@ def test_pickle_is_small_and_opens_anew(
     data = pickle.dumps(dataset)
     assert len(data) < 1000
     monkeypatch.chdir("/")
-    found = pickle.loads(data)
+    found = ForkingPickler.loads(data)
     assert found.split == "val"
     for one, other in zip(found, dataset, strict=True):
         assert_same(one, other)
     write_dataset(tmp_path / "data", samples[:10])
     with pytest.raises(ShardError, match="has changed since it was pickled"):
-        pickle.loads(data)
+        ForkingPickler.loads(data)
 
 
 def _keys(dataset: ShardDataset, order: list[int]) -> list[str]:
@@ -173,8 +175,9 @@ def test_worker_processes(
     dataset = ShardDataset(tmp_path)
     dataset[5]
     code = (
-        "import pickle, sys; d = pickle.load(sys.stdin.buffer); "
-        "sys.stdout.buffer.write(pickle.dumps([s.key for s in d]))"
+        "import json, sys; from multiprocessing.reduction import ForkingPickler; "
+        "dataset = ForkingPickler.loads(sys.stdin.buffer.read()); "
+        "json.dump([sample.key for sample in dataset], sys.stdout)"
     )
     if method == "spawn":
         answer = subprocess.run(
@@ -183,7 +186,7 @@ def test_worker_processes(
             capture_output=True,
             check=True,
         )
-        assert pickle.loads(answer.stdout) == [sample.key for sample in samples]
+        assert json.loads(answer.stdout) == [sample.key for sample in samples]
         return
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)

@@ -1,0 +1,176 @@
+"""Time the whole tokenize job against its encoder alone, and watch its memory.
+
+    python tools/bench_job.py photographs.tar --weights compact --num-images 512
+    python tools/bench_job.py photographs.tar --memory 1000 7000 --size tiny
+
+The first takes turns, `--repeats` times: the job on the first `--num-images` files of the source,
+and `ImageTokenizer.encode` on the same pictures, decoded beforehand. The job's time is the one its
+summary prints: from the first task for the decoding processes to the last shard written; loading
+the tokenizer and starting processes are left out. The second runs the job in a fresh process for each
+number of images and prints the largest memory it ever held. One JSON row a case, then a table.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from im2sp.pipeline.decode_pool import IMAGES_PER_TASK, decode
+from im2sp.pipeline.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from im2sp.pipeline.images import DEFAULT_MAX_PIXELS, ByteRange
+from im2sp.pipeline.job import JobConfig, JobResult, run_job
+from im2sp.pipeline.sources import list_source
+from im2sp.tools.bench_tokenize import SIZES, Settings, make_network, photographs, table
+
+
+def copy_images(sources: list[Path], num_images: int, folder: Path) -> None:
+    """Write the first images of some sources into a folder, as the files they are."""
+    items = [item for source in sources for item in list_source(source).items if item.image]
+    if len(items) < num_images:
+        raise ValueError(f"the sources hold {len(items)} images; {num_images} were asked for")
+    for i, item in enumerate(items[:num_images]):
+        image = item.image
+        if isinstance(image, ByteRange):
+            with open(image.path, "rb") as file:
+                file.seek(image.offset)
+                data = file.read(image.size_bytes)
+        else:
+            assert image is not None
+            data = image.read_bytes()
+        (folder / f"{i:06d}{Path(item.name).suffix}").write_bytes(data)
+
+
+def make_tokenizer(size: str, weights: str, precision: str) -> ImageTokenizer:
+    """The weights asked for, or random ones of a size."""
+    kind = "bf16" if precision == "bf16" else "fp32"
+    if weights:
+        return load_image_tokenizer(weights, precision=kind)
+    assert size in SIZES
+    settings = Settings(size=size, num_images=1)  # pyright: ignore[reportArgumentType] # checked above
+    return ImageTokenizer(make_network(settings, photographs(settings)), name=size, precision=kind)
+
+
+def run_once(folder: Path, tokenizer: ImageTokenizer) -> JobResult:
+    """The job on a folder, into one that is dropped."""
+    with tempfile.TemporaryDirectory() as out:
+        config = JobConfig(
+            source=folder,
+            dataset_dir=Path(out) / "shards",
+            num_workers=os.cpu_count() or 1,
+            quiet=True,
+        )
+        return run_job(config, tokenizer)
+
+
+def decoded_pixels(folder: Path) -> list[Tensor]:
+    """The pictures of a folder as the job hands them to the encoder: float32 batches."""
+    items = list_source(folder).items
+    batches = []
+    for start in range(0, len(items), IMAGES_PER_TASK):
+        rows = (
+            decode(item, "squash-224", DEFAULT_MAX_PIXELS).pixels
+            for item in items[start : start + IMAGES_PER_TASK]
+        )
+        pixels = torch.stack([torch.from_numpy(row) for row in rows if row is not None])
+        batches.append(pixels.permute(0, 3, 1, 2).contiguous().float() / 255)
+    return batches
+
+
+def time_job(folder: Path, tokenizer: ImageTokenizer, repeats: int) -> list[dict[str, Any]]:
+    """Rows for the encoder alone and for the job."""
+    batches = decoded_pixels(folder)
+    num_images = sum(len(batch) for batch in batches)
+    tokenizer.encode(batches[0])
+    rates: dict[str, list[float]] = {"encoder": [], "job": []}
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for batch in batches:
+            tokenizer.encode(batch)
+        rates["encoder"].append(num_images / (time.perf_counter() - start))
+        result = run_once(folder, tokenizer)
+        rates["job"].append(result.num_encoded / result.encode_s)
+    shares = [job / encoder for job, encoder in zip(rates["job"], rates["encoder"], strict=True)]
+    return [
+        {
+            "case": f"{name}, {tokenizer.name}, {tokenizer.precision}",
+            "images_per_s": round(statistics.median(values), 2),
+            "share": round(statistics.median(shares), 3) if name == "job" else 1.0,
+            "slowest": round(min(values), 2),
+            "fastest": round(max(values), 2),
+            "num_images": num_images,
+            "repeats": repeats,
+            "threads": torch.get_num_threads(),
+        }
+        for name, values in rates.items()
+    ]
+
+
+def _peak_bytes(folder: Path, size: str, weights: str, answers: Any) -> None:
+    run_once(folder, make_tokenizer(size, weights, "fp32"))
+    answers.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def peak_memory(folder: Path, size: str, weights: str) -> dict[str, Any]:
+    """A row with the largest resident memory of a process that runs the job."""
+    context = multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+    process = context.Process(target=_peak_bytes, args=(folder, size, weights, answers))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise ValueError(f"the job ended with {process.exitcode}")
+    num_images = len(list(folder.iterdir()))
+    return {"case": f"memory, {num_images} images", "peak_mb": round(answers.get() / 1e6, 1)}
+
+
+def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """All rows that the flags ask for."""
+    rows: list[dict[str, Any]] = []
+    for num_images in arguments.memory or [arguments.num_images]:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            copy_images(arguments.sources, num_images, folder)
+            if arguments.memory:
+                rows.append(peak_memory(folder, arguments.size, arguments.weights))
+                continue
+            for precision in arguments.precisions:
+                tokenizer = make_tokenizer(arguments.size, arguments.weights, precision)
+                rows += time_job(folder, tokenizer, arguments.repeats)
+    return rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse flags, run, print; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Time the tokenize job against its encoder.")
+    parser.add_argument("sources", type=Path, nargs="+", help="folders or tars of images")
+    parser.add_argument("--size", choices=sorted(SIZES), default="base", help="random weights")
+    parser.add_argument("--weights", default="", help="these weights instead, such as compact")
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32"])
+    parser.add_argument("--num-images", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory", type=int, nargs="+", help="numbers of images to run with")
+    arguments = parser.parse_args(argv)
+    try:
+        rows = run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"bench_job: {error}", file=sys.stderr)
+        return 1
+    for row in rows:
+        print(json.dumps(row))
+    columns = ("case", "peak_mb") if arguments.memory else ("case", "images_per_s", "share")
+    print(table(rows, columns))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
