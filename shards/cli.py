@@ -71,9 +71,14 @@ def _verify(config: VerifyConfig) -> int:
         for problem in problems:
             print(problem)
         if not config.quiet:
-            verdict = "sound" if is_sound else f"{len(problems)} problems"
-            print(f"{config.dataset_dir}: {num_shards} shards, {num_samples} samples: {verdict}")
+            verdict = "sound" if is_sound else _count(len(problems), "problem")
+            counts = f"{_count(num_shards, 'shard')}, {_count(num_samples, 'sample')}"
+            print(f"{config.dataset_dir}: {counts}: {verdict}")
     return 0 if is_sound else 1
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@
 The first takes turns, `--repeats` times: the job on the first `--num-images` files of the source,
 and `ImageTokenizer.encode` on the same pictures, decoded beforehand. The job's time is the one its
 summary prints: from the first task for the decoding processes to the last shard written; loading
-the tokenizer and starting processes are left out. The second runs the job in a fresh process for each
-number of images and prints the largest memory it ever held. One JSON row a case, then a table.
+the tokenizer and starting processes are left out. The second runs the job in a fresh process for
+each number of images and prints the largest memory it ever held. One JSON row a case, then a table.
 """
 
 import argparse
