@@ -7,36 +7,11 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from im2sp.pipeline.images import ByteRange, read_image
 from im2sp.pipeline.source_items import assign_keys, clean_key
 from im2sp.pipeline.sources import SourceError, list_source
-
-
-def png_bytes(value: int = 0) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (2, 2), (value, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write(folder: Path, *names: str) -> Path:
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png_bytes())
-    return folder
-
-
-def keys_of(path: Path, **options) -> list[str]:
-    return [item.key for item in list_source(path, **options).items]
-
-
-def rejects_of(path: Path, **options) -> dict[str, str]:
-    items = list_source(path, **options).items
-    assert all(item.image is None for item in items if item.error)
-    return {item.name: item.error for item in items if item.error}
-
+from making.sources import keys_of, png_bytes, rejects_of, write
 
 # Keys
 

@@ -1,0 +1,32 @@
+"""Small sources and what is asked of their listings."""
+
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from im2sp.pipeline.sources import list_source
+
+
+def png_bytes(value: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 2), (value, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(folder: Path, *names: str) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png_bytes())
+    return folder
+
+
+def keys_of(path: Path, **options) -> list[str]:
+    return [item.key for item in list_source(path, **options).items]
+
+
+def rejects_of(path: Path, **options) -> dict[str, str]:
+    items = list_source(path, **options).items
+    assert all(item.image is None for item in items if item.error)
+    return {item.name: item.error for item in items if item.error}
