@@ -153,7 +153,7 @@ def test_cli_reports(
     assert out.splitlines() == [
         f"00001.arrow: {size_bytes - 1} bytes, dataset.json says {size_bytes}; copy the file again "
         "or rebuild the dataset with im2sp-tokenize",
-        f"{tmp_path}: 2 shards, 12 samples: 1 problems",
+        f"{tmp_path}: 2 shards, 12 samples: 1 problem",
     ]
     assert "verify: 100%" in err
     with pytest.raises(SystemExit) as caught:
