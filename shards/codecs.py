@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from im2sp.shards.errors import ShardError
+from im2sp.shards.errors import ShardError, check_int
+from im2sp.shards.huffman import HuffmanCodec
 from im2sp.shards.packing import pack_units, packed_size_bytes, unpack_units
 
 
@@ -43,13 +44,13 @@ class PackedCodec:
 
     def __post_init__(self) -> None:
         """Refuse parameters that contradict each other."""
-        _check_int("bits", self.bits, 1, 16)
+        check_int("bits", self.bits, 1, 16)
         if self.count is None:
-            _check_int("bits (without count)", self.bits, 8, 16)
+            check_int("bits (without count)", self.bits, 8, 16)
         else:
-            _check_int("count", self.count, 1, 1 << 24)
+            check_int("count", self.count, 1, 1 << 24)
         if self.num_units is not None:
-            _check_int("num_units", self.num_units, 1, 1 << self.bits)
+            check_int("num_units", self.num_units, 1, 1 << self.bits)
         if self.shape is not None and (
             self.count is None
             or not all(type(n) is int and n > 0 for n in self.shape)
@@ -99,7 +100,7 @@ class VarintCodec:
 
     def __post_init__(self) -> None:
         """Refuse parameters out of range."""
-        _check_int("minimum", self.minimum, 0, 65535)
+        check_int("minimum", self.minimum, 0, 65535)
 
     def encode(self, ids: NDArray[Any]) -> bytes:
         """Code (n,) ids."""
@@ -139,9 +140,10 @@ class VarintCodec:
         return np.array(ids, np.uint16)
 
 
-CODECS: dict[str, type[PackedCodec] | type[VarintCodec]] = {
+CODECS: dict[str, type[PackedCodec] | type[VarintCodec] | type[HuffmanCodec]] = {
     "packed": PackedCodec,
     "varint": VarintCodec,
+    "huffman": HuffmanCodec,
 }
 
 Columns = Mapping[str, Mapping[str, Any]]
@@ -189,7 +191,7 @@ def make_codecs(columns: Columns) -> ColumnCodecs:
     )
 
 
-def _make_codec(column: str, params: Mapping[str, Any]) -> PackedCodec | VarintCodec:
+def _make_codec(column: str, params: Mapping[str, Any]) -> PackedCodec | VarintCodec | HuffmanCodec:
     rest = dict(params)
     name = rest.pop("codec", None)
     codec_class = CODECS.get(name) if isinstance(name, str) else None
@@ -207,8 +209,3 @@ def _make_codec(column: str, params: Mapping[str, Any]) -> PackedCodec | VarintC
         return codec_class(**rest)
     except (ShardError, TypeError) as error:
         raise ShardError(f"column {column}: codec {name}: {error}") from None
-
-
-def _check_int(name: str, value: object, low: int, high: int) -> None:
-    if type(value) is not int or not low <= value <= high:
-        raise ShardError(f"{name} is {value!r}; expected a whole number from {low} to {high}")

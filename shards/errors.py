@@ -1,5 +1,11 @@
-"""The one exception that this room raises for bad data."""
+"""The one exception that this room raises for bad data, and the check that most raise it by."""
 
 
 class ShardError(ValueError):
     """Data is not what the format or the manifest says; the message says where and what to do."""
+
+
+def check_int(name: str, value: object, low: int, high: int) -> None:
+    """Raise unless the value is an int (no bool) from `low` to `high`."""
+    if type(value) is not int or not low <= value <= high:
+        raise ShardError(f"{name} is {value!r}; expected a whole number from {low} to {high}")

@@ -19,7 +19,7 @@ _BYTES_OUT = types.Array(types.uint8, 2, "C")
 u64 = np.uint64
 
 
-def _compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compile for one signature, with numba's disk cache where it can be used."""
 
     def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,7 +31,7 @@ def _compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., An
     return compile_function
 
 
-@_compiled(types.uint16(_UNITS_IN, _BYTES_OUT))
+@compiled(types.uint16(_UNITS_IN, _BYTES_OUT))
 def pack_13(units: Any, packed: Any) -> Any:
     """Pack whole groups of 8 units into 13 bytes each; the rest of a row is left alone.
 
@@ -62,7 +62,7 @@ def pack_13(units: Any, packed: Any) -> Any:
     return np.uint16(seen)
 
 
-@_compiled(types.void(_BYTES_IN, _UNITS_OUT))
+@compiled(types.void(_BYTES_IN, _UNITS_OUT))
 def unpack_13(packed: Any, units: Any) -> None:
     """Unpack whole groups of 13 bytes into 8 units each; the rest of a row is left alone."""
     mask = u64(8191)
@@ -85,7 +85,7 @@ def unpack_13(packed: Any, units: Any) -> None:
             units[row, i + 7] = high >> u64(51)
 
 
-@_compiled(types.uint16(_UNITS_IN, _BYTES_OUT, types.int64, types.int64))
+@compiled(types.uint16(_UNITS_IN, _BYTES_OUT, types.int64, types.int64))
 def pack_any(units: Any, packed: Any, bits: int, first: int) -> Any:
     """Pack units `first` and up of each row at any width; `first` is a multiple of 8.
 
@@ -113,7 +113,7 @@ def pack_any(units: Any, packed: Any, bits: int, first: int) -> Any:
     return np.uint16(seen)
 
 
-@_compiled(types.void(_BYTES_IN, _UNITS_OUT, types.int64, types.int64))
+@compiled(types.void(_BYTES_IN, _UNITS_OUT, types.int64, types.int64))
 def unpack_any(packed: Any, units: Any, bits: int, first: int) -> None:
     """Unpack units `first` and up of each row at any width; `first` is a multiple of 8."""
     width = u64(bits)
