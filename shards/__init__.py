@@ -6,6 +6,7 @@
 from im2sp.shards.codebook import CODEBOOK_NAME, write_codebook
 from im2sp.shards.dataset import ShardDataset
 from im2sp.shards.errors import ShardError
+from im2sp.shards.huffman_fit import fit_durations_codec, fit_speech_codec
 from im2sp.shards.manifest import (
     MANIFEST_NAME,
     REJECTS_NAME,
@@ -37,6 +38,8 @@ __all__ = [
     "deduplicate",
     "encode_batch",
     "expand_members",
+    "fit_durations_codec",
+    "fit_speech_codec",
     "pack_units",
     "unpack_units",
     "verify_dataset",

@@ -1,0 +1,136 @@
+"""Measure the codecs of speech units and durations: bits an id, and millions of ids a second.
+
+    python tools/bench_codec.py [UNITS.jsonl.gz ...]
+
+Each line of a file is `{"units": [...]}` with one unit a frame of 20 ms; they are collapsed first.
+Without a file, units are made up: a chain in which each unit leaves few likely ones to follow.
+Three of four clips make the tables, every fourth is measured, byte alignment included. Everything
+runs on one core. A call includes allocating the result; `values` is the clips one call decodes.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from im2sp.shards import DEFAULT_COLUMNS, deduplicate, fit_durations_codec, fit_speech_codec
+from im2sp.shards.codecs import Codec, make_codecs
+from im2sp.shards.huffman import HuffmanCodec
+
+Clip = tuple[NDArray[np.uint16], NDArray[np.uint16]]
+"""Units and durations of one clip."""
+
+
+def read_clips(paths: Sequence[Path]) -> list[Clip]:
+    """The collapsed clips of all files."""
+    clips: list[Clip] = []
+    for path in paths:
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            clips += [deduplicate(json.loads(line)["units"]) for line in lines]
+    return clips
+
+
+def made_up_clips(num_clips: int = 1000, num_units: int = 200) -> list[Clip]:
+    """Clips of 150 units; each unit leaves 16 to follow, the first of them most likely."""
+    rng = np.random.default_rng(0)
+    followers = rng.integers(1, num_units, (num_units, 16))
+    clips: list[Clip] = []
+    for _ in range(num_clips):
+        units = [int(rng.integers(num_units))]
+        for choice in np.minimum(rng.geometric(0.25, 149) - 1, 15):
+            units.append(int(units[-1] + followers[units[-1], choice]) % num_units)
+        runs = rng.geometric(0.5, 150)
+        clips.append((np.array(units, np.uint16), runs.astype(np.uint16)))
+    return clips
+
+
+def rate(call: Callable[[], object], num_ids: int, num_rounds: int) -> dict[str, int]:
+    """Median, slowest and fastest in millions of ids a second."""
+    call()
+    times = []
+    for _ in range(num_rounds):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    picks = {"million_a_s": statistics.median(times), "slowest": max(times), "fastest": min(times)}
+    return {name: round(num_ids / seconds / 1e6) for name, seconds in picks.items()}
+
+
+def measure(
+    name: str, codec: Codec, table_bytes: int, arrays: list[NDArray[np.uint16]], num_rounds: int
+) -> list[dict[str, object]]:
+    """Rows of figures for one codec: many clips a call, where it can, and one clip a call."""
+    values = [codec.encode(array) for array in arrays]
+    pieces = [np.frombuffer(value, np.uint8) for value in values]
+    num_ids = sum(array.size for array in arrays)
+    size_bytes = sum(map(len, values))
+    for array, piece in zip(arrays, pieces, strict=True):
+        np.testing.assert_array_equal(codec.decode(piece), array)
+    calls: dict[int, Callable[[], object]] = {1: lambda: [codec.decode(piece) for piece in pieces]}
+    if isinstance(codec, HuffmanCodec):
+        data, offsets = np.concatenate(pieces), np.cumsum([0, *map(len, values)])
+        calls = {len(values): lambda: codec.decode_values(data, offsets)} | calls
+    return [
+        {"case": name, "bits_an_id": round(8 * size_bytes / num_ids, 3), "table_bytes": table_bytes}
+        | {"values": num_values}
+        | rate(call, num_ids, num_rounds)
+        for num_values, call in calls.items()
+    ]
+
+
+def compare(clips: list[Clip], num_units: int, num_rounds: int) -> list[dict[str, object]]:
+    """All cases: the default codecs and the fitted ones."""
+    train = [clip for i, clip in enumerate(clips) if i % 4]
+    fitted = DEFAULT_COLUMNS | {
+        "speech_units": fit_speech_codec([units for units, _ in train], num_units),
+        "durations": fit_durations_codec([runs for _, runs in train]),
+    }
+    rows: list[dict[str, object]] = []
+    for which, column in enumerate(("speech_units", "durations")):
+        arrays = [clip[which] for clip in clips[::4]]
+        for columns in (DEFAULT_COLUMNS, fitted):
+            codec: Codec = getattr(make_codecs(columns), column)
+            name = f"{column}, {columns[column]['codec']}"
+            table_bytes = len(columns[column].get("lengths", ""))
+            rows += measure(name, codec, table_bytes, arrays, num_rounds)
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description="Measure the coding of speech on one core.")
+    parser.add_argument("units", nargs="*", type=Path, help=".jsonl.gz files of frame units")
+    parser.add_argument("--num-units", type=int, default=200, help="vocabulary (default 200)")
+    parser.add_argument("--num-rounds", type=int, default=25, help="rounds a case (default 25)")
+    parser.add_argument("--json", action="store_true", help="no table, JSON rows alone")
+    config = parser.parse_args(argv)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    clips = read_clips(config.units) if config.units else made_up_clips()
+    rows = compare(clips, config.num_units, config.num_rounds)
+    for row in rows:
+        print(json.dumps(row))
+    if config.json:
+        return
+    print(
+        f"\n{len(clips[::4])} clips, {sum(u.size for u, _ in clips[::4])} units; "
+        f"{platform.machine()}, one core; Python {platform.python_version()}, "
+        f"numpy {np.__version__}, numba {numba.__version__}\n"
+    )
+    print("| " + " | ".join(rows[0]) + " |")
+    print("| --- " + "| ---: " * (len(rows[0]) - 1) + "|")
+    for row in rows:
+        print("| " + " | ".join(map(str, row.values())) + " |")
+
+
+if __name__ == "__main__":
+    main()
