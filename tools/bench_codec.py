@@ -79,12 +79,12 @@ def measure(
     if isinstance(codec, HuffmanCodec):
         data, offsets = np.concatenate(pieces), np.cumsum([0, *map(len, values)])
         calls = {len(values): lambda: codec.decode_values(data, offsets)} | calls
-    return [
-        {"case": name, "bits_an_id": round(8 * size_bytes / num_ids, 3), "table_bytes": table_bytes}
-        | {"values": num_values}
-        | rate(call, num_ids, num_rounds)
-        for num_values, call in calls.items()
-    ]
+    rows: list[dict[str, object]] = []
+    for num_values, call in calls.items():
+        bits = round(8 * size_bytes / num_ids, 3)
+        row = {"case": name, "bits_an_id": bits, "table_bytes": table_bytes, "values": num_values}
+        rows.append(row | rate(call, num_ids, num_rounds))
+    return rows
 
 
 def compare(clips: list[Clip], num_units: int, num_rounds: int) -> list[dict[str, object]]:

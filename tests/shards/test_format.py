@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from im2sp.shards import Manifest, Sample
+from making.huffman import naive_decode
 
 
 def read_dataset(dataset_dir: Path) -> Iterator[dict[str, Any]]:
@@ -48,10 +49,15 @@ def read_batch(content: bytes, manifest: dict[str, Any]) -> Iterator[dict[str, A
     for row in coded:
         if row["image_units"] is not None:
             row["image_units"] = unpack(row["image_units"], columns["image_units"])
-        row["speech_units"] = [unpack(v, columns["speech_units"]) for v in row["speech_units"]]
+        row["speech_units"] = [decode(v, columns["speech_units"]) for v in row["speech_units"]]
         if row["durations"] is not None:
-            row["durations"] = [varints(v, columns["durations"]) for v in row["durations"]]
+            row["durations"] = [decode(v, columns["durations"]) for v in row["durations"]]
         yield row
+
+
+def decode(value: bytes, codec: dict[str, Any]) -> list[int]:
+    decoders = {"packed": unpack, "varint": varints, "huffman": naive_decode}
+    return decoders[codec["codec"]](value, codec)
 
 
 def unpack(value: bytes, codec: dict[str, Any]) -> list[int]:
@@ -188,7 +194,7 @@ def test_a_reader_from_the_text_alone(
     assert list(read_dataset(tmp_path)) == [plain_numbers(sample) for sample in samples]
 
 
-@pytest.mark.parametrize("name", ["arrow", "packed", "plain"])
+@pytest.mark.parametrize("name", ["arrow", "packed", "plain", "huffman"])
 def test_the_golden_datasets(name: str) -> None:
     golden_dir = Path(__file__).parent / "golden"
     content = json.loads((golden_dir / "content.json").read_text())

@@ -19,6 +19,8 @@ from im2sp.shards import (
     Sample,
     ShardDataset,
     encode_batch,
+    fit_durations_codec,
+    fit_speech_codec,
     verify_dataset,
     write_codebook,
     write_shard,
@@ -30,10 +32,15 @@ COLUMNS: dict[str, Any] = {
     "speech_units": {"codec": "packed", "bits": 8},
     "durations": {"codec": "varint", "minimum": 1},
 }
+FITTED_COLUMNS: dict[str, Any] = COLUMNS | {
+    "speech_units": fit_speech_codec([np.array([71, 12, 199, 12, 199]), np.array([71, 12])], 200),
+    "durations": fit_durations_codec([np.array([1, 2, 1, 1, 2, 1, 3, 3])]),
+}
 GOLDEN_LAYOUTS = {
     "arrow": Layout(),
     "packed": Layout(kind="webdataset", samples_per_member=2),
     "plain": Layout(kind="webdataset", samples_per_member=1),
+    "huffman": Layout(),
 }
 
 
@@ -58,17 +65,18 @@ def golden_samples() -> list[Sample]:
 
 
 def write_golden(dataset_dir: Path, layout: Layout) -> None:
-    """Write the golden dataset of a layout."""
+    """Write the golden dataset of that name in a layout."""
     dataset_dir.mkdir()
+    columns = FITTED_COLUMNS if dataset_dir.name == "huffman" else COLUMNS
     samples = golden_samples()
-    batches = [encode_batch(samples[:3], COLUMNS), encode_batch(samples[3:], COLUMNS)]
+    batches = [encode_batch(samples[:3], columns), encode_batch(samples[3:], columns)]
     shard = write_shard(dataset_dir / f"00000{layout.suffix}", batches, layout)
     sha256 = write_codebook(dataset_dir, np.arange(12).reshape(6, 2) / 8)
     Manifest(
         num_samples=len(samples),
         splits=shard.splits,
         layout=layout,
-        columns=COLUMNS,
+        columns=columns,
         image_tokenizer={
             "name": "made-up",
             "fingerprint": "0" * 64,

@@ -11,7 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from im2sp.shards import Layout, Manifest, Sample, encode_batch, write_shard
+from im2sp.shards import (
+    Layout,
+    Manifest,
+    Sample,
+    encode_batch,
+    fit_durations_codec,
+    fit_speech_codec,
+    write_shard,
+)
 from im2sp.shards.codecs import make_codecs
 from im2sp.shards.schema import DEFAULT_COLUMNS
 from im2sp.tools.bitcount import checksum_bytes, count_bits, main
@@ -45,14 +53,14 @@ def make_samples(num, *, speech=False, durations=True, images=True):
     return samples
 
 
-def write_dataset(folder, samples, layout=None, rejects=b"", raw=None):
+def write_dataset(folder, samples, layout=None, rejects=b"", raw=None, columns=DEFAULT_COLUMNS):
     """A finished dataset of two shards, with a codebook and perhaps rejects."""
     layout = layout or Layout()
     if raw is None:
         raw = {"num_images": len(samples), "image_file_bytes": 10_000 * len(samples)}
     half = len(samples) // 2 + 1
     shards = [
-        write_shard(folder / f"{i:05d}{layout.suffix}", [encode_batch(part)], layout)
+        write_shard(folder / f"{i:05d}{layout.suffix}", [encode_batch(part, columns)], layout)
         for i, part in enumerate([samples[:half], samples[half:]])
     ]
     codebook = b"c" * 5000
@@ -64,7 +72,7 @@ def write_dataset(folder, samples, layout=None, rejects=b"", raw=None):
         num_samples=len(samples),
         splits={split: splits.count(split) for split in sorted(set(splits))},
         layout=layout,
-        columns=DEFAULT_COLUMNS,
+        columns=columns,
         image_tokenizer={
             "name": "compact",
             "fingerprint": "f" * 64,
@@ -108,6 +116,24 @@ def test_parts_add_up_to_the_bytes_on_disk(tmp_path, layout):
         len(codecs.durations.encode(d)) for s in samples for d in s.durations
     )
     assert count.speech_frames == sum(int(d.sum()) for s in samples for d in s.durations)
+
+
+def test_columns_are_counted_in_their_own_codecs(tmp_path):
+    samples = make_samples(9, speech=True)
+    columns = DEFAULT_COLUMNS | {
+        "speech_units": fit_speech_codec([u for s in samples for u in s.speech_units], 200),
+        "durations": fit_durations_codec([d for s in samples for d in s.durations]),
+    }
+    write_dataset(tmp_path, samples, columns=columns)
+    count = count_bits(tmp_path)
+    codecs = make_codecs(columns)
+    for part in ("speech_units", "durations"):
+        codec = getattr(codecs, part)
+        assert count.parts[part] == sum(
+            len(codec.encode(u)) for s in samples for u in getattr(s, part)
+        )
+    on_disk = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert count.total_bytes + count.codebook_bytes == on_disk
 
 
 def test_files_that_are_not_the_datasets_are_not_counted(dataset_dir):
