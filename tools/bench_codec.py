@@ -82,8 +82,8 @@ def measure(
     rows: list[dict[str, object]] = []
     for num_values, call in calls.items():
         bits = round(8 * size_bytes / num_ids, 3)
-        row = {"case": name, "bits_an_id": bits, "table_bytes": table_bytes, "values": num_values}
-        rows.append(row | rate(call, num_ids, num_rounds))
+        row: dict[str, object] = {"case": name, "bits_an_id": bits, "table_bytes": table_bytes}
+        rows.append({**row, "values": num_values, **rate(call, num_ids, num_rounds)})
     return rows
 
 
