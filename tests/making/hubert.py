@@ -128,15 +128,14 @@ class _Stand:
 
 def stand_in(module, name, **state):
     """An object whose pickle names `module.name` and has that state."""
-    kind = type(name, (_Stand,), {"__module__": module})
     parts = module.split(".")
     for end in range(1, len(parts) + 1):
         path = ".".join(parts[:end])
         if path not in sys.modules:
             sys.modules[path] = types.ModuleType(path)
             sys.modules[path].__dict__["made_up"] = True
-    setattr(sys.modules[module], name, kind)
-    return kind(**state)
+    held = sys.modules[module].__dict__
+    return held.setdefault(name, type(name, (_Stand,), {"__module__": module}))(**state)
 
 
 def forget_stand_ins():
@@ -212,15 +211,14 @@ def joblib_bytes(content, protocol=4, alignment=16):
 def km_bytes(centres, protocol=4, alignment=16, **state):
     """A fitted MiniBatchKMeans as `km.bin` has it."""
     centres = np.asarray(centres)
-    model = stand_in(
-        "sklearn.cluster._kmeans",
-        "MiniBatchKMeans",
-        n_clusters=len(centres),
-        init="k-means++",
-        cluster_centers_=centres,
-        labels_=np.arange(7, dtype=np.int32),
-        inertia_=np.float64(2.5),
-        random_state_=np.random.RandomState(3),
+    fitted = {
+        "n_clusters": len(centres),
+        "init": "k-means++",
+        "cluster_centers_": centres,
+        "labels_": np.arange(7, dtype=np.int32),
+        "inertia_": np.float64(2.5),
+        "random_state_": np.random.RandomState(3),
         **state,
-    )
+    }
+    model = stand_in("sklearn.cluster._kmeans", "MiniBatchKMeans", **fitted)
     return joblib_bytes(model, protocol, alignment)
