@@ -73,6 +73,25 @@ class Convolution:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Positions:
+    """The grouped convolution that tells frames their surroundings: a Linear a group of widths."""
+
+    groups: list[Linear]
+    kernel: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D), of the type of `x`."""
+        before = self.kernel // 2
+        padded = F.pad(x, (0, 0, before, self.kernel - 1 - before))
+        parts = padded.unflatten(2, (len(self.groups), -1)).permute(2, 0, 1, 3).contiguous()
+        mixed = [
+            linear(windows(part, self.kernel, 1), "gelu")
+            for linear, part in zip(self.groups, parts, strict=True)
+        ]
+        return torch.cat(mixed, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Layer:
     """One layer. Linears and attention are in `dtype`, norms and sums in float32."""
 
@@ -146,10 +165,7 @@ class HubertEncoder:
         ]
         self.projection_norm = self._norm("feature_projection.layer_norm")
         self.projection = self._linear("feature_projection.projection", torch.float32)
-        direction, length = (self._tensors[f"{POSITIONS}.weight_{part}"] for part in "vg")
-        norm = torch.linalg.vector_norm(direction, dim=(0, 1), keepdim=True)
-        self.position_weight = (direction * (length / norm)).to(dtype)
-        self.position_bias = self._tensors[f"{POSITIONS}.bias"].to(dtype)
+        self.positions = self._positions()
         self.norm = None if self.settings.is_pre_norm else self._norm("encoder.layer_norm")
         self.layers = [self._layer(index) for index in range(self.settings.layer)]
         self._tensors = {}
@@ -179,6 +195,21 @@ class HubertEncoder:
             norm=self._norm(f"{name}.layer_norm", CONV_NORM_EPS) if has_norm else None,
         )
 
+    def _positions(self) -> Positions:
+        direction, length = (self._tensors[f"{POSITIONS}.weight_{part}"] for part in "vg")
+        norm = torch.linalg.vector_norm(direction, dim=(0, 1), keepdim=True)
+        weight = direction * (length / norm)  # (D, group width, kernel)
+        bias = self._tensors[f"{POSITIONS}.bias"]
+        _, group_width, kernel = weight.shape
+        weights = weight.transpose(1, 2).flatten(1).split(group_width)
+        return Positions(
+            groups=[
+                self._linear_kind(part, part_bias.clone(), self.dtype)
+                for part, part_bias in zip(weights, bias.split(group_width), strict=True)
+            ],
+            kernel=kernel,
+        )
+
     def _layer(self, index: int) -> Layer:
         name = f"encoder.layers.{index}"
         parts = [
@@ -204,7 +235,7 @@ class HubertEncoder:
         """(B, S) float32, at least 400 samples -> (B, T, D) float32."""
         samples = samples.contiguous()
         x = self.projection(self.projection_norm(self._convolve(samples)))
-        x = x + self._positions(x)
+        x = x + self.positions(x.to(self.dtype))
         if self.norm is not None:
             x = self.norm(x)
         for layer in self.layers:
@@ -243,18 +274,6 @@ class HubertEncoder:
         # The filter's own bias shifts the output and its mean alike.
         shift = self.first_norm.bias.double() - scale * (mean @ weight.t())
         return (weight.t() * scale[:, None]).float(), shift[:, None].float()
-
-    def _positions(self, x: Tensor) -> Tensor:
-        """The grouped convolution over frames that stands for positions, (B, T, D)."""
-        width, group_width, kernel = self.position_weight.shape
-        y = F.conv1d(
-            x.transpose(1, 2).to(self.dtype),
-            self.position_weight,
-            self.position_bias,
-            padding=kernel // 2,
-            groups=width // group_width,
-        )
-        return F.gelu(y[:, :, : x.shape[1]]).transpose(1, 2)
 
 
 def window_moments(samples: Tensor, size: int, stride: int) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,11 @@ from im2sp.pipeline.rebuild import STATE_SETTERS, NumpyType, element_counts
 
 _WRAPPERS = ("joblib.numpy_pickle", "sklearn.externals.joblib.numpy_pickle")
 # A fitted model may hold its random generator, which is of no use here: calls become records.
-_GENERATORS = ("__randomstate_ctor", "__bit_generator_ctor", "__generator_ctor")
+_GENERATORS = (
+    ("numpy.random._pickle", "__randomstate_ctor"),
+    ("numpy.random._pickle", "__bit_generator_ctor"),
+    ("numpy.random.bit_generator", "__pyx_unpickle_SeedSequence"),
+)
 
 
 @dataclass(eq=False)
@@ -30,13 +34,13 @@ class PendingJoblibArray:
     """A wrapper between its creation and its state."""
 
 
-def _generator(name: str) -> Rebuilder:
-    return lambda *_arguments: Record(GlobalName("numpy.random._pickle", name))
+def _generator(module: str, name: str) -> Rebuilder:
+    return lambda *_arguments: Record(GlobalName(module, name))
 
 
 JOBLIB_REBUILDERS: Mapping[str, Rebuilder] = {
     **{f"{module}.NumpyArrayWrapper": PendingJoblibArray for module in _WRAPPERS},
-    **{f"numpy.random._pickle.{name}": _generator(name) for name in _GENERATORS},
+    **{f"{module}.{name}": _generator(module, name) for module, name in _GENERATORS},
 }
 
 

@@ -217,7 +217,7 @@ def km_bytes(centres, protocol=4, alignment=16, **state):
         "cluster_centers_": centres,
         "labels_": np.arange(7, dtype=np.int32),
         "inertia_": np.float64(2.5),
-        "random_state_": np.random.RandomState(3),
+        "random_state_": np.random.RandomState(np.random.MT19937(3)),
         **state,
     }
     model = stand_in("sklearn.cluster._kmeans", "MiniBatchKMeans", **fitted)
