@@ -3,13 +3,20 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from im2sp.pipeline.hubert_units import SpeechTokenizer, load_speech_tokenizer
     from im2sp.pipeline.image_tokenizer import ImageTokenizer, load_image_tokenizer
 
-__all__ = ["ImageTokenizer", "load_image_tokenizer"]
+__all__ = ["ImageTokenizer", "SpeechTokenizer", "load_image_tokenizer", "load_speech_tokenizer"]
+
+_SPEECH_NAMES = ("SpeechTokenizer", "load_speech_tokenizer")
 
 
 def __getattr__(name: str) -> Any:
     """Import the public names when they are first used, so that this package costs no torch."""
+    if name in _SPEECH_NAMES:
+        from im2sp.pipeline import hubert_units
+
+        return getattr(hubert_units, name)
     if name in __all__:
         from im2sp.pipeline import image_tokenizer
 

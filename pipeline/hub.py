@@ -1,4 +1,4 @@
-"""From the name of published weights to a file on this machine."""
+"""From the name of published weights to a file or a model's folder on this machine."""
 
 import re
 from pathlib import Path
@@ -11,6 +11,7 @@ HUB_FILES = {
     "thuanz123/vitvqgan-imagenet-small": "imagenet_vitvq_small.ckpt",
 }
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".npy", ".pkl")
+CONFIG_FILE = "config.json"
 _HUB_ID = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+?)(?:/(?P<file>[\w./-]+))?(?:@(?P<revision>[\w./-]+))?"
 )
@@ -51,6 +52,46 @@ def find_weights(name_or_path: str | Path, bundled: dict[str, Path]) -> Path:
             f" {match['repo']}/FILE, or use {_options(bundled)}"
         )
     return _fetch(name, match["repo"], hub_file, match["revision"])
+
+
+def find_model(name_or_path: str | Path, weight_files: tuple[str, ...]) -> Path:
+    """The weights file that a model's folder, a file's path or a hub id stands for.
+
+    Where the name is that of a whole model (a folder or `owner/repository`), its `config.json`
+    lies beside the file; hub files are fetched.
+
+    Args:
+        name_or_path: A folder, a file, or `owner/repository` with `/file` and `@revision`.
+        weight_files: Names of a whole model's weights; the first one there is taken.
+
+    Raises:
+        WeightsError: There is no such thing, or it cannot be fetched; says what to do.
+    """
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    choices = " or ".join(weight_files)
+    if path.is_dir():
+        found = [path / file for file in weight_files if (path / file).is_file()]
+        if not found or not (path / CONFIG_FILE).is_file():
+            raise WeightsError(f"{name}: this folder lacks {CONFIG_FILE}, or {choices}")
+        return found[0]
+    if path.exists():
+        return path
+    match = _HUB_ID.fullmatch(name)
+    is_path = isinstance(name_or_path, Path) or name.startswith(("/", ".", "~"))
+    if is_path or not match or (not match["file"] and name.endswith(WEIGHT_SUFFIXES)):
+        raise WeightsError(
+            f"{name}: there is no such file; expected a folder with {CONFIG_FILE} and {choices},"
+            " a weights file, or a hub id"
+        )
+    if match["file"]:
+        return _fetch(name, match["repo"], match["file"], match["revision"])
+    _fetch(name, match["repo"], CONFIG_FILE, match["revision"])
+    for file in weight_files[:-1]:
+        try:
+            return _fetch(name, match["repo"], file, match["revision"])
+        except WeightsError:  # older models have one of the others
+            continue
+    return _fetch(name, match["repo"], weight_files[-1], match["revision"])
 
 
 def _options(bundled: dict[str, Path]) -> str:

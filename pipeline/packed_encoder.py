@@ -27,7 +27,7 @@ ARGMAX_BLOCK = 256
 
 
 class PackedLinear:
-    """A Linear through oneDNN, with an optional Tanh or residual sum in the same pass."""
+    """A Linear through oneDNN, with an optional Tanh, GELU or residual sum in the same pass."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(
@@ -36,8 +36,11 @@ class PackedLinear:
         self.bias = None if bias is None else bias.detach().to(dtype)
 
     def __call__(self, x: Tensor, activation: str = "none") -> Tensor:
-        """`activation` is "none" or "tanh"."""
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, activation, [], "")
+        """`activation` is "none", "tanh" or "gelu" (the exact one)."""
+        algorithm = "none" if activation == "gelu" else ""
+        return torch.ops.mkldnn._linear_pointwise(
+            x, self.weight, self.bias, activation, [], algorithm
+        )
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
         """The Linear of `x`, plus `residual`."""
@@ -138,7 +141,7 @@ def is_supported(dtype: torch.dtype) -> bool:
     try:
         linear = PackedLinear(torch.ones(16, 16), torch.ones(16), dtype)
         x = torch.ones(2, 16, dtype=dtype)
-        summed = linear.plus(linear(x, "tanh"), linear(x))
+        summed = linear.plus(linear(linear(x, "tanh"), "gelu"), linear(x))
     except (AttributeError, RuntimeError):
         return False
     return bool((summed > 30).all())

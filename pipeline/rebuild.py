@@ -76,7 +76,12 @@ def storage_dtype(kind: Any) -> torch.dtype:
     raise ValueError(f"storage of type {kind if isinstance(kind, GlobalName) else type(kind)}")
 
 
-def _numbers(values: Any, what: str) -> tuple[int, ...]:
+def element_counts(values: Any, what: str) -> tuple[int, ...]:
+    """A tensor's size, stride or the like, checked.
+
+    Raises:
+        ValueError: Too many numbers, or something other than counts.
+    """
     values = tuple(values)
     if len(values) > MAX_DIMENSIONS or any(type(v) is not int or v < 0 for v in values):
         raise ValueError(f"a tensor's {what} is not a short list of counts")
@@ -98,8 +103,8 @@ def rebuild_tensor(
         if not isinstance(dtype, GlobalName) or str(dtype) not in DTYPES:
             raise TypeError("a tensor of an unknown number type")
         data = data.view(DTYPES[str(dtype)])
-    (offset,) = _numbers([offset], "offset")
-    size, stride = _numbers(size, "size"), _numbers(stride, "stride")
+    (offset,) = element_counts([offset], "offset")
+    size, stride = element_counts(size, "size"), element_counts(stride, "stride")
     if len(size) != len(stride):
         raise ValueError(f"a tensor of {len(size)} sizes and {len(stride)} strides")
     num_elements = 1
@@ -180,7 +185,7 @@ def _array_bytes(data: Any) -> bytes:
 def _numpy_array(kind: Any, shape: Any, data: Any, *, fortran: bool) -> np.ndarray:
     if not isinstance(kind, NumpyType):
         raise TypeError("an array without a number type")
-    shape = _numbers(shape, "shape")
+    shape = element_counts(shape, "shape")
     flat = np.frombuffer(bytearray(_array_bytes(data)), dtype=kind.dtype)
     return flat.reshape(shape, order="F" if fortran else "C")
 
@@ -211,7 +216,7 @@ REBUILDERS: dict[str, Rebuilder] = {
     "builtins.set": lambda values=(): make_set(values),
     "builtins.frozenset": lambda values=(): make_set(values),
     "_codecs.encode": _encode,
-    "torch.Size": lambda size=(): _numbers(size, "size"),
+    "torch.Size": lambda size=(): element_counts(size, "size"),
     "torch.device": lambda kind, *_: kind,
     **{f"pathlib.{name}": _path for name in ("Path", "PosixPath", "PurePosixPath", "WindowsPath")},
     "numpy.dtype": _numpy_type,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from im2sp.pipeline.joblib_arrays import JOBLIB_REBUILDERS, joblib_setters
 from im2sp.pipeline.pickles import InertUnpickler, ReadableFile, Rebuilder
 from im2sp.pipeline.rebuild import (
     REBUILDERS,
@@ -66,10 +67,11 @@ def unpickle(
     file: ReadableFile,
     table: StorageTable | None = None,
     rebuilders: Mapping[str, Rebuilder] = REBUILDERS,
+    state_setters: Mapping[type, Callable[[Any, Any], Any]] = STATE_SETTERS,
 ) -> Any:
     """Read one pickle at the file's position."""
     load = None if table is None else table.persistent_load
-    return InertUnpickler(file, rebuilders, load, STATE_SETTERS).load()
+    return InertUnpickler(file, rebuilders, load, state_setters).load()
 
 
 class TorchZip:
@@ -118,17 +120,22 @@ class TorchZip:
 
 
 def read_pickles(file: ReadableFile, mapped: Tensor) -> tuple[str, Any]:
-    """Form and content of torch's form before 1.6, or of one plain pickle.
+    """Form and content of torch's form before 1.6, or of one plain pickle or joblib's.
 
-    Tensors inside a plain pickle are whole torch files of their own.
+    Tensors inside a plain pickle are whole torch files of their own; arrays in joblib's stand
+    between its instructions (see `joblib_arrays`).
     """
     if mapped[: len(LEGACY_HEAD)].numpy().tobytes() == LEGACY_HEAD:
         magic = unpickle(file)
         if type(magic) is int and magic == LEGACY_MAGIC:
             return "torch before 1.6", _read_legacy(file, mapped)
     file.seek(0)
-    nested = {**REBUILDERS, "torch.storage._load_from_bytes": _load_from_bytes}
-    return "pickle", unpickle(file, rebuilders=nested)
+    nested = {
+        **REBUILDERS,
+        **JOBLIB_REBUILDERS,
+        "torch.storage._load_from_bytes": _load_from_bytes,
+    }
+    return "pickle", unpickle(file, None, nested, joblib_setters(file, mapped))
 
 
 def _load_from_bytes(data: Any) -> Any:

@@ -1,0 +1,328 @@
+"""HuBERT's weights of every published form, up to the layer whose output is wanted.
+
+transformers keeps the sizes in `config.json` and the tensors beside it. fairseq's file
+(`hubert_base_ls960.pt`) has the same tensors under other names, and of the settings that shapes do
+not tell, its records. Both end here as one dictionary under transformers' names.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from im2sp.pipeline.hub import CONFIG_FILE, find_model
+from im2sp.pipeline.pickles import Record, WeightsError
+from im2sp.pipeline.weights import Weights, describe, read_weights
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+# The one front end of all published HuBERTs: 400 samples for the first frame, 320 for each more.
+CONV_KERNELS = (10, 3, 3, 3, 3, 2, 2)
+CONV_STRIDES = (5, 2, 2, 2, 2, 2, 2)
+HF_MARK = "feature_extractor.conv_layers.0.conv.weight"
+FAIRSEQ_MARK = "feature_extractor.conv_layers.0.0.weight"
+POSITIONS = "encoder.pos_conv_embed.conv"
+HEAD_WIDTH = 64
+MAX_RECORD_DEPTH = 20
+# What this code computes, where config.json could ask for something else.
+_FIXED: dict[str, Any] = {
+    "model_type": "hubert",
+    "hidden_act": "gelu",
+    "feat_extract_activation": "gelu",
+    "conv_kernel": list(CONV_KERNELS),
+    "conv_stride": list(CONV_STRIDES),
+    "feat_proj_layer_norm": True,
+    "conv_pos_batch_norm": False,
+    "adapter_attn_dim": None,
+}
+# fairseq's name -> transformers' name; `N` is a layer's number.
+_FAIRSEQ_NAMES = [
+    (r"feature_extractor\.conv_layers\.(\d+)\.0\.", r"feature_extractor.conv_layers.\1.conv."),
+    (
+        r"feature_extractor\.conv_layers\.(\d+)\.2\.(?:1\.)?",
+        r"feature_extractor.conv_layers.\1.layer_norm.",
+    ),
+    (r"layer_norm\.", r"feature_projection.layer_norm."),
+    (r"post_extract_proj\.", r"feature_projection.projection."),
+    (r"encoder\.pos_conv\.0\.", rf"{POSITIONS}."),
+    (r"(encoder\.layers\.\d+)\.self_attn\.", r"\1.attention."),
+    (r"(encoder\.layers\.\d+)\.self_attn_layer_norm\.", r"\1.layer_norm."),
+    (r"(encoder\.layers\.\d+)\.fc1\.", r"\1.feed_forward.intermediate_dense."),
+    (r"(encoder\.layers\.\d+)\.fc2\.", r"\1.feed_forward.output_dense."),
+]
+# Names of torch's newer weight norm -> the published ones.
+_WEIGHT_NORM_NAMES = {
+    f"{POSITIONS}.parametrizations.weight.original0": f"{POSITIONS}.weight_g",
+    f"{POSITIONS}.parametrizations.weight.original1": f"{POSITIONS}.weight_v",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubertSettings:
+    """What the shapes of the tensors do not tell, and the layer."""
+
+    heads: int
+    """Attention heads of every layer."""
+    layer: int
+    """Layers to compute; their output is the features."""
+    norm_eps: float = 1e-5
+    """Of every LayerNorm of the transformer."""
+    conv_norm: str = "group"
+    """"group": the first convolution's channels over time; "layer": every convolution's frames."""
+    is_pre_norm: bool = False
+    """Norms before attention and MLP, as in the larger models, instead of after."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubertWeights:
+    """Settings, and float32 tensors on the CPU under transformers' names, all of them checked."""
+
+    settings: HubertSettings
+    tensors: dict[str, Tensor]
+
+    @property
+    def width(self) -> int:
+        """Width of a feature."""
+        return len(self.tensors["feature_projection.projection.weight"])
+
+
+def load_hubert(name_or_path: str | Path, layer: int) -> HubertWeights:
+    """Read a HuBERT up to a layer; layers above it are not read.
+
+    Args:
+        name_or_path: transformers' folder, fairseq's file, or a hub id of either.
+        layer: Which layer's output is wanted, counted from 1.
+
+    Raises:
+        WeightsError: One line: what was found and what was expected.
+    """
+    path = find_model(name_or_path, WEIGHT_FILES)
+    weights = read_weights(path)
+    tensors = weights.tensors()
+    try:
+        if (prefix := _prefix_before(tensors, FAIRSEQ_MARK)) is not None:
+            tensors = _fairseq_tensors(_below(tensors, prefix))
+            settings, num_layers = _fairseq_settings(weights, tensors, layer)
+        elif (prefix := _prefix_before(tensors, HF_MARK)) is not None:
+            tensors = _below(tensors, prefix)
+            settings, num_layers = _config_settings(path, layer)
+        else:
+            raise WeightsError(f"{path}: holds {describe(weights.content)}, expected a HuBERT")
+        if not 1 <= layer <= num_layers:
+            raise WeightsError(f"{path}: a model of {num_layers} layers has no layer {layer}")
+        tensors = {_WEIGHT_NORM_NAMES.get(name, name): value for name, value in tensors.items()}
+        shapes = expected_shapes(tensors, settings)
+    except KeyError as error:
+        raise WeightsError(f"{path}: lacks {error.args[0]} of a HuBERT") from None
+    except (ValueError, IndexError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{path}: shapes of no HuBERT: {error}") from None
+    checked = {name: _tensor(path, tensors, name, shape) for name, shape in shapes.items()}
+    return HubertWeights(settings=settings, tensors=checked)
+
+
+def _prefix_before(tensors: Mapping[str, Tensor], mark: str) -> str | None:
+    """What stands before a name, such as `hubert.` in a fine-tuned model."""
+    found = [name.removesuffix(mark) for name in tensors if name.endswith(mark)]
+    return min(found, key=len, default=None)
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _tensor(path: Path, tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
+    if name not in tensors:
+        raise WeightsError(f"{path}: lacks {name} of a HuBERT")
+    tensor = tensors[name]
+    if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+        raise WeightsError(
+            f"{path}: {name} is {tensor.dtype} of shape {list(tensor.shape)}, expected numbers of"
+            f" shape {list(shape)}"
+        )
+    tensor = tensor.detach().to("cpu", torch.float32).contiguous()
+    if not torch.isfinite(tensor).all():
+        raise WeightsError(f"{path}: {name} holds values that are not finite")
+    return tensor
+
+
+# transformers -------------------------------------------------------------------------------------
+
+
+def _config_settings(path: Path, layer: int) -> tuple[HubertSettings, int]:
+    config_path = path.parent / CONFIG_FILE
+    if path.name not in WEIGHT_FILES or not config_path.is_file():
+        raise WeightsError(
+            f"{path}: transformers' weights without their {CONFIG_FILE}; pass the folder that"
+            f" holds both, the weights as {' or '.join(WEIGHT_FILES)}"
+        )
+    try:
+        config = json.loads(config_path.read_text("utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{config_path}: no JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise WeightsError(f"{config_path}: a {type(config).__name__}, expected a JSON object")
+    for key, expected in _FIXED.items():
+        found = config.get(key, expected)
+        if found != expected:
+            raise WeightsError(f"{config_path}: {key} is {found!r}, expected {expected!r}")
+    heads = config.get("num_attention_heads", 12)
+    num_layers = config.get("num_hidden_layers", 12)
+    norm_eps, conv_norm = config.get("layer_norm_eps", 1e-5), config.get("feat_extract_norm")
+    if any(type(number) is not int or number < 1 for number in (heads, num_layers)):
+        raise WeightsError(f"{config_path}: {heads!r} heads and {num_layers!r} layers")
+    if not isinstance(norm_eps, float) or conv_norm not in (None, "group", "layer"):
+        raise WeightsError(f"{config_path}: layer_norm_eps {norm_eps!r}, norm {conv_norm!r}")
+    settings = HubertSettings(
+        heads=heads,
+        layer=layer,
+        norm_eps=norm_eps,
+        conv_norm=conv_norm or "group",
+        is_pre_norm=config.get("do_stable_layer_norm", False) is True,
+    )
+    return settings, num_layers
+
+
+# fairseq ------------------------------------------------------------------------------------------
+
+
+def _fairseq_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename; what is no part of the network (`label_embs_concat`, `final_proj`) stays unused."""
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        for pattern, replacement in _FAIRSEQ_NAMES:
+            found, count = re.subn(f"^{pattern}", replacement, name)
+            if count:
+                name = found
+                break
+        renamed[name] = tensor
+    return renamed
+
+
+def _fairseq_settings(
+    weights: Weights, tensors: Mapping[str, Tensor], layer: int
+) -> tuple[HubertSettings, int]:
+    """Sizes from the shapes; heads and the norms' places from the records where there are some."""
+    records = _plain_records(weights.content)
+    width = len(tensors["encoder.layer_norm.weight"])
+    numbers = re.compile(r"encoder\.layers\.(\d+)\.")
+    num_layers = 1 + max(int(m[1]) for name in tensors if (m := numbers.match(name)))
+    heads = records.get("encoder_attention_heads", max(1, width // HEAD_WIDTH))
+    if type(heads) is not int or heads < 1:
+        raise ValueError(f"{heads!r} attention heads")
+    is_layer = "feature_extractor.conv_layers.1.layer_norm.weight" in tensors
+    activation = records.get("activation_fn", "gelu")
+    if activation != "gelu":
+        raise ValueError(f"activation_fn is {activation!r}, expected 'gelu'")
+    settings = HubertSettings(
+        heads=heads,
+        layer=layer,
+        conv_norm="layer" if is_layer else "group",
+        is_pre_norm=records.get("layer_norm_first", is_layer) is True,
+    )
+    return settings, num_layers
+
+
+def _plain_records(content: Any) -> dict[str, Any]:
+    """The model's settings: `cfg["model"]`, or `args` of before, of any kind of record."""
+    if not isinstance(content, dict):
+        return {}
+    model = _plain(_plain(content.get("cfg")).get("model"))
+    return {key: _value(value) for key, value in (model or _plain(content.get("args"))).items()}
+
+
+def _plain(record: Any) -> dict[Any, Any]:
+    """A dict, an argparse.Namespace or an omegaconf node as a dict; {} for anything else."""
+    for _ in range(MAX_RECORD_DEPTH):
+        if not isinstance(record, Record):
+            break
+        record = record.state.get("_content", record.state)
+    return record if isinstance(record, dict) else {}
+
+
+def _value(value: Any) -> Any:
+    """A scalar, out of its omegaconf node where it is in one."""
+    return value.state.get("_val") if isinstance(value, Record) else value
+
+
+# Both ---------------------------------------------------------------------------------------------
+
+
+def expected_shapes(
+    tensors: Mapping[str, Tensor], settings: HubertSettings
+) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor up to the layer, sizes taken from the tensors themselves.
+
+    Raises:
+        KeyError: A tensor that tells a size is missing; its name.
+        ValueError: Sizes that do not fit each other.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    channels = 1
+    for index, kernel in enumerate(CONV_KERNELS):
+        name = f"feature_extractor.conv_layers.{index}"
+        out_channels = tensors[f"{name}.conv.weight"].shape[0]
+        shapes[f"{name}.conv.weight"] = (out_channels, channels, kernel)
+        if f"{name}.conv.bias" in tensors:
+            shapes[f"{name}.conv.bias"] = (out_channels,)
+        if settings.conv_norm == "layer" or index == 0:
+            shapes |= _pair(f"{name}.layer_norm", out_channels)
+        channels = out_channels
+    width = tensors["feature_projection.projection.weight"].shape[0]
+    _, group_width, kernel = tensors[f"{POSITIONS}.weight_v"].shape
+    if width % settings.heads or not group_width or width % group_width or not kernel:
+        raise ValueError(
+            f"width {width} for {settings.heads} heads, and position groups of {group_width}"
+        )
+    shapes |= _pair("feature_projection.layer_norm", channels)
+    shapes |= _pair("feature_projection.projection", width, channels)
+    shapes[f"{POSITIONS}.bias"] = (width,)
+    shapes[f"{POSITIONS}.weight_g"] = (1, 1, kernel)
+    shapes[f"{POSITIONS}.weight_v"] = (width, group_width, kernel)
+    if not settings.is_pre_norm:  # else it follows the last layer, whose output is taken before it
+        shapes |= _pair("encoder.layer_norm", width)
+    hidden = tensors["encoder.layers.0.feed_forward.intermediate_dense.weight"].shape[0]
+    for index in range(settings.layer):
+        name = f"encoder.layers.{index}"
+        for part in "qkv":
+            shapes |= _pair(f"{name}.attention.{part}_proj", width, width)
+        shapes |= _pair(f"{name}.attention.out_proj", width, width)
+        shapes |= _pair(f"{name}.layer_norm", width)
+        shapes |= _pair(f"{name}.feed_forward.intermediate_dense", hidden, width)
+        shapes |= _pair(f"{name}.feed_forward.output_dense", width, hidden)
+        shapes |= _pair(f"{name}.final_layer_norm", width)
+    return shapes
+
+
+def _pair(name: str, *weight_shape: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": weight_shape, f"{name}.bias": weight_shape[:1]}
+
+
+def fingerprint(weights: HubertWeights, centres: Tensor, precision: str) -> str:
+    """sha256 (hex) of all that decides a clip's units.
+
+    These are the settings, the float32 weights up to the layer, the centres and the precision. The
+    container, the stored number type and layers above do not matter, so fairseq's file has the
+    fingerprint of the folder that was converted from it.
+    """
+    settings = {
+        "format": 1,
+        "model": "hubert",
+        "precision": precision,
+        **asdict(weights.settings),
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in sorted({**weights.tensors, "centres": centres}.items()):
+        digest.update(f"\n{name} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy().astype("<f4").tobytes())
+    return digest.hexdigest()
