@@ -56,11 +56,15 @@ DEFAULT_MAX_SECONDS = 3600.0
 """Longest clip that is read: an hour is 220 MiB at 16 kHz."""
 
 RESAMPLING_QUALITY = "HQ"
-"""soxr's recipe: 20 bits of precision, its own default. `VHQ` differs by less than 16-bit sound
-can hold and takes longer."""
+"""soxr's recipe, and its default: 20 bits of precision, flat to 0.91 of the lower rate's half.
+
+From 44.1 kHz, `VHQ` (28 bits) takes a sixth longer and differs by 1e-4 of full scale at 7.3 kHz,
+by 3e-5 and less up to 6 kHz.
+"""
 
 _MIN_RATE_HZ, _MAX_RATE_HZ = 100, 1_000_000
-_BLOCK_VALUES = 2**20
+_BLOCK_VALUES = 2**16
+"""Samples of all channels that are decoded at once: 256 KiB, which stays in the cache."""
 
 
 def read_audio(
@@ -113,9 +117,20 @@ class _MemoryFile(BytesIO):
             return self.tell()
 
 
+class _SoundStream(soundfile.SoundFile):
+    """A clip that is read from its begin to its end, without a seek.
+
+    soundfile seeks after each read where it can. An MP3 is not the same after a seek: the frame it
+    lands on lacks what the frames before it hold for it.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
 def _decode(declared: DeclaredAudio, format_name: str, max_seconds: float) -> np.ndarray:
     """All samples as mono at 16 kHz, block by block."""
-    with soundfile.SoundFile(_MemoryFile(declared.data)) as file:
+    with _SoundStream(_MemoryFile(declared.data)) as file:
         num_frames = file.frames if declared.num_frames is None else declared.num_frames
         _check_size(file.samplerate, file.channels, num_frames, max_seconds)
         if num_frames <= 0:
@@ -174,13 +189,17 @@ def _read_block(
 
 def _mixed(block: np.ndarray, first: int) -> np.ndarray:
     """float32 [frames, channels] to [frames], by the mean; `first` numbers its first sample."""
-    is_finite = np.isfinite(block)
+    mono = block[:, 0]
+    if block.shape[1] > 1:
+        # One channel after the other: many times faster than `mean` over so short an axis.
+        total = mono.astype(np.float64)
+        for channel in range(1, block.shape[1]):
+            total += block[:, channel]
+        mono = (total / block.shape[1]).astype(np.float32)
+    is_finite = np.isfinite(mono)
     if not is_finite.all():
-        at = first + int(is_finite.all(axis=1).argmin())
-        raise AudioError(f"sample {at:,} is not finite")
-    if block.shape[1] == 1:
-        return block[:, 0]
-    return block.mean(axis=1, dtype=np.float64).astype(np.float32)
+        raise AudioError(f"sample {first + int(is_finite.argmin()):,} is not finite")
+    return mono
 
 
 class _Resampler:

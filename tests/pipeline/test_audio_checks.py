@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from im2sp.pipeline import audio
 from im2sp.pipeline.media import AudioError
 from making.sounds import (
     NUM_SAMPLES,
@@ -97,6 +98,12 @@ def test_every_format_says_the_same(kind, whole):
     else:
         assert len(found) >= NUM_SAMPLES
         assert 0.05 < found.std() < 0.5
+
+
+def test_blocks_join_without_a_seam(whole, monkeypatch):
+    expected = waveform_of(whole)
+    monkeypatch.setattr(audio, "_BLOCK_VALUES", 100)
+    np.testing.assert_array_equal(waveform_of(whole), expected)
 
 
 def test_a_cut_file_is_refused_or_lacks_nothing(kind, whole):
