@@ -10,7 +10,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-from im2sp.pipeline.image_errors import ImageError
+from im2sp.pipeline.media import ImageError
 
 _INFLATE_BYTES = 1 << 20
 

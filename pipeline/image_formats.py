@@ -12,6 +12,7 @@ from io import BytesIO
 
 from PIL import ImageFile
 
+from im2sp.pipeline.content import seems_to_be
 from im2sp.pipeline.image_checks import (
     check_boxes,
     check_gif,
@@ -23,8 +24,8 @@ from im2sp.pipeline.image_checks import (
     gif_size,
     webp_size,
 )
-from im2sp.pipeline.image_errors import ImageError
 from im2sp.pipeline.jpeg_check import check_jpeg
+from im2sp.pipeline.media import ImageError
 from im2sp.pipeline.tiff_check import check_tiff
 
 _HEAD_BYTES = 64
@@ -143,75 +144,4 @@ def find_format(data: bytes) -> Format:
     for image_format in FORMATS:
         if image_format.matches(head):
             return image_format
-    raise ImageError(f"not an image that is read: {_seems_to_be(data)}")
-
-
-_MAGICS = (
-    (b"%PDF", "a PDF document"),
-    (b"%!PS", "PostScript, which is drawn by a program and not read"),
-    (b"\xc5\xd0\xd3\xc6", "EPS, which is drawn by a program and not read"),
-    (b"PK\x03\x04", "a zip archive"),
-    (b"\x1f\x8b", "gzip-compressed data"),
-    (b"7z\xbc\xaf", "a 7z archive"),
-    (b"Rar!", "a RAR archive"),
-    (b"fLaC", "FLAC sound"),
-    (b"OggS", "Ogg sound"),
-    (b"ID3", "MP3 sound"),
-    (b"\xff\xfb", "MP3 sound"),
-    (b"\xff\xf3", "MP3 sound"),
-    (b"FORM", "an IFF file, such as AIFF sound"),
-    (b"\x1a\x45\xdf\xa3", "a Matroska or WebM film"),
-    (b"\x00\x00\x01\xb3", "an MPEG film"),
-    (b"\x00\x00\x01\xba", "an MPEG film"),
-    (b"\x7fELF", "a program"),
-    (b"MZ", "a program"),
-    (b"PAR1", "a Parquet table"),
-    (b"ARROW1", "an Arrow table"),
-    (b"\xff\x0a", "JPEG XL, which Pillow does not read"),
-    (b"\0\0\0\x0cJXL ", "JPEG XL, which Pillow does not read"),
-    (b"version https://git-lfs", "a Git LFS pointer; fetch the files themselves"),
-)
-
-
-def _seems_to_be(data: bytes) -> str:
-    """Words for content that is no picture."""
-    head = data[:512]
-    if not data.strip(b"\0"):
-        return f"it holds nothing but {len(data):,} zero bytes"
-    for magic, words in _MAGICS:
-        if head.startswith(magic):
-            return f"it seems to be {words}"
-    if head[:4] == b"RIFF":
-        return "it seems to be " + {b"WAVE": "WAV sound", b"AVI ": "an AVI film"}.get(
-            head[8:12], "RIFF data"
-        )
-    if head[4:8] == b"ftyp":
-        return "it seems to be " + (
-            "HEIC, which Pillow does not read" if head[8:10] == b"he" else "an MP4 film"
-        )
-    if head[257:262] == b"ustar":
-        return "it seems to be a tar archive"
-    if _JPEG in head:
-        return f"{head.index(_JPEG)} bytes that belong to no format, then perhaps a JPEG"
-    return f"it seems to be {_text_kind(head)}"
-
-
-def _text_kind(head: bytes) -> str:
-    """Words for text, or for bytes of no known kind."""
-    has_mark = head.startswith((b"\xff\xfe", b"\xfe\xff"))
-    # The head may end within a character, so a bad end is no sign.
-    text = head.decode("utf-16" if has_mark else "utf-8", errors="replace").rstrip("\ufffd")
-    start = text.lstrip("\ufeff \t\r\n").lower()
-    if (
-        text
-        and "\ufffd" not in text
-        and all(char.isprintable() or char in "\ufeff\t\r\n\f" for char in text)
-    ):
-        if "<svg" in start:
-            return "SVG (vector graphics)"
-        if start.startswith(("<!doctype html", "<html", "<head", "<body")):
-            return "an HTML page, such as a download's error message"
-        if start.startswith("<"):
-            return "XML or HTML text"
-        return "JSON text" if start.startswith(("{", "[")) else "plain text"
-    return f"data of no known kind (it begins with {head[:8].hex(' ')})"
+    raise ImageError(f"not an image that is read: {seems_to_be(data)}")

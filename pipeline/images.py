@@ -14,26 +14,27 @@ The rules, in the order in which they are applied:
 Nothing here changes Pillow's global settings, starts another program or opens a network address.
 """
 
-import os
-import stat
 import warnings
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFile
 
-from im2sp.pipeline.image_errors import ImageError, shown
 from im2sp.pipeline.image_formats import Format, find_format
+from im2sp.pipeline.media import (
+    ByteRange,
+    ImageError,
+    MediaError,
+    read_bytes,
+    refusal,
+    source_size_bytes,
+)
 
 __all__ = ["DEFAULT_MAX_PIXELS", "ByteRange", "ImageError", "read_image", "source_size_bytes"]
 
 DEFAULT_MAX_PIXELS = 2**28 // 3
 """Largest picture that is read: 89,478,485 pixels, 256 MiB as RGB (Pillow's own limit)."""
-
-MAX_FILE_BYTES = 2**30
-"""Largest file that is read into memory. A picture within any sane pixel limit is smaller."""
 
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
@@ -45,25 +46,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ByteRange:
-    """A file that lies inside another one, such as a member of a tar, read in place."""
-
-    path: Path
-    """The file that holds it."""
-
-    offset: int
-    """First byte of the content in `path`."""
-
-    size_bytes: int
-    """Length of the content."""
-
-
-def source_size_bytes(image: Path | ByteRange) -> int:
-    """Size of the original image file in bytes; `OSError` when the file is not there."""
-    return image.size_bytes if isinstance(image, ByteRange) else image.stat().st_size
 
 
 def read_image(
@@ -81,43 +63,16 @@ def read_image(
             message begins with `name`. Nothing else is raised, whatever the bytes are.
     """
     try:
-        data = source if isinstance(source, bytes) else _read_bytes(source)
+        data = read_bytes(source)
         image_format = find_format(data)
         # Pillow warns about odd metadata; what matters here is refused or tolerated by rule.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _decode(image_format, data, max_pixels)
-    except ImageError as error:
-        raise ImageError(f"{shown(name)}: {error}") from None
-    except MemoryError:
-        raise ImageError(f"{shown(name)}: decoding needs more memory than there is") from None
+    except MediaError as error:
+        raise ImageError(refusal(name, error)) from None
     except Exception as error:  # the per-item edge: whatever a decoder raises is one refusal
-        detail = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{shown(name)}: cannot be decoded: {detail}") from error
-
-
-def _read_bytes(source: Path | ByteRange) -> bytes:
-    """The file's bytes; never waits on a pipe or device, never takes unbounded memory."""
-    path = source.path if isinstance(source, ByteRange) else source
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError("not a regular file")
-        size_bytes = source.size_bytes if isinstance(source, ByteRange) else status.st_size
-        if size_bytes > MAX_FILE_BYTES:
-            raise ImageError(f"{size_bytes:,} bytes; files over {MAX_FILE_BYTES:,} are not read")
-        with open(path, "rb") as file:
-            if not isinstance(source, ByteRange):
-                return file.read(MAX_FILE_BYTES)
-            file.seek(source.offset)
-            data = file.read(source.size_bytes)
-    except OSError as error:
-        raise ImageError(f"cannot be read: {error.strerror or error}") from None
-    if len(data) != source.size_bytes:
-        raise ImageError(
-            f"cut: {path.name} ends after {len(data):,} of its {source.size_bytes:,} bytes"
-        )
-    return data
+        raise ImageError(refusal(name, error)) from error
 
 
 def _decode(image_format: Format, data: bytes, max_pixels: int) -> Image.Image:

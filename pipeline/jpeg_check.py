@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from im2sp.pipeline.image_errors import ImageError
+from im2sp.pipeline.media import ImageError
 
 _MAX_SCANS = 1000
 _MAX_STRAY_BYTES = 64

@@ -2,8 +2,8 @@
 
 import struct
 
-from im2sp.pipeline.image_errors import ImageError
 from im2sp.pipeline.jpeg_check import check_jpeg
+from im2sp.pipeline.media import ImageError
 
 _MAX_DIRECTORIES = 10_000
 _VALUE_CODES = dict(enumerate("BsHIQbBhiqfdI", start=1)) | {16: "Q", 17: "q", 18: "Q"}
