@@ -6,16 +6,16 @@
 The first takes turns, `--repeats` times: the job on the first `--num-images` files of the source,
 and `ImageTokenizer.encode` on the same pictures, decoded beforehand. The job's time is the one its
 summary prints: from the first task for the decoding processes to the last shard written; loading
-the tokenizer and starting processes are left out. The second runs the job in a fresh process for
-each number of images and prints the largest memory it ever held. One JSON row a case, then a table.
+the tokenizer is left out. The second runs the job for each number of images and prints the most
+memory its main process ever held. Both run the command itself, as a user would. One JSON row
+a case, then a table.
 """
 
 import argparse
 import json
-import multiprocessing
 import os
-import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from im2sp.pipeline.decode_pool import IMAGES_PER_TASK, decode
-from im2sp.pipeline.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from im2sp.pipeline.image_tokenizer import load_image_tokenizer
 from im2sp.pipeline.images import DEFAULT_MAX_PIXELS, ByteRange
-from im2sp.pipeline.job import JobConfig, JobResult, run_job
 from im2sp.pipeline.sources import list_source
+from im2sp.pipeline.vitvqgan_weights import image_tokenizer_bytes
 from im2sp.tools.bench_tokenize import SIZES, Settings, make_network, photographs, table
 
 
@@ -50,26 +50,30 @@ def copy_images(sources: list[Path], num_images: int, folder: Path) -> None:
         (folder / f"{i:06d}{Path(item.name).suffix}").write_bytes(data)
 
 
-def make_tokenizer(size: str, weights: str, precision: str) -> ImageTokenizer:
-    """The weights asked for, or random ones of a size."""
-    kind = "bf16" if precision == "bf16" else "fp32"
+def weights_file(size: str, weights: str, folder: Path) -> str:
+    """What --image-tokenizer takes: the weights asked for, or a file with random ones of a size."""
     if weights:
-        return load_image_tokenizer(weights, precision=kind)
+        return weights
     assert size in SIZES
     settings = Settings(size=size, num_images=1)  # pyright: ignore[reportArgumentType] # checked above
-    return ImageTokenizer(make_network(settings, photographs(settings)), name=size, precision=kind)
+    path = folder / f"{size}.safetensors"
+    path.write_bytes(image_tokenizer_bytes(make_network(settings, photographs(settings))))
+    return str(path)
 
 
-def run_once(folder: Path, tokenizer: ImageTokenizer) -> JobResult:
-    """The job on a folder, into one that is dropped."""
+def run_once(folder: Path, weights: str, precision: str) -> dict[str, Any]:
+    """The command on a folder, into one that is dropped; its summary, and its peak memory."""
     with tempfile.TemporaryDirectory() as out:
-        config = JobConfig(
-            source=folder,
-            dataset_dir=Path(out) / "shards",
-            num_workers=os.cpu_count() or 1,
-            quiet=True,
-        )
-        return run_job(config, tokenizer)
+        command = [sys.executable, "-m", "im2sp.pipeline.cli", str(folder), "--json", "--quiet"]
+        command += ["--out", f"{out}/shards", "--image-tokenizer", weights]
+        with subprocess.Popen([*command, "--precision", precision], stdout=subprocess.PIPE) as job:
+            assert job.stdout is not None
+            text = job.stdout.read()
+            _, status, usage = os.wait4(job.pid, 0)
+            job.returncode = os.waitstatus_to_exitcode(status)
+        if job.returncode:
+            raise ValueError(f"im2sp-tokenize ended with {job.returncode}")
+        return {**json.loads(text), "peak_bytes": usage.ru_maxrss * 1024}
 
 
 def decoded_pixels(folder: Path) -> list[Tensor]:
@@ -86,8 +90,10 @@ def decoded_pixels(folder: Path) -> list[Tensor]:
     return batches
 
 
-def time_job(folder: Path, tokenizer: ImageTokenizer, repeats: int) -> list[dict[str, Any]]:
+def time_job(folder: Path, weights: str, precision: str, repeats: int) -> list[dict[str, Any]]:
     """Rows for the encoder alone and for the job."""
+    kind = "bf16" if precision == "bf16" else "fp32"
+    tokenizer = load_image_tokenizer(weights, precision=kind)
     batches = decoded_pixels(folder)
     num_images = sum(len(batch) for batch in batches)
     tokenizer.encode(batches[0])
@@ -97,12 +103,12 @@ def time_job(folder: Path, tokenizer: ImageTokenizer, repeats: int) -> list[dict
         for batch in batches:
             tokenizer.encode(batch)
         rates["encoder"].append(num_images / (time.perf_counter() - start))
-        result = run_once(folder, tokenizer)
-        rates["job"].append(result.num_encoded / result.encode_s)
+        result = run_once(folder, weights, precision)
+        rates["job"].append(result["num_encoded"] / result["encode_s"])
     shares = [job / encoder for job, encoder in zip(rates["job"], rates["encoder"], strict=True)]
     return [
         {
-            "case": f"{name}, {tokenizer.name}, {tokenizer.precision}",
+            "case": f"{name}, {tokenizer.name}, {precision}",
             "images_per_s": round(statistics.median(values), 2),
             "share": round(statistics.median(shares), 3) if name == "job" else 1.0,
             "slowest": round(min(values), 2),
@@ -115,37 +121,22 @@ def time_job(folder: Path, tokenizer: ImageTokenizer, repeats: int) -> list[dict
     ]
 
 
-def _peak_bytes(folder: Path, size: str, weights: str, answers: Any) -> None:
-    run_once(folder, make_tokenizer(size, weights, "fp32"))
-    answers.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-
-
-def peak_memory(folder: Path, size: str, weights: str) -> dict[str, Any]:
-    """A row with the largest resident memory of a process that runs the job."""
-    context = multiprocessing.get_context("spawn")
-    answers = context.SimpleQueue()
-    process = context.Process(target=_peak_bytes, args=(folder, size, weights, answers))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise ValueError(f"the job ended with {process.exitcode}")
-    num_images = len(list(folder.iterdir()))
-    return {"case": f"memory, {num_images} images", "peak_mb": round(answers.get() / 1e6, 1)}
-
-
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """All rows that the flags ask for."""
     rows: list[dict[str, Any]] = []
     for num_images in arguments.memory or [arguments.num_images]:
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
+            weights = weights_file(arguments.size, arguments.weights, Path(name))
+            folder = Path(name) / "images"
+            folder.mkdir()
             copy_images(arguments.sources, num_images, folder)
             if arguments.memory:
-                rows.append(peak_memory(folder, arguments.size, arguments.weights))
+                peak_mb = run_once(folder, weights, "fp32")["peak_bytes"] / 1e6
+                case = f"memory, {num_images} images"
+                rows.append({"case": case, "peak_mb": round(peak_mb, 1)})
                 continue
             for precision in arguments.precisions:
-                tokenizer = make_tokenizer(arguments.size, arguments.weights, precision)
-                rows += time_job(folder, tokenizer, arguments.repeats)
+                rows += time_job(folder, weights, precision, arguments.repeats)
     return rows
 
 

@@ -13,10 +13,10 @@ def test_the_job_is_timed_against_its_encoder(capsys):
     encoder, job = (json.loads(line) for line in lines[:2])
     assert encoder["num_images"] == job["num_images"] == 3
     assert job["share"] > 0
-    assert "job, tiny, fp32" in lines[-1]
+    assert "job, tiny.safetensors, fp32" in lines[-1]
 
 
-def test_memory_is_that_of_a_fresh_process(capsys):
+def test_memory_is_that_of_the_command(capsys):
     assert bench_job.main([str(DEMO_DIR), "--size", "tiny", "--memory", "2"]) == 0
     row = json.loads(capsys.readouterr().out.splitlines()[0])
     assert row["case"] == "memory, 2 images"
