@@ -46,7 +46,10 @@ if TYPE_CHECKING:
 CHUNK_SIZE = 256
 """Inputs whose samples are kept on disk together while the job runs."""
 GPU_BATCH_IMAGES = 128
-"""Inputs encoded at once on a GPU; a CPU takes image by image and shows progress more often."""
+"""Inputs encoded at once on a GPU."""
+MAX_CPU_BATCH_IMAGES = 64
+"""The same on a CPU, where a slow tokenizer gets fewer, so that progress shows."""
+_QUICK_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +184,8 @@ class _Run:
         is_cpu = tokenizer.device.type == "cpu"
         self.batch_images = IMAGES_PER_TASK if is_cpu else GPU_BATCH_IMAGES
         size = VIEWS[config.view].image_size_px
-        self.planes = np.empty((self.batch_images, 3, size, size), np.float32)
+        most = max(self.batch_images, MAX_CPU_BATCH_IMAGES)
+        self.planes = np.empty((most, 3, size, size), np.float32)
         self.num_encoded = 0
         self.num_refused = 0
 
@@ -244,12 +248,19 @@ class _Run:
         samples: list[Sample] = []
         tally = Tally()
         items = self._items(chunk)
-        for start in range(0, len(items), self.batch_images):
+        start = 0
+        while start < len(items):
+            begin_s = time.monotonic()
             batch = items[start : start + self.batch_images]
             decoded = [result for _ in self._cut(batch) for result in next(tasks)]
             samples += self._encode_batch(batch, decoded, tally)
             bar.set_postfix(refused=self.num_refused + len(tally.rejects), refresh=False)
             bar.update(len(batch))
+            start += len(batch)
+            # Larger batches keep the cores busy; units do not depend on their batch.
+            is_quick = time.monotonic() - begin_s < _QUICK_S
+            if is_quick and 2 * self.batch_images <= MAX_CPU_BATCH_IMAGES:
+                self.batch_images *= 2
         self.num_refused += len(tally.rejects)
         self.state.write_chunk(chunk, encode_batch(samples), tally)
 
