@@ -29,7 +29,6 @@ RAW_BITS_PER_IMAGE = 224 * 224 * 24
 RAW_BITS_PER_FRAME = 320 * 16  # one speech unit stands for 20 ms at 16 kHz
 PAPER_IMAGE_BITS = 28 * 28 * 13
 PAPER_IMAGE_SHARE = PAPER_IMAGE_BITS / RAW_BITS_PER_IMAGE
-PAPER_SPEECH_SHARE = 50 * 8 / 256_000
 
 PART_NAMES = {
     "image_units": "image units",
