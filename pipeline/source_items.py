@@ -27,14 +27,31 @@ class SourceError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Utterance:
+    """One spoken clip that belongs to an input."""
+
+    audio: Path | ByteRange | None
+    """Where the sound lies; None only together with `error`."""
+
+    name: str
+    """What messages and rejects show: the path relative to the source."""
+
+    text: str | None = None
+    """What is said, where the source tells."""
+
+    error: str | None = None
+    """Why this clip is a reject, without its name; the rest of the sample stays."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SourceItem:
-    """One input: a picture with what is known about it, or the reason why it cannot be used."""
+    """One input: a picture and its speech, or either, or the reason why it cannot be used."""
 
     key: str
     """The sample's key; unique among the items without `error`."""
 
     image: Path | ByteRange | None
-    """Where the picture lies; None only together with `error`."""
+    """Where the picture lies; None together with `error` or for speech without a picture."""
 
     name: str
     """What messages and rejects show: the path relative to the source."""
@@ -43,7 +60,10 @@ class SourceItem:
     """The split the source gives, as it stands there (`restval` stays `restval`)."""
 
     captions: tuple[str, ...] = ()
-    """Captions in the order of the source."""
+    """Captions without speech of their own, in the order of the source."""
+
+    utterances: tuple[Utterance, ...] = ()
+    """Spoken clips in the order of the source."""
 
     error: str | None = None
     """Why this input is a reject, without its name; None for a good one."""
@@ -73,8 +93,15 @@ class SourceListing:
             image = item.image
             place = [image.offset, image.size_bytes] if isinstance(image, ByteRange) else []
             row = [item.key, item.name, item.split, item.captions, item.error, *place]
+            row += [_describe_utterance(utterance) for utterance in item.utterances]
             digest.update(json.dumps(row).encode() + b"\n")
         return {"kind": self.kind, "num_items": len(self.items), "sha256": digest.hexdigest()}
+
+
+def _describe_utterance(utterance: Utterance) -> list[object]:
+    audio = utterance.audio
+    place = [audio.offset, audio.size_bytes] if isinstance(audio, ByteRange) else []
+    return [utterance.name, utterance.text, utterance.error, *place]
 
 
 def is_candidate(name: str, ignored: Counter[str]) -> bool:
