@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from im2sp.pipeline import job
-from im2sp.pipeline.decode_pool import decode
+from im2sp.pipeline import job, job_config
+from im2sp.pipeline.decode import decode
 from im2sp.pipeline.vitvqgan import TransformerConfig, ViTVQGAN, ViTVQGANConfig
 from im2sp.pipeline.vitvqgan_weights import image_tokenizer_bytes
 
@@ -78,8 +78,8 @@ def twenty(tmp_path):
 class InlinePool:
     """Decodes in this process."""
 
-    def __init__(self, *, num_workers, view, max_pixels):
-        self.settings = (view, max_pixels)
+    def __init__(self, *, num_workers, view, max_pixels, max_audio_s):
+        self.settings = (view, max_pixels, max_audio_s)
 
     def __enter__(self):
         return self
@@ -92,7 +92,8 @@ class InlinePool:
 
     def decode(self, tasks):
         for task in tasks:
-            yield [decode(item, *self.settings) for item in task]
+            for medium in task:
+                yield decode(medium, *self.settings)
 
 
 @pytest.fixture
@@ -103,8 +104,8 @@ def inline_pool(monkeypatch):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks of 4 inputs, tasks of 2, so that a few pictures make several shards."""
-    monkeypatch.setattr(job, "CHUNK_SIZE", 4)
-    monkeypatch.setattr(job, "IMAGES_PER_TASK", 2)
+    monkeypatch.setattr(job_config, "CHUNK_SIZE", 4)
+    monkeypatch.setattr(job, "MEDIA_PER_TASK", 2)
 
 
 def _files_of(folder):

@@ -5,8 +5,10 @@ import signal
 import numpy as np
 import pytest
 
+from im2sp.pipeline import decode as decode_module
 from im2sp.pipeline import decode_pool
-from im2sp.pipeline.decode_pool import DecodePool, decode
+from im2sp.pipeline.decode import decode
+from im2sp.pipeline.decode_pool import DecodePool
 from im2sp.pipeline.images import ByteRange
 from im2sp.pipeline.source_items import SourceItem
 
@@ -73,7 +75,7 @@ def test_results_come_in_order_and_are_what_decode_gives(draw, tmp_path, num_wor
     items.insert(7, SourceItem(key="x", image=None, name="x", error="its row is broken"))
     items.insert(9, item(tmp_path / "missing.jpg"))
     with pool_of(num_workers) as pool:
-        found = [result for task in pool.decode(tasks_of(items)) for result in task]
+        found = list(pool.decode(tasks_of(items)))
     check_equal(found, [decode(one, VIEW, MAX_PIXELS) for one in items])
     assert sum(result.pixels is not None for result in found) == 48
     assert multiprocessing.active_children() == []
@@ -93,7 +95,7 @@ def test_whatever_a_view_raises_is_a_reject(draw, tmp_path, monkeypatch):
         def apply(self, image):
             raise ZeroDivisionError("no\nsuch thing")
 
-    monkeypatch.setitem(decode_pool.VIEWS, VIEW, Broken())
+    monkeypatch.setitem(decode_module.VIEWS, VIEW, Broken())
     result = decode(item(tmp_path / "000.png"), VIEW, MAX_PIXELS)
     assert result.pixels is None
     assert result.reason == "cannot be decoded: ZeroDivisionError: no such thing"
@@ -105,7 +107,7 @@ def test_a_file_that_goes_away_is_a_reject(draw, tmp_path, monkeypatch):
     def vanished(image):
         raise FileNotFoundError(2, "No such file or directory")
 
-    monkeypatch.setattr(decode_pool, "source_size_bytes", vanished)
+    monkeypatch.setattr(decode_module, "source_size_bytes", vanished)
     result = decode(item(tmp_path / "000.png"), VIEW, MAX_PIXELS)
     assert result.reason == "cannot be read: No such file or directory"
 
@@ -115,7 +117,7 @@ def test_a_decoder_that_crashes_costs_its_picture_and_no_other(draw, tmp_path, b
     for at in (5, 6):
         items[at] = item(bombs.Bomb(str(tmp_path / "bomb.png")))
     with pool_of(2) as pool:
-        found = [result for task in pool.decode(tasks_of(items, 8)) for result in task]
+        found = list(pool.decode(tasks_of(items, 8)))
     assert [i for i, result in enumerate(found) if result.pixels is None] == [5, 6]
     assert "died twice" in found[5].reason
     # Two workers, and two more for each of the crashing pictures.
@@ -129,7 +131,7 @@ def test_a_process_that_dies_once_costs_nothing(draw, tmp_path, bombs):
     expected = [decode(one, VIEW, MAX_PIXELS) for one in items]
     items[4] = item(bombs.OneBomb(str(paths[4])), name=paths[4].name)
     with pool_of(1) as pool:
-        check_equal([result for task in pool.decode([items]) for result in task], expected)
+        check_equal(list(pool.decode([items])), expected)
 
 
 def test_a_pool_that_cannot_start_says_so(draw, tmp_path, monkeypatch):
@@ -169,7 +171,7 @@ def test_workers_leave_ctrl_c_to_the_parent(draw, tmp_path):
         first = next(results)
         for worker in multiprocessing.active_children():
             os.kill(worker.pid, signal.SIGINT)
-        found = first + [result for task in results for result in task]
+        found = [first, *results]
     assert all(result.pixels is not None for result in found)
 
 

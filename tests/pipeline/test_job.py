@@ -231,8 +231,12 @@ def test_the_summary_counts_right(twenty, fake_tokenizer, tmp_path):
         "num_samples": 20,
         "num_shards": 3,
         "num_encoded": 20,
+        "num_utterances_encoded": 0,
+        "audio_encoded_s": 0.0,
         "size_bytes": size_bytes,
+        "raw": {"num_images": 20, "image_file_bytes": result.manifest.raw["image_file_bytes"]},
         "image_tokenizer": dict(result.manifest.image_tokenizer),
+        "speech_tokenizer": None,
     }
 
 
