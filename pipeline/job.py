@@ -107,7 +107,7 @@ def run_job(
         JobError: Something else is in the way at `dataset_dir`, or it cannot be written; or the
             tokenizers do not fit.
     """
-    listing = list_source(config.source, image_root=config.image_root)
+    listing = list_source(config.source, image_root=config.image_root, audio_root=config.audio_root)
     listing = narrowed(listing, config.only, config.source)
     state = JobState(config.dataset_dir)
     num_tasks = -(-sum(len(media_of(item)) for item in listing.items) // MEDIA_PER_TASK)
