@@ -1,12 +1,14 @@
-"""Sound files that a source names by path: how they are found below an audio root."""
+"""Sound files that a source names by path, and images that a file beside it speaks about."""
 
 import os
 from pathlib import Path
 
 from im2sp.pipeline.images import ByteRange
 from im2sp.pipeline.source_items import SourceError, SourceItem, printable_utf8
-from im2sp.pipeline.source_rows import Resolver
+from im2sp.pipeline.source_rows import Resolver, path_problem
 from im2sp.pipeline.source_tar import tar_members
+
+NO_AUDIO_FILE = "no such audio file"
 
 
 def make_audio_finder(audio_root: Path) -> Resolver:
@@ -39,26 +41,28 @@ class _FolderIndex:
 
     def find(self, name: str) -> Path | ByteRange | str:
         """The path of a file below the root, or why it cannot be read."""
+        if problem := path_problem(name, "audio"):
+            return problem
         path = os.path.join(self._root, name)
         folder, _, file_name = path.rpartition("/")
         files = self._folders.get(folder)
         if files is None:
-            files = self._folders[folder] = _files_of(folder or "/")
+            files = self._folders[folder] = read_folder(folder or "/")
         if isinstance(files, str):
             return files
         is_file = files.get(file_name)
         if is_file:
             return Path(path)
-        return "no such audio file" if is_file is None else "not a regular file"
+        return NO_AUDIO_FILE if is_file is None else "not a regular file"
 
 
-def _files_of(folder: str) -> dict[str, bool] | str:
+def read_folder(folder: str) -> dict[str, bool] | str:
     """Whether each entry of a folder is a regular file, or why none can be had."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name: _is_file(entry) for entry in entries}
     except (FileNotFoundError, NotADirectoryError):
-        return "no such audio file"
+        return NO_AUDIO_FILE
     except OSError as error:  # for example a name that is too long
         return f"audio file cannot be looked up: {error.strerror}"
 
@@ -70,22 +74,50 @@ def _is_file(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
-def check_some_audio(path: Path, items: list[SourceItem], audio_root: Path) -> None:
-    """Refuse an audio root in which no clip can be used: it is the wrong one.
+class ImageNames:
+    """Good items by the image path or, where only one has it, the file name of their image."""
+
+    def __init__(self, items: list[SourceItem]) -> None:
+        self._by_path: dict[str, int] = {}
+        self._by_file_name: dict[str, list[int]] = {}
+        for index, item in enumerate(items):
+            if item.error is None:
+                self._by_path[item.name] = index
+                self._by_file_name.setdefault(item.name.rpartition("/")[2], []).append(index)
+
+    def find(self, image: str) -> int | str | None:
+        """The index of an image's item, why that cannot be told, or None for an image of none."""
+        index = self._by_path.get(image)
+        if index is not None:
+            return index
+        file_name = image.rpartition("/")[2]
+        indices = self._by_file_name.get(file_name, [])
+        if len(indices) > 1:
+            return f"{len(indices)} images are called {file_name}; cannot tell which one is meant"
+        return indices[0] if indices else None
+
+
+def check_some_audio(
+    path: Path, items: list[SourceItem], audio_root: Path, *, unnamed: str, advice: str = ""
+) -> None:
+    """Refuse a source none of whose clips is there: the audio root is wrong.
+
+    Args:
+        path: The source.
+        items: Its items.
+        audio_root: Where the clips were looked for.
+        unnamed: What is missing where no item has even the name of a clip, and what to do.
+        advice: What to do where clips are named but none is there.
 
     Raises:
         SourceError: No item has a clip that is there.
     """
     utterances = [utterance for item in items for utterance in item.utterances]
-    if any(utterance.audio for utterance in utterances):
-        return
     if not utterances:
+        raise SourceError(f"{path}: {unnamed}")
+    if not any(utterance.audio for utterance in utterances):
         raise SourceError(
-            f"{path}: names no sound file, so the audio root {audio_root} has no use; expected "
-            "an 'audio' column with paths; add one, or leave the audio root out"
+            f"{path}: none of its {len(utterances)} sound files can be used below {audio_root} "
+            f"(the first: {utterances[0].name}: {utterances[0].error}); "
+            + (advice or "give the folder that holds them as --audio-root")
         )
-    raise SourceError(
-        f"{path}: none of its {len(utterances)} sound files can be used below {audio_root} (the "
-        f"first: {utterances[0].name}: {utterances[0].error}); give the folder that holds them as "
-        "--audio-root"
-    )

@@ -140,12 +140,18 @@ def strip_suffix(name: str) -> str:
 
 def printable_utf8(name: str) -> str:
     """A file name as valid UTF-8: bytes that are not become backslash escapes."""
+    if is_utf8(name):
+        return name
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether text can be stored; a lone surrogate cannot."""
     try:
-        name.encode()
+        text.encode()
     except UnicodeEncodeError:
-        raw = name.encode("utf-8", "surrogateescape")
-        return raw.decode("utf-8", "backslashreplace")
-    return name
+        return False
+    return True
 
 
 def clean_key(name: str) -> str:

@@ -43,7 +43,11 @@ def list_manifest(path: Path, image_root: Path | None, audio_root: Path | None) 
         find_audio = make_audio_finder(path.parent if audio_root is None else audio_root)
     items = items_of_rows(rows, make_resolver(root), find_audio)
     if audio_root is not None:
-        check_some_audio(path, items, audio_root)
+        unnamed = (
+            f"no row names a sound file under 'audio', so an audio root ({audio_root}) has no use; "
+            "leave it out"
+        )
+        check_some_audio(path, items, audio_root, unnamed=unnamed)
     return SourceListing(kind=kind[1:], items=items, ignored={})
 
 

@@ -56,7 +56,8 @@ def items_of_found(found: Sequence[Found], apart: Sequence[Found] = ()) -> list[
             with none comes last.
     """
     images = [one for one in found if one.kind == "image"]
-    claims, owners = _claims(images, found, apart)
+    clips = [one for one in found if one.kind == "audio"]
+    claims, owners = claim_clips(images, clips, [one for one in apart if one.kind == "audio"])
     kept = [one for one in [*found, *apart] if not isinstance(owners.get(id(one)), Found)]
     keys = assign_keys([(clean_key(strip_suffix(one.name)), clean_key(one.name)) for one in kept])
     items: list[SourceItem] = []
@@ -91,7 +92,41 @@ def utterances_of_claims(claims: list[Claim]) -> tuple[Utterance, ...]:
     return tuple(utterances)
 
 
-def claim_by_stem(owners: dict[str, list[Found]], name: str) -> tuple[int, Found] | str | None:
+def claim_clips(
+    images: Sequence[Found], clips: Sequence[Found], apart: Sequence[Found] = ()
+) -> tuple[dict[str, list[Claim]], dict[int, Found | str]]:
+    """The clips of each image by its name, and the image of each clip by the clip's `id()`.
+
+    For a clip that nobody can place, a message takes the place of its image. See `items_of_found`
+    for the rules; `clips` lie beside the images and pair by their path alone.
+    """
+    claims: dict[str, list[Claim]] = {}
+    owners: dict[int, Found | str] = {}
+
+    def claim(clip: Found, claimed: tuple[int, Found] | str) -> None:
+        if isinstance(claimed, str):
+            owners[id(clip)] = claimed
+        else:
+            number, image = claimed
+            owners[id(clip)] = image
+            claims.setdefault(image.name, []).append((number, clip))
+
+    by_path = _by_stem(images, lambda name: name)
+    for clip in [*clips, *apart]:
+        claimed = _claim_by_stem(by_path, clip.name)
+        if claimed is not None:
+            claim(clip, claimed)
+    with_clips = frozenset(claims)
+    by_file_name = _by_stem(images, os.path.basename) if apart else {}
+    for clip in apart:
+        if id(clip) not in owners:
+            claimed = _claim_by_stem(by_file_name, os.path.basename(clip.name))
+            if isinstance(claimed, str) or (claimed and claimed[1].name not in with_clips):
+                claim(clip, claimed)
+    return claims, owners
+
+
+def _claim_by_stem(owners: dict[str, list[Found]], name: str) -> tuple[int, Found] | str | None:
     """Number and image of a clip by its name, why that cannot be told, or None for no image."""
     stem = strip_suffix(name)
     numbered = _NUMBERED.fullmatch(stem)
@@ -108,40 +143,7 @@ def claim_by_stem(owners: dict[str, list[Found]], name: str) -> tuple[int, Found
     return None
 
 
-def _claims(
-    images: list[Found], found: Sequence[Found], apart: Sequence[Found]
-) -> tuple[dict[str, list[Claim]], dict[int, Found | str]]:
-    """The clips of each image by its name, and the image of each clip by the clip's `id()`.
-
-    For a clip that nobody can place, a message takes the place of its image.
-    """
-    claims: dict[str, list[Claim]] = {}
-    owners: dict[int, Found | str] = {}
-
-    def claim(clip: Found, claimed: tuple[int, Found] | str) -> None:
-        if isinstance(claimed, str):
-            owners[id(clip)] = claimed
-        else:
-            number, image = claimed
-            owners[id(clip)] = image
-            claims.setdefault(image.name, []).append((number, clip))
-
-    by_path = _by_stem(images, lambda name: name)
-    for clip in [*found, *apart]:
-        claimed = claim_by_stem(by_path, clip.name) if clip.kind == "audio" else None
-        if claimed is not None:
-            claim(clip, claimed)
-    with_clips = frozenset(claims)
-    by_file_name = _by_stem(images, os.path.basename) if apart else {}
-    for clip in apart:
-        if clip.kind == "audio" and id(clip) not in owners:
-            claimed = claim_by_stem(by_file_name, os.path.basename(clip.name))
-            if isinstance(claimed, str) or (claimed and claimed[1].name not in with_clips):
-                claim(clip, claimed)
-    return claims, owners
-
-
-def _by_stem(images: list[Found], part: Callable[[str], str]) -> dict[str, list[Found]]:
+def _by_stem(images: Sequence[Found], part: Callable[[str], str]) -> dict[str, list[Found]]:
     """Images by the stem of (a part of) their name; of one name repeated in a tar the first."""
     by_stem: dict[str, list[Found]] = {}
     for image in images:

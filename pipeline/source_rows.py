@@ -14,6 +14,7 @@ from im2sp.pipeline.source_items import (
     Utterance,
     assign_keys,
     clean_key,
+    is_utf8,
     printable_utf8,
     reject_repeated_keys,
     strip_suffix,
@@ -131,7 +132,7 @@ def _item(row: Row, key: str, resolve: Resolver, find_audio: Resolver | None) ->
     utterances = ()
     if error is None and row.speech:
         assert find_audio is not None
-        utterances = tuple(_utterance(spoken, find_audio) for spoken in row.speech)
+        utterances = tuple(spoken_utterance(spoken, find_audio) for spoken in row.speech)
     return SourceItem(
         key=printable_utf8(key),
         image=place,
@@ -143,8 +144,9 @@ def _item(row: Row, key: str, resolve: Resolver, find_audio: Resolver | None) ->
     )
 
 
-def _utterance(spoken: Spoken, find_audio: Resolver) -> Utterance:
-    place = _path_problem(spoken.audio, "audio") or find_audio(spoken.audio)
+def spoken_utterance(spoken: Spoken, find_audio: Resolver) -> Utterance:
+    """A clip that a row names, as a reject where it cannot be had."""
+    place = find_audio(spoken.audio)
     name = printable_utf8(spoken.audio)
     if isinstance(place, str):
         error = f"{spoken.where}: {place}"
@@ -176,7 +178,7 @@ def _text_problem(row: Row) -> str | None:
     """Why a row's text cannot be stored as UTF-8, or its image cannot be opened at all."""
     if not row.image and not row.speech:
         return "no image path"
-    if problem := _path_problem(row.image, "image"):
+    if problem := path_problem(row.image, "image"):
         return problem
     for name, text in [
         ("key", row.key),
@@ -184,14 +186,12 @@ def _text_problem(row: Row) -> str | None:
         *(("caption", c) for c in row.captions),
         *(("caption", spoken.text or "") for spoken in row.speech),
     ]:
-        try:
-            text.encode()
-        except UnicodeEncodeError:
+        if not is_utf8(text):
             return f"the {name} is not valid UTF-8 text"
     return None
 
 
-def _path_problem(path: str, what: str) -> str | None:
+def path_problem(path: str, what: str) -> str | None:
     """Why no file can have this path."""
     if "://" in path:
         return f"{path!r} is an address; nothing is fetched, download it first"
