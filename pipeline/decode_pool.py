@@ -159,7 +159,7 @@ class DecodePool:
         self._room.enter(task, size_bytes)
         try:
             waveform = np.empty(num_samples, np.float32)
-            data = memoryview(waveform).cast("B")
+            data = waveform.view(np.uint8).data
             for start in range(0, size_bytes, _PIECE_BYTES):
                 connection.recv_bytes_into(data, start)
         except BaseException:
@@ -253,6 +253,6 @@ def _send(connection: Connection, result: Decoded) -> None:
         connection.send((result, 0))
         return
     connection.send((replace(result, waveform=None), len(waveform)))
-    data = memoryview(np.ascontiguousarray(waveform)).cast("B")
+    data = np.ascontiguousarray(waveform).view(np.uint8).data
     for start in range(0, len(data), _PIECE_BYTES):
         connection.send_bytes(data[start : start + _PIECE_BYTES])
