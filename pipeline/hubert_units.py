@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from im2sp.pipeline.hubert_encoder import FIRST_FRAME_SAMPLES, HubertEncoder, num_frames
-from im2sp.pipeline.hubert_weights import HubertWeights, fingerprint, load_hubert
+from im2sp.pipeline.hubert_weights import BUNDLED, HubertWeights, fingerprint, load_hubert
 from im2sp.pipeline.image_threads import ImageThreads
 from im2sp.pipeline.kmeans import load_centres
 from im2sp.pipeline.pickles import WeightsError
@@ -25,8 +25,6 @@ RATE_HZ = 16_000
 CHUNK_SAMPLES = 1_600_000
 # Samples encoded at once on a GPU; bounds the memory of a batch of any size.
 GPU_BATCH_SAMPLES = 3_200_000
-# The layer whose features the published centres were fitted to.
-DEFAULT_LAYER = 6
 
 
 class SpeechTokenizer:
@@ -181,7 +179,7 @@ def _check_precision(precision: str) -> None:
 
 
 def load_speech_tokenizer(
-    name_or_path: str | Path,
+    name_or_path: str | Path = "compact",
     kmeans: str | Path | Tensor | np.ndarray | None = None,
     *,
     device: str | torch.device | None = None,
@@ -191,27 +189,29 @@ def load_speech_tokenizer(
     """Load a HuBERT and its k-means centres; nothing in the files is run.
 
     Args:
-        name_or_path: transformers' folder (`config.json` and weights), fairseq's
-            `hubert_base_ls960.pt`, or a hub id such as `facebook/hubert-base-ls960`, with
-            `@revision` to pin it.
-        kmeans: The centres [units, width] or their file; see `kmeans.load_centres`.
+        name_or_path: "compact" (bundled), transformers' folder (`config.json` and weights),
+            fairseq's `hubert_base_ls960.pt`, our own file, or a hub id such as
+            `facebook/hubert-base-ls960`, with `@revision` to pin it.
+        kmeans: The centres [units, width] or their file; see `kmeans.load_centres`. None for those
+            in our own file.
         device: None for CUDA where there is one, else the CPU.
         precision: Arithmetic of the encoder. "bf16" is several times as fast on a CPU that has it
             and gives other units for some frames.
-        layer: Which layer's output the centres were fitted to, counted from 1; None for 6.
+        layer: Which layer's output the centres were fitted to, counted from 1; None for 6, or
+            for that of our own file.
 
     Raises:
         WeightsError: (a ValueError) no such files, or not those of a HuBERT; one line.
     """
     _check_precision(precision)
+    weights = load_hubert(name_or_path, layer)
+    kmeans = weights.centres if kmeans is None else kmeans
     if kmeans is None:
         raise WeightsError(
-            f"{name_or_path}: a HuBERT holds no k-means centres; pass their file as `kmeans`,"
-            " such as the km.bin that was published with it"
+            f"{name_or_path}: holds no k-means centres of layer {weights.settings.layer}; pass"
+            " their file as `kmeans`, such as the km.bin that was published with a HuBERT"
         )
-    weights = load_hubert(name_or_path, DEFAULT_LAYER if layer is None else layer)
-    path = Path(name_or_path).expanduser()
-    name = path.resolve().name if path.exists() else str(name_or_path)
-    return SpeechTokenizer(
-        weights, load_centres(kmeans), name=name, precision=precision, device=device
-    )
+    centres = load_centres(kmeans)
+    is_file = str(name_or_path) not in BUNDLED and Path(name_or_path).expanduser().exists()
+    name = Path(name_or_path).expanduser().resolve().name if is_file else str(name_or_path)
+    return SpeechTokenizer(weights, centres, name=name, precision=precision, device=device)

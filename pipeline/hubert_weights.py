@@ -2,25 +2,32 @@
 
 transformers keeps the sizes in `config.json` and the tensors beside it. fairseq's file
 (`hubert_base_ls960.pt`) has the same tensors under other names, and of the settings that shapes do
-not tell, its records. Both end here as one dictionary under transformers' names.
+not tell, its records. Our own form is one safetensors file with the centres of k-means in it, and
+the settings in its metadata. All end here as one dictionary under transformers' names.
 """
 
 import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
-from im2sp.pipeline.hub import CONFIG_FILE, find_model
+from im2sp.pipeline.hub import CONFIG_FILE, find_model, find_weights
 from im2sp.pipeline.pickles import Record, WeightsError
 from im2sp.pipeline.weights import Weights, describe, read_weights
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+BUNDLED = {"compact": Path(__file__).parent / "compact_speech_tokenizer.safetensors"}
+METADATA_KEY = "im2sp"
+CENTRES = "centres"
+# The layer whose features the published centres were fitted to.
+DEFAULT_LAYER = 6
 # The one front end of all published HuBERTs: 400 samples for the first frame, 320 for each more.
 CONV_KERNELS = (10, 3, 3, 3, 3, 2, 2)
 CONV_STRIDES = (5, 2, 2, 2, 2, 2, 2)
@@ -77,6 +84,16 @@ class HubertSettings:
     is_pre_norm: bool = False
     """Norms before attention and MLP, as in the larger models, instead of after."""
 
+    def __post_init__(self) -> None:
+        """Check types and ranges, which come from files."""
+        numbers = (self.heads, self.layer)
+        if any(type(number) is not int or number < 1 for number in numbers):
+            raise ValueError(f"{self.heads!r} heads and layer {self.layer!r}, expected 1 or more")
+        if not isinstance(self.norm_eps, float) or self.conv_norm not in ("group", "layer"):
+            raise ValueError(f"norm_eps {self.norm_eps!r}, conv_norm {self.conv_norm!r}")
+        if not isinstance(self.is_pre_norm, bool):
+            raise ValueError(f"is_pre_norm is {self.is_pre_norm!r}, expected a bool")
+
 
 @dataclass(frozen=True, kw_only=True)
 class HubertWeights:
@@ -84,6 +101,8 @@ class HubertWeights:
 
     settings: HubertSettings
     tensors: dict[str, Tensor]
+    centres: Tensor | None = None
+    """(K, D) float32 of k-means, where the file holds them."""
 
     @property
     def width(self) -> int:
@@ -91,30 +110,43 @@ class HubertWeights:
         return len(self.tensors["feature_projection.projection.weight"])
 
 
-def load_hubert(name_or_path: str | Path, layer: int) -> HubertWeights:
+def load_hubert(name_or_path: str | Path, layer: int | None = None) -> HubertWeights:
     """Read a HuBERT up to a layer; layers above it are not read.
 
     Args:
-        name_or_path: transformers' folder, fairseq's file, or a hub id of either.
-        layer: Which layer's output is wanted, counted from 1.
+        name_or_path: "compact" (bundled), transformers' folder, fairseq's file, our own file, or a
+            hub id.
+        layer: Which layer's output is wanted, counted from 1. None for the one that the centres of
+            our own file belong to, and 6 for the others.
 
     Raises:
         WeightsError: One line: what was found and what was expected.
     """
-    path = find_model(name_or_path, WEIGHT_FILES)
+    is_bundled = str(name_or_path) in BUNDLED
+    path = (
+        find_weights(name_or_path, BUNDLED)
+        if is_bundled
+        else find_model(name_or_path, WEIGHT_FILES)
+    )
     weights = read_weights(path)
     tensors = weights.tensors()
+    own = _own_settings(weights)
+    if layer is None:
+        layer = own.layer if own else DEFAULT_LAYER
     try:
-        if (prefix := _prefix_before(tensors, FAIRSEQ_MARK)) is not None:
+        if own is not None:
+            settings = own
+        elif (prefix := _prefix_before(tensors, FAIRSEQ_MARK)) is not None:
             tensors = _fairseq_tensors(_below(tensors, prefix))
-            settings, num_layers = _fairseq_settings(weights, tensors, layer)
+            settings = _fairseq_settings(weights, tensors)
         elif (prefix := _prefix_before(tensors, HF_MARK)) is not None:
             tensors = _below(tensors, prefix)
-            settings, num_layers = _config_settings(path, layer)
+            settings = _config_settings(path)
         else:
             raise WeightsError(f"{path}: holds {describe(weights.content)}, expected a HuBERT")
-        if not 1 <= layer <= num_layers:
-            raise WeightsError(f"{path}: a model of {num_layers} layers has no layer {layer}")
+        if not 1 <= layer <= settings.layer:
+            raise WeightsError(f"{path}: a model of {settings.layer} layers has no layer {layer}")
+        settings = replace(settings, layer=layer)
         tensors = {_WEIGHT_NORM_NAMES.get(name, name): value for name, value in tensors.items()}
         shapes = expected_shapes(tensors, settings)
     except KeyError as error:
@@ -124,7 +156,10 @@ def load_hubert(name_or_path: str | Path, layer: int) -> HubertWeights:
             raise
         raise WeightsError(f"{path}: shapes of no HuBERT: {error}") from None
     checked = {name: _tensor(path, tensors, name, shape) for name, shape in shapes.items()}
-    return HubertWeights(settings=settings, tensors=checked)
+    # Centres belong to one layer's features.
+    has_centres = own is not None and layer == own.layer and CENTRES in tensors
+    centres = tensors[CENTRES].to(torch.float32) if has_centres else None
+    return HubertWeights(settings=settings, tensors=checked, centres=centres)
 
 
 def _prefix_before(tensors: Mapping[str, Tensor], mark: str) -> str | None:
@@ -156,10 +191,45 @@ def _tensor(path: Path, tensors: Mapping[str, Tensor], name: str, shape: tuple[i
     return tensor
 
 
+# Our own form -------------------------------------------------------------------------------------
+
+
+def speech_tokenizer_bytes(
+    weights: HubertWeights,
+    dtype: torch.dtype = torch.float16,
+    notes: dict[str, Any] | None = None,
+) -> bytes:
+    """A HuBERT up to its layer, and its centres if it has some, as one safetensors file.
+
+    Args:
+        weights: What to write.
+        dtype: Number type of the stored tensors; the centres stay float32.
+        notes: More to keep in the metadata, such as the recipe; JSON values.
+    """
+    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in weights.tensors.items()}
+    if weights.centres is not None:
+        tensors[CENTRES] = weights.centres.to(torch.float32).contiguous()
+    metadata = {**(notes or {}), "hubert": asdict(weights.settings)}
+    return save(tensors, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+
+
+def _own_settings(weights: Weights) -> HubertSettings | None:
+    """The settings in the metadata of our own form; None for a file of another form."""
+    if (text := weights.metadata.get(METADATA_KEY)) is None:
+        return None
+    try:
+        return HubertSettings(**json.loads(text)["hubert"])
+    except (ValueError, TypeError, KeyError):
+        raise WeightsError(
+            f"{weights.path}: its metadata {METADATA_KEY!r} names no settings of a HuBERT"
+        ) from None
+
+
 # transformers -------------------------------------------------------------------------------------
 
 
-def _config_settings(path: Path, layer: int) -> tuple[HubertSettings, int]:
+def _config_settings(path: Path) -> HubertSettings:
+    """The settings in `config.json`; the layer is the last one."""
     config_path = path.parent / CONFIG_FILE
     if path.name not in WEIGHT_FILES or not config_path.is_file():
         raise WeightsError(
@@ -183,14 +253,13 @@ def _config_settings(path: Path, layer: int) -> tuple[HubertSettings, int]:
         raise WeightsError(f"{config_path}: {heads!r} heads and {num_layers!r} layers")
     if not isinstance(norm_eps, float) or conv_norm not in (None, "group", "layer"):
         raise WeightsError(f"{config_path}: layer_norm_eps {norm_eps!r}, norm {conv_norm!r}")
-    settings = HubertSettings(
+    return HubertSettings(
         heads=heads,
-        layer=layer,
+        layer=num_layers,
         norm_eps=norm_eps,
         conv_norm=conv_norm or "group",
         is_pre_norm=config.get("do_stable_layer_norm", False) is True,
     )
-    return settings, num_layers
 
 
 # fairseq ------------------------------------------------------------------------------------------
@@ -209,9 +278,7 @@ def _fairseq_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _fairseq_settings(
-    weights: Weights, tensors: Mapping[str, Tensor], layer: int
-) -> tuple[HubertSettings, int]:
+def _fairseq_settings(weights: Weights, tensors: Mapping[str, Tensor]) -> HubertSettings:
     """Sizes from the shapes; heads and the norms' places from the records where there are some."""
     records = _plain_records(weights.content)
     width = len(tensors["encoder.layer_norm.weight"])
@@ -224,13 +291,12 @@ def _fairseq_settings(
     activation = records.get("activation_fn", "gelu")
     if activation != "gelu":
         raise ValueError(f"activation_fn is {activation!r}, expected 'gelu'")
-    settings = HubertSettings(
+    return HubertSettings(
         heads=heads,
-        layer=layer,
+        layer=num_layers,
         conv_norm="layer" if is_layer else "group",
         is_pre_norm=records.get("layer_norm_first", is_layer) is True,
     )
-    return settings, num_layers
 
 
 def _plain_records(content: Any) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """Sound files that a source names by path, and images that a file beside it speaks about."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 from im2sp.pipeline.images import ByteRange
 from im2sp.pipeline.source_items import SourceError, SourceItem, printable_utf8
 from im2sp.pipeline.source_rows import Resolver, path_problem
-from im2sp.pipeline.source_tar import tar_members
+from im2sp.pipeline.source_tar import Place, tar_members
 
 NO_AUDIO_FILE = "no such audio file"
 
@@ -21,15 +22,19 @@ def make_audio_finder(audio_root: Path) -> Resolver:
         SourceError: There is no such folder or tar.
     """
     if audio_root.is_dir():
-        return _FolderIndex(audio_root).find
-    if audio_root.is_file():
+        find = _FolderIndex(audio_root).find
+    elif audio_root.is_file():
         members = {os.path.normpath(name): place for name, place in tar_members(audio_root) if name}
-        return lambda audio: members.get(
-            os.path.normpath(audio), f"no member {printable_utf8(audio)} in {audio_root.name}"
+        find = partial(_find_member, members, audio_root.name)
+    else:
+        raise SourceError(
+            f"{audio_root}: no such audio root; expected a folder or a .tar of sound files"
         )
-    raise SourceError(
-        f"{audio_root}: no such audio root; expected a folder or a .tar of sound files"
-    )
+    return lambda audio: path_problem(audio, "audio") or find(audio)
+
+
+def _find_member(members: dict[str, Place], tar: str, name: str) -> Place:
+    return members.get(os.path.normpath(name), f"no member {printable_utf8(name)} in {tar}")
 
 
 class _FolderIndex:
@@ -41,8 +46,6 @@ class _FolderIndex:
 
     def find(self, name: str) -> Path | ByteRange | str:
         """The path of a file below the root, or why it cannot be read."""
-        if problem := path_problem(name, "audio"):
-            return problem
         path = os.path.join(self._root, name)
         folder, _, file_name = path.rpartition("/")
         files = self._folders.get(folder)

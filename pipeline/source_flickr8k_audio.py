@@ -1,5 +1,6 @@
 """Flickr8kAudio beside a Karpathy file: `wavs/x_0.wav` to `wavs/x_4.wav` speak about `x.jpg`."""
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -115,7 +116,7 @@ def _by_file(items: list[SourceItem], audio_root: Path) -> list[SourceItem]:
             rejects.append(SourceItem(key=where, image=None, name=where, error=owner))
         elif owner is not None:
             item = items[owner]
-            spoken = Spoken(f"{WAVS}/{wav}", _caption(item, number), where)
+            spoken = Spoken(os.path.join(WAVS, wav), _caption(item, number), where)
             first = first_places.setdefault(wav, where)
             if first is not where:
                 utterance = _refused(spoken, f"already in {first}")

@@ -87,9 +87,10 @@ def items_of_rows(
     first_rows: dict[tuple[str, str], Row] = {}
     clips: dict[tuple[int, str], str] = {}
     for row in rows:
-        row.error = row.error or _text_problem(row)
+        row.error = row.error or _text_problem(row) or _repeated_clip(row, row, {})
         first = row if row.error else first_rows.setdefault(_identity(row), row)
-        row.error = row.error or _contradiction(first, row) or _repeated_clip(first, row, clips)
+        row.error = row.error or _contradiction(first, row)
+        row.error = row.error or _repeated_clip(first, row, clips)
         if first is row or row.error:
             samples.append(row)
         else:
@@ -165,12 +166,11 @@ def _contradiction(first: Row, row: Row) -> str | None:
 
 def _repeated_clip(first: Row, row: Row, clips: dict[tuple[int, str], str]) -> str | None:
     """Why a row's clips cannot be added to the sample of `first`; else `clips` notes them."""
-    audio = [spoken.audio for spoken in row.speech]
-    for index, path in enumerate(audio):
-        where = clips.get((id(first), path)) or (row.where if path in audio[:index] else None)
+    for spoken in row.speech:
+        where = clips.get((id(first), spoken.audio))
         if where is not None:
-            return f"audio {path!r} is already in {where} for the same sample"
-    clips.update({(id(first), path): row.where for path in audio})
+            return f"audio {spoken.audio!r} is already in {where} for the same sample"
+        clips[id(first), spoken.audio] = row.where
     return None
 
 

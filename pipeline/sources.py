@@ -21,6 +21,9 @@ Sound that belongs to no image is an item of its own. An audio root for a Karpat
 layout of Flickr8kAudio (`source_flickr8k_audio.py`) or of SpokenCOCO (`source_spoken_coco.py`).
 """
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from im2sp.pipeline.source_items import SourceError, SourceItem, SourceListing, Utterance
@@ -49,7 +52,23 @@ def list_source(
     Raises:
         SourceError: There is no such source, it cannot be read as what it is, or it holds nothing.
     """
-    path = Path(path)
+    with _collector_off():
+        return _list(Path(path), image_root, audio_root)
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """Without the garbage collector, which would walk millions of new objects again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _list(path: Path, image_root: Path | None, audio_root: Path | None) -> SourceListing:
     if not path.exists():
         raise SourceError(f"{path}: no such file or folder; check the path of the source")
     suffix = path.suffix.lower()

@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+from im2sp.pipeline.sources import list_source
 from making.sounds import encoded
 from making.sources import write
 
@@ -21,6 +22,32 @@ LJSPEECH = {
     "LJ001-0002": ('in "1790" here', 'in "seventeen ninety" here'),
     "LJ050-0278": ("the recommendations we have made", ""),
 }
+
+
+def touch(folder: Path, *names: str) -> Path:
+    """Files without content, for what only lists."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return folder
+
+
+def speech_of(path: Path, **options) -> dict[str, list[str]]:
+    """Names of the good clips of each good item by its key."""
+    return {
+        item.key: [one.name for one in item.utterances if one.error is None]
+        for item in list_source(path, **options).items
+        if item.error is None
+    }
+
+
+def utterance_rejects_of(path: Path, **options) -> dict[str, str]:
+    """Why clips of good items are refused, by their name."""
+    items = list_source(path, **options).items
+    clips = [clip for item in items if not item.error for clip in item.utterances]
+    assert all((clip.audio is None) == (clip.error is not None) for clip in clips)
+    return {clip.name: clip.error for clip in clips if clip.error}
 
 
 def write_sound(folder: Path, *names: str) -> Path:
