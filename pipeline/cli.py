@@ -43,9 +43,10 @@ class TokenizeConfig:
     """A bundled name, a path, or a hub id such as facebook/hubert-base-ls960; read where the source
     has speech."""
     kmeans: Path | None = None
-    """The speech tokenizer's k-means centres (km.bin), where it is no bundled one."""
+    """The speech tokenizer's k-means centres (km.bin), where its own file does not hold them."""
     speech_layer: int | None = None
-    """Layer of the speech tokenizer that the centres were fitted to; by default 6."""
+    """Layer of the speech tokenizer that the centres were fitted to; by default 6, or what its own
+    file says."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the encoders; bf16 is faster and gives other units for some places."""
     device: str | None = None

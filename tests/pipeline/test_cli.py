@@ -138,9 +138,9 @@ def test_max_rejects_fails_a_run_that_is_done(tokenize, pictures, tmp_path):
 def test_broken_images_print_nothing_of_their_decoders(
     shared_data, tiny_checkpoint, tmp_path, capfd
 ):
-    source, out = str(shared_data / "broken"), str(tmp_path / "out")
+    args = [shared_data / "broken", "--out", tmp_path / "out", "--only", "images", "--quiet"]
     with pytest.raises(SystemExit, match="^0$"):
-        cli.main([source, "--out", out, "--quiet", "--image-tokenizer", str(tiny_checkpoint)])
+        cli.main([*map(str, args), "--image-tokenizer", str(tiny_checkpoint)])
     assert capfd.readouterr() == ("", "")
 
 
