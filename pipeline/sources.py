@@ -16,22 +16,25 @@ Where two inputs would share a key, both keep the suffix (`dup/a.jpg` and `dup/a
 
 from pathlib import Path
 
-from im2sp.pipeline.source_folder import list_folder
-from im2sp.pipeline.source_items import SourceError, SourceItem, SourceListing
+from im2sp.pipeline.source_items import SourceError, SourceItem, SourceListing, Utterance
 from im2sp.pipeline.source_karpathy import list_karpathy
 from im2sp.pipeline.source_manifest import MANIFEST_READERS, list_manifest
-from im2sp.pipeline.source_tar import list_tar
+from im2sp.pipeline.source_media import list_media
 
-__all__ = ["SourceError", "SourceItem", "SourceListing", "list_source"]
+__all__ = ["SourceError", "SourceItem", "SourceListing", "Utterance", "list_source"]
 
 
-def list_source(path: Path, *, image_root: Path | None = None) -> SourceListing:
+def list_source(
+    path: Path, *, image_root: Path | None = None, audio_root: Path | None = None
+) -> SourceListing:
     """List a source; see the module's table for the kinds.
 
     Args:
         path: A folder, a `.tar`, a Karpathy `.json`, or a `.jsonl`, `.csv` or `.parquet` manifest.
         image_root: Folder or tar against which a Karpathy file's or a manifest's image paths are
             resolved; by default the folder that holds `path`.
+        audio_root: Folder or tar that holds the sound of a folder's or tar's images, or against
+            which a manifest's audio paths are resolved (by default the folder that holds `path`).
 
     Raises:
         SourceError: There is no such source, it cannot be read as what it is, or it holds nothing.
@@ -46,14 +49,12 @@ def list_source(path: Path, *, image_root: Path | None = None) -> SourceListing:
             f"{path}: an image root ({image_root}) goes with a Karpathy file or a manifest; "
             "this source holds its own images, so leave it out"
         )
-    if path.is_dir():
-        return list_folder(path)
-    if suffix == ".tar":
-        return list_tar(path)
+    if is_folder_or_tar:
+        return list_media(path, audio_root)
     if suffix == ".json":
         return list_karpathy(path, image_root)
     if suffix in MANIFEST_READERS:
-        return list_manifest(path, image_root)
+        return list_manifest(path, image_root, audio_root)
     raise SourceError(
         f"{path}: cannot tell what kind of source {suffix or 'a file without suffix'} is; "
         "expected a folder, a .tar (not compressed) of images, a Karpathy .json, or a .jsonl, "
