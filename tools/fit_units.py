@@ -1,8 +1,7 @@
 """Fit the units of a HuBERT to your own speech: k-means of one layer's features.
 
     python tools/fit_units.py AUDIO --speech-tokenizer hubert_base_ls960.pt --out km.safetensors
-    python tools/fit_units.py AUDIO --speech-tokenizer FOLDER --out km.safetensors \
-        --val MORE --labels PHONES
+    python tools/fit_units.py AUDIO --speech-tokenizer HUBERT --out km.safetensors --labels PHONES
 
 All clips are encoded once. Of their frames a seeded reservoir keeps `--max-frames`, each frame as
 likely as any other, so memory does not grow with the audio; k-means (k-means++ start, restarts, see
@@ -55,7 +54,7 @@ class FitConfig:
     num_units: int = 200
     """Centres."""
     precision: Precision = "fp32"
-    """Arithmetic of the encoder; centres of one precision fit the other well, but not best."""
+    """Arithmetic of the encoder."""
     audio_root: Path | None = None
     """Folder in which the audio paths of a Karpathy file or list begin."""
     split: str | None = None
