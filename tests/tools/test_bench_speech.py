@@ -27,7 +27,7 @@ def test_rows_and_table():
     assert json.loads(json.dumps(rows[0]))["speedup"] == 1.0
     assert rows[1]["equal_units"] == 1.0
     assert rows[2]["equal_units"] > 0.5
-    assert rows[0]["distinct_units"] == 20
+    assert 10 < rows[0]["distinct_units"] <= 20
     assert rows[0]["audio_s"] == 3.0
     for row in rows:
         assert row["fastest_s"] <= row["median_s"] <= row["slowest_s"]
