@@ -259,8 +259,8 @@ def card_text(name: str, data: bytes, card: dict[str, Any]) -> str:
         "## Recipe",
         f"`tools/fit_units.py` drew {card['fitted']['num_frames']:,} of"
         f" {recipe['num_frames_seen']:,} frames with seed {recipe['seed']}, began with k-means++"
-        f" {recipe['restarts']} times, kept the best start and ended after {recipe['num_rounds']}"
-        f" rounds (torch {recipe['torch']}).",
+        f" {recipe['restarts']} times on a sample of them, kept the best and went on for"
+        f" {recipe['num_rounds']} rounds over all of them (torch {recipe['torch']}).",
     ]
     return "\n\n".join(parts) + "\n"
 
