@@ -57,7 +57,18 @@ def _int32_at_code(_context: Any, _address: Any) -> Any:
     return types.int64(types.int64), generate
 
 
+def _fill_code(_context: Any, _target: Any, _size: Any) -> Any:
+    """Set all bits of `size` bytes at an address, which makes signed integers -1."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        target = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+        cgutils.memset(builder, target, args[1], 255)  # pyright: ignore[reportUnknownMemberType]  # numba does not say
+
+    return types.void(types.int64, types.int64), generate
+
+
 _copy: Any = intrinsic(_copy_code)
+_fill: Any = intrinsic(_fill_code)
 _int32_at: Any = intrinsic(_int32_at_code)
 
 
@@ -265,12 +276,13 @@ def _spread(ids: Any, offsets: Any, rows: Any) -> None:
         offsets: (n + 1,) int64: value v is ids `offsets[v]` to `offsets[v + 1] - 1`.
         rows: (n, length) integers, written; no value is longer.
     """
+    width, id_size = rows.shape[1], rows.itemsize
+    address = rows.ctypes.data
     for k in range(rows.shape[0]):
         start, length = offsets[k], offsets[k + 1] - offsets[k]
         for i in range(length):
             rows[k, i] = ids[start + i]
-        for i in range(length, rows.shape[1]):
-            rows[k, i] = -1
+        _fill(address + (k * width + length) * id_size, (width - length) * id_size)
 
 
 _INT16_ROWS, _INT32_ROWS = (types.Array(kind, 2, "C") for kind in (types.int16, types.int32))
