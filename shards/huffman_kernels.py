@@ -93,7 +93,7 @@ def _inverted_bits(data: Any, at: Any, end: Any) -> Any:
     return held & ((u64(1) << num_left) - u64(1))
 
 
-@numba.njit(inline="always")
+@numba.njit
 def _decode_pairs(
     data: Any, pairs: Any, width: Any, rows: Any, end: Any, state: Any, ids: Any
 ) -> Any:
@@ -133,7 +133,7 @@ def _decode_pairs(
         context = entry >> row_shift & rows
 
 
-@numba.njit(inline="always")
+@numba.njit
 def _decode_both(
     data: Any, pairs: Any, width: Any, rows: Any, ends: Any, states: Any, ids: Any, others: Any
 ) -> Any:
@@ -200,7 +200,7 @@ def _decode_one(
     return -1, number, after
 
 
-@numba.njit(inline="always")
+@numba.njit
 def _decode_rest(
     data: Any,
     singles: Any,
@@ -211,7 +211,7 @@ def _decode_rest(
     state: Any,
     ids: Any,
 ) -> Any:
-    """Decode a value from `state` to its end: what is wrong or DONE, the next bit, the ids so far."""
+    """Decode a value from `state` on: what is wrong or DONE, the next bit, the ids so far."""
     width, order = u64(settings[0]), u64(settings[1])
     rows = (u64(1023) * order) << width
     at, context, num = state

@@ -172,7 +172,9 @@ class LoaderIndex:
         settings, dataset = self._settings, self._dataset
         reasons = [f"{num} {reason}" for reason, num in self.skipped.items()]
         advice = "take other lengths"
-        if settings.target == "speech" and not any(self.speech_table[:, kernels.NUM_VALUES]):
+        if not len(dataset):
+            advice = "give one that holds samples"
+        elif settings.target == "speech" and not any(self.speech_table[:, kernels.NUM_VALUES]):
             advice = "it holds no speech; take target 'text' or 'images'"
         elif settings.target == "text" and not any(self.caption_table[:, kernels.NUM_VALUES]):
             advice = "it holds no captions; take target 'speech' or 'images'"
