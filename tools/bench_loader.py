@@ -156,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, found in rates.items():
         picks = {"samples_a_s": statistics.median(found), "slowest": min(found)}
         picks["fastest"] = max(found)
-        rows.append({"case": name} | {key: round(value) for key, value in picks.items()})
+        rows.append({"case": name, **{key: round(value) for key, value in picks.items()}})
     for row in rows:
         print(json.dumps(row))
     for name, reason in left_out.items():

@@ -7,6 +7,7 @@ so: images come as (256, 1274) packed rows, utterances as the bytes that the sha
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import ipc
 
-from im2sp.shards import DEFAULT_COLUMNS, Layout, expand_members
+from im2sp.shards import DEFAULT_COLUMNS, Layout, encode_batch, expand_members
+from im2sp.shards.schema import rows_of_batch
 from im2sp.tools.bench_loader_data import make_samples, write_dataset
 
 Batches = Iterator[int]
@@ -24,10 +26,10 @@ BATCH_SIZE = 256
 
 def arrow_table(dataset_dir: Path) -> pa.Table:
     """Images and utterances of all shards as a table of one chunk in memory."""
-    tables = [
-        ipc.open_file(pa.memory_map(str(path))).read_all().select(["image_units", "speech_units"])
-        for path in sorted(dataset_dir.glob("*.arrow"))
+    files: list[Any] = [
+        ipc.open_file(pa.memory_map(str(path))) for path in sorted(dataset_dir.glob("*.arrow"))
     ]
+    tables = [file.read_all().select(["image_units", "speech_units"]) for file in files]
     return pa.concat_tables(tables).combine_chunks()
 
 
@@ -37,7 +39,7 @@ def arrow_take(table: pa.Table) -> Batches:
     while True:
         order = rng.permutation(len(table))
         for start in range(0, len(table) - BATCH_SIZE + 1, BATCH_SIZE):
-            yield len(table.take(pa.array(order[start : start + BATCH_SIZE])))
+            yield len(table.take(order[start : start + BATCH_SIZE]))
 
 
 def hf_datasets(table: pa.Table) -> Batches:
@@ -54,8 +56,7 @@ def hf_datasets(table: pa.Table) -> Batches:
 
 
 def _webdataset(dir_path: Path, num_samples: int, samples_per_member: int) -> Batches:
-    import webdataset
-
+    webdataset: Any = import_module("webdataset")
     layout = Layout(kind="webdataset", samples_per_member=samples_per_member)
     write_dataset(dir_path, num_samples, DEFAULT_COLUMNS, layout)
     urls = [str(path) for path in sorted(dir_path.glob("*.tar"))]
@@ -79,29 +80,27 @@ def webdataset_plain(dir_path: Path, num_samples: int) -> Batches:
 
 def mosaicml_streaming(dir_path: Path, num_samples: int) -> Batches:
     """MDS shards, shuffled by blocks; images are stacked."""
-    from streaming import MDSWriter, StreamingDataset
-
+    streaming: Any = import_module("streaming")
     path = dir_path / "mds"
     if not (path / "index.json").exists():
         shutil.rmtree(path, ignore_errors=True)
-        with MDSWriter(columns={"image": "bytes", "speech": "bytes"}, out=str(path)) as writer:
+        columns = {"image": "bytes", "speech": "bytes"}
+        with streaming.MDSWriter(columns=columns, out=str(path)) as writer:
             for sample in _coded(num_samples):
                 writer.write(sample)
-    dataset = StreamingDataset(
+    dataset = streaming.StreamingDataset(
         local=str(path), shuffle=True, batch_size=BATCH_SIZE, num_canonical_nodes=1
     )
     return _stacked(lambda: iter(dataset))
 
 
 def litdata_streaming(dir_path: Path, num_samples: int) -> Batches:
-    """litdata chunks of 64 MB, shuffled inside chunks; images are stacked."""
-    import litdata
-    from litdata.streaming.cache import Cache
-
+    """Chunks of litdata, 64 MB each, shuffled inside chunks; images are stacked."""
+    litdata: Any = import_module("litdata")
     path = dir_path / "litdata"
     if not (path / "index.json").exists():
         shutil.rmtree(path, ignore_errors=True)
-        cache = Cache(str(path), chunk_bytes=1 << 26)
+        cache = import_module("litdata.streaming.cache").Cache(str(path), chunk_bytes=1 << 26)
         for i, sample in enumerate(_coded(num_samples)):
             cache[i] = sample
         cache.done()
@@ -111,13 +110,9 @@ def litdata_streaming(dir_path: Path, num_samples: int) -> Batches:
 
 
 def _coded(num_samples: int) -> Iterator[dict[str, bytes]]:
-    from im2sp.shards import encode_batch
-
     for samples in make_samples(num_samples):
-        batch = encode_batch(samples)
-        images, speech = batch.column("image_units"), batch.column("speech_units")
-        for row in range(batch.num_rows):
-            yield {"image": images[row].as_py(), "speech": b"".join(speech[row].as_py())}
+        for row in rows_of_batch(encode_batch(samples)):
+            yield {"image": row.image_units or b"", "speech": b"".join(row.speech_units)}
 
 
 def _stacked(make: Callable[[], Iterable[dict[str, bytes]]]) -> Batches:
