@@ -1,8 +1,8 @@
 """Other ways to read the dataset of `bench_loader.py`, each as its own users would do it.
 
 Each function makes what it needs below a folder, once, and returns an endless iterator over batches
-that yields the number of samples of each. None of them pads, and none decodes speech unless it says
-so: images come as (256, 1274) packed rows, utterances as the bytes that the shards hold.
+that yields the number of samples of each. Unless it says otherwise, images come as packed rows, and
+utterances as the bytes that the shards hold, not decoded and not padded.
 """
 
 import shutil
@@ -33,17 +33,32 @@ def arrow_table(dataset_dir: Path) -> pa.Table:
     return pa.concat_tables(tables).combine_chunks()
 
 
-def arrow_take(table: pa.Table) -> Batches:
-    """`Table.take`; a batch is Arrow arrays."""
+def arrow_take(table: pa.Table, pads: bool = False) -> Batches:
+    """`Table.take`; a batch is Arrow arrays, or what ours is, made of them with numpy."""
     rng = np.random.default_rng(0)
     while True:
         order = rng.permutation(len(table))
         for start in range(0, len(table) - BATCH_SIZE + 1, BATCH_SIZE):
-            yield len(table.take(order[start : start + BATCH_SIZE]))
+            batch = table.take(order[start : start + BATCH_SIZE])
+            yield _padded(batch) if pads else len(batch)
 
 
-def hf_datasets(table: pa.Table) -> Batches:
-    """`datasets.Dataset` in Arrow format, indexed by lists; a batch is Arrow arrays."""
+def _padded(batch: Any) -> int:
+    """Lay the image rows and the utterances (8 bits a unit) out in two arrays."""
+    images, speech = (column.combine_chunks() for column in batch.columns)
+    np.frombuffer(images.buffers()[1], np.uint8).reshape(-1, 1274)
+    values = speech.flatten()
+    first, num = values.offset, len(values) + 1
+    offsets = np.frombuffer(values.buffers()[1], np.int32)[first : first + num]
+    data = np.frombuffer(values.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
+    lengths = np.diff(offsets)
+    rows = np.full((lengths.size, int(lengths.max())), -1, np.int16)
+    rows[np.arange(rows.shape[1]) < lengths[:, None]] = data
+    return len(batch)
+
+
+def hf_datasets(table: pa.Table, pads: bool = False) -> Batches:
+    """`datasets.Dataset` in Arrow format, indexed by lists; the same batches."""
     from datasets import Dataset
 
     dataset = Dataset(table).with_format("arrow")
@@ -52,7 +67,7 @@ def hf_datasets(table: pa.Table) -> Batches:
         order = rng.permutation(len(dataset))
         for start in range(0, len(dataset) - BATCH_SIZE + 1, BATCH_SIZE):
             batch: Any = dataset[order[start : start + BATCH_SIZE].tolist()]
-            yield len(batch)
+            yield _padded(batch) if pads else len(batch)
 
 
 def _webdataset(dir_path: Path, num_samples: int, samples_per_member: int) -> Batches:

@@ -366,6 +366,12 @@ def test_no_sample_is_left(tmp_path: Path, train_dir: Path, write_dataset: Calla
             ShardLoader(train_dir, batch_size=2, **{name: -1})
 
 
+def test_pinning_without_a_gpu(train_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="pin_memory is for copying to a GPU, and torch sees none"):
+        loader_of(train_dir, pin_memory=True)
+
+
 def test_an_empty_dataset(tmp_path: Path, write_dataset: Callable) -> None:
     write_dataset(tmp_path, [])
     with pytest.raises(ValueError, match=r"none of 0 samples .*\(it is empty\); give one"):
