@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from im2sp.trainer.generation import generate
     from im2sp.trainer.model import Im2SpModel
 
-__all__ = ["Im2SpModel"]
+__all__ = ["Im2SpModel", "generate"]
 
-_HOMES = {"Im2SpModel": "model"}
+_HOMES = {"Im2SpModel": "model", "generate": "generation"}
 
 
 def __getattr__(name: str) -> Any:
