@@ -5,6 +5,7 @@ GIT's image encoder reads pixels; ours takes its place, as in the paper's code. 
 """
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,5 +111,5 @@ def git_generate(
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
     )
-    rows = reference.generate(pixel_values=image_units[:, None], generation_config=settings)
-    return rows.tolist()  # pyright: ignore[reportAttributeAccessIssue]
+    run: Any = reference.generate  # pyright: ignore[reportAttributeAccessIssue] - its mixin's types
+    return run(pixel_values=image_units[:, None], generation_config=settings).tolist()
