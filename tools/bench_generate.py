@@ -26,8 +26,11 @@ def make_model(preset: Any, device: torch.device, seed: int = 0) -> Im2SpModel:
     vocabulary = Vocabulary(kind="speech", num_ids=200)
     model = Im2SpModel(preset_config(preset, vocabulary), torch.randn(8192, 32))
     with torch.no_grad():
-        model.decoder.positions.weight.normal_(std=0.5)
-        model.decoder.embedding.weight.normal_(std=0.2)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.normal_(std=1.5 * module.in_features**-0.5)
+        model.decoder.positions.weight.normal_(std=0.1)
+        model.decoder.embedding.weight.normal_(std=0.05)
         for special in (vocabulary.pad, vocabulary.bos, vocabulary.eos):
             model.decoder.output_bias[special] = -1e4
     return model.to(device).eval()

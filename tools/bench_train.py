@@ -3,14 +3,15 @@
     python tools/bench_train.py
 
 Both have the same weights and see the same batch: some images with five captions each. Ours runs
-each image once; in transformers a caption is a sample with its image, as everybody trains it ("image
-a caption"). The row "image states repeated" gives transformers what it lacks: the encoder runs once
-an image, and its output is repeated for the captions. A step is loss and gradients; the optimizer's
-own time is the same for all and left out. The losses must agree (dropout is off for that check).
+each image once; in transformers a caption is a sample with its image, as one trains it there
+("image a caption"). The row "image states repeated" gives transformers what it lacks: the encoder
+runs once an image, and its output is repeated for the captions. A step is loss and gradients; the
+optimizer's own time is the same for all and left out. The losses must agree (dropout is off for
+that check).
 
 On a GPU the share of the measured rate of bfloat16 matrix products that the model's own
-multiplications reach is printed, too. Turns are interleaved; medians; `tools/interleaved.py` has the
-clock.
+multiplications reach is printed, too. Turns are interleaved; medians; `tools/interleaved.py` has
+the clock.
 """
 
 import argparse
@@ -61,11 +62,11 @@ def matrix_rate(device: torch.device) -> float:
     """Flops a second of a large bfloat16 product."""
     a, b = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
     for _ in range(5):
-        a @ b
+        torch.mm(a, b)
     torch.cuda.synchronize(device)
     start = time.perf_counter()
     for _ in range(20):
-        a @ b
+        torch.mm(a, b)
     torch.cuda.synchronize(device)
     return 20 * 2 * 8192**3 / (time.perf_counter() - start)
 
@@ -118,9 +119,8 @@ def measure(
     image_units, tokens, owner = make_batch(config, options.images, options.units)
     batch = (image_units.to(device), tokens.to(device), owner.to(device))
     names = ["ours", "image a caption", "image states repeated"]
-    check = {
-        name: call().item() for name, call in make_calls(model.eval(), batch, "fp32", names).items()
-    }
+    checks = make_calls(model.eval(), batch, "fp32", names)
+    check = {name: call().item() for name, call in checks.items()}
     if max(check.values()) - min(check.values()) > 1e-3:
         raise ValueError(f"the losses differ: {check}")
     calls = make_calls(model.train(), batch, precision, names)

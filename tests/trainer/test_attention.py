@@ -22,15 +22,14 @@ def test_it_is_torchs_attention(dtype, masked):
     expected = F.scaled_dot_product_attention(*[x.float() for x in inputs], mask)
     found = attention(*inputs, mask, 0.0)
     assert found.dtype == dtype
-    tolerance = (
-        {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0, "atol": 0.03}
-    )
+    tolerance = {"rtol": 1e-5, "atol": 1e-6 if dtype == torch.float32 else 0.03}
     torch.testing.assert_close(found.float(), expected, **tolerance)
     with torch.no_grad():
         torch.testing.assert_close(attention(*inputs, mask, 0.0).float(), expected, **tolerance)
     gradient = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, inputs, gradient)
-    for one, other in zip(torch.autograd.grad(found, inputs, gradient.to(dtype)), wanted):
+    gradients = torch.autograd.grad(found, inputs, gradient.to(dtype))
+    for one, other in zip(gradients, wanted, strict=True):
         torch.testing.assert_close(one.float(), other.float(), **tolerance)
 
 
