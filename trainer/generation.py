@@ -18,6 +18,7 @@ from torch import Tensor
 
 from im2sp.trainer.attention import attention
 from im2sp.trainer.model import Decoder, Im2SpModel, Prefix
+from im2sp.trainer.packed import packed_linears
 
 NEVER = -1e9
 
@@ -112,7 +113,7 @@ def generate(
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), packed_linears(model):
             stepper = Stepper(model.decoder, model.prefix(image_units), num_beams, max_tokens)
             vocabulary = model.config.vocabulary
             bos = torch.full((len(image_units), num_beams), vocabulary.bos)
