@@ -96,16 +96,18 @@ class ModelConfig:
         return 1 + (self.grid // STEM_STRIDE) ** 2
 
 
-Preset = Literal["tiny", "small", "base"]
+Preset = Literal["tiny", "mini", "small", "base"]
 _TINY = StackConfig(width=64, depth=2, heads=2, mlp_width=256)
+_MINI = StackConfig(width=256, depth=4, heads=4, mlp_width=1024)
 _SMALL = StackConfig(width=384, depth=12, heads=6, mlp_width=1536)
 _BASE = StackConfig(width=768, depth=12, heads=12, mlp_width=3072)
 PRESETS: dict[str, tuple[StackConfig, StackConfig]] = {
     "tiny": (_TINY, _TINY),
+    "mini": (_MINI, _MINI),
     "small": (_SMALL, replace(_SMALL, depth=6)),
     "base": (_BASE, replace(_BASE, depth=6)),
 }
-"""Encoder and decoder: one that learns within seconds on a CPU, one between, the paper's."""
+"""Encoder and decoder: for seconds on a CPU, for an hour on one, for a GPU, and the paper's."""
 
 
 def preset_config(
