@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 import tyro
@@ -15,6 +15,7 @@ from im2sp.trainer.config import TrainConfig, with_files
 if TYPE_CHECKING:
     from im2sp.trainer.loop import TrainResult
 
+_FIELDS = [field.name for field in dataclasses.fields(TrainConfig)]
 _GO_ON = "run the same command again to go on from the last checkpoint"
 
 
@@ -57,9 +58,18 @@ def main(args: list[str] | None = None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Flags(TrainConfig):
+    __doc__ = TrainConfig.__doc__
+
+    def __post_init__(self) -> None:
+        """Nothing: `_parsed` checks, which says what is wrong in one line and not in a box."""
+
+
 def _parsed(args: list[str]) -> TrainConfig:
     try:
-        return tyro.cli(TrainConfig, prog="im2sp-train", args=with_files(args))
+        flags = tyro.cli(_Flags, prog="im2sp-train", args=with_files(args))
+        return TrainConfig(**{name: getattr(flags, name) for name in _FIELDS})
     except ValueError as error:
         raise _UsageError(str(error)) from None
 

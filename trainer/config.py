@@ -82,7 +82,7 @@ class TrainConfig:
     val_images: int | None = None
     """Validate on so many images at most, from the split's first on."""
     items: Literal["all", "one"] = "all"
-    """All utterances or captions of an image in each batch, or one that is drawn anew each epoch."""
+    """All utterances or captions of an image, or one that is drawn anew each epoch."""
     max_length: int | None = None
     """Longest utterance in units (1023 unless given) or caption in characters (512); longer ones
     are left out and counted."""
@@ -175,8 +175,8 @@ class TrainConfig:
         _check("learning_rate", rate, 0 < rate < math.inf, "more than 0")
         betas = self.betas
         _check("betas", betas, all(0 <= beta < 1 for beta in betas), "each 0 up to below 1")
-        longest = MAX_TOKENS - 1
-        _check("max_length", self.max_length, (self.max_length or 0) <= longest, f"{longest} at most")
+        is_short = (self.max_length or 0) < MAX_TOKENS
+        _check("max_length", self.max_length, is_short, f"{MAX_TOKENS - 1} at most")
         horizon = self.schedule_steps
         is_within = horizon is None or horizon >= self.steps
         _check("schedule_steps", horizon, is_within, f"at least --steps, {self.steps}")
