@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from im2sp.pipeline.hub import CONFIG_FILE, find_model
-from im2sp.pipeline.pickles import Record, WeightsError
 from im2sp.pipeline.weights import Weights, describe, read_weights
+from im2sp.shards.hub import CONFIG_FILE, find_model
+from im2sp.shards.pickles import Record, WeightsError
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 # The one front end of all published HuBERTs: 400 samples for the first frame, 320 for each more.

@@ -3,11 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from im2sp.trainer.generation import generate
     from im2sp.trainer.model import Im2SpModel
+    from im2sp.trainer.weights import load_model
 
-__all__ = ["Im2SpModel"]
+__all__ = ["Im2SpModel", "generate", "load_model"]
 
-_HOMES = {"Im2SpModel": "model"}
+_HOMES = {"Im2SpModel": "model", "generate": "generation", "load_model": "weights"}
 
 
 def __getattr__(name: str) -> Any:

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from im2sp.trainer.attention import attention, dropout
 from im2sp.trainer.vocabulary import Vocabulary
 
 STEM_KERNEL, STEM_STRIDE, STEM_PADDING = 4, 2, 1
@@ -167,7 +168,7 @@ class EncoderLayer(Layer):
     def forward(self, x: Tensor) -> Tensor:
         """(B, P, D) -> (B, P, D)."""
         q, k, v = self.queries_keys_values(self.attention_norm(x))
-        x = x + self.join_heads(F.scaled_dot_product_attention(q, k, v))
+        x = x + self.join_heads(attention(q, k, v, None, 0.0))
         return x + self.perceptron(self.mlp_norm(x))
 
 
@@ -176,18 +177,18 @@ class DecoderLayer(Layer):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config.decoder, DECODER_EPS)
-        self.dropout = nn.Dropout(config.dropout)
-        self.attention_dropout = config.attention_dropout
+        self.dropout_p = config.dropout
+        self.attention_dropout_p = config.attention_dropout
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """Queries (B, H, T, K) over keys and values (B, H, S, K); the mask is true to see."""
-        dropout = self.attention_dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout)
+        return attention(q, k, v, mask, self.attention_dropout_p if self.training else 0.0)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """The layer's output from its input (B, T, D) and what attention found (B, H, T, K)."""
-        x = self.attention_norm(x + self.dropout(self.join_heads(attended)))
-        return self.mlp_norm(x + self.dropout(self.perceptron(x)))
+        p = self.dropout_p if self.training else 0.0
+        x = self.attention_norm(x + dropout(self.join_heads(attended), p))
+        return self.mlp_norm(x + dropout(self.perceptron(x), p))
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, D) -> twice (B, H, T, K): no queries, for states that nothing follows from."""
@@ -234,7 +235,7 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(vocabulary.size, width)
         self.positions = nn.Embedding(config.max_positions, width)
         self.norm = nn.LayerNorm(width, eps=DECODER_EPS)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout_p = config.dropout
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder.depth))
         self.output_bias = nn.Parameter(torch.zeros(vocabulary.size))
 
@@ -254,7 +255,8 @@ class Decoder(nn.Module):
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Tokens (N, T) at positions (T,) -> (N, T, D)."""
-        return self.dropout(self.norm(self.embedding(tokens) + self.positions(positions)))
+        x = self.norm(self.embedding(tokens) + self.positions(positions))
+        return dropout(x, self.dropout_p if self.training else 0.0)
 
     def forward(self, tokens: Tensor, prefix: Prefix, owner: Tensor | None) -> Tensor:
         """Logits (N, T, V) float32 of what follows each token; `owner` as in `Im2SpModel.loss`."""

@@ -1,9 +1,10 @@
 """From the name of published weights to a file or a model's folder on this machine."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from im2sp.pipeline.pickles import WeightsError
+from im2sp.shards.pickles import WeightsError
 
 # The one file to fetch from each repository that this project knows.
 HUB_FILES = {
@@ -102,7 +103,9 @@ def _fetch(name: str, repository: str, file: str, revision: str | None) -> Path:
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision))
+        # Its overloads tell apart by arguments of no known type whether a path comes back.
+        download: Callable[..., str] = huggingface_hub.hf_hub_download  # pyright: ignore[reportUnknownMemberType]
+        return Path(download(repository, file, revision=revision))
     except Exception as error:
         # The hub client raises a dozen kinds, from its HTTP library's to its own.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
