@@ -7,7 +7,7 @@ that one or two threads keep up with any model.
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -58,7 +58,7 @@ def unpack_units_on_device(
     for k in (1, 2):  # a unit lies in at most three bytes; what is read beyond the end is cut off
         held |= packed[..., (first_byte + k).clamp(max=size_bytes - 1)].int() << 8 * k
     units = (held >> (first_bit & 7).int()) & ((1 << bits) - 1)
-    return units.long().unflatten(-1, shape)
+    return units.long().reshape(*packed.shape[:-1], *shape)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,24 +88,27 @@ class LoaderBatch:
 
     @property
     def captions(self) -> list[str]:
-        """The N captions where the target is text; else all captions of the images that are not
-        empty, read when first asked for."""
+        """Captions that are not empty: the N to take where the target is text, else all."""
         return self.texts.captions.texts
 
     @property
     def caption_owner(self) -> Tensor:
         """(captions,) int32 on the CPU: the row of `images_packed` that each caption is of."""
-        return torch.from_numpy(self.texts.captions.owner)
+        return _tensor(self.texts.captions.owner)
 
     def to(self, device: torch.device | str) -> "LoaderBatch":
         """The batch with its tensors on a device."""
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)  # pyright: ignore[reportUnknownMemberType]  # torch does not say
+
+        return self._mapped(moved)
 
     def pin_memory(self) -> "LoaderBatch":
         """The batch with its tensors in page-locked memory, from which a GPU copies by itself."""
         return self._mapped(Tensor.pin_memory)
 
-    def _mapped(self, change: Any) -> "LoaderBatch":
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "LoaderBatch":
         names = ("images_packed", "ids", "lengths", "owner")
         return replace(self, **{name: change(getattr(self, name)) for name in names})
 
@@ -221,8 +224,8 @@ class ShardLoader:
 
     def __repr__(self) -> str:
         return (
-            f"ShardLoader({str(self.dataset.path)!r}, {self.settings}): {self.num_samples} samples, "
-            f"{self.steps_per_epoch} steps an epoch"
+            f"ShardLoader({str(self.dataset.path)!r}, {self.settings}): "
+            f"{self.num_samples} samples, {self.steps_per_epoch} steps an epoch"
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -305,13 +308,18 @@ class ShardLoader:
         batch = LoaderBatch(
             step=position.step,
             epoch=position.epoch,
-            images_packed=torch.from_numpy(reader.images(samples)),
-            ids=torch.from_numpy(ids),
-            lengths=torch.from_numpy(lengths),
-            owner=torch.from_numpy(owner),
+            images_packed=_tensor(reader.images(samples)),
+            ids=_tensor(ids),
+            lengths=_tensor(lengths),
+            owner=_tensor(owner),
             texts=texts,
         )
         return batch.pin_memory() if self._is_pinned else batch
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """The array as a tensor that shares its memory."""
+    return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType]  # torch does not say
 
 
 def _opened(dataset: ShardDataset | str | os.PathLike[str], split: str | None) -> ShardDataset:

@@ -32,7 +32,7 @@ class SpeechDecoder:
 
     def rows(
         self, data: NDArray[np.uint8], offsets: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int16] | NDArray[np.int32], NDArray[np.int32]]:
+    ) -> tuple[NDArray[np.int16 | np.int32], NDArray[np.int32]]:
         """Decode all values.
 
         Args:

@@ -154,7 +154,7 @@ class LoaderIndex:
         )
 
     def _lengths_of(self, number: int, values: Values) -> NDArray[np.int32]:
-        """Length of each value; where it does not matter, its size in bytes, 0 for 0 in any codec."""
+        """Length of each value; where only 0 matters, its size in bytes, which is 0 for 0 ids."""
         if not self._needs_lengths:
             return np.diff(values.offsets)
         if self._settings.target == "text":
@@ -172,15 +172,17 @@ class LoaderIndex:
         settings, dataset = self._settings, self._dataset
         reasons = [f"{num} {reason}" for reason, num in self.skipped.items()]
         advice = "take other lengths"
-        if settings.target == "speech" and not any(self.speech_table[:, kernels.NUM_VALUES]):
+        if not len(dataset):
+            advice = "give one that holds samples"
+        elif settings.target == "speech" and not any(self.speech_table[:, kernels.NUM_VALUES]):
             advice = "it holds no speech; take target 'text' or 'images'"
         elif settings.target == "text" and not any(self.caption_table[:, kernels.NUM_VALUES]):
             advice = "it holds no captions; take target 'speech' or 'images'"
         elif "samples without image" in self.skipped and len(reasons) == 1:
             advice = "the loader needs images"
         return (
-            f"{dataset.path}: no sample for target {settings.target!r} and split "
-            f"{settings.split!r} in {len(dataset)} ({', '.join(reasons) or 'it is empty'}); {advice}"
+            f"{dataset.path}: none of {len(dataset)} samples of split {settings.split!r} is left "
+            f"for target {settings.target!r} ({', '.join(reasons) or 'it is empty'}); {advice}"
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
+from llvmlite import ir  # pyright: ignore[reportMissingTypeStubs]  # it has none
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -36,20 +36,18 @@ _IDS_IN = types.Array(types.uint16, 1, "C", readonly=True)
 _IDS_OUT = types.Array(types.uint16, 1, "C")
 
 
-@intrinsic
-def _copy(_context: Any, _target: Any, _source: Any, _size: Any) -> Any:
+def _copy_code(_context: Any, _target: Any, _source: Any, _size: Any) -> Any:
     """Copy `size` bytes from one address to another."""
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         pointer = ir.IntType(8).as_pointer()
         target, source = (builder.inttoptr(arg, pointer) for arg in args[:2])
-        cgutils.raw_memcpy(builder, target, source, args[2], 1)
+        cgutils.raw_memcpy(builder, target, source, args[2], 1)  # pyright: ignore[reportUnknownMemberType]  # numba does not say
 
     return types.void(types.int64, types.int64, types.int64), generate
 
 
-@intrinsic
-def _int32_at(_context: Any, _address: Any) -> Any:
+def _int32_at_code(_context: Any, _address: Any) -> Any:
     """The int32 at an address."""
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -57,6 +55,21 @@ def _int32_at(_context: Any, _address: Any) -> Any:
         return builder.sext(value, ir.IntType(64))
 
     return types.int64(types.int64), generate
+
+
+def _fill_code(_context: Any, _target: Any, _size: Any) -> Any:
+    """Set all bits of `size` bytes at an address, which makes signed integers -1."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        target = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+        cgutils.memset(builder, target, args[1], 255)  # pyright: ignore[reportUnknownMemberType]  # numba does not say
+
+    return types.void(types.int64, types.int64), generate
+
+
+_copy: Any = intrinsic(_copy_code)
+_fill: Any = intrinsic(_fill_code)
+_int32_at: Any = intrinsic(_int32_at_code)
 
 
 @numba.njit(inline="always")
@@ -263,12 +276,13 @@ def _spread(ids: Any, offsets: Any, rows: Any) -> None:
         offsets: (n + 1,) int64: value v is ids `offsets[v]` to `offsets[v + 1] - 1`.
         rows: (n, length) integers, written; no value is longer.
     """
+    width, id_size = rows.shape[1], rows.itemsize
+    address = rows.ctypes.data
     for k in range(rows.shape[0]):
         start, length = offsets[k], offsets[k + 1] - offsets[k]
         for i in range(length):
             rows[k, i] = ids[start + i]
-        for i in range(length, rows.shape[1]):
-            rows[k, i] = -1
+        _fill(address + (k * width + length) * id_size, (width - length) * id_size)
 
 
 _INT16_ROWS, _INT32_ROWS = (types.Array(kind, 2, "C") for kind in (types.int16, types.int32))

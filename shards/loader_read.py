@@ -32,7 +32,7 @@ class Texts:
 class Utterances:
     """Utterances and the images they belong to."""
 
-    ids: NDArray[np.int16] | NDArray[np.int32]
+    ids: NDArray[np.int16 | np.int32]
     """(N, longest), padded with -1."""
     lengths: NDArray[np.int32]
     """(N,) int32."""
@@ -52,9 +52,7 @@ class _Items:
 class SampleReader:
     """Reads batches of samples by their numbers in the index; any number of threads may."""
 
-    def __init__(
-        self, dataset: ShardDataset, index: LoaderIndex, settings: LoaderSettings
-    ) -> None:
+    def __init__(self, dataset: ShardDataset, index: LoaderIndex, settings: LoaderSettings) -> None:
         self._dataset = dataset
         self._index = index
         self._settings = settings
@@ -92,7 +90,7 @@ class SampleReader:
 
     def keys(self, samples: NDArray[np.int64]) -> list[str]:
         """Keys of the samples."""
-        places = self._index.places[samples].tolist()
+        places: list[int] = self._index.places[samples].tolist()
         return [self._index.batches[place >> 8].keys.text(place & 255) for place in places]
 
     def _target_items(

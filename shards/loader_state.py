@@ -1,7 +1,7 @@
 """A loader's position as plain numbers and texts, and the refusal of states that do not fit."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from im2sp.shards.loader_plan import Position
 
@@ -57,8 +57,10 @@ def check_state(
             f"loader state: of the dataset with manifest_sha256 {state.get('dataset_sha256')}, "
             f"this one has {dataset_sha256}; resume with the dataset that the run began with"
         )
-    found = state.get("settings")
-    found = found if isinstance(found, Mapping) else {}
+    content: object = state.get("settings")
+    found: Mapping[str, Any] = {}
+    if isinstance(content, Mapping):
+        found = cast(Mapping[str, Any], content)
     for name, value in settings.items():
         if found.get(name) != value:
             raise ValueError(

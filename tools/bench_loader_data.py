@@ -27,14 +27,15 @@ NUM_UNITS = 200
 UTTERANCES_AN_IMAGE = 5
 BATCH_ROWS = 256
 SHARD_ROWS = 8192
-_WORDS = (
+_TEXT = (
     "a the two dog dogs man woman child children plays runs jumps sits stands with in on near of "
     "water grass snow street red blue white black brown shirt ball bike beach rocks field and is"
-).split()
+)
+_WORDS = _TEXT.split()
 
 
 def make_samples(num_samples: int, seed: int = 0) -> Iterator[list[Sample]]:
-    """Samples in lists of 256: an image, 5 utterances of about 110 units with durations, captions."""
+    """Samples in lists of 256: image, 5 utterances of about 110 units, durations, captions."""
     followers = np.random.default_rng(0).integers(1, NUM_UNITS, (NUM_UNITS, 16))
     rng = np.random.default_rng([seed, 1])
     for start in range(0, num_samples, BATCH_ROWS):
