@@ -94,7 +94,7 @@ def mosaicml_streaming(dir_path: Path, num_samples: int) -> Batches:
 
 
 def litdata_streaming(dir_path: Path, num_samples: int) -> Batches:
-    """litdata chunks of 64 MB, shuffled inside chunks; images are stacked."""
+    """Litdata chunks of 64 MB, shuffled inside chunks; images are stacked."""
     import litdata
     from litdata.streaming.cache import Cache
 

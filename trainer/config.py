@@ -45,9 +45,10 @@ RECIPES: dict[str, dict[str, Any]] = {
 # computes and for how long, not what a step does.
 CHANGEABLE = frozenset(
     {
-        "shards", "val_shards", "out", "config", "init_from", "text_model", "steps", "batch_size",
-        "grad_accumulation", "checkpoint_every", "eval_every", "log_every", "keep_last", "best_by",
-        "val_images", "device", "loader_threads", "tensorboard", "quiet", "json",
+        "shards", "val_shards", "out", "config", "init_from", "encoder_from", "text_model", "steps",
+        "batch_size", "grad_accumulation", "checkpoint_every", "eval_every", "log_every",
+        "keep_last", "best_by", "val_images", "device", "loader_threads", "tensorboard", "quiet",
+        "json",
     }
 )  # fmt: skip
 _UNSAVED = frozenset({"config", "quiet", "json"})
@@ -100,6 +101,8 @@ class TrainConfig:
     init_from: str | None = None
     """Run, or anything else that load_model reads, whose weights to begin with. Where its
     vocabulary differs, embedding and output begin anew and the rest is kept."""
+    encoder_from: Path | None = None
+    """SeiT's weights to begin the image encoder with; with --init-from only where that is a GIT."""
     freeze: Literal["none", "encoder", "image"] = "none"
     """What is not trained: the image encoder, or that and the projection behind it."""
     dropout: float = 0.1

@@ -41,12 +41,11 @@ from im2sp.trainer.setup import (
     find_checkpoint,
     find_text_model,
     images_of_a_step,
-    load_weights,
-    new_model,
-    save_weights,
     text_model_sha256,
 )
 from im2sp.trainer.step import Stepper, StepRecord
+from im2sp.trainer.transfer import Units, first_model
+from im2sp.trainer.weights import load_model, save_model
 
 Tell = Callable[[str], object]
 
@@ -132,14 +131,18 @@ class _Run:
         text_model = find_text_model(config, dataset, checkpoint, ranks)
         self.text_model_sha256 = text_model_sha256(text_model)
         vocabulary = text_model.vocabulary if text_model else speech_vocabulary(dataset)
+        units = Units(vocabulary, self.fingerprints, self.text_model_sha256)
         self.train_loader = make_loader(dataset, config, ranks, is_train=True)
         self.train_batches = TokenBatches(self.train_loader, vocabulary, text_model)
         self.val_batches = None
         if val is not None:
             val_loader = make_loader(val, config, ranks, is_train=False)
             self.val_batches = TokenBatches(val_loader, vocabulary, text_model)
-        model = new_model(config, dataset, vocabulary).to(ranks.device)
-        self.stepper = Stepper(model, config, ranks)
+        if checkpoint is None:
+            model = first_model(config, units, torch.from_numpy(dataset.codebook()))
+        else:
+            model = load_model(checkpoint.path)
+        self.stepper = Stepper(model.to(ranks.device), config, ranks)
         self.images_a_step = images_of_a_step(config, ranks)
         self.step = self.first_step = 0
         if checkpoint is not None:
@@ -156,7 +159,6 @@ class _Run:
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Take up what a checkpoint holds."""
         stepper, device = self.stepper, self.ranks.device
-        load_weights(stepper.model, checkpoint.path / MODEL_NAME)
         path = checkpoint.path / OPTIMIZER_NAME
         stepper.optimizer.load_state_dict(torch.load(path, map_location=device, weights_only=True))
         self.train_loader.load_state_dict(dict(checkpoint.state["loader"]))
@@ -290,7 +292,7 @@ class _Run:
             "text_model_sha256": self.text_model_sha256,
         }
         writers = {
-            MODEL_NAME: lambda path: save_weights(stepper.model, path),
+            MODEL_NAME: lambda path: save_model(path.parent, stepper.model),
             OPTIMIZER_NAME: lambda path: torch.save(stepper.optimizer.state_dict(), path),
             CONFIG_NAME: lambda path: path.write_bytes(to_toml(config)),
         }

@@ -1,44 +1,17 @@
-"""What a run is made of: the model, its text model, and the state that it goes on from."""
+"""What a run begins with or goes on from: its checkpoint and its text model."""
 
-import dataclasses
 import hashlib
-import json
 import tomllib
 from collections.abc import Callable
-from pathlib import Path
-
-import torch
-from safetensors.torch import load_file, save_file
 
 from im2sp.shards import ShardDataset
 from im2sp.shards.files import atomic_file
 from im2sp.trainer.checkpoint import Checkpoint, newest_whole, read_checkpoint, step_dir
 from im2sp.trainer.config import CONFIG_NAME, TrainConfig, differences
 from im2sp.trainer.data import captions_of, check_fingerprints
-from im2sp.trainer.model import Im2SpModel, ModelConfig, preset_config
 from im2sp.trainer.ranks import Ranks
 from im2sp.trainer.text import TEXT_MODEL_NAME, TextModel, fit_text_model
-from im2sp.trainer.vocabulary import Vocabulary
-
-_DEFAULT_PRESET = "small"
-
-
-def new_model(config: TrainConfig, dataset: ShardDataset, vocabulary: Vocabulary) -> Im2SpModel:
-    """A model of the preset with random weights, a function of --seed."""
-    codebook = torch.from_numpy(dataset.codebook())
-    sizes = preset_config(
-        config.preset or _DEFAULT_PRESET,
-        vocabulary,
-        num_codes=codebook.shape[0],
-        code_width=codebook.shape[1],
-    )
-    torch.manual_seed(config.seed)
-    return Im2SpModel(with_dropout(sizes, config.dropout), codebook)
-
-
-def with_dropout(sizes: ModelConfig, dropout: float) -> ModelConfig:
-    """The same sizes with another dropout."""
-    return dataclasses.replace(sizes, dropout=dropout, attention_dropout=dropout)
+from im2sp.trainer.transfer import former_state, former_text_model
 
 
 def find_checkpoint(
@@ -80,22 +53,29 @@ def images_of_a_step(config: TrainConfig, ranks: Ranks) -> int:
 def check_same_units(
     found: dict[str, str | None], checkpoint: Checkpoint | None, config: TrainConfig
 ) -> None:
-    """Refuse to go on with units of other tokenizers than the run's.
+    """Refuse units of other tokenizers than those of the run, or those it begins with.
+
+    The speech units may be others than those of --init-from: their embedding is new then.
 
     Raises:
         ValueError: A fingerprint differs.
     """
+    place = str(config.shards)
     if checkpoint is not None:
         expected = checkpoint.state["fingerprints"]
-        check_fingerprints(found, expected, str(config.shards), f"the run {config.out}")
+        check_fingerprints(found, expected, place, f"the run {config.out}")
+    elif former := former_state(config.init_from).get("fingerprints"):
+        expected = {"image": former["image"]}
+        check_fingerprints(found, expected, place, f"--init-from {config.init_from}")
 
 
 def find_text_model(
     config: TrainConfig, dataset: ShardDataset, checkpoint: Checkpoint | None, ranks: Ranks
 ) -> TextModel | None:
-    """The text model: the run's own, the one that is named, or one fitted on the captions.
+    """The text model of a run, None where its target is no text.
 
-    It is kept in the run's folder, from which all processes read it.
+    It is the run's own, else --text-model, else that of --init-from, else one that is fitted on
+    the captions. It is kept in the run's folder, from which all processes read it.
 
     Raises:
         ValueError: It cannot be read or fitted, or is not the one that the run began with.
@@ -106,6 +86,8 @@ def find_text_model(
     if checkpoint is None and ranks.is_first:
         if config.text_model is not None:
             model = TextModel.read(config.text_model)
+        elif (former := former_text_model(config.init_from)) is not None:
+            model = former
         else:
             model = fit_text_model(captions_of(dataset), config.text_pieces)
         with atomic_file(path) as file:
@@ -124,14 +106,3 @@ def find_text_model(
 def text_model_sha256(model: TextModel | None) -> str | None:
     """Checksum of a text model."""
     return None if model is None else hashlib.sha256(model.data).hexdigest()
-
-
-def save_weights(model: Im2SpModel, path: Path) -> None:
-    """Write a model's tensors and its sizes."""
-    sizes = json.dumps(dataclasses.asdict(model.config))
-    save_file(model.state_dict(), path, metadata={"config": sizes})
-
-
-def load_weights(model: Im2SpModel, path: Path) -> None:
-    """Read a model's tensors into it."""
-    model.load_state_dict(load_file(path))

@@ -15,7 +15,7 @@ from im2sp.shards import (
 )
 from im2sp.trainer.config import TrainConfig
 
-WORDS = "a the two dog man child runs jumps sits in on grass snow water red blue".split()
+WORDS = ["a", "the", "two", "dog", "man", "runs", "jumps", "sits", "on", "grass", "snow", "red"]
 IMAGE_FINGERPRINT, SPEECH_FINGERPRINT = "a" * 64, "b" * 64
 
 
@@ -49,7 +49,7 @@ def make_shards(
     speech_fingerprint: str = SPEECH_FINGERPRINT,
     samples: list[Sample] | None = None,
 ) -> Path:
-    """Write a dataset of 8 samples to learn from and 3 to validate on, or what else is asked for."""
+    """Write a dataset: 8 samples to learn from and 3 to validate on unless told otherwise."""
     folder.mkdir(parents=True)
     splits = splits or {"train": 8, "val": 3}
     samples = samples or make_samples(splits, num_units=num_units, seed=seed)

@@ -4,13 +4,13 @@ import shutil
 
 import pytest
 import torch
-from making.training import make_config, make_samples, make_shards, weights_of
 from safetensors.torch import load_file
 
 from im2sp.trainer import checkpoint as checkpoints
 from im2sp.trainer.loop import train
 from im2sp.trainer.metrics import read_metrics
 from im2sp.trainer.step import DivergedError
+from making.training import make_config, make_samples, make_shards, weights_of
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_freezing(shards, tmp_path, what, names):
 def test_bfloat16(shards, tmp_path):
     found = final_weights(shards, tmp_path / "run", precision="bf16", checkpoint_every=6)
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
-    assert "precision = \"bf16\"" in (tmp_path / "run/config.toml").read_text()
+    assert 'precision = "bf16"' in (tmp_path / "run/config.toml").read_text()
 
 
 @pytest.mark.parametrize("target", ["speech", "text"])
