@@ -120,13 +120,14 @@ class _Run:
 
     def __init__(self, config: TrainConfig, ranks: Ranks, tell: Tell) -> None:
         self.config, self.ranks = config, ranks
+        warn, tell = tell, (lambda _: None) if config.quiet else tell
         config.out.mkdir(parents=True, exist_ok=True)
         dataset, val = open_train(config), open_val(config)
         self.fingerprints = fingerprints(dataset, config.target)
         if val is not None:
             found = fingerprints(val, config.target)
             check_fingerprints(found, self.fingerprints, str(val.path), str(dataset.path))
-        checkpoint = find_checkpoint(config, ranks, tell)
+        checkpoint = find_checkpoint(config, ranks, warn)
         check_same_units(self.fingerprints, checkpoint, config)
         text_model = find_text_model(config, dataset, checkpoint, ranks)
         self.text_model_sha256 = text_model_sha256(text_model)
@@ -151,6 +152,8 @@ class _Run:
         if ranks.is_first:
             write_config(config, config.out)
         tell(self._description(dataset.path))
+        if config.freeze != "none" and config.init_from is None and config.encoder_from is None:
+            tell(f"--freeze {config.freeze} keeps random weights, for nothing was loaded")
         self.log = MetricsLog(config.out, self.step, config.tensorboard) if ranks.is_first else None
         self.watch = _Stopwatch()
         self.train_s, self.num_tokens = 0.0, 0

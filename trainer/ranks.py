@@ -75,6 +75,8 @@ def _device(name: str | None, local_rank: int | None) -> torch.device:
     try:
         device = torch.device(name)
         if device.type == "cuda":
+            if not torch.cuda.is_available():
+                raise ValueError("there is no CUDA device")
             if local_rank is not None and device.index is None:
                 device = torch.device("cuda", local_rank)
             torch.cuda.set_device(device)

@@ -70,8 +70,8 @@ def load_model(
     """Load a model in eval mode; nothing in the file is run.
 
     Args:
-        path: A run's folder (its best step is taken, else its newest), a folder or file of ours, the paper's
-            checkpoint, or a GIT of transformers: a folder, or a hub id such as
+        path: A run's folder (its best step is taken, else its newest), a folder or file of ours,
+            the paper's checkpoint, or a GIT of transformers: a folder, or a hub id such as
             `microsoft/git-base`. A GIT gives the decoder; its own encoder reads pixels, so the
             image encoder is new (see `encoder`), and so is the projection.
         codebook: (codes, width) vectors behind the image units, or their file. Ours holds them;
