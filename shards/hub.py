@@ -1,7 +1,6 @@
 """From the name of published weights to a file or a model's folder on this machine."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from im2sp.shards.pickles import WeightsError
@@ -103,9 +102,11 @@ def _fetch(name: str, repository: str, file: str, revision: str | None) -> Path:
     import huggingface_hub
 
     try:
-        # Its overloads tell apart by arguments of no known type whether a path comes back.
-        download: Callable[..., str] = huggingface_hub.hf_hub_download  # pyright: ignore[reportUnknownMemberType]
-        return Path(download(repository, file, revision=revision))
+        # An overload of it has no known type; without dry_run it gives a path.
+        fetched = huggingface_hub.hf_hub_download(  # pyright: ignore[reportUnknownMemberType]
+            repository, file, revision=revision
+        )
+        return Path(str(fetched))
     except Exception as error:
         # The hub client raises a dozen kinds, from its HTTP library's to its own.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
