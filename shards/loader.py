@@ -199,6 +199,10 @@ class ShardLoader:
         for name, value in (("epochs", epochs), ("num_threads", num_threads)):
             if value is not None and value < 0:
                 raise ValueError(f"{name} is {value}; expected 0 or more")
+        if pin_memory and not torch.cuda.is_available():
+            raise ValueError(
+                "pin_memory is for copying to a GPU, and torch sees none; leave it out"
+            )
         index = LoaderIndex(self.dataset, self.settings)
         self._plan = Plan(
             index.num_samples,

@@ -7,9 +7,10 @@ Makes 100,000 samples (an image, 5 utterances of about 110 units with durations,
 sample of ours is delivered as torch tensors: a packed image row (1,274 bytes, as it goes to the
 device) and its 5 utterances decoded, padded with -1 to the batch's longest as int16, with lengths
 and owners; the cases `+ texts` also read all captions and keys as `str`, `text` gives the captions
-in place of the speech. What the others deliver is said in `bench_loader_rivals.py`: less, as
-far as speech goes. Contenders take turns; the figure is the median over the rounds. Each round of a
-contender starts where its last one stopped. Libraries that cannot be imported are left out.
+in place of the speech. What the others deliver is said in `bench_loader_rivals.py`: most of them
+leave the speech as bytes; `padded` is what ours is. Contenders take turns; the figure is the median
+over the rounds. Each round of a contender starts where its last one stopped. Libraries that cannot
+be imported are left out.
 
 The last figure is the time from imports to the first batch, in a process of its own, with the files
 in the page cache and the kernels in numba's cache: opening, checksums and index included.
@@ -82,8 +83,10 @@ def rival_cases(
     """The other contenders by name."""
     table = rivals.arrow_table(packed_dir)
     return {
-        "pyarrow take": lambda: rivals.arrow_take(table),
-        "datasets": lambda: rivals.hf_datasets(table),
+        "pyarrow take, bytes": lambda: rivals.arrow_take(table),
+        "pyarrow take, padded": lambda: rivals.arrow_take(table, pads=True),
+        "datasets, bytes": lambda: rivals.hf_datasets(table),
+        "datasets, padded": lambda: rivals.hf_datasets(table, pads=True),
         "webdataset, 256 a member": lambda: rivals.webdataset_packed(dir_path, num_samples),
         "webdataset, 1 a member": lambda: rivals.webdataset_plain(dir_path, num_samples),
         "mosaicml-streaming": lambda: rivals.mosaicml_streaming(dir_path, num_samples),
@@ -156,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, found in rates.items():
         picks = {"samples_a_s": statistics.median(found), "slowest": min(found)}
         picks["fastest"] = max(found)
-        rows.append({"case": name} | {key: round(value) for key, value in picks.items()})
+        rows.append({"case": name, **{key: round(value) for key, value in picks.items()}})
     for row in rows:
         print(json.dumps(row))
     for name, reason in left_out.items():

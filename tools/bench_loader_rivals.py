@@ -1,12 +1,13 @@
 """Other ways to read the dataset of `bench_loader.py`, each as its own users would do it.
 
 Each function makes what it needs below a folder, once, and returns an endless iterator over batches
-that yields the number of samples of each. None of them pads, and none decodes speech unless it says
-so: images come as (256, 1274) packed rows, utterances as the bytes that the shards hold.
+that yields the number of samples of each. Unless it says otherwise, images come as packed rows, and
+utterances as the bytes that the shards hold, not decoded and not padded.
 """
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import ipc
 
-from im2sp.shards import DEFAULT_COLUMNS, Layout, expand_members
+from im2sp.shards import DEFAULT_COLUMNS, Layout, encode_batch, expand_members
+from im2sp.shards.schema import rows_of_batch
 from im2sp.tools.bench_loader_data import make_samples, write_dataset
 
 Batches = Iterator[int]
@@ -24,24 +26,39 @@ BATCH_SIZE = 256
 
 def arrow_table(dataset_dir: Path) -> pa.Table:
     """Images and utterances of all shards as a table of one chunk in memory."""
-    tables = [
-        ipc.open_file(pa.memory_map(str(path))).read_all().select(["image_units", "speech_units"])
-        for path in sorted(dataset_dir.glob("*.arrow"))
+    files: list[Any] = [
+        ipc.open_file(pa.memory_map(str(path))) for path in sorted(dataset_dir.glob("*.arrow"))
     ]
+    tables = [file.read_all().select(["image_units", "speech_units"]) for file in files]
     return pa.concat_tables(tables).combine_chunks()
 
 
-def arrow_take(table: pa.Table) -> Batches:
-    """`Table.take`; a batch is Arrow arrays."""
+def arrow_take(table: pa.Table, pads: bool = False) -> Batches:
+    """`Table.take`; a batch is Arrow arrays, or what ours is, made of them with numpy."""
     rng = np.random.default_rng(0)
     while True:
         order = rng.permutation(len(table))
         for start in range(0, len(table) - BATCH_SIZE + 1, BATCH_SIZE):
-            yield len(table.take(pa.array(order[start : start + BATCH_SIZE])))
+            batch = table.take(order[start : start + BATCH_SIZE])
+            yield _padded(batch) if pads else len(batch)
 
 
-def hf_datasets(table: pa.Table) -> Batches:
-    """`datasets.Dataset` in Arrow format, indexed by lists; a batch is Arrow arrays."""
+def _padded(batch: Any) -> int:
+    """Lay the image rows and the utterances (8 bits a unit) out in two arrays."""
+    images, speech = (column.combine_chunks() for column in batch.columns)
+    np.frombuffer(images.buffers()[1], np.uint8).reshape(-1, 1274)
+    values = speech.flatten()
+    first, num = values.offset, len(values) + 1
+    offsets = np.frombuffer(values.buffers()[1], np.int32)[first : first + num]
+    data = np.frombuffer(values.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
+    lengths = np.diff(offsets)
+    rows = np.full((lengths.size, int(lengths.max())), -1, np.int16)
+    rows[np.arange(rows.shape[1]) < lengths[:, None]] = data
+    return len(batch)
+
+
+def hf_datasets(table: pa.Table, pads: bool = False) -> Batches:
+    """`datasets.Dataset` in Arrow format, indexed by lists; the same batches."""
     from datasets import Dataset
 
     dataset = Dataset(table).with_format("arrow")
@@ -50,12 +67,11 @@ def hf_datasets(table: pa.Table) -> Batches:
         order = rng.permutation(len(dataset))
         for start in range(0, len(dataset) - BATCH_SIZE + 1, BATCH_SIZE):
             batch: Any = dataset[order[start : start + BATCH_SIZE].tolist()]
-            yield len(batch)
+            yield _padded(batch) if pads else len(batch)
 
 
 def _webdataset(dir_path: Path, num_samples: int, samples_per_member: int) -> Batches:
-    import webdataset
-
+    webdataset: Any = import_module("webdataset")
     layout = Layout(kind="webdataset", samples_per_member=samples_per_member)
     write_dataset(dir_path, num_samples, DEFAULT_COLUMNS, layout)
     urls = [str(path) for path in sorted(dir_path.glob("*.tar"))]
@@ -79,29 +95,27 @@ def webdataset_plain(dir_path: Path, num_samples: int) -> Batches:
 
 def mosaicml_streaming(dir_path: Path, num_samples: int) -> Batches:
     """MDS shards, shuffled by blocks; images are stacked."""
-    from streaming import MDSWriter, StreamingDataset
-
+    streaming: Any = import_module("streaming")
     path = dir_path / "mds"
     if not (path / "index.json").exists():
         shutil.rmtree(path, ignore_errors=True)
-        with MDSWriter(columns={"image": "bytes", "speech": "bytes"}, out=str(path)) as writer:
+        columns = {"image": "bytes", "speech": "bytes"}
+        with streaming.MDSWriter(columns=columns, out=str(path)) as writer:
             for sample in _coded(num_samples):
                 writer.write(sample)
-    dataset = StreamingDataset(
+    dataset = streaming.StreamingDataset(
         local=str(path), shuffle=True, batch_size=BATCH_SIZE, num_canonical_nodes=1
     )
     return _stacked(lambda: iter(dataset))
 
 
 def litdata_streaming(dir_path: Path, num_samples: int) -> Batches:
-    """Litdata chunks of 64 MB, shuffled inside chunks; images are stacked."""
-    import litdata
-    from litdata.streaming.cache import Cache
-
+    """Chunks of litdata, 64 MB each, shuffled inside chunks; images are stacked."""
+    litdata: Any = import_module("litdata")
     path = dir_path / "litdata"
     if not (path / "index.json").exists():
         shutil.rmtree(path, ignore_errors=True)
-        cache = Cache(str(path), chunk_bytes=1 << 26)
+        cache = import_module("litdata.streaming.cache").Cache(str(path), chunk_bytes=1 << 26)
         for i, sample in enumerate(_coded(num_samples)):
             cache[i] = sample
         cache.done()
@@ -111,13 +125,9 @@ def litdata_streaming(dir_path: Path, num_samples: int) -> Batches:
 
 
 def _coded(num_samples: int) -> Iterator[dict[str, bytes]]:
-    from im2sp.shards import encode_batch
-
     for samples in make_samples(num_samples):
-        batch = encode_batch(samples)
-        images, speech = batch.column("image_units"), batch.column("speech_units")
-        for row in range(batch.num_rows):
-            yield {"image": images[row].as_py(), "speech": b"".join(speech[row].as_py())}
+        for row in rows_of_batch(encode_batch(samples)):
+            yield {"image": row.image_units or b"", "speech": b"".join(row.speech_units)}
 
 
 def _stacked(make: Callable[[], Iterable[dict[str, bytes]]]) -> Batches:

@@ -1,13 +1,51 @@
 """What a loader must give, by a plain loop over `ShardDataset`, and the test of its resuming."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from im2sp.shards import LoaderBatch, Sample, ShardDataset, ShardLoader
+from im2sp.shards import (
+    DEFAULT_COLUMNS,
+    LoaderBatch,
+    Sample,
+    ShardDataset,
+    ShardLoader,
+    fit_speech_codec,
+)
 
 Content = list[tuple[Any, ...]]
+
+COLUMNS: dict[str, dict[str, Any]] = {
+    "packed": DEFAULT_COLUMNS,
+    "packed-10": DEFAULT_COLUMNS | {"speech_units": {"codec": "packed", "bits": 10}},
+    "packed-16": DEFAULT_COLUMNS | {"speech_units": {"codec": "packed", "bits": 16}},
+    "varint": DEFAULT_COLUMNS | {"speech_units": {"codec": "varint"}},
+    "huffman": DEFAULT_COLUMNS | {"speech_units": fit_speech_codec([np.arange(200)] * 2, 200)},
+}
+
+
+def train_samples(num: int, seed: int = 0) -> list[Sample]:
+    """Samples of one split that have an image, 1 to 3 utterances and a caption for each."""
+    rng = np.random.default_rng(seed)
+    samples = []
+    for i in range(num):
+        speech = [
+            rng.integers(0, 200, rng.integers(1, 40)).astype(np.uint16) for _ in range(1 + i % 3)
+        ]
+        samples.append(
+            Sample(
+                key=f"image {i}", split="train", speech_units=speech,
+                image_units=rng.integers(0, 8192, (28, 28)).astype(np.uint16),
+                captions=[f"{j}: " + "wörd " * int(rng.integers(0, 9)) for j in range(1 + i % 3)],
+            )
+        )  # fmt: skip
+    return samples
+
+
+def loader_of(path: Path | ShardDataset, batch_size: int = 8, **options: Any) -> ShardLoader:
+    return ShardLoader(path, batch_size=batch_size, num_threads=0, **options)
 
 
 def content_of(batch: LoaderBatch) -> Content:
