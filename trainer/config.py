@@ -37,6 +37,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "label_smoothing": 0.0,
         "dropout": 0.1,
         "precision": "fp32",
+        "best_by": "bleu",
     },
 }
 """Settings that a recipe stands for: the paper's code draws one utterance an image and batch."""
@@ -147,8 +148,9 @@ class TrainConfig:
     """Checkpoints to keep, beside the best one."""
     eval_every: int | None = None
     """Steps between validations, beside those at the checkpoints."""
-    best_by: Literal["loss"] = "loss"
-    """Validation score that decides which checkpoint is the best."""
+    best_by: Literal["loss", "bleu"] = "loss"
+    """Validation score that decides which checkpoint is the best; bleu is that of greedy
+    generations, which take their time."""
     log_every: int = 10
     """Steps between rows of metrics.jsonl."""
     tensorboard: bool = True

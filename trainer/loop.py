@@ -36,6 +36,7 @@ from im2sp.trainer.data import (
 )
 from im2sp.trainer.metrics import MetricsLog
 from im2sp.trainer.ranks import Ranks, joined_ranks
+from im2sp.trainer.scoring import generated_bleu
 from im2sp.trainer.setup import (
     check_same_units,
     find_checkpoint,
@@ -130,7 +131,7 @@ class _Run:
         checkpoint = find_checkpoint(config, ranks, warn)
         check_same_units(self.fingerprints, checkpoint, config)
         text_model = find_text_model(config, dataset, checkpoint, ranks)
-        self.text_model_sha256 = text_model_sha256(text_model)
+        self.text_model, self.text_model_sha256 = text_model, text_model_sha256(text_model)
         vocabulary = text_model.vocabulary if text_model else speech_vocabulary(dataset)
         units = Units(vocabulary, self.fingerprints, self.text_model_sha256)
         self.train_loader = make_loader(dataset, config, ranks, is_train=True)
@@ -277,8 +278,14 @@ class _Run:
         """Scores on the validation split; none where there is no such split."""
         if self.val_batches is None:
             return {}
+        max_images = self.config.val_images
         self.val_batches.loader.reset()
-        scores = {"loss": self.stepper.evaluate(self.val_batches, self.config.val_images)}
+        scores = {"loss": self.stepper.evaluate(self.val_batches, max_images)}
+        if self.config.best_by == "bleu":
+            self.val_batches.loader.reset()
+            scores["bleu"] = generated_bleu(
+                self.stepper.model, self.val_batches, self.text_model, self.ranks, max_images
+            )
         if self.log is not None:
             self.log.add({"step": self.step, **{f"val_{k}": v for k, v in scores.items()}})
         return scores

@@ -208,13 +208,16 @@ def test_a_few_images_are_learned_by_heart(tmp_path, target):
             warmup_steps=10,
             checkpoint_every=150,
             log_every=10,
+            val_split="train",
+            best_by="bleu",
         )
     )
     losses = [row["loss"] for row in read_metrics(tmp_path / "run")]
     assert losses[0] > 2
     # The two captions of an image share their beginning, whose choice cannot be learned.
     assert result.loss < 0.35
-    assert result.scores == {}
+    assert result.scores["loss"] < 0.35
+    assert result.scores["bleu"] > 0.9
 
 
 def test_a_loss_that_is_no_number_stops_the_run(shards, tmp_path):
