@@ -93,7 +93,8 @@ class TrainConfig:
     loader_threads: int = 1
     """Threads that read ahead; any number gives the same batches."""
     text_model: Path | None = None
-    """Sentencepiece model of --target text; fitted on the captions of --shards unless given."""
+    """Sentencepiece model, or tokenizer.json of a GIT, of --target text. Unless given it is that of
+    --init-from, or one is fitted on the captions of --shards."""
     text_pieces: int = 4000
     """Most pieces of a text model that is fitted here."""
 

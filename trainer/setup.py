@@ -10,7 +10,7 @@ from im2sp.trainer.checkpoint import Checkpoint, newest_whole, read_checkpoint, 
 from im2sp.trainer.config import CONFIG_NAME, TrainConfig, differences
 from im2sp.trainer.data import captions_of, check_fingerprints
 from im2sp.trainer.ranks import Ranks
-from im2sp.trainer.text import TEXT_MODEL_NAME, TextModel, fit_text_model
+from im2sp.trainer.text import TEXT_MODEL_NAME, TextModel, fit_text_model, read_text_model
 from im2sp.trainer.transfer import former_state, former_text_model
 
 
@@ -85,7 +85,7 @@ def find_text_model(
     path = config.out / TEXT_MODEL_NAME
     if checkpoint is None and ranks.is_first:
         if config.text_model is not None:
-            model = TextModel.read(config.text_model)
+            model = read_text_model(config.text_model)
         elif (former := former_text_model(config.init_from)) is not None:
             model = former
         else:
@@ -93,7 +93,7 @@ def find_text_model(
         with atomic_file(path) as file:
             file.write(model.data)
     ranks.wait()
-    model = TextModel.read(path)
+    model = read_text_model(path)
     if checkpoint is not None:
         expected = checkpoint.state["text_model_sha256"]
         if (found := text_model_sha256(model)) != expected:

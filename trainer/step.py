@@ -58,15 +58,21 @@ class StepRecord:
         if math.isfinite(loss) and math.isfinite(norm):
             return
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient is {norm} long"
-        pairs = zip(self.batches, self.own_losses, strict=True)
-        named = [batch for batch, own in pairs if not math.isfinite(float(own))]
-        keys = [key for batch in named or self.batches for key in batch.source.keys]
-        more = f" and {len(keys) - _NUM_NAMED_KEYS} more" if len(keys) > _NUM_NAMED_KEYS else ""
         raise DivergedError(
-            f"step {self.step}: {what}, at the images {', '.join(keys[:_NUM_NAMED_KEYS])}{more};"
+            f"step {self.step}: {what}, {self._place(is_loss=not math.isfinite(loss))};"
             " begin anew with a lower --learning-rate, more --warmup-steps, --clip-norm 1 or"
             " --precision fp32"
         )
+
+    def _place(self, *, is_loss: bool) -> str:
+        """The images that it happened at, as far as this process knows."""
+        pairs = zip(self.batches, self.own_losses, strict=True)
+        named = [batch for batch, own in pairs if not math.isfinite(float(own))]
+        if is_loss and not named:
+            return "in a batch of another process"
+        keys = [key for batch in named or self.batches for key in batch.source.keys]
+        more = f" and {len(keys) - _NUM_NAMED_KEYS} more" if len(keys) > _NUM_NAMED_KEYS else ""
+        return f"at the images {', '.join(keys[:_NUM_NAMED_KEYS])}{more}"
 
 
 class Objective(nn.Module):

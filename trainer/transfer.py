@@ -11,7 +11,7 @@ import torch
 from im2sp.trainer.checkpoint import best_checkpoint
 from im2sp.trainer.config import TrainConfig
 from im2sp.trainer.model import PRESETS, Im2SpModel, preset_config
-from im2sp.trainer.text import TEXT_MODEL_NAME, TextModel
+from im2sp.trainer.text import GIT_NAME, TEXT_MODEL_NAME, TextModel, read_text_model
 from im2sp.trainer.vocabulary import Vocabulary
 from im2sp.trainer.weights import load_model, use_encoder
 
@@ -37,11 +37,13 @@ def former_state(init_from: str | None) -> Mapping[str, Any]:
 
 
 def former_text_model(init_from: str | None) -> TextModel | None:
-    """The text model of the run that `--init-from` names, if it has one."""
-    if init_from is None:
-        return None
-    path = Path(init_from) / TEXT_MODEL_NAME
-    return TextModel.read(path) if path.is_file() else None
+    """The text model of the run or GIT whose folder `--init-from` names, if it has one."""
+    if init_from is not None:
+        for name in (TEXT_MODEL_NAME, GIT_NAME):
+            path = Path(init_from) / name
+            if path.is_file():
+                return read_text_model(path)
+    return None
 
 
 def first_model(config: TrainConfig, units: Units, codebook: torch.Tensor) -> Im2SpModel:

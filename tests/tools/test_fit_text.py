@@ -1,7 +1,7 @@
 import pytest
 
 from im2sp.tools.fit_text import main
-from im2sp.trainer.text import TextModel
+from im2sp.trainer.text import read_text_model
 from making.training import make_shards
 
 
@@ -15,7 +15,7 @@ def test_captions_of_a_dataset_and_lines_of_a_file_give_the_same_model(tmp_path,
     assert main([str(shards), "--split", "train", "--out", str(one), "--pieces", "60"]) == 0
     assert main([str(tmp_path / "lines.txt"), "--out", str(two), "--pieces", "60"]) == 0
     assert one.read_bytes() == two.read_bytes()
-    model = TextModel.read(one)
+    model = read_text_model(one)
     assert f"{one}: {model.vocabulary.num_ids} pieces" in capsys.readouterr().out
     assert model.decode(model.encode(["Two dogs jump"])[0]).startswith("two dog")
 

@@ -6,10 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from im2sp.shards import ShardLoader
 from im2sp.trainer import checkpoint as checkpoints
+from im2sp.trainer.data import TokenBatches, speech_vocabulary
 from im2sp.trainer.loop import train
 from im2sp.trainer.metrics import read_metrics
-from im2sp.trainer.step import DivergedError
+from im2sp.trainer.step import DivergedError, StepRecord
 from making.training import make_config, make_samples, make_shards, weights_of
 
 
@@ -212,8 +214,7 @@ def test_a_few_images_are_learned_by_heart(tmp_path, target):
             best_by="bleu",
         )
     )
-    losses = [row["loss"] for row in read_metrics(tmp_path / "run")]
-    assert losses[0] > 2
+    assert read_metrics(tmp_path / "run")[0]["loss"] > 2
     # The two captions of an image share their beginning, whose choice cannot be learned.
     assert result.loss < 0.35
     assert result.scores["loss"] < 0.35
@@ -228,6 +229,18 @@ def test_a_loss_that_is_no_number_stops_the_run(shards, tmp_path):
     with pytest.raises(DivergedError, match=message):
         train(config)
     assert not (tmp_path / "run/step-000003").exists()
+
+
+def test_what_another_process_did_is_not_blamed_on_ones_own_images(shards):
+    loader = ShardLoader(shards, split="train", batch_size=2, shuffle=False)
+    batch = next(iter(TokenBatches(loader, speech_vocabulary(loader.dataset), None)))
+    one, nan = torch.tensor(1.0), torch.tensor(float("nan"))
+    own = {"step": 4, "learning_rate": 1.0, "num_tokens": one, "batches": [batch]}
+    with pytest.raises(DivergedError, match="step 4: the loss is nan, in a batch of another proc"):
+        StepRecord(**own, loss=nan, grad_norm=nan, own_losses=[one]).check()
+    with pytest.raises(DivergedError, match="the gradient is nan long, at the images train0, tr"):
+        StepRecord(**own, loss=one, grad_norm=nan, own_losses=[one]).check()
+    StepRecord(**own, loss=one, grad_norm=one, own_losses=[one]).check()
 
 
 # What is kept -------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 import pytest
+import tokenizers
 
-from im2sp.trainer.text import TextModel, fit_text_model
+from im2sp.trainer.text import GitPieces, Sentencepieces, fit_text_model, read_text_model
 
 TEXTS = [
     "A dog runs in the snow.",
@@ -22,7 +23,7 @@ def test_texts_and_ids(model, tmp_path):
     assert model.encode([]) == []
     path = tmp_path / "text.model"
     path.write_bytes(model.data)
-    assert TextModel.read(path).encode(TEXTS) == ids
+    assert read_text_model(path).encode(TEXTS) == ids
 
 
 def test_the_same_texts_make_the_same_model(model):
@@ -39,7 +40,42 @@ def test_refusals(tmp_path):
     with pytest.raises(ValueError, match="Vocabulary size is smaller than required_chars"):
         fit_text_model(TEXTS, 5)
     with pytest.raises(ValueError, match=r"no.model: No such file"):
-        TextModel.read(tmp_path / "no.model")
+        read_text_model(tmp_path / "no.model")
     for data in (b"", b"no model"):
         with pytest.raises(ValueError, match="x: no sentencepiece model; make one with tools/fit_"):
-            TextModel(data, "x")
+            Sentencepieces(data, "x")
+
+
+def git_tokenizer(num_pieces):
+    """A tokenizer.json with BERT's places: PAD 0, BOS (CLS) 101, EOS (SEP) 102."""
+    pieces = [f"[unused{i}]" for i in range(num_pieces)]
+    known = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "dog", 104: "##s", 105: "a"}
+    for place, piece in known.items():
+        if place < num_pieces:
+            pieces[place] = piece
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    model = tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = tokenizers.decoders.WordPiece()
+    tokenizer.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 102), ("[CLS]", 101))
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"] if num_pieces > 102 else [])
+    return tokenizer.to_str().encode()
+
+
+def test_the_word_pieces_of_a_git(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(git_tokenizer(120))
+    model = read_text_model(path)
+    assert (model.vocabulary.layout, model.vocabulary.size) == ("git", 120)
+    ids = model.encode(["A Dogs", "dog"])
+    assert ids == [[105, 103, 104], [103]]
+    assert model.vocabulary.encode(ids[1]) == [101, 103, 102]
+    assert model.decode(ids[0]) == "a dogs"
+    for data, message in (
+        (b"{}", "x: no tokenizer of a GIT"),
+        (git_tokenizer(50), "num_ids is 50"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            GitPieces(data, "x")
