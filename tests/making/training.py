@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import tokenizers
 
 from im2sp.shards import (
     DEFAULT_COLUMNS,
@@ -98,3 +99,21 @@ def make_config(shards: Path, out: Path, **changes) -> TrainConfig:
 def weights_of(out: Path, step: int) -> bytes:
     """The bytes of a checkpoint's weights."""
     return (out / f"step-{step:06d}" / "model.safetensors").read_bytes()
+
+
+def git_tokenizer(num_pieces: int) -> bytes:
+    """A tokenizer.json with BERT's places: PAD 0, BOS (CLS) 101, EOS (SEP) 102."""
+    pieces = [f"[unused{i}]" for i in range(num_pieces)]
+    known = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "dog", 104: "##s", 105: "a"}
+    for place, piece in known.items():
+        if place < num_pieces:
+            pieces[place] = piece
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    model = tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = tokenizers.decoders.WordPiece()
+    tokenizer.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 102), ("[CLS]", 101))
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"] if num_pieces > 102 else [])
+    return tokenizer.to_str().encode()

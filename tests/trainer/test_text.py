@@ -1,7 +1,7 @@
 import pytest
-import tokenizers
 
 from im2sp.trainer.text import GitPieces, Sentencepieces, fit_text_model, read_text_model
+from making.training import git_tokenizer
 
 TEXTS = [
     "A dog runs in the snow.",
@@ -44,24 +44,6 @@ def test_refusals(tmp_path):
     for data in (b"", b"no model"):
         with pytest.raises(ValueError, match="x: no sentencepiece model; make one with tools/fit_"):
             Sentencepieces(data, "x")
-
-
-def git_tokenizer(num_pieces):
-    """A tokenizer.json with BERT's places: PAD 0, BOS (CLS) 101, EOS (SEP) 102."""
-    pieces = [f"[unused{i}]" for i in range(num_pieces)]
-    known = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "dog", 104: "##s", 105: "a"}
-    for place, piece in known.items():
-        if place < num_pieces:
-            pieces[place] = piece
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    model = tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]")
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = tokenizers.decoders.WordPiece()
-    tokenizer.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 102), ("[CLS]", 101))
-    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"] if num_pieces > 102 else [])
-    return tokenizer.to_str().encode()
 
 
 def test_the_word_pieces_of_a_git(tmp_path):

@@ -9,11 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from im2sp.tools.git_reference import git_from, git_state_dict
 from im2sp.trainer.cli import main
 from im2sp.trainer.config import MAX_TOKENS
-from im2sp.trainer.model import PRESETS
+from im2sp.trainer.model import PRESETS, StackConfig
+from im2sp.trainer.vocabulary import Vocabulary
 from im2sp.trainer.weights import load_model
-from making.training import make_shards
+from making.published import timm_state_dict
+from making.training import git_tokenizer, make_shards
 
 QUICK = ["--preset", "tiny", "--batch-size", "2", "--device", "cpu", "--no-tensorboard"]
 
@@ -100,6 +103,31 @@ def test_from_text_to_speech(shards, tmp_path, capsys):
     assert (again / "text.model").read_bytes() == (text_run / "text.model").read_bytes()
     kept = load_model(again).state_dict()["decoder.embedding.weight"]
     torch.testing.assert_close(kept, before["decoder.embedding.weight"], rtol=0, atol=1e-5)
+
+
+def test_from_a_git_with_its_own_word_pieces(shards, tmp_path, capsys, make_model):
+    stack = StackConfig(width=128, depth=2, heads=2, mlp_width=48)
+    model = make_model(
+        encoder=stack,
+        decoder=stack,
+        vocabulary=Vocabulary(kind="text", num_ids=120, layout="git"),
+        num_codes=8192,
+        code_width=4,
+    )
+    git, seit, out = tmp_path / "git", tmp_path / "seit.ckpt", tmp_path / "run"
+    git_from(model).save_pretrained(git, state_dict=git_state_dict(model))
+    (git / "tokenizer.json").write_bytes(git_tokenizer(120))
+    torch.save({"model": timm_state_dict(model)}, seit)
+    command = ["--shards", shards, "--out", out, "--target", "text", "--batch-size", 2,
+               "--device", "cpu", "--no-tensorboard", "--quiet", "--steps", 1,
+               "--warmup-steps", 1000, "--init-from", git, "--encoder-from", seit]  # fmt: skip
+    status, _, error = run(capsys, *command)
+    assert (status, "has 40 positions; give a smaller --max-length" in error) == (1, True)
+    assert run(capsys, *command, "--max-length", 39) == (0, "", "")
+    found, expected = load_model(out).state_dict(), model.state_dict()
+    for name in ("decoder.embedding.weight", "decoder.output_bias", "encoder.positions"):
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)
+    assert (out / "text.model").read_bytes() == (git / "tokenizer.json").read_bytes()
 
 
 def test_what_cannot_be_begun_with_is_refused(shards, tmp_path, capsys):
