@@ -29,8 +29,10 @@ def make_model(preset: Any, device: torch.device, seed: int = 0) -> Im2SpModel:
         for module in model.modules():
             if isinstance(module, torch.nn.Linear):
                 module.weight.normal_(std=1.5 * module.in_features**-0.5)
-        model.decoder.positions.weight.normal_(std=0.1)
-        model.decoder.embedding.weight.normal_(std=0.05)
+        for layer in model.decoder.stack():  # less of the image, so that the text counts
+            layer.to_out.weight.mul_(0.2)
+        model.decoder.positions.weight.normal_(std=0.3)
+        model.decoder.embedding.weight.normal_(std=0.1)
         for special in (vocabulary.pad, vocabulary.bos, vocabulary.eos):
             model.decoder.output_bias[special] = -1e4
     return model.to(device).eval()
