@@ -1,56 +1,42 @@
-"""A folder of images as a source."""
+"""What a folder holds: its pictures and sound files, found by walking it."""
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from im2sp.pipeline.source_items import (
     HIDDEN,
     LINKED_FOLDER,
-    SourceError,
-    SourceItem,
-    SourceListing,
-    assign_keys,
-    clean_key,
-    is_candidate,
-    nothing_found,
+    count_ignored,
+    kind_of_name,
     printable_utf8,
-    reject_repeated_keys,
-    strip_suffix,
 )
+from im2sp.pipeline.source_pairs import Found
 
 
-def list_folder(folder: Path) -> SourceListing:
-    """All candidates below a folder, sorted by path; hidden ones and linked folders left out.
+def find_in_folder(folder: Path, kinds: Collection[str], ignored: Counter[str]) -> list[Found]:
+    """All files below a folder that are of `kinds` by their name, sorted by path.
 
-    A linked file counts when what it links to lies in the folder too, else it is a reject.
+    Hidden files, linked folders and other files are left out and counted in `ignored`. A linked
+    file counts when what it links to lies in the folder too, else it is a reject.
     """
-    ignored: Counter[str] = Counter()
-    found: list[tuple[str, str | None]] = []
+    found: list[Found] = []
     root = os.path.realpath(folder)
-    for name, entry in _walk(str(folder), "", ignored):
+    base = str(folder)
+    for name, entry in _walk(base, "", ignored):
+        shown = printable_utf8(name)
         if isinstance(entry, str):
-            found.append((name, entry))
-        elif is_candidate(name, ignored):
-            found.append((name, _file_problem(entry, root)))
-    if not found:
-        raise SourceError(nothing_found(folder, ignored))
-    found.sort()
-    names = [name for name, _ in found]
-    keys = assign_keys([(clean_key(strip_suffix(name)), clean_key(name)) for name in names])
-    items = [
-        SourceItem(
-            key=key,
-            image=None if error else folder / name,
-            name=printable_utf8(name),
-            error=error,
-        )
-        for (name, error), key in zip(found, keys, strict=True)
-    ]
-    return SourceListing(
-        kind="folder", items=reject_repeated_keys(items), ignored=dict(sorted(ignored.items()))
-    )
+            found.append(Found(name=name, shown=shown, place=entry, kind="other"))
+            continue
+        kind = kind_of_name(name)
+        if kind not in kinds:
+            count_ignored(name, ignored)
+            continue
+        place = _file_problem(entry, root) or Path(f"{base}/{name}")
+        found.append(Found(name=name, shown=shown, place=place, kind=kind))
+    found.sort(key=lambda one: one.name)
+    return found
 
 
 def _walk(
@@ -77,7 +63,7 @@ def _walk(
 
 
 def _file_problem(entry: "os.DirEntry[str]", root: str) -> str | None:
-    """Why a directory entry with an image's name cannot be read; None when it can."""
+    """Why a directory entry with a candidate's name cannot be read; None when it can."""
     if not entry.is_symlink():
         return None if entry.is_file(follow_symlinks=False) else "not a regular file"
     target = os.path.realpath(entry.path)

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from im2sp.pipeline.images import ByteRange
 
@@ -16,6 +17,12 @@ IMAGE_SUFFIXES = frozenset(
     + (".rgba", ".pcx", ".tga")
 )
 """Suffixes (lower case) that make a file of a folder or tar a candidate; its content decides."""
+
+AUDIO_SUFFIXES = frozenset(
+    (".wav", ".wave", ".bwf", ".rf64", ".w64", ".flac", ".mp3", ".ogg", ".oga", ".opus")
+    + (".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".sph", ".nist")
+)
+"""The same for sound."""
 
 HIDDEN = "(hidden)"
 NO_SUFFIX = "(no suffix)"
@@ -74,7 +81,7 @@ class SourceListing:
     """Everything one source holds."""
 
     kind: str
-    """`folder`, `tar`, `karpathy`, `jsonl`, `csv` or `parquet`."""
+    """`folder`, `tar`, `karpathy`, `jsonl`, `csv`, `parquet` or `ljspeech`."""
 
     items: list[SourceItem]
     """The inputs, in an order that depends on the source alone."""
@@ -104,21 +111,25 @@ def _describe_utterance(utterance: Utterance) -> list[object]:
     return [utterance.name, utterance.text, utterance.error, *place]
 
 
-def is_candidate(name: str, ignored: Counter[str]) -> bool:
-    """Whether a name's suffix is one of an image; if not, it is counted in `ignored`."""
+def kind_of_name(name: str) -> Literal["image", "audio", "other"]:
+    """What a name's suffix says that a file is."""
     suffix = os.path.splitext(name)[1].lower()
     if suffix in IMAGE_SUFFIXES:
-        return True
-    ignored[printable_utf8(suffix) or NO_SUFFIX] += 1
-    return False
+        return "image"
+    return "audio" if suffix in AUDIO_SUFFIXES else "other"
+
+
+def count_ignored(name: str, ignored: Counter[str]) -> None:
+    """Count a file that is no candidate by its suffix."""
+    ignored[printable_utf8(os.path.splitext(name)[1].lower()) or NO_SUFFIX] += 1
 
 
 def nothing_found(path: Path, ignored: Counter[str]) -> str:
     """The message for a source without a single candidate."""
     others = ", ".join(f"{count} {suffix}" for suffix, count in ignored.most_common(5))
     return (
-        f"{path}: holds no images (found {others or 'nothing at all'}); expected files with a "
-        "suffix such as .jpg, .png or .webp"
+        f"{path}: holds no images and no sound (found {others or 'nothing at all'}); expected "
+        "files with a suffix such as .jpg, .png, .webp, .wav or .flac"
     )
 
 
@@ -129,12 +140,18 @@ def strip_suffix(name: str) -> str:
 
 def printable_utf8(name: str) -> str:
     """A file name as valid UTF-8: bytes that are not become backslash escapes."""
+    if is_utf8(name):
+        return name
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether text can be stored; a lone surrogate cannot."""
     try:
-        name.encode()
+        text.encode()
     except UnicodeEncodeError:
-        raw = name.encode("utf-8", "surrogateescape")
-        return raw.decode("utf-8", "backslashreplace")
-    return name
+        return False
+    return True
 
 
 def clean_key(name: str) -> str:
@@ -168,9 +185,10 @@ def assign_keys(candidates: list[tuple[str, ...]]) -> list[str]:
 
 def reject_repeated_keys(items: list[SourceItem]) -> list[SourceItem]:
     """The items; one whose key an earlier good item has becomes a reject."""
-    owners: dict[str, str] = {}
+    owners: dict[str, int] = {}
     for index, item in enumerate(items):
-        if item.error is None and owners.setdefault(item.key, item.name) is not item.name:
-            error = f"its key {item.key!r} is already that of {owners[item.key]}"
-            items[index] = replace(item, image=None, error=error)
+        first = index if item.error else owners.setdefault(item.key, index)
+        if first != index:
+            error = f"its key {item.key!r} is already that of {items[first].name}"
+            items[index] = replace(item, image=None, utterances=(), error=error)
     return items

@@ -1,25 +1,37 @@
 """A Karpathy `dataset_*.json` as a source: images, captions and splits in one file."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from im2sp.pipeline.source_items import SourceError, SourceListing, clean_key, strip_suffix
+from im2sp.pipeline.source_audio import check_some_audio
+from im2sp.pipeline.source_flickr8k_audio import WAVS, add_flickr8k_audio
+from im2sp.pipeline.source_items import (
+    SourceError,
+    SourceItem,
+    SourceListing,
+    clean_key,
+    strip_suffix,
+)
 from im2sp.pipeline.source_rows import Row, check_some_found, items_of_rows, make_resolver
+from im2sp.pipeline.source_spoken_coco import SPOKEN_COCO_FILES, add_spoken_coco
 
 _EXPECTED = 'expected {"images": [{"filename", "split", "sentences": [{"raw"}]}]}'
 
 
-def list_karpathy(path: Path, image_root: Path | None) -> SourceListing:
+def list_karpathy(path: Path, image_root: Path | None, audio_root: Path | None) -> SourceListing:
     """The images of a Karpathy file with their captions (`sentences[].raw`) and split.
 
     `split` is taken as it stands: COCO's `restval` stays `restval`, to be trained on or left out by
     choice. An image lies at `image_root/filepath/filename` (COCO has `filepath`) or, where
     `filepath` leads nowhere, at `image_root/filename`. The key is the file name without suffix;
-    where two share it, with suffix, and at last with `filepath` before it.
+    where two share it, with suffix, and at last with `filepath` before it. Speech comes from an
+    `audio_root` in the layout of Flickr8kAudio or SpokenCOCO.
 
     Raises:
-        SourceError: It is no such file, it lists no images, or none of them is there.
+        SourceError: It is no such file, it lists no images, or none of them is there; or the
+            audio root is of neither layout, or has no clip for these images.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -46,7 +58,28 @@ def list_karpathy(path: Path, image_root: Path | None) -> SourceListing:
 
     items = items_of_rows(rows, resolve)
     check_some_found(path, items, root)
+    if audio_root is not None:
+        items = _add_speech(items, audio_root)
+        unnamed = (
+            f"none of its {len(items)} images (the first: {items[0].name}) has speech in "
+            f"{audio_root}; check the audio root"
+        )
+        check_some_audio(path, items, audio_root, unnamed=unnamed)
     return SourceListing(kind="karpathy", items=items, ignored={})
+
+
+def _add_speech(items: list[SourceItem], audio_root: Path) -> list[SourceItem]:
+    """The items with the speech of an audio root, whose layout its files tell."""
+    if any((audio_root / name).exists() for name in SPOKEN_COCO_FILES):
+        return add_spoken_coco(items, audio_root)
+    if (audio_root / WAVS).is_dir():
+        return add_flickr8k_audio(items, audio_root)
+    held = sorted(os.listdir(audio_root))[:5] if audio_root.is_dir() else "no folder"
+    raise SourceError(
+        f"{audio_root}: not an audio root for a Karpathy file: found {held}; expected a folder "
+        f"with {' or '.join(SPOKEN_COCO_FILES)} (SpokenCOCO), or one with a folder {WAVS}/ of "
+        "x_0.wav, x_1.wav and so on for x.jpg (Flickr8kAudio)"
+    )
 
 
 def _row(where: str, entry: Any) -> Row:

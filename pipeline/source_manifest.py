@@ -1,4 +1,4 @@
-"""A manifest as a source: a `.jsonl`, `.csv` or `.parquet` table of key, image, caption, split."""
+"""A manifest as a source: a `.jsonl`, `.csv` or `.parquet` table of images, audio and captions."""
 
 import csv
 import json
@@ -6,25 +6,29 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from im2sp.pipeline.source_audio import check_some_audio, make_audio_finder
 from im2sp.pipeline.source_items import SourceError, SourceListing
-from im2sp.pipeline.source_rows import Row, items_of_rows, make_resolver
+from im2sp.pipeline.source_rows import Row, Spoken, items_of_rows, make_resolver
 
 _EXPECTED = (
-    "expected an 'image' column with paths and, as wanted, 'key', 'caption' (or 'captions', a "
-    "list) and 'split'"
+    "expected an 'image' column with paths, an 'audio' column or both and, as wanted, 'key', "
+    "'caption' (or 'captions', a list) and 'split'"
 )
-_COLUMNS = ("key", "image", "caption", "captions", "split")
+_COLUMNS = ("key", "image", "audio", "caption", "captions", "split")
 
 
-def list_manifest(path: Path, image_root: Path | None) -> SourceListing:
+def list_manifest(path: Path, image_root: Path | None, audio_root: Path | None) -> SourceListing:
     """The samples of a manifest; other columns than the known ones are left alone.
 
     Relative image paths start at `image_root` or else at the manifest's folder; absolute ones are
-    taken as they are. A missing or empty key is derived from the image path. Rows that repeat a
-    key and its image add captions to the sample.
+    taken as they are; audio paths likewise with `audio_root`. A missing or empty key is derived
+    from the image path or, without an image, from the (first) audio path. `audio` is a path, which
+    goes with the row's caption, or a list of paths, each of which goes with the caption at its
+    place. Rows that repeat a key and its image add captions and clips to the sample.
 
     Raises:
-        SourceError: It cannot be read as a table at all, has no `image` column or no row.
+        SourceError: It cannot be read as a table at all, has neither an `image` nor an `audio`
+            column, or no row; or no clip can be used below an `audio_root` that was given.
     """
     kind = path.suffix.lower()
     try:
@@ -34,7 +38,16 @@ def list_manifest(path: Path, image_root: Path | None) -> SourceListing:
     if not rows:
         raise SourceError(f"{path}: holds no rows; {_EXPECTED}")
     root = path.parent if image_root is None else image_root
-    items = items_of_rows(rows, make_resolver(root))
+    find_audio = None
+    if audio_root is not None or any(row.speech for row in rows):
+        find_audio = make_audio_finder(path.parent if audio_root is None else audio_root)
+    items = items_of_rows(rows, make_resolver(root), find_audio)
+    if audio_root is not None:
+        unnamed = (
+            f"no row names a sound file under 'audio', so an audio root ({audio_root}) has no use; "
+            "leave it out"
+        )
+        check_some_audio(path, items, audio_root, unnamed=unnamed)
     return SourceListing(kind=kind[1:], items=items, ignored={})
 
 
@@ -59,7 +72,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
             num_objects += 1
             columns.update(entry)
             yield _row(where, entry)
-    if "image" not in columns:
+    if not {"image", "audio"} & columns:
         found = f"keys {sorted(columns)[:8]}" if num_objects else "no JSON object"
         raise SourceError(f"{path}: found {found}; {_EXPECTED}")
 
@@ -122,7 +135,7 @@ MANIFEST_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 
 
 def _check_columns(path: Path, columns: list[str]) -> None:
-    if "image" not in columns:
+    if not {"image", "audio"} & set(columns):
         raise SourceError(f"{path}: found columns {columns[:8]}; {_EXPECTED}")
 
 
@@ -141,8 +154,32 @@ def _row(where: str, entry: dict[str, Any]) -> Row:
         row.error = f"split is {type(split).__name__}, expected text"
     elif not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
         row.error = "caption must be text or a list of texts"
+    elif isinstance(audio := _audio_paths(entry, image, captions), str):
+        row.error = audio
     else:
         row.key = "" if key is None else str(key)
         row.split = split or ""
-        row.captions = [text for text in captions if text]
+        texts = captions if any(captions) else [None] * len(audio)
+        row.speech = [
+            Spoken(path, text or None, where)
+            for path, text in zip(audio, texts, strict=False)
+            if path
+        ]
+        spoken = [bool(path) for path in audio] + [False] * (len(captions) - len(audio))
+        row.captions = [
+            text for text, said in zip(captions, spoken, strict=False) if text and not said
+        ]
     return row
+
+
+def _audio_paths(entry: dict[str, Any], image: Any, captions: list[str]) -> list[str] | str:
+    """The paths of a row's clips, "" for a caption that has none, or why they cannot be had."""
+    value = entry.get("audio")
+    paths = [value] if isinstance(value, str) else ([] if value is None else value)
+    if not isinstance(paths, list) or not all(isinstance(one, str | None) for one in paths):
+        return f"audio is {type(value).__name__}, expected a path or a list of paths"
+    if not any(paths):
+        return "neither an image path nor an audio path" if not image and "audio" in entry else []
+    if any(captions) and len(captions) != len(paths):
+        return f"{len(paths)} audio paths, but {len(captions)} captions; they pair by their places"
+    return [one or "" for one in paths]

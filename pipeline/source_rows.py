@@ -5,13 +5,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from im2sp.pipeline.images import ByteRange
 from im2sp.pipeline.source_items import (
     SourceError,
     SourceItem,
+    Utterance,
     assign_keys,
     clean_key,
+    is_utf8,
     printable_utf8,
     reject_repeated_keys,
     strip_suffix,
@@ -22,6 +25,19 @@ Resolver = Callable[[str], Path | ByteRange | str]
 """From an image path of a row to the image, or to the reason why it cannot be had."""
 
 
+class Spoken(NamedTuple):
+    """A clip as a row names it."""
+
+    audio: str
+    """The sound's path, relative or absolute."""
+
+    text: str | None
+    """What is said, where the row tells."""
+
+    where: str
+    """What messages call its row."""
+
+
 @dataclass(kw_only=True, slots=True)
 class Row:
     """One row as it stands in the file."""
@@ -30,7 +46,7 @@ class Row:
     """What messages call it: `line 7`, `row 3`, `images[12]`."""
 
     image: str = ""
-    """The image's path, relative or absolute."""
+    """The image's path, relative or absolute; empty for speech without a picture."""
 
     key: str = ""
     """The key it gives; empty to derive one from `image`."""
@@ -39,7 +55,10 @@ class Row:
     """The split it gives."""
 
     captions: list[str] = field(default_factory=list)
-    """Its captions."""
+    """Its captions without speech."""
+
+    speech: list["Spoken"] = field(default_factory=list["Spoken"])
+    """Its spoken clips."""
 
     key_candidates: tuple[str, ...] = ()
     """Keys to choose from when `key` is empty, preferred first; by default from `image`."""
@@ -47,81 +66,136 @@ class Row:
     error: str | None = None
     """Why the row itself cannot be used."""
 
+    image_where: str = ""
+    """The later row that the image stands in; empty for this one."""
 
-def items_of_rows(rows: Iterable[Row], resolve: Resolver) -> list[SourceItem]:
-    """One item a sample: repeated rows of one key and image gather their captions in order.
 
-    A row that contradicts an earlier one of its key (another image, another split) is a reject,
-    and so is one that is broken itself.
+def items_of_rows(
+    rows: Iterable[Row], resolve: Resolver, find_audio: Resolver | None = None
+) -> list[SourceItem]:
+    """One item a sample: repeated rows of one key and image gather captions and clips in order.
+
+    A row that contradicts an earlier one of its key (another image, another split, the same clip)
+    is a reject, and so is one that is broken itself. A clip that is not there is a reject alone.
+
+    Args:
+        rows: What the file says, in its order.
+        resolve: How the images are found.
+        find_audio: How the sound files are found; needed where a row has any.
     """
     samples: list[Row] = []
     first_rows: dict[tuple[str, str], Row] = {}
+    clips: dict[tuple[int, str], str] = {}
     for row in rows:
-        # A row without a key belongs to the sample of its image, one with a key to that key's.
-        identity = ("key", row.key) if row.key else ("image", row.image)
-        row.error = row.error or _text_problem(row)
-        first = row if row.error else first_rows.setdefault(identity, row)
-        if first is row:
-            samples.append(row)
-        elif problem := _contradiction(first, row):
-            row.error = problem
+        row.error = row.error or _text_problem(row) or _repeated_clip(row, row, {})
+        first = row if row.error else first_rows.setdefault(_identity(row), row)
+        row.error = row.error or _contradiction(first, row)
+        row.error = row.error or _repeated_clip(first, row, clips)
+        if first is row or row.error:
             samples.append(row)
         else:
+            if row.image and not first.image:
+                first.image, first.image_where = row.image, row.where
             first.split = first.split or row.split
             first.captions.extend(row.captions)
+            first.speech.extend(row.speech)
     keys = assign_keys([_key_candidates(row) for row in samples])
-    items = [_item(row, key, resolve) for row, key in zip(samples, keys, strict=True)]
+    items = [_item(row, key, resolve, find_audio) for row, key in zip(samples, keys, strict=True)]
     return reject_repeated_keys(items)
 
 
+def _identity(row: Row) -> tuple[str, str]:
+    """A row without a key belongs to the sample of its image, one with a key to that key's."""
+    if row.key:
+        return "key", row.key
+    return ("image", row.image) if row.image else ("audio", row.speech[0].audio)
+
+
 def _key_candidates(row: Row) -> tuple[str, ...]:
+    path = row.image or (row.speech[0].audio if row.speech else "")
     if row.error:
         # The place keeps a broken row from changing a good one's key.
-        return (f"{row.key or clean_key(strip_suffix(row.image))} ({row.where})",)
+        return (f"{row.key or clean_key(strip_suffix(path))} ({row.where})",)
     if row.key:
         return (row.key,)
-    return row.key_candidates or (clean_key(strip_suffix(row.image)), clean_key(row.image))
+    return row.key_candidates or (clean_key(strip_suffix(path)), clean_key(path))
 
 
-def _item(row: Row, key: str, resolve: Resolver) -> SourceItem:
-    name = printable_utf8(row.image) or row.where
-    place = None if row.error else resolve(row.image)
+def _item(row: Row, key: str, resolve: Resolver, find_audio: Resolver | None) -> SourceItem:
+    first_path = row.image or (row.speech[0].audio if row.speech else "")
+    name = printable_utf8(first_path) or row.where
+    place = None if row.error or not row.image else resolve(row.image)
     error = f"{row.where}: {row.error}" if row.error else None
     if isinstance(place, str):
-        error, place = f"{row.where}: {place}", None
+        error, place = f"{row.image_where or row.where}: {place}", None
     captions = () if row.error else tuple(row.captions)
     split = "" if row.error else row.split
+    utterances = ()
+    if error is None and row.speech:
+        assert find_audio is not None
+        utterances = tuple(spoken_utterance(spoken, find_audio) for spoken in row.speech)
     return SourceItem(
-        key=printable_utf8(key), image=place, name=name, split=split, captions=captions, error=error
+        key=printable_utf8(key),
+        image=place,
+        name=name,
+        split=split,
+        captions=captions,
+        utterances=utterances,
+        error=error,
     )
 
 
+def spoken_utterance(spoken: Spoken, find_audio: Resolver) -> Utterance:
+    """A clip that a row names, as a reject where it cannot be had."""
+    place = find_audio(spoken.audio)
+    name = printable_utf8(spoken.audio)
+    if isinstance(place, str):
+        error = f"{spoken.where}: {place}"
+        return Utterance(audio=None, name=name, text=spoken.text, error=error)
+    return Utterance(audio=place, name=name, text=spoken.text)
+
+
 def _contradiction(first: Row, row: Row) -> str | None:
-    if row.image != first.image:
-        return f"key {row.key!r} has another image in {first.where}: {first.image}"
+    if row.image and first.image and row.image != first.image:
+        where = first.image_where or first.where
+        return f"key {row.key!r} has another image in {where}: {first.image}"
     if row.split and first.split and row.split != first.split:
         return f"split {row.split!r}, but {first.split!r} in {first.where} for the same sample"
     return None
 
 
+def _repeated_clip(first: Row, row: Row, clips: dict[tuple[int, str], str]) -> str | None:
+    """Why a row's clips cannot be added to the sample of `first`; else `clips` notes them."""
+    for spoken in row.speech:
+        where = clips.get((id(first), spoken.audio))
+        if where is not None:
+            return f"audio {spoken.audio!r} is already in {where} for the same sample"
+        clips[id(first), spoken.audio] = row.where
+    return None
+
+
 def _text_problem(row: Row) -> str | None:
     """Why a row's text cannot be stored as UTF-8, or its image cannot be opened at all."""
-    if not row.image:
+    if not row.image and not row.speech:
         return "no image path"
-    if "://" in row.image:
-        return f"{row.image!r} is an address; nothing is fetched, download it first"
-    if "\0" in row.image:
-        return "the image path holds a zero byte"
+    if problem := path_problem(row.image, "image"):
+        return problem
     for name, text in [
         ("key", row.key),
         ("split", row.split),
         *(("caption", c) for c in row.captions),
+        *(("caption", spoken.text or "") for spoken in row.speech),
     ]:
-        try:
-            text.encode()
-        except UnicodeEncodeError:
+        if not is_utf8(text):
             return f"the {name} is not valid UTF-8 text"
     return None
+
+
+def path_problem(path: str, what: str) -> str | None:
+    """Why no file can have this path."""
+    if "://" in path:
+        return f"{path!r} is an address; nothing is fetched, download it first"
+    return f"the {what} path holds a zero byte" if "\0" in path else None
 
 
 def make_resolver(image_root: Path) -> Resolver:

@@ -1,60 +1,45 @@
-"""A tar of images as a source: members are read in place and never written anywhere."""
+"""What a tar holds: its members are read in place and never written anywhere."""
 
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from im2sp.pipeline.images import ByteRange
 from im2sp.pipeline.source_items import (
     HIDDEN,
     SourceError,
-    SourceItem,
-    SourceListing,
-    assign_keys,
-    clean_key,
-    is_candidate,
-    nothing_found,
+    count_ignored,
+    kind_of_name,
     printable_utf8,
-    reject_repeated_keys,
-    strip_suffix,
 )
+from im2sp.pipeline.source_pairs import Found
 
 Place = ByteRange | str
 """Where a member's content lies, or why it cannot be read."""
 
 
-def list_tar(path: Path) -> SourceListing:
-    """All candidates of an uncompressed tar, in its order; hidden ones are left out.
+def find_in_tar(path: Path, kinds: Collection[str], ignored: Counter[str]) -> list[Found]:
+    """All members of an uncompressed tar that are of `kinds` by their name, in its order.
 
-    Links, sparse members and names that leave the archive are rejects, and so is what follows
-    the point where an archive is cut or damaged (one reject, as nobody knows how much it was).
+    Hidden and other members are left out and counted in `ignored`. Links, sparse members and names
+    that leave the archive are rejects, and so is what follows the point where an archive is cut or
+    damaged (one reject, as nobody knows how much it was).
 
     Raises:
-        SourceError: The file is compressed, is no tar, or holds no images.
+        SourceError: The file cannot be read, is compressed, or is no tar.
     """
-    ignored: Counter[str] = Counter()
-    found: list[tuple[str, Place]] = []
+    found: list[Found] = []
     for name, place in tar_members(path):
+        kind = kind_of_name(name)
         if any(part.startswith(".") and part not in (".", "..") for part in name.split("/")):
             ignored[HIDDEN] += 1
-        elif name == "" or is_candidate(name, ignored):
-            found.append((name, place))
-    if not found:
-        raise SourceError(nothing_found(path, ignored))
-    keys = assign_keys([(clean_key(strip_suffix(name)), clean_key(name)) for name, _ in found])
-    items = [
-        SourceItem(
-            key=key,
-            image=place if isinstance(place, ByteRange) else None,
-            name=printable_utf8(f"{path.name}/{name}".rstrip("/")),
-            error=place if isinstance(place, str) else None,
-        )
-        for key, (name, place) in zip(keys, found, strict=True)
-    ]
-    return SourceListing(
-        kind="tar", items=reject_repeated_keys(items), ignored=dict(sorted(ignored.items()))
-    )
+        elif name == "" or kind in kinds:
+            shown = printable_utf8(f"{path.name}/{name}".rstrip("/"))
+            found.append(Found(name=name, shown=shown, place=place, kind=kind))
+        else:
+            count_ignored(name, ignored)
+    return found
 
 
 def tar_members(path: Path) -> Iterator[tuple[str, Place]]:

@@ -1,42 +1,74 @@
 """Sources: a folder, a tar, a Karpathy file or a manifest as one list of items to tokenize.
 
-Listing opens no picture, so that hundreds of thousands are listed in seconds, and its order is the
-same on every machine. What is wrong with one input is that item's `error`, which costs one reject;
-what is wrong with the whole source is a `SourceError`.
+Listing opens no picture and no sound, so that hundreds of thousands are listed in seconds, and its
+order is the same on every machine. What is wrong with one input is that item's `error`, what is
+wrong with one clip its utterance's: either costs one reject. What is wrong with the whole source is
+a `SourceError`.
 
-| source | key | order |
-| --- | --- | --- |
-| folder | path below the folder, `/` between parts, without suffix | by path |
-| `.tar` | name of the member without suffix | as in the tar |
-| Karpathy `dataset_*.json` | file name without suffix | as in the file |
-| `.jsonl`, `.csv`, `.parquet` | `key`, or else the image's path without suffix | as in the file |
+| source | key | order | speech |
+| --- | --- | --- | --- |
+| folder | path below it, `/` between parts, without suffix | by path | by name |
+| `.tar` | name of the member without suffix | as in the tar | by name |
+| Karpathy `dataset_*.json` | file name without suffix | as in the file | below an audio root |
+| `.jsonl`, `.csv`, `.parquet` | `key`, or the path without suffix | as in the file | `audio` |
+| LJSpeech's folder | id | as in `metadata.csv` | `wavs/ID.wav` |
 
 Where two inputs would share a key, both keep the suffix (`dup/a.jpg` and `dup/a.png`).
+
+Speech by name: `a/x.wav` and `a/x_0.wav`, `a/x_1.wav`, ... belong to `a/x.jpg`, in this order. With
+an audio root they lie there, under the same path, or under any if only one image is called `x`.
+Sound that belongs to no image is an item of its own. An audio root for a Karpathy file has the
+layout of Flickr8kAudio (`source_flickr8k_audio.py`) or of SpokenCOCO (`source_spoken_coco.py`).
 """
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from im2sp.pipeline.source_folder import list_folder
-from im2sp.pipeline.source_items import SourceError, SourceItem, SourceListing
+from im2sp.pipeline.source_items import SourceError, SourceItem, SourceListing, Utterance
 from im2sp.pipeline.source_karpathy import list_karpathy
+from im2sp.pipeline.source_ljspeech import is_ljspeech, list_ljspeech
 from im2sp.pipeline.source_manifest import MANIFEST_READERS, list_manifest
-from im2sp.pipeline.source_tar import list_tar
+from im2sp.pipeline.source_media import list_media
 
-__all__ = ["SourceError", "SourceItem", "SourceListing", "list_source"]
+__all__ = ["SourceError", "SourceItem", "SourceListing", "Utterance", "list_source"]
 
 
-def list_source(path: Path, *, image_root: Path | None = None) -> SourceListing:
+def list_source(
+    path: Path, *, image_root: Path | None = None, audio_root: Path | None = None
+) -> SourceListing:
     """List a source; see the module's table for the kinds.
 
     Args:
-        path: A folder, a `.tar`, a Karpathy `.json`, or a `.jsonl`, `.csv` or `.parquet` manifest.
+        path: A folder (LJSpeech's is known by its files), a `.tar`, a Karpathy `.json`, or a
+            `.jsonl`, `.csv` or `.parquet` manifest.
         image_root: Folder or tar against which a Karpathy file's or a manifest's image paths are
             resolved; by default the folder that holds `path`.
+        audio_root: Folder or tar that holds the sound of a folder's or tar's images, or against
+            which a manifest's audio paths are resolved (by default the folder that holds `path`);
+            for a Karpathy file the folder of Flickr8kAudio or SpokenCOCO.
 
     Raises:
         SourceError: There is no such source, it cannot be read as what it is, or it holds nothing.
     """
-    path = Path(path)
+    with _collector_off():
+        return _list(Path(path), image_root, audio_root)
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """Without the garbage collector, which would walk millions of new objects again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _list(path: Path, image_root: Path | None, audio_root: Path | None) -> SourceListing:
     if not path.exists():
         raise SourceError(f"{path}: no such file or folder; check the path of the source")
     suffix = path.suffix.lower()
@@ -46,16 +78,21 @@ def list_source(path: Path, *, image_root: Path | None = None) -> SourceListing:
             f"{path}: an image root ({image_root}) goes with a Karpathy file or a manifest; "
             "this source holds its own images, so leave it out"
         )
-    if path.is_dir():
-        return list_folder(path)
-    if suffix == ".tar":
-        return list_tar(path)
+    if path.is_dir() and is_ljspeech(path):
+        if audio_root is not None:
+            raise SourceError(
+                f"{path}: an audio root ({audio_root}) has no use for LJSpeech, which holds its "
+                "own sound; leave it out"
+            )
+        return list_ljspeech(path)
+    if is_folder_or_tar:
+        return list_media(path, audio_root)
     if suffix == ".json":
-        return list_karpathy(path, image_root)
+        return list_karpathy(path, image_root, audio_root)
     if suffix in MANIFEST_READERS:
-        return list_manifest(path, image_root)
+        return list_manifest(path, image_root, audio_root)
     raise SourceError(
         f"{path}: cannot tell what kind of source {suffix or 'a file without suffix'} is; "
-        "expected a folder, a .tar (not compressed) of images, a Karpathy .json, or a .jsonl, "
-        ".csv or .parquet manifest"
+        "expected a folder, a .tar (not compressed) of images or sound, a Karpathy .json, or a "
+        ".jsonl, .csv or .parquet manifest"
     )

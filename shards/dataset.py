@@ -50,7 +50,7 @@ class ShardDataset:
             raise ShardError(
                 f"{self.path}: no split {split!r}; it has {sorted(self.manifest.splits)}"
             )
-        self._codecs = make_codecs(self.manifest.columns)
+        self.codecs = make_codecs(self.manifest.columns)
         self._schema = arrow_schema(self.manifest.columns)
         self._readers: dict[int, ShardReader] = {}
         self._batches: dict[int, Batch] = {}
@@ -83,11 +83,7 @@ class ShardDataset:
         i = operator.index(index)
         if not -len(self) <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)}")
-        batch, row = self.locate(i % len(self))
-        try:
-            return self.batch(batch).sample(row)
-        except ShardError as error:
-            raise self._named(batch, error) from None
+        return self.sample(*self.locate(i % len(self)))
 
     def __iter__(self) -> Iterator[Sample]:
         """All samples in order."""
@@ -124,6 +120,10 @@ class ShardDataset:
         batch = bisect_right(self._starts, i) - 1
         return batch, i - self._starts[batch]
 
+    def batch_path(self, number: int) -> Path:
+        """The shard file that holds batch `number`."""
+        return self.path / self.manifest.shards[self._places[number][0]].file
+
     def batch(self, number: int) -> Batch:
         """Views of batch `number` (of `locate`), for reading many rows at once.
 
@@ -136,13 +136,24 @@ class ShardDataset:
             reader = self._readers.get(shard)
             if reader is None:
                 info, layout = self.manifest.shards[shard], self.manifest.layout
-                reader = ShardReader(self.path, info, layout, self._schema, self._codecs)
+                reader = ShardReader(self.path, info, layout, self._schema, self.codecs)
                 self._readers[shard] = reader
             batch = reader.batch(k)
             if len(self._batches) >= _MAX_OPEN_BATCHES:
                 self._batches.pop(next(iter(self._batches)), None)
             self._batches[number] = batch
         return batch
+
+    def sample(self, batch: int, row: int) -> Sample:
+        """The sample at a place of `locate`.
+
+        Raises:
+            ShardError: As `dataset[i]` does.
+        """
+        try:
+            return self.batch(batch).sample(row)
+        except ShardError as error:
+            raise self._named(batch, error) from None
 
     def _split_rows(self) -> NDArray[np.int64]:
         """Rows of the split where shards mix splits: found by reading all their split columns."""
@@ -167,12 +178,11 @@ class ShardDataset:
         return self._rows
 
     def _named(self, batch: int, error: ShardError) -> ShardError:
-        shard, k = self._places[batch]
-        info = self.manifest.shards[shard]
-        text = str(error)
-        if info.file in text:
+        path, text = self.batch_path(batch), str(error)
+        if path.name in text:
             return error
-        return ShardError(f"{self.path / info.file}: batch {k}: {text}; run im2sp-verify")
+        k = self._places[batch][1]
+        return ShardError(f"{path}: batch {k}: {text}; run im2sp-verify")
 
 
 def _reopen(

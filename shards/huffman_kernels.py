@@ -93,7 +93,7 @@ def _inverted_bits(data: Any, at: Any, end: Any) -> Any:
     return held & ((u64(1) << num_left) - u64(1))
 
 
-@numba.njit(inline="always")
+@numba.njit
 def _decode_pairs(
     data: Any, pairs: Any, width: Any, rows: Any, end: Any, state: Any, ids: Any
 ) -> Any:
@@ -134,6 +134,47 @@ def _decode_pairs(
 
 
 @numba.njit
+def _decode_both(
+    data: Any, pairs: Any, width: Any, rows: Any, ends: Any, states: Any, ids: Any, others: Any
+) -> Any:
+    """Decode two values in turns, as far as `_bits` reaches in both and nothing is escaped.
+
+    A lookup waits for the one before it in the same value, so two values take little longer
+    than one. The first one's ids go to `ids`, the other's to `others`.
+    """
+    (at, context, num), (other_at, other_context, other_num) = states
+    end, other_end = ends
+    mask, row_shift = (u64(1) << width) - u64(1), u64(16) - width
+    last = u64(data.size) - u64(8)
+    while (
+        at + u64(57) <= end
+        and other_at + u64(57) <= other_end
+        and other_at >> u64(3) <= last
+        and at >> u64(3) <= last
+    ):
+        held, other_held = _bits(data, at), _bits(data, other_at)
+        for _ in range(4):  # at most 48 of the 57 bits held
+            entry = u64(pairs[context + (held & mask)])
+            other_entry = u64(pairs[other_context + (other_held & mask)])
+            num_found, num_other = entry >> u64(4) & u64(3), other_entry >> u64(4) & u64(3)
+            if num_found == u64(0) or num_other == u64(0):
+                return (at, context, num), (other_at, other_context, other_num)
+            ids[num] = entry >> u64(6) & u64(1023)
+            ids[num + u64(1)] = entry >> u64(16)
+            others[other_num] = other_entry >> u64(6) & u64(1023)
+            others[other_num + u64(1)] = other_entry >> u64(16)
+            num += num_found
+            other_num += num_other
+            at += entry & u64(15)
+            other_at += other_entry & u64(15)
+            held >>= entry & u64(15)
+            other_held >>= other_entry & u64(15)
+            context = entry >> row_shift & rows
+            other_context = other_entry >> row_shift & rows
+    return (at, context, num), (other_at, other_context, other_num)
+
+
+@numba.njit
 def _decode_one(
     data: Any, singles: Any, codes: Any, settings: Any, end: Any, at: Any, context: Any
 ) -> Any:
@@ -157,6 +198,41 @@ def _decode_one(
         if is_listed or number < u64(minimum) or number >= u64(num_ids):
             return BAD_ESCAPE, number, at
     return -1, number, after
+
+
+@numba.njit
+def _decode_rest(
+    data: Any,
+    singles: Any,
+    pairs: Any,
+    codes: Any,
+    settings: Any,
+    end: Any,
+    state: Any,
+    ids: Any,
+) -> Any:
+    """Decode a value from `state` on: what is wrong or DONE, the next bit, the ids so far."""
+    width, order = u64(settings[0]), u64(settings[1])
+    rows = (u64(1023) * order) << width
+    at, context, num = state
+    wrong = -1
+    while wrong < 0:
+        at, context, num = _decode_pairs(data, pairs, width, rows, end, (at, context, num), ids)
+        wrong, number, at = _decode_one(data, singles, codes, settings, end, at, context)
+        if wrong < 0:
+            ids[num] = number
+            num += u64(1)
+            context = number << width & rows
+    return wrong, at, num
+
+
+@numba.njit
+def _largest_size(offsets: Any) -> Any:
+    """Bytes of the longest value."""
+    largest = 0
+    for value in range(offsets.size - 1):
+        largest = max(largest, offsets[value + 1] - offsets[value])
+    return largest
 
 
 @compiled(
@@ -199,21 +275,32 @@ def decode(
     """
     width, order, num_ids = u64(settings[0]), u64(settings[1]), u64(settings[2])
     rows = (u64(1023) * order) << width
+    start = (num_ids * order) << width
+    others = np.empty(8 * _largest_size(offsets) + 2, np.uint16)
     num = u64(0)
     ends[0] = 0
+    other = (u64(0), start, u64(0))
     for value in range(offsets.size - 1):
-        at, end = u64(8 * offsets[value]), u64(8 * offsets[value + 1])
-        context = (num_ids * order) << width
-        wrong = -1
-        while wrong < 0:
-            at, context, num = _decode_pairs(data, pairs, width, rows, end, (at, context, num), ids)
-            wrong, number, at = _decode_one(data, singles, codes, settings, end, at, context)
-            if wrong < 0:
-                ids[num] = number
-                num += u64(1)
-                context = number << width & rows
+        first, end = u64(8 * offsets[value]), u64(8 * offsets[value + 1])
+        is_other = order == u64(1) and value & 1 == 1  # begun along with the value before
+        if is_other:
+            wrong, at, num_others = _decode_rest(
+                data, singles, pairs, codes, settings, end, other, others
+            )
+            for i in range(num_others):
+                ids[num + u64(i)] = others[i]
+            num += num_others
+        else:
+            state = (first, start, num)
+            if order == u64(1) and value + 2 < offsets.size:
+                other = (end, start, u64(0))
+                bounds = (end, u64(8 * offsets[value + 2]))
+                state, other = _decode_both(
+                    data, pairs, width, rows, bounds, (state, other), ids, others
+                )
+            wrong, at, num = _decode_rest(data, singles, pairs, codes, settings, end, state, ids)
         if wrong != DONE:
-            ends[0], ends[1] = value, np.int64(at) - 8 * offsets[value]
+            ends[0], ends[1] = value, np.int64(at - first)
             return wrong
         ends[value + 1] = np.int64(num)
     return DONE

@@ -39,7 +39,8 @@ class Sample:
     durations: list[NDArray[np.uint16]] | None = None
     """Run lengths in frames, one (S,) uint16 an utterance, each at least 1; or None."""
     captions: list[str] = field(default_factory=list[str])
-    """Texts; where there are as many as utterances, in the same order."""
+    """Texts: none, or first one an utterance in their order ("" where it is not known), then those
+    without speech."""
 
 
 @dataclass(frozen=True, kw_only=True)

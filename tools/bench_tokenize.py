@@ -1,21 +1,21 @@
-"""Time images -> units: our encoder against a plain implementation as published.
+"""Time images -> units, or speech -> units: our encoder against a plain one as published.
 
     python tools/bench_tokenize.py --size base --repeats 5
+    python tools/bench_tokenize.py --audio --repeats 5
 
 Each case encodes the same batch to units, quantiser included. The cases take turns, `repeats`
 times after a warm-up, and the median counts, so that other load on the machine meets all of them.
 Prints one JSON row a case, then a table. `speedup` and `equal_units` compare with `plain-fp32`.
 
 A new case is a function in `CASES`: network and pixels in, a `Case` out. `bench_job.py` times the
-whole job around the encoder.
+whole job around the encoder. `--audio` times what `bench_speech.py` describes.
 """
 
 import json
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +26,11 @@ from im2sp.pipeline.image_tokenizer import BUNDLED, ImageTokenizer, Precision
 from im2sp.pipeline.vitvqgan import TransformerConfig, ViTVQGAN, ViTVQGANConfig
 from im2sp.pipeline.vitvqgan_weights import load_network
 from im2sp.pipeline.weights import read_weights
+from im2sp.tools.bench_turns import BASELINE, check_cases, table, take_turns
 
-BASELINE = "plain-fp32"
+if TYPE_CHECKING:
+    from im2sp.tools.bench_speech import SpeechSettings
+
 SIZES = {
     "tiny": TransformerConfig(width=128, depth=2, heads=2, mlp_width=256),
     "small": TransformerConfig(width=512, depth=8, heads=8, mlp_width=2048),
@@ -49,10 +52,22 @@ class Settings:
     """Side of the square images."""
     num_images: int = 8
     """Images in the batch."""
+    audio: bool = False
+    """Time a HuBERT on speech instead of pictures; sizes tiny and base."""
+    num_clips: int = 12
+    """With --audio: clips in the batch."""
+    clip_s: float = 6.0
+    """With --audio: mean length of a clip; they are 0.5 to 1.5 times as long."""
+    num_units: int = 200
+    """With --audio: k-means centres."""
     repeats: int = 5
     """Timed runs of each case."""
     threads: int = 0
     """CPU threads; 0 for torch's default."""
+
+
+# Settings that say nothing of pictures.
+AUDIO_ONLY = ("audio", "num_clips", "clip_s", "num_units")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +152,8 @@ CASES: dict[str, Callable[[ViTVQGAN, Tensor], Case]] = {
 
 
 def run(settings: Settings) -> list[dict[str, object]]:
-    """Time the cases; one row each."""
-    unknown = [name for name in settings.cases if name not in CASES]
-    if unknown:
-        raise ValueError(f"unknown case {unknown[0]!r}, expected some of {', '.join(CASES)}")
+    """Time the cases on pictures; one row each."""
+    check_cases(settings.cases, CASES)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     pixels = photographs(settings)
@@ -148,12 +161,8 @@ def run(settings: Settings) -> list[dict[str, object]]:
         network = make_network(settings, pixels)
         cases = {name: CASES[name](network, pixels) for name in settings.cases}
         units = {name: case.run() for name, case in cases.items()}
-        times_s: dict[str, list[float]] = {name: [] for name in cases}
-        for _ in range(settings.repeats):
-            for name, case in cases.items():
-                start = time.perf_counter()
-                case.run()
-                times_s[name].append(time.perf_counter() - start)
+        times_s = take_turns({name: case.run for name, case in cases.items()}, settings.repeats)
+    shown = {name: value for name, value in asdict(settings).items() if name not in AUDIO_ONLY}
     rows: list[dict[str, object]] = []
     baseline_s = statistics.median(times_s[BASELINE]) if BASELINE in cases else None
     for name, case in cases.items():
@@ -167,34 +176,40 @@ def run(settings: Settings) -> list[dict[str, object]]:
         if baseline_s is not None:
             row["speedup"] = round(baseline_s / median_s, 2)
             row["equal_units"] = round((units[name] == units[BASELINE]).float().mean().item(), 5)
-        rows.append({**row, **asdict(settings), "threads": torch.get_num_threads()})
+        rows.append({**row, **shown, "threads": torch.get_num_threads()})
     return rows
 
 
 COLUMNS = ("case", "images_per_s", "speedup", "equal_units", "distinct_units")
 
 
-def table(rows: list[dict[str, object]], columns: Sequence[str] = COLUMNS) -> str:
-    """The rows for reading."""
-    lines = [[*columns], *([str(row.get(name, "")) for name in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+def speech_settings(settings: Settings) -> "SpeechSettings":
+    """The part of the settings that is about speech.
+
+    Raises:
+        ValueError: Weights are named, or as `SpeechSettings`.
+    """
+    from im2sp.tools.bench_speech import SpeechSettings
+
+    if settings.weights:
+        raise ValueError(
+            f"--weights {settings.weights}: --audio times random weights; leave it out"
         )
-        for line in lines
-    )
+    names = SpeechSettings.__dataclass_fields__
+    return SpeechSettings(**{name: getattr(settings, name) for name in names})
 
 
 def main() -> None:
     """Parse flags, run, print."""
     import tyro
 
-    rows = run(tyro.cli(Settings, description=__doc__))
+    from im2sp.tools import bench_speech
+
+    settings = tyro.cli(Settings, description=__doc__)
+    rows = bench_speech.run(speech_settings(settings)) if settings.audio else run(settings)
     for row in rows:
         print(json.dumps(row))
-    print(table(rows))
+    print(table(rows, bench_speech.COLUMNS if settings.audio else COLUMNS))
 
 
 if __name__ == "__main__":

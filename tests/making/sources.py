@@ -1,6 +1,7 @@
 """Small sources and what is asked of their listings."""
 
 import io
+import tarfile
 from pathlib import Path
 
 from PIL import Image
@@ -20,6 +21,15 @@ def write(folder: Path, *names: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png_bytes())
     return folder
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
 
 
 def keys_of(path: Path, **options) -> list[str]:

@@ -1,0 +1,272 @@
+"""Train a small HuBERT and its 200 centres, such as the bundled speech tokenizer `compact`.
+
+    python tools/fit_speech_tokenizer.py --captions dataset_flickr8k.json --out runs/speech \
+        --recordings DIGITS.tar MORE/
+
+1. flite speaks training captions, each in a voice, tempo, pitch and size of its own, and all of
+   them once more in one reference voice (`speech_corpus`); recordings of real voices are added.
+2. A HuBERT learns to tell clusters of MFCCs of hidden frames from a disturbed clip
+   (`hubert_trainer`). The clusters are those of the reference voice, brought over phone by phone
+   (`speech_targets`), so that units tell what is said and little of who says it.
+3. The clusters of its own features are the next targets, and so on, once for each further entry of
+   `--minutes`. The network goes on from where it is; its prediction head starts anew.
+4. k-means on the features of `--layer` gives the centres.
+
+Everything is kept in `--out`; the same command goes on where it was. Writes
+`speech_tokenizer.safetensors` and `card.json`.
+"""
+
+import argparse
+import json
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from im2sp.pipeline.audio import AudioError, read_audio
+from im2sp.pipeline.hubert_units import load_speech_tokenizer
+from im2sp.pipeline.hubert_weights import HubertWeights, speech_tokenizer_bytes
+from im2sp.pipeline.sources import list_source
+from im2sp.shards.files import atomic_file
+from im2sp.tools.flite import VOICES
+from im2sp.tools.hubert_trainer import Crops, Recipe, Trainer
+from im2sp.tools.kmeans_fit import fit_kmeans
+from im2sp.tools.speech_corpus import Corpus, Manner, draw_manner, make_corpus
+from im2sp.tools.speech_features import Cepstra
+from im2sp.tools.speech_targets import (
+    Features,
+    features_of_clips,
+    hubert_features,
+    hubert_weights,
+    make_targets,
+    measure_units,
+    measure_voices,
+)
+
+EVERY_STEPS = 100
+CHECKPOINT_STEPS = 500
+NUM_VAL_CAPTIONS = 200
+# Clips whose features the clusters of a stage, and the final centres, are fitted to.
+CLUSTER_CLIPS = 1500
+CENTRE_CLIPS = 1500
+NUM_MFCC_CLUSTERS = 100
+REFERENCE_VOICE = "slt"
+
+
+def read_captions(path: Path, split: str) -> list[str]:
+    """All captions of a split of a Karpathy file, in its order.
+
+    Raises:
+        ValueError: It is no such file, or has no caption of this split.
+    """
+    try:
+        images = json.loads(path.read_bytes())["images"]
+        captions = [
+            sentence["raw"]
+            for image in images
+            if image["split"] == split
+            for sentence in image["sentences"]
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: no Karpathy file with captions ({error!r})") from None
+    if not captions:
+        raise ValueError(f"{path}: holds no captions of the split {split!r}")
+    return captions
+
+
+def read_recordings(sources: list[Path]) -> list[tuple[str, np.ndarray]]:
+    """Names and (S,) float32 waveforms at 16 kHz of all clips of some folders or tars."""
+    recordings: list[tuple[str, np.ndarray]] = []
+    for source in sources:
+        for item in list_source(source).items:
+            for utterance in item.utterances:
+                if utterance.audio is None:
+                    continue
+                try:
+                    waveform = read_audio(utterance.audio, name=utterance.name)
+                except AudioError as error:
+                    print(f"left out: {error}", file=sys.stderr)
+                    continue
+                recordings.append((utterance.name, waveform))
+    return recordings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpora:
+    """What is trained with and measured with."""
+
+    train: Corpus
+    """Captions, each in a manner of its own, and recordings."""
+    reference: Corpus
+    """The same captions in the reference voice."""
+    val: Corpus
+    """Val captions, each in every voice as flite speaks it."""
+
+
+def open_corpora(arguments: argparse.Namespace, seed: int) -> Corpora:
+    """The corpora in `--out`, made if they are not there yet."""
+    generator = np.random.default_rng(seed)
+    train_dir, reference_dir, val_dir = (
+        arguments.out / name for name in ("train", "reference", "val")
+    )
+    captions = read_captions(arguments.captions, "train")
+    drawn = generator.permutation(len(captions))[: arguments.num_captions]
+    captions = [captions[i] for i in drawn]
+    manners = [draw_manner(generator) for _ in captions]
+    if not (train_dir / "clips.json").exists():
+        make_corpus(train_dir, captions, manners, read_recordings(arguments.recordings))
+    if not (reference_dir / "clips.json").exists():
+        make_corpus(reference_dir, captions, [Manner(voice=REFERENCE_VOICE) for _ in captions])
+    captions = read_captions(arguments.captions, "val")
+    captions = [captions[i] for i in generator.permutation(len(captions))[:NUM_VAL_CAPTIONS]]
+    if not (val_dir / "clips.json").exists():
+        texts = [caption for caption in captions for _ in VOICES]
+        make_corpus(val_dir, texts, [Manner(voice=voice) for _ in captions for voice in VOICES])
+    return Corpora(train=Corpus(train_dir), reference=Corpus(reference_dir), val=Corpus(val_dir))
+
+
+def train_stage(trainer: Trainer, crops: Crops, stage: int, out: Path, minutes: float) -> None:
+    """Train until `minutes` are spent on the stage, those before a restart counted in."""
+    path = out / f"stage-{stage}.pt"
+    spent_s = 0.0
+    if path.exists():
+        state = torch.load(path, map_location=trainer.device, weights_only=True)
+        trainer.restore(state)
+        spent_s = state["spent_s"]
+    generator = np.random.default_rng((trainer.recipe.seed, stage, trainer.step))
+    begin_s = time.monotonic() - spent_s
+    means: dict[str, float] = {}
+
+    def keep() -> None:
+        with atomic_file(path) as file:
+            torch.save({**trainer.state(), "spent_s": time.monotonic() - begin_s}, file)
+
+    # The next crops are drawn while a step runs.
+    reader = ThreadPoolExecutor(1)
+    drawn = reader.submit(crops.draw, generator)
+    while (progress := (time.monotonic() - begin_s) / (60 * minutes)) < 1:
+        batch, drawn = drawn.result(), reader.submit(crops.draw, generator)
+        found = trainer.train_step(*batch, progress)
+        means = {
+            name: 0.98 * means.get(name, value) + 0.02 * value for name, value in found.items()
+        }
+        if trainer.step % EVERY_STEPS == 0:
+            shown = {name: round(value, 3) for name, value in means.items()}
+            print(f"stage {stage} step {trainer.step} {progress:.1%} {shown}", flush=True)
+        if trainer.step % CHECKPOINT_STEPS == 0:
+            keep()
+    reader.shutdown()
+    keep()
+
+
+def train(arguments: argparse.Namespace, recipe: Recipe, corpora: Corpora) -> HubertWeights:
+    """All stages; returns the HuBERT up to `--layer`."""
+    out, device = arguments.out, torch.device(arguments.device)
+    features: Features = Cepstra()
+    trainer: Trainer | None = None
+    for stage, minutes in enumerate(arguments.minutes, start=1):
+        num_clusters = NUM_MFCC_CLUSTERS if stage == 1 else arguments.num_units
+        path = out / f"targets-{stage}.npy"
+        if not path.exists():
+            targets = make_targets(
+                corpora.train,
+                corpora.reference,
+                features,
+                num_clusters,
+                num_sample_clips=CLUSTER_CLIPS,
+                seed=recipe.seed + stage,
+            )
+            with atomic_file(path) as file:
+                np.save(file, targets)
+        next_trainer = Trainer(recipe, num_clusters, device)
+        if trainer is not None:
+            next_trainer.model.hubert.load_state_dict(trainer.model.hubert.state_dict())
+        trainer = next_trainer
+        train_stage(trainer, Crops(corpora.train, np.load(path), recipe), stage, out, minutes)
+        features = hubert_features(hubert_weights(trainer.model, arguments.layer), device)
+    assert trainer is not None
+    return hubert_weights(trainer.model, arguments.layer)
+
+
+def fit_centres(corpus: Corpus, features: Features, num_units: int, seed: int) -> Tensor:
+    """(units, D) float32: k-means of the features of some clips."""
+    drawn = np.random.default_rng(seed).permutation(len(corpus))[:CENTRE_CLIPS]
+    sample = torch.cat(list(features_of_clips(corpus, np.sort(drawn), features)))
+    return fit_kmeans(sample, num_units, seed=seed).centres
+
+
+def measure(path: Path, corpus: Corpus) -> dict[str, Any]:
+    """Figures of the tokenizer as users load it, on the val corpus."""
+    tokenizer = load_speech_tokenizer(path, device="cpu")
+    figures = measure_units(
+        corpus, lambda samples: tokenizer.features(samples[None])[0], tokenizer.centres
+    )
+    units = tokenizer.encode_batch([corpus.waveform(number) for number in range(len(corpus))])
+    return {**figures.as_json(), "voices": measure_voices(units, len(VOICES)).as_json()}
+
+
+def fit(arguments: argparse.Namespace) -> None:
+    """Do all of it: speak, train, fit centres, measure, write."""
+    names = Recipe.__dataclass_fields__
+    recipe = Recipe(**{name: getattr(arguments, name) for name in names})
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    corpora = open_corpora(arguments, recipe.seed)
+    weights = train(arguments, recipe, corpora)
+    features = hubert_features(weights, torch.device(arguments.device), torch.float32)
+    centres = fit_centres(corpora.train, features, arguments.num_units, recipe.seed)
+    path = arguments.out / "speech_tokenizer.safetensors"
+    notes = {"recipe": asdict(recipe)}
+    with atomic_file(path) as file:
+        file.write(speech_tokenizer_bytes(replace(weights, centres=centres), notes=notes))
+    card = {
+        "recipe": asdict(recipe),
+        "layer": arguments.layer,
+        "minutes": arguments.minutes,
+        "num_train_clips": len(corpora.train),
+        "train_hours": round(corpora.train.hours, 2),
+        "num_val_clips": len(corpora.val),
+        "device": arguments.device,
+        "torch": torch.__version__,
+        "val": measure(path, corpora.val),
+    }
+    with atomic_file(arguments.out / "card.json") as file:
+        file.write(json.dumps(card, indent=2).encode() + b"\n")
+    print(json.dumps(card, indent=2))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return the exit code."""
+    parser = argparse.ArgumentParser(description="Train a small HuBERT and its centres.")
+    parser.add_argument("--captions", type=Path, required=True, help="a Karpathy .json")
+    parser.add_argument("--recordings", type=Path, nargs="*", default=[], help="folders or tars")
+    parser.add_argument("--out", type=Path, required=True, help="folder to work and write in")
+    parser.add_argument("--num-captions", type=int, default=9000, help="to speak for training")
+    parser.add_argument(
+        "--minutes", type=float, nargs="+", default=[12.0, 18.0, 20.0], help="of each stage"
+    )
+    parser.add_argument("--layer", type=int, default=4, help="whose features become units")
+    parser.add_argument("--num-units", type=int, default=200)
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=default_device, help="as torch names it")
+    for field in fields(Recipe):
+        flag = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(flag, type=type(field.default), default=field.default)
+    arguments = parser.parse_args(argv)
+    if arguments.width % 64 or not 1 <= arguments.layer <= arguments.num_layers:
+        parser.error("--width must be a multiple of 64, --layer one of --num-layers")
+    try:
+        fit(arguments)
+    except (ValueError, OSError) as error:
+        print(f"fit_speech_tokenizer: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""Fit the units of a HuBERT to your own speech: k-means of one layer's features.
+
+    python tools/fit_units.py AUDIO --speech-tokenizer hubert_base_ls960.pt --out km.safetensors
+    python tools/fit_units.py AUDIO --speech-tokenizer HUBERT --out km.safetensors --labels PHONES
+
+All clips are encoded once. Of their frames a seeded reservoir keeps `--max-frames`, each frame as
+likely as any other, so memory does not grow with the audio; k-means (k-means++ start, restarts, see
+`kmeans_fit`) runs on those. The same audio, settings and machine give the same bytes.
+
+Writes three files: the centres (safetensors, table `centres`), which
+`load_speech_tokenizer(HUBERT, kmeans="km.safetensors")` takes; beside it `km.md`, their card; and
+`km.rejects.jsonl`, clips and labels that could not be used. Prints the card's figures as JSON.
+With `--labels` (format: see `phone_labels`) it measures what the units tell of phones. Exit codes:
+0 written, 1 not possible, 2 usage.
+"""
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from safetensors.torch import save
+
+from im2sp.pipeline.audio import DEFAULT_MAX_SECONDS, SAMPLE_RATE_HZ
+from im2sp.pipeline.hubert_encoder import HubertEncoder
+from im2sp.pipeline.hubert_units import DEFAULT_LAYER, DTYPES, Precision, SpeechTokenizer
+from im2sp.pipeline.hubert_weights import HubertWeights, load_hubert
+from im2sp.shards.files import atomic_file
+from im2sp.tools.clip_features import Clips, FeatureReader
+from im2sp.tools.kmeans_fit import fit_kmeans
+from im2sp.tools.phone_labels import PhoneLabels
+from im2sp.tools.reservoir import Reservoir
+from im2sp.tools.unit_meter import UnitMeter
+
+METADATA_KEY = "im2sp"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Fit k-means centres to HuBERT features of a folder of audio."""
+
+    source: tyro.conf.Positional[Path]
+    """Folder of audio (with all below it), or any other source that im2sp-tokenize takes."""
+    speech_tokenizer: str
+    """The HuBERT: transformers' folder, fairseq's file, or a hub id."""
+    out: Path
+    """File to write, *.safetensors; its card and rejects are written beside it."""
+    layer: int = DEFAULT_LAYER
+    """Layer whose output is clustered, counted from 1."""
+    num_units: int = 200
+    """Centres."""
+    precision: Precision = "fp32"
+    """Arithmetic of the encoder."""
+    audio_root: Path | None = None
+    """Folder in which the audio paths of a Karpathy file or list begin."""
+    split: str | None = None
+    """Fit to clips of this split only, as the source names it, such as train."""
+    max_audio_s: float = DEFAULT_MAX_SECONDS
+    """Longer clips are rejects."""
+    max_frames: int = 500_000
+    """Frames that k-means sees; 4 bytes x width each, 1.5 GB at 768."""
+    restarts: int = 3
+    """Starts of k-means, of which the best is kept."""
+    max_rounds: int = 50
+    """Rounds of k-means at most."""
+    seed: int = 0
+    """For the drawn frames and the start."""
+    val: Path | None = None
+    """Other clips to measure on; without it, the figures are of the frames that were fitted."""
+    labels: Path | None = None
+    """Phone timings: a folder of `<stem>.lab` files, or one file for all clips."""
+    device: str | None = None
+    """Where the encoder runs, as torch names it; CUDA where there is one."""
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show no bars."""
+
+    def __post_init__(self) -> None:
+        if self.out.suffix != ".safetensors":
+            raise ValueError(f"--out {self.out}: expected a file name that ends in .safetensors")
+        if self.max_frames < self.num_units:
+            raise ValueError(
+                f"--max-frames is {self.max_frames}, expected at least --num-units,"
+                f" {self.num_units}"
+            )
+
+
+def fit_units(config: FitConfig) -> dict[str, Any]:
+    """Fit, measure, write; what the card says, as JSON values.
+
+    Raises:
+        ValueError: No such source or weights, not one readable clip, or too few frames.
+    """
+    clips = Clips.of(config.source, audio_root=config.audio_root, split=config.split)
+    val = Clips.of(config.val) if config.val is not None else None
+    labels = _labels(config.labels, val or clips)
+    weights = load_hubert(config.speech_tokenizer, config.layer)
+    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    reader = _reader(HubertEncoder(weights, DTYPES[config.precision], device), config, labels)
+    reservoir = Reservoir(config.max_frames, seed=config.seed)
+    for features, phones in reader.read(clips.utterances):
+        reservoir.add(features, phones)
+    if not reader.num_clips:
+        first = (clips.rejects + reader.rejects)[0]
+        raise ValueError(
+            f"{config.source}: not one readable clip, the first is {first['file']}:"
+            f" {first['reason']}"
+        )
+    fit = fit_kmeans(
+        reservoir.rows,
+        config.num_units,
+        seed=config.seed,
+        restarts=config.restarts,
+        max_rounds=config.max_rounds,
+        quiet=config.quiet,
+    )
+    tokenizer = _tokenizer(config, weights, fit.centres, device)
+    fitted = UnitMeter(tokenizer)
+    fitted.add(reservoir.rows, reservoir.tags)
+    card: dict[str, Any] = {
+        "speech_tokenizer": {
+            "name": tokenizer.name,
+            "layer": tokenizer.layer,
+            "num_units": tokenizer.num_units,
+            "precision": tokenizer.precision,
+            "fingerprint": tokenizer.fingerprint,
+        },
+        "data": _data(clips, reader),
+        "recipe": {
+            **{name: getattr(config, name) for name in ("max_frames", "restarts", "seed")},
+            "num_frames_seen": reservoir.num_seen,
+            "num_rounds": fit.num_rounds,
+            "torch": torch.__version__.partition("+")[0],
+        },
+        "fitted": fitted.figures(),
+    }
+    rejects = clips.rejects + reader.rejects
+    if val is not None:
+        card["val_data"], card["val"], more = _measure(config, tokenizer, val, labels)
+        rejects = rejects + more
+    write(config.out, fit.centres, card, rejects)
+    return card
+
+
+def _reader(encode: Any, config: FitConfig, labels: PhoneLabels | None) -> FeatureReader:
+    return FeatureReader(encode, labels=labels, max_audio_s=config.max_audio_s, quiet=config.quiet)
+
+
+def _labels(path: Path | None, clips: Clips) -> PhoneLabels | None:
+    """The labels, of which at least one belongs to a clip that is measured."""
+    if path is None:
+        return None
+    labels = PhoneLabels(path)
+    if not any(labels.has(utterance.name) for utterance in clips.utterances):
+        raise ValueError(
+            f"{path}: labels for none of the {len(clips.utterances)} clips to measure, the first is"
+            f" {clips.utterances[0].name}; see the head of tools/phone_labels.py for the names"
+        )
+    return labels
+
+
+def _tokenizer(
+    config: FitConfig, weights: HubertWeights, centres: torch.Tensor, device: torch.device
+) -> SpeechTokenizer:
+    """What `load_speech_tokenizer` makes of the files."""
+    path = Path(config.speech_tokenizer).expanduser()
+    name = path.resolve().name if path.exists() else config.speech_tokenizer
+    return SpeechTokenizer(weights, centres, name=name, precision=config.precision, device=device)
+
+
+def _measure(
+    config: FitConfig, tokenizer: SpeechTokenizer, clips: Clips, labels: PhoneLabels | None
+) -> tuple[dict[str, Any], dict[str, float | int], list[dict[str, str]]]:
+    """Data, figures and rejects of clips that were not fitted."""
+    reader = _reader(tokenizer.features, config, labels)
+    meter = UnitMeter(tokenizer)
+    for features, phones in reader.read(clips.utterances):
+        meter.add(features, phones)
+    if not reader.num_clips:
+        raise ValueError(f"{config.val}: not one readable clip")
+    return _data(clips, reader), meter.figures(), clips.rejects + reader.rejects
+
+
+def _data(clips: Clips, reader: FeatureReader) -> dict[str, Any]:
+    return {
+        "kind": clips.kind,
+        "split": clips.split,
+        "num_clips": reader.num_clips,
+        "num_rejects": len(clips.rejects) + len(reader.rejects),
+        "num_labelled_clips": reader.num_labelled,
+        "hours": round(reader.num_samples / SAMPLE_RATE_HZ / 3600, 4),
+        "listing_sha256": clips.sha256,
+    }
+
+
+# Writing ------------------------------------------------------------------------------------------
+
+
+def write(
+    out: Path, centres: torch.Tensor, card: dict[str, Any], rejects: list[dict[str, str]]
+) -> None:
+    """Write rejects, card and, last, the centres, each whole or not at all."""
+    data = save({"centres": centres}, {METADATA_KEY: json.dumps(card, sort_keys=True)})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(row) + "\n" for row in rejects)
+    files = {
+        out.with_suffix(".rejects.jsonl"): lines.encode(),
+        out.with_suffix(".md"): card_text(out.name, data, card).encode(),
+        out: data,
+    }
+    for path, content in files.items():
+        with atomic_file(path) as file:
+            file.write(content)
+
+
+FIGURES = {
+    "num_frames": "frames of 20 ms",
+    "inertia": "mean squared distance from the centre",
+    "unexplained": "its share of the variance",
+    "units_used": "units used",
+    "perplexity": "perplexity of the units",
+    "num_labelled_frames": "frames with a phone",
+    "num_phones": "phones",
+    "pnmi": "PNMI",
+    "phone_purity": "phone purity",
+    "cluster_purity": "cluster purity",
+}
+
+
+def card_text(name: str, data: bytes, card: dict[str, Any]) -> str:
+    """The card as markdown."""
+    tokenizer, recipe = card["speech_tokenizer"], card["recipe"]
+    heads = [key for key in ("fitted", "val") if key in card]
+    rows = [
+        f"| {text} | " + " | ".join(f"{card[head].get(key, ''):,}" for head in heads) + " |"
+        for key, text in FIGURES.items()
+        if any(key in card[head] for head in heads)
+    ]
+    parts = [
+        f"# Card of `{name}`",
+        f"{tokenizer['num_units']} k-means centres of the features of layer {tokenizer['layer']} of"
+        f" the HuBERT `{tokenizer['name']}` ({tokenizer['precision']}).",
+        f"Fingerprint of the speech tokenizer: `{tokenizer['fingerprint']}`  \n"
+        f"sha256 of `{name}`: `{hashlib.sha256(data).hexdigest()}`",
+        "## Figures",
+        "\n".join(
+            [
+                "| | " + " | ".join(_HEADS[head] for head in heads) + " |",
+                "| --- " * (1 + len(heads)) + "|",
+                *rows,
+            ]
+        ),
+        "## Data",
+        _data_text("Fitted to", card["data"]),
+        *([_data_text("Measured on", card["val_data"])] if "val_data" in card else []),
+        "## Recipe",
+        f"`tools/fit_units.py` drew {card['fitted']['num_frames']:,} of"
+        f" {recipe['num_frames_seen']:,} frames with seed {recipe['seed']}, began with k-means++"
+        f" {recipe['restarts']} times on a sample of them, kept the best and went on for"
+        f" {recipe['num_rounds']} rounds over all of them (torch {recipe['torch']}).",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+_HEADS = {"fitted": "frames that were fitted", "val": "other clips"}
+
+
+def _data_text(what: str, data: dict[str, Any]) -> str:
+    split = "" if data["split"] is None else f", split {data['split']}"
+    return (
+        f"{what} {data['num_clips']:,} clips, {data['hours']:g} hours, of a source of kind"
+        f" {data['kind']}{split} (listing `{data['listing_sha256']}`); {data['num_rejects']:,}"
+        f" rejects, {data['num_labelled_clips']:,} clips with phones."
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return the exit code."""
+    try:
+        config = tyro.cli(FitConfig, prog="fit_units.py", description=__doc__, args=argv)
+        card = fit_units(config)
+    except (ValueError, OSError) as error:
+        print(f"fit_units: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(json.dumps(card, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Speech by flite, Debian's small synthesizer: text in, sound and the times of its phones out."""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+
+VOICES = ("awb", "rms", "slt", "kal16")
+"""Voices of 16 kHz that flite brings along."""
+RATE_HZ = 16_000
+FRAME_SAMPLES = 320
+# A HuBERT unit sees 400 samples; its middle is where its phone is looked up.
+FRAME_MIDDLE = 200
+PHONES = (
+    *("pau", "aa", "ae", "ah", "ao", "aw", "ax", "ay", "b", "ch", "d", "dh", "eh", "er", "ey"),
+    *("f", "g", "hh", "ih", "iy", "jh", "k", "l", "m", "n", "ng", "ow", "oy", "p", "r", "s"),
+    *("sh", "t", "th", "uh", "uw", "v", "w", "y", "z", "zh"),
+)
+"""The phones of its English voices; the first is silence."""
+
+
+class FliteError(ValueError):
+    """flite is missing or did not speak; the message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spoken:
+    """A text as flite spoke it."""
+
+    samples: np.ndarray
+    """(S,) int16 at 16 kHz."""
+    phones: list[tuple[float, str]]
+    """Phones in order, each with the second at which it ends."""
+
+    def labels(self) -> np.ndarray:
+        """(T,) uint8: the phone (place in `PHONES`) at the middle of each frame of 320 samples."""
+        num_frames = max(0, (len(self.samples) - 400) // FRAME_SAMPLES + 1)
+        middles_s = (np.arange(num_frames) * FRAME_SAMPLES + FRAME_MIDDLE) / RATE_HZ
+        ends_s = np.array([end_s for end_s, _ in self.phones])
+        places = np.minimum(np.searchsorted(ends_s, middles_s, side="right"), len(ends_s) - 1)
+        numbers = np.array([PHONES.index(phone) for _, phone in self.phones], np.uint8)
+        return numbers[places]
+
+
+def speak(text: str, voice: str, *, stretch: float = 1.0, pitch_hz: float | None = None) -> Spoken:
+    """Let flite say a text.
+
+    Args:
+        text: What to say; a text without a word has no sound.
+        voice: One of `VOICES`.
+        stretch: Factor of every phone's duration.
+        pitch_hz: Mean pitch; None for the voice's own. The voice `rms` keeps its own always.
+
+    Raises:
+        FliteError: flite is not installed, or says nothing.
+    """
+    program = shutil.which("flite")
+    if program is None:
+        raise FliteError("flite is not installed; it speaks the text: apt-get install flite")
+    if voice not in VOICES:
+        raise FliteError(f"flite: no voice {voice!r}; expected one of {', '.join(VOICES)}")
+    handle, path = tempfile.mkstemp(suffix=".wav")
+    os.close(handle)
+    try:
+        command = [program, "-voice", voice, "-psdur", "--setf", f"duration_stretch={stretch}"]
+        if pitch_hz is not None:
+            command += ["--setf", f"int_f0_target_mean={pitch_hz}"]
+        # A zero byte cannot be passed on; flite has nothing to say for it either.
+        command += ["-o", path, "-t", text.replace("\0", " ")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise FliteError(f"flite: failed on {text!r}: {done.stderr.strip() or done.returncode}")
+        samples, rate_hz = sf.read(path, dtype="int16")
+    finally:
+        Path(path).unlink(missing_ok=True)
+    phones = [(float(end), phone) for phone, end in re.findall(r"(\S+):(\d+\.\d+)", done.stdout)]
+    if rate_hz != RATE_HZ or not len(samples) or not phones:
+        raise FliteError(f"flite: {len(samples)} samples at {rate_hz} Hz for {text!r}")
+    return Spoken(samples=samples, phones=phones)

@@ -1,0 +1,188 @@
+"""A corpus of speech in one memory-mapped file: captions spoken by flite, and recordings.
+
+A corpus is a folder: `samples.int16` (all clips one after the other), `labels.uint8` (the phone of
+each frame) and `clips.json` (where each clip lies and what it is). The same captions, seed and
+flite make the same corpus.
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import soxr
+from tqdm import tqdm
+
+from im2sp.shards.files import atomic_file
+from im2sp.tools.flite import RATE_HZ, VOICES, FliteError, Spoken, speak
+
+UNLABELLED = 255
+"""Label of the frames of recordings, whose phones nobody has marked."""
+# Mean pitches of the voices' own speech lie between 105 and 170 Hz.
+PITCH_RANGE_HZ = (85.0, 240.0)
+STRETCH_RANGE = (0.8, 1.25)
+# Played faster, a voice is higher and its throat shorter.
+SPEED_RANGE = (0.85, 1.2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """Where a clip lies in the files of its corpus, and what it is."""
+
+    name: str
+    """The caption's number and the voice, or the recording's name."""
+    start: int
+    """First sample."""
+    num_samples: int
+    """Samples at 16 kHz."""
+    first_frame: int
+    """First of its frames in `labels.uint8`."""
+    num_frames: int
+    """Its frames of 20 ms: one unit each."""
+    is_recording: bool
+    """A recorded voice, whose phones are not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """How a caption is spoken."""
+
+    voice: str
+    stretch: float = 1.0
+    pitch_hz: float | None = None
+    speed: float = 1.0
+
+
+def draw_manner(generator: np.random.Generator) -> Manner:
+    """A voice with its own tempo, pitch and size."""
+    voice = VOICES[int(generator.integers(len(VOICES)))]
+    stretch, speed = (
+        float(np.exp(generator.uniform(*np.log(bounds)))) for bounds in (STRETCH_RANGE, SPEED_RANGE)
+    )
+    pitch_hz = float(np.exp(generator.uniform(*np.log(PITCH_RANGE_HZ))))
+    is_own_speed = generator.random() < 0.4
+    return Manner(
+        voice=voice,
+        stretch=round(stretch, 3),
+        pitch_hz=round(pitch_hz, 1) if generator.random() < 0.7 else None,
+        speed=1.0 if is_own_speed else round(speed, 3),
+    )
+
+
+def speak_in_manner(text: str, manner: Manner) -> tuple[np.ndarray, np.ndarray]:
+    """A caption's samples (S,) int16 and phones (T,) uint8."""
+    spoken = speak(text, manner.voice, stretch=manner.stretch, pitch_hz=manner.pitch_hz)
+    if manner.speed != 1.0:
+        samples = soxr.resample(spoken.samples, RATE_HZ, RATE_HZ / manner.speed)
+        phones = [(end_s / manner.speed, phone) for end_s, phone in spoken.phones]
+        spoken = Spoken(samples=samples, phones=phones)
+    return spoken.samples, spoken.labels()
+
+
+def make_corpus(
+    folder: Path,
+    captions: Sequence[str],
+    manners: Sequence[Manner],
+    recordings: Iterable[tuple[str, np.ndarray]] = (),
+    *,
+    num_threads: int = 2,
+    quiet: bool = False,
+) -> "Corpus":
+    """Speak captions, each in its manner, add recordings, and write the corpus.
+
+    Args:
+        folder: Where to write; made if need be.
+        captions: Texts; one that flite cannot say is left out.
+        manners: One a caption.
+        recordings: Names and (S,) float32 waveforms at 16 kHz.
+        num_threads: flite processes at a time.
+        quiet: No progress bar.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    clips: list[Clip] = []
+    samples_end = frames_end = 0
+    labels: list[np.ndarray] = []
+    with atomic_file(folder / "samples.int16") as file:
+        clips_of_all = _spoken(captions, manners, num_threads, quiet)
+        for name, samples, phones in itertools.chain(clips_of_all, _recorded(recordings)):
+            if not len(phones):
+                continue
+            file.write(samples.astype("<i2").tobytes())
+            labels.append(phones)
+            clips.append(
+                Clip(
+                    name=name,
+                    start=samples_end,
+                    num_samples=len(samples),
+                    first_frame=frames_end,
+                    num_frames=len(phones),
+                    is_recording=bool(phones[0] == UNLABELLED),
+                )
+            )
+            samples_end += len(samples)
+            frames_end += len(phones)
+    with atomic_file(folder / "labels.uint8") as file:
+        file.write(np.concatenate(labels).tobytes())
+    with atomic_file(folder / "clips.json") as file:
+        file.write(json.dumps([asdict(clip) for clip in clips]).encode())
+    return Corpus(folder)
+
+
+def _spoken(
+    captions: Sequence[str], manners: Sequence[Manner], num_threads: int, quiet: bool
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    def one(number: int) -> tuple[np.ndarray, np.ndarray] | None:
+        try:
+            return speak_in_manner(captions[number], manners[number])
+        except FliteError:
+            if number == 0:  # not this caption's fault
+                raise
+            return None
+
+    with ThreadPoolExecutor(num_threads) as threads:
+        results = threads.map(one, range(len(captions)))
+        bar = tqdm(results, total=len(captions), desc="speak", unit=" captions", disable=quiet)
+        for number, result in enumerate(bar):
+            if result is not None:
+                yield f"{number} {manners[number].voice}", *result
+
+
+def _recorded(
+    recordings: Iterable[tuple[str, np.ndarray]],
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    for name, waveform in recordings:
+        samples = np.clip(np.round(waveform * 32767), -32768, 32767).astype(np.int16)
+        yield name, samples, np.full(max(0, (len(samples) - 400) // 320 + 1), UNLABELLED, np.uint8)
+
+
+class Corpus:
+    """A corpus on disk, opened for reading.
+
+    Attributes:
+        clips: All of its clips in order.
+        hours: Of sound.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.clips = [Clip(**clip) for clip in json.loads((folder / "clips.json").read_bytes())]
+        self._samples = np.memmap(folder / "samples.int16", "<i2", "r")
+        self._labels = np.memmap(folder / "labels.uint8", np.uint8, "r")
+        self.hours = len(self._samples) / RATE_HZ / 3600
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        return len(self.clips)
+
+    def waveform(self, number: int) -> np.ndarray:
+        """(S,) float32 in [-1, 1) of a clip."""
+        clip = self.clips[number]
+        part = self._samples[clip.start : clip.start + clip.num_samples]
+        return part.astype(np.float32) / 32768
+
+    def labels(self, number: int) -> np.ndarray:
+        """(T,) uint8: places in `flite.PHONES`, or `UNLABELLED`."""
+        clip = self.clips[number]
+        return np.array(self._labels[clip.first_frame : clip.first_frame + clip.num_frames])
