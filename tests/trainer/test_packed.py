@@ -33,3 +33,17 @@ def test_other_number_types_stay_with_torch():
     model = network().double()
     with torch.no_grad(), packed_linears(model):
         assert model(torch.randn(1, 48, dtype=torch.double)).dtype == torch.double
+
+
+def test_changed_weights_are_seen():
+    model, x = network(), torch.randn(3, 48)
+    with torch.no_grad():
+        for change in (lambda: None, lambda: model[0].weight.mul_(2), lambda: None):
+            change()
+            expected = model(x)
+            with packed_linears(model):
+                torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
+        model[0].weight = nn.Parameter(torch.randn(64, 48))
+        expected = model(x)
+        with packed_linears(model):
+            torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
