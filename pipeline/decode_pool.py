@@ -1,10 +1,13 @@
-"""Decoding in worker processes, in order, a bounded number of pictures ahead of the model.
+"""Decoding in worker processes, in order, a bounded number of media ahead of the model.
 
 Every worker process is led by a thread of this process, which gives it one task at a time and
-takes its results picture by picture. So a worker that dies (a decoder that crashes, a kill for
-memory) is known to have died on one picture, which alone is tried again and then refused, and no
+takes its results one by one. So a worker that dies (a decoder that crashes, a kill for memory) is
+known to have died on one picture or clip, which alone is tried again and then refused, and no
 other worker notices. Nothing but the pipe to that thread keeps a worker alive: it ends when this
 process does, however that ends.
+
+A picture is always as small as its view; clips are of any length, so a `Room` bounds how many bytes
+of them wait for the model. A worker holds one clip, and waits with it until there is room.
 """
 
 import multiprocessing
@@ -13,67 +16,39 @@ import queue
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
 import numpy as np
 
-from im2sp.pipeline.images import ImageError, read_image, source_size_bytes
-from im2sp.pipeline.source_items import SourceItem
-from im2sp.pipeline.views import VIEWS
+from im2sp.pipeline.audio import DEFAULT_MAX_SECONDS
+from im2sp.pipeline.decode import Decoded, Medium, decode
+from im2sp.pipeline.decode_room import Room
 
-IMAGES_PER_TASK = 16
+MEDIA_PER_TASK = 16
 _TASKS_AHEAD = 4
+_PIECE_BYTES = 2**20
 _DIED = "the process that decoded it died twice (a crash of the decoder, or no memory)"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decoded:
-    """One input after decoding: a picture or the reason why there is none."""
-
-    pixels: np.ndarray | None
-    """uint8 [S, S, 3], or None."""
-    size_bytes: int
-    """Size of the original file."""
-    reason: str
-    """Why the input is refused; "" where it is not."""
-
-
-def decode(item: SourceItem, view: str, max_pixels: int) -> Decoded:
-    """Decode one input; whatever is wrong with it becomes `reason`."""
-    if item.error is not None or item.image is None:
-        return _refused(item.error or "no image")
-    try:
-        image = read_image(item.image, name=item.name, max_pixels=max_pixels)
-        pixels = VIEWS[view].apply(image)
-        return Decoded(pixels=pixels, size_bytes=source_size_bytes(item.image), reason="")
-    except ImageError as error:
-        # The message begins with the name, which the reject has in a field of its own.
-        return _refused(str(error).removeprefix(f"{item.name}: "))
-    except OSError as error:  # it went away after it was read
-        return _refused(f"cannot be read: {error.strerror or error}")
-    except MemoryError:
-        return _refused("decoding needs more memory than there is")
-    except Exception as error:  # the per-item edge: one input never ends the run
-        detail = " ".join(str(error).split())
-        return _refused(f"cannot be decoded: {type(error).__name__}: {detail}")
-
-
-def _refused(reason: str) -> Decoded:
-    return Decoded(pixels=None, size_bytes=0, reason=reason)
-
-
 class DecodePool:
-    """Worker processes that decode inputs; use it in a `with` statement, which ends them."""
+    """Worker processes that decode media; use it in a `with` statement, which ends them."""
 
-    def __init__(self, *, num_workers: int, view: str, max_pixels: int) -> None:
+    def __init__(
+        self,
+        *,
+        num_workers: int,
+        view: str,
+        max_pixels: int,
+        max_audio_s: float = DEFAULT_MAX_SECONDS,
+    ) -> None:
         self._num_workers = num_workers
-        self._settings = (view, max_pixels)
-        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._settings = (view, max_pixels, max_audio_s)
+        self._queue: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._room = Room()
         self._threads: list[threading.Thread] = []
         self._workers: dict[int, _Worker] = {}
         self._lock = threading.Lock()
@@ -88,6 +63,7 @@ class DecodePool:
             self._is_closed = True
             for worker in self._workers.values():
                 worker.process.kill()  # it holds nothing that could be lost
+        self._room.close()
         for _ in self._threads:
             self._queue.put(None)
         self._is_first_up.set()
@@ -104,22 +80,35 @@ class DecodePool:
             for thread in self._threads:
                 thread.start()
 
-    def decode(self, tasks: Iterable[list[SourceItem]]) -> Iterator[list[Decoded]]:
-        """Decode tasks of a few inputs each; results come in the order of the tasks.
+    def decode(self, tasks: Iterable[Sequence[Medium]]) -> Iterator[Decoded]:
+        """Decode tasks of a few media each; results come one by one, in the order of the media.
 
         Raises:
             ChildProcessError: No worker can be started.
         """
-        waiting: deque[Future[list[Decoded]]] = deque()
+        waiting: deque[_Task] = deque()
         limit = _TASKS_AHEAD * self._num_workers
-        for task in tasks:
+        for number, media in enumerate(tasks):
             self.start()
-            waiting.append(Future())
-            self._queue.put((task, waiting[-1]))
+            waiting.append(_Task(number=number, media=list(media)))
+            self._queue.put(waiting[-1])
             if len(waiting) >= limit:
-                yield waiting.popleft().result()
+                yield from self._results(waiting.popleft())
         while waiting:
-            yield waiting.popleft().result()
+            yield from self._results(waiting.popleft())
+
+    def _results(self, task: "_Task") -> Iterator[Decoded]:
+        self._room.consume(task.number)
+        for _ in task.media:
+            yield self._next(task)  # a name for it here would keep a clip alive while another comes
+
+    def _next(self, task: "_Task") -> Decoded:
+        result = task.results.get()
+        if isinstance(result, Exception):
+            raise result
+        if result.waveform is not None:
+            self._room.leave(task.number, result.waveform.nbytes)
+        return result
 
     def _lead(self, index: int) -> None:
         """Do tasks with one worker until the pool ends; the body of a thread."""
@@ -134,31 +123,49 @@ class DecodePool:
             pass  # the first task meets it again and tells
         finally:
             self._is_first_up.set()
-        for job in iter(self._queue.get, None):
+        for task in iter(self._queue.get, None):
             if self._is_closed:
                 break
             try:
-                job[1].set_result(self._decode_task(index, job[0]))
+                self._decode_task(index, task)
             except Exception as error:
-                job[1].set_exception(error)
+                task.results.put(error)
         self._drop(index)
 
-    def _decode_task(self, index: int, task: list[SourceItem]) -> list[Decoded]:
-        results: list[Decoded] = []
+    def _decode_task(self, index: int, task: "_Task") -> None:
+        num_done = 0
         died_at = -1
-        while len(results) < len(task):
+        while num_done < len(task.media):
             worker = self._worker(index)
             try:
-                worker.connection.send(task[len(results) :])
-                while len(results) < len(task):
-                    results.append(worker.connection.recv())
+                worker.connection.send(task.media[num_done:])
+                while num_done < len(task.media):
+                    task.results.put(self._receive(worker.connection, task.number))
+                    num_done += 1
             except (EOFError, OSError):
                 self._drop(index)
-                if died_at == len(results):
-                    results.append(_refused(_DIED))
+                if died_at == num_done:
+                    task.results.put(Decoded(reason=_DIED))
+                    num_done += 1
                 else:
-                    died_at = len(results)
-        return results
+                    died_at = num_done
+
+    def _receive(self, connection: Connection, task: int) -> Decoded:
+        """The next result of a worker, once there is room for it."""
+        result, num_samples = connection.recv()
+        if not num_samples:
+            return result
+        size_bytes = 4 * num_samples
+        self._room.enter(task, size_bytes)
+        try:
+            waveform = np.empty(num_samples, np.float32)
+            data = waveform.view(np.uint8).data
+            for start in range(0, size_bytes, _PIECE_BYTES):
+                connection.recv_bytes_into(data, start)
+        except BaseException:
+            self._room.leave(task, size_bytes)
+            raise
+        return replace(result, waveform=waveform)
 
     def _worker(self, index: int) -> "_Worker":
         """The thread's worker, started when there is none; returns when it is up."""
@@ -192,7 +199,11 @@ class DecodePool:
             worker.process.join()
 
 
-_Job = tuple[list[SourceItem], "Future[list[Decoded]]"]
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Task:
+    number: int
+    media: list[Medium]
+    results: "queue.SimpleQueue[Decoded | Exception]" = field(default_factory=queue.SimpleQueue)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,12 +212,13 @@ class _Worker:
     connection: Connection
 
 
-def _start(view: str, max_pixels: int) -> _Worker:
+def _start(view: str, max_pixels: int, max_audio_s: float) -> _Worker:
     # Not forked: torch's threads in this process would be copied in an unknown state.
     context = multiprocessing.get_context("spawn")
     ends: tuple[Any, Any] = context.Pipe()
     connection, remote = ends
-    process = context.Process(target=_work, args=(remote, view, max_pixels), daemon=True)
+    settings = (view, max_pixels, max_audio_s)
+    process = context.Process(target=_work, args=(remote, *settings), daemon=True)
     try:
         process.start()
     except BaseException:
@@ -217,8 +229,8 @@ def _start(view: str, max_pixels: int) -> _Worker:
     return _Worker(process=process, connection=connection)
 
 
-def _work(connection: Connection, view: str, max_pixels: int) -> None:
-    """What a worker does: take lists of inputs, give each one's result, until the pipe ends."""
+def _work(connection: Connection, view: str, max_pixels: int, max_audio_s: float) -> None:
+    """What a worker does: take lists of media, give each one's result, until the pipe ends."""
     import im2sp.pipeline.jpeg_scan  # noqa: F401 - compiled, or loaded, before the first picture
 
     try:
@@ -228,7 +240,19 @@ def _work(connection: Connection, view: str, max_pixels: int) -> None:
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
         while True:
-            for item in connection.recv():
-                connection.send(decode(item, view, max_pixels))
+            for medium in connection.recv():
+                _send(connection, decode(medium, view, max_pixels, max_audio_s))
     except (EOFError, OSError):
         return  # the other end is gone, and with it all reason to go on
+
+
+def _send(connection: Connection, result: Decoded) -> None:
+    """A result and how many samples follow, then these piece by piece, without a copy of all."""
+    waveform = result.waveform
+    if waveform is None:
+        connection.send((result, 0))
+        return
+    connection.send((replace(result, waveform=None), len(waveform)))
+    data = np.ascontiguousarray(waveform).view(np.uint8).data
+    for start in range(0, len(data), _PIECE_BYTES):
+        connection.send_bytes(data[start : start + _PIECE_BYTES])

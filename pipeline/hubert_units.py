@@ -17,7 +17,7 @@ from im2sp.pipeline.hubert_encoder import FIRST_FRAME_SAMPLES, HubertEncoder, nu
 from im2sp.pipeline.hubert_weights import BUNDLED, HubertWeights, fingerprint, load_hubert
 from im2sp.pipeline.image_threads import ImageThreads
 from im2sp.pipeline.kmeans import load_centres
-from im2sp.pipeline.pickles import WeightsError
+from im2sp.shards.pickles import WeightsError
 
 Precision = Literal["fp32", "bf16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}

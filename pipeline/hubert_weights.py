@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from im2sp.pipeline.hub import CONFIG_FILE, find_model, find_weights
-from im2sp.pipeline.pickles import Record, WeightsError
 from im2sp.pipeline.weights import Weights, describe, read_weights
+from im2sp.shards.hub import CONFIG_FILE, find_model, find_weights
+from im2sp.shards.pickles import Record, WeightsError
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 BUNDLED = {"compact": Path(__file__).parent / "compact_speech_tokenizer.safetensors"}

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from im2sp.pipeline import packed_encoder
-from im2sp.pipeline.hub import find_weights
 from im2sp.pipeline.image_threads import ImageThreads
 from im2sp.pipeline.vitvqgan import ViTVQGAN
 from im2sp.pipeline.vitvqgan_weights import fingerprint, load_codebook, load_network
 from im2sp.pipeline.weights import read_weights
+from im2sp.shards.hub import find_weights
 
 Precision = Literal["fp32", "bf16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -1,9 +1,12 @@
-"""The tokenize job: a source of pictures to a dataset of shards.
+"""The tokenize job: a source of pictures and sound to a dataset of shards.
 
-Inputs are worked off in chunks of 256. Worker processes decode, this process encodes, and each
-finished chunk is kept in the job folder (`job_state`); a shard is written once all its chunks are
-there, and the manifest last. What a chunk holds depends on the source and the settings alone, so
-neither interruptions nor the number of workers change a byte of the result.
+Inputs are worked off in chunks of 256. Worker processes decode, this process encodes
+(`job_encode`), and each finished chunk is kept in the job folder (`job_state`); a shard is written
+once all its chunks are there, and the manifest last. What a chunk holds depends on the source and
+the settings alone, so neither interruptions nor the number of workers change a byte of the result.
+
+Chunks keep speech in plain codes. Shards get tables that are fitted to the first shard's worth of
+it, so shards before the first one with speech wait for that one.
 """
 
 import errno
@@ -14,81 +17,46 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm import tqdm
 
-from im2sp.pipeline.decode_pool import IMAGES_PER_TASK, Decoded, DecodePool
-from im2sp.pipeline.images import DEFAULT_MAX_PIXELS
+from im2sp.pipeline import job_config
+from im2sp.pipeline.audio import SAMPLE_RATE_HZ
+from im2sp.pipeline.decode import Decoded, Medium, media_of
+from im2sp.pipeline.decode_pool import MEDIA_PER_TASK, DecodePool
+from im2sp.pipeline.job_codecs import (
+    CodedColumns,
+    SpeechCoding,
+    fit_columns,
+    recode,
+    speech_coding,
+)
+from im2sp.pipeline.job_config import JobConfig, check_image_tokenizer, describe_job
+from im2sp.pipeline.job_encode import MediaEncoder
+from im2sp.pipeline.job_media import has_images, has_speech, narrowed
 from im2sp.pipeline.job_output import check_output, prepare_output
 from im2sp.pipeline.job_state import JobError, JobState, Tally
 from im2sp.pipeline.source_items import SourceItem, SourceListing
 from im2sp.pipeline.sources import list_source
-from im2sp.pipeline.views import VIEWS
 from im2sp.shards import (
     CODEBOOK_NAME,
     DEFAULT_COLUMNS,
     MANIFEST_NAME,
     REJECTS_NAME,
-    Layout,
     Manifest,
-    Sample,
     encode_batch,
     write_codebook,
 )
 from im2sp.shards.files import atomic_file
 
 if TYPE_CHECKING:
+    from im2sp.pipeline.hubert_units import SpeechTokenizer
     from im2sp.pipeline.image_tokenizer import ImageTokenizer
 
-CHUNK_SIZE = 256
-"""Inputs whose samples are kept on disk together while the job runs."""
-GPU_BATCH_IMAGES = 128
-"""Inputs encoded at once on a GPU."""
-MAX_CPU_BATCH_IMAGES = 64
-"""The same on a CPU, where a slow tokenizer gets fewer, so that progress shows."""
-_QUICK_S = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobConfig:
-    """What to tokenize and how; everything that decides the content of the dataset."""
-
-    source: Path
-    """Folder, tar, Karpathy file or manifest."""
-    dataset_dir: Path
-    """Folder to write into; other files in it are left alone."""
-    image_root: Path | None = None
-    """Where the image paths of a Karpathy file or manifest begin."""
-    view: str = "squash-224"
-    """How a picture becomes a square; a name of `VIEWS`."""
-    layout: Layout = Layout()
-    """How samples lie in the shards."""
-    samples_per_shard: int = 16384
-    """Inputs that go into one shard file, rounded up to a multiple of 256."""
-    max_pixels: int = DEFAULT_MAX_PIXELS
-    """Largest picture that is decoded."""
-    num_workers: int = 2
-    """Processes that decode."""
-    overwrite: bool = False
-    """Remove the dataset or unfinished job that is there and start anew."""
-    quiet: bool = False
-    """No progress bar."""
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        if self.view not in VIEWS:
-            raise ValueError(f"view {self.view!r}; expected one of {', '.join(VIEWS)}")
-        for name in ("samples_per_shard", "max_pixels", "num_workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-
-    @property
-    def chunks_per_shard(self) -> int:
-        """Chunks of `CHUNK_SIZE` inputs that make one shard."""
-        return -(-self.samples_per_shard // CHUNK_SIZE)
+__all__ = ["JobConfig", "JobResult", "run_job"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,41 +67,60 @@ class JobResult:
     """The manifest of the finished dataset."""
     listing: SourceListing
     """What the source held."""
-    num_encoded: int
+    num_encoded: int = 0
     """Pictures encoded by this run; fewer than the dataset has where it went on with a job."""
-    encode_s: float
+    num_utterances: int = 0
+    """Clips encoded by this run."""
+    audio_s: float = 0.0
+    """Seconds of sound in them."""
+    encode_s: float = 0.0
     """Seconds from the first task for the decoding processes to the last shard."""
     was_finished: bool = False
     """Whether the very dataset was there already, so that nothing was done."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Tokenizers:
+    """What the source needs; None for what it holds nothing of."""
+
+    image: "ImageTokenizer | None"
+    speech: "SpeechTokenizer | None"
+    coding: SpeechCoding | None
+    """How speech is coded; None where there is none."""
+
+
 def run_job(
-    config: JobConfig, tokenizer: "ImageTokenizer | Callable[[], ImageTokenizer]"
+    config: JobConfig,
+    image_tokenizer: "ImageTokenizer | Callable[[], ImageTokenizer]",
+    speech_tokenizer: "SpeechTokenizer | Callable[[], SpeechTokenizer] | None" = None,
 ) -> JobResult:
     """Tokenize a source into `config.dataset_dir`, or go on where an interrupted run was.
 
     Args:
         config: What to do.
-        tokenizer: The image tokenizer, or a function that loads it; it is called after the source
-            is listed and while the decoding processes start.
+        image_tokenizer: The image tokenizer, or a function that loads it; it is called after the
+            source is listed, while the decoding processes start, and only if there are images.
+        speech_tokenizer: The same for speech; not needed for a source without utterances.
 
     Raises:
         SourceError: The source cannot be used.
-        JobError: Something else is in the way at `dataset_dir`, or it cannot be written.
+        JobError: Something else is in the way at `dataset_dir`, or it cannot be written; or the
+            tokenizers do not fit.
     """
-    listing = list_source(config.source, image_root=config.image_root)
+    listing = list_source(config.source, image_root=config.image_root, audio_root=config.audio_root)
+    listing = narrowed(listing, config.only, config.source)
     state = JobState(config.dataset_dir)
-    num_tasks = -(-len(listing.items) // IMAGES_PER_TASK)
+    num_tasks = -(-sum(len(media_of(item)) for item in listing.items) // MEDIA_PER_TASK)
     with DecodePool(
         num_workers=min(config.num_workers, num_tasks),
         view=config.view,
         max_pixels=config.max_pixels,
+        max_audio_s=config.max_audio_s,
     ) as pool:
         if config.overwrite or not (config.dataset_dir / MANIFEST_NAME).exists():
             pool.start()
-        loaded = tokenizer() if callable(tokenizer) else tokenizer
-        _check_grid(config, loaded)
-        job = _describe(config, listing, loaded)
+        loaded = _load(config, listing.items, image_tokenizer, speech_tokenizer)
+        job = describe_job(config, listing, loaded.image, loaded.speech, loaded.coding)
         with _told_errors(config.dataset_dir):
             finished = check_output(state, job, overwrite=config.overwrite)
             if finished is None or state.dir.exists():
@@ -141,9 +128,26 @@ def run_job(
                     finished = prepare_output(state, job, overwrite=config.overwrite)
                     if finished is None:
                         return _Run(config, loaded, listing, state, job).run(pool)
-    return JobResult(
-        manifest=finished, listing=listing, num_encoded=0, encode_s=0.0, was_finished=True
-    )
+    return JobResult(manifest=finished, listing=listing, was_finished=True)
+
+
+def _load(
+    config: JobConfig,
+    items: list[SourceItem],
+    image_tokenizer: "ImageTokenizer | Callable[[], ImageTokenizer]",
+    speech_tokenizer: "SpeechTokenizer | Callable[[], SpeechTokenizer] | None",
+) -> _Tokenizers:
+    """Load what the items need."""
+    image = speech = coding = None
+    if has_images(items):
+        image = image_tokenizer() if callable(image_tokenizer) else image_tokenizer
+        check_image_tokenizer(config, image)
+    if has_speech(items):
+        speech = speech_tokenizer() if callable(speech_tokenizer) else speech_tokenizer
+        if speech is None:
+            raise JobError(f"{config.source}: holds speech; a speech tokenizer is needed for it")
+        coding = speech_coding(config.speech_codec, config.layout, speech.num_units)
+    return _Tokenizers(image=image, speech=speech, coding=coding)
 
 
 @contextmanager
@@ -169,24 +173,24 @@ class _Run:
     def __init__(
         self,
         config: JobConfig,
-        tokenizer: "ImageTokenizer",
+        loaded: _Tokenizers,
         listing: SourceListing,
         state: JobState,
         job: dict[str, Any],
     ) -> None:
-        self.config, self.tokenizer, self.state, self.job = config, tokenizer, state, job
+        self.config, self.loaded, self.state, self.job = config, loaded, state, job
         self.listing, self.items = listing, listing.items
-        num_chunks = -(-len(self.items) // CHUNK_SIZE)
+        num_chunks = -(-len(self.items) // job_config.CHUNK_SIZE)
         self.shards = [
             range(first, min(first + config.chunks_per_shard, num_chunks))
             for first in range(0, num_chunks, config.chunks_per_shard)
         ]
-        is_cpu = tokenizer.device.type == "cpu"
-        self.batch_images = IMAGES_PER_TASK if is_cpu else GPU_BATCH_IMAGES
-        size = VIEWS[config.view].image_size_px
-        most = max(self.batch_images, MAX_CPU_BATCH_IMAGES)
-        self.planes = np.empty((most, 3, size, size), np.float32)
-        self.num_encoded = 0
+        self.encoder = MediaEncoder(loaded.image, loaded.speech, config.view)
+        coding = loaded.coding
+        self.chunk_columns = DEFAULT_COLUMNS if coding is None else coding.chunk_columns
+        self.columns = DEFAULT_COLUMNS if coding is None else coding.columns
+        if self.columns is None:
+            self.columns = state.read_columns()
         self.num_refused = 0
 
     def run(self, pool: DecodePool) -> JobResult:
@@ -198,8 +202,9 @@ class _Run:
             for chunk in chunks
             if not self.state.has_chunk(chunk)
         ]
+        waiting: list[int] = []
         with self._bar(todo) as bar:
-            tasks = pool.decode(task for chunk in todo for task in self._tasks(chunk))
+            decoded = pool.decode(task for chunk in todo for task in self._tasks(chunk))
             begin_s = time.monotonic()
             for shard, chunks in enumerate(self.shards):
                 if self.state.has_shard(shard):
@@ -207,16 +212,39 @@ class _Run:
                     continue
                 for chunk in chunks:
                     if not self.state.has_chunk(chunk):
-                        self._encode_chunk(chunk, tasks, bar)
-                self.state.finish_shard(shard, chunks, self.config.layout)
+                        self._encode_chunk(chunk, decoded, bar)
+                waiting.append(shard)
+                if self._find_columns(chunks):
+                    self._finish(waiting)
+            if self.columns is None:  # there was not one good clip to fit tables to
+                self.columns = self.chunk_columns
+            self._finish(waiting)
             encode_s = time.monotonic() - begin_s
-        manifest = self._publish()
         return JobResult(
-            manifest=manifest,
+            manifest=self._publish(self.columns),
             listing=self.listing,
-            num_encoded=self.num_encoded,
+            num_encoded=self.encoder.num_images,
+            num_utterances=self.encoder.num_utterances,
+            audio_s=self.encoder.num_samples / SAMPLE_RATE_HZ,
             encode_s=encode_s,
         )
+
+    def _find_columns(self, chunks: range) -> bool:
+        """Whether the shards' codecs are known; they are fitted to the first speech there is."""
+        if self.columns is None and self.state.count(chunks).num_utterances:
+            assert self.loaded.speech is not None
+            read_batches = partial(self.state.read_batches, chunks)
+            self.columns = fit_columns(read_batches, self.loaded.speech.num_units)
+            self.state.write_columns(self.columns)
+        return self.columns is not None
+
+    def _finish(self, shards: list[int]) -> None:
+        """Write shards whose chunks are all there, and strike them off the list."""
+        assert self.columns is not None
+        for shard in shards:
+            coded = partial(recode, columns=self.columns)
+            self.state.finish_shard(shard, self.shards[shard], self.config.layout, coded)
+        shards.clear()
 
     def _bar(self, todo: list[int]) -> "tqdm[Any]":
         left = sum(len(self._items(chunk)) for chunk in todo)
@@ -224,7 +252,7 @@ class _Run:
             total=len(self.items),
             initial=len(self.items) - left,
             desc="tokenize",
-            unit=" images",
+            unit=" images" if self.loaded.speech is None else " inputs",
             disable=self.config.quiet,
             file=sys.stderr,
             mininterval=0.5,
@@ -232,71 +260,36 @@ class _Run:
         )
 
     def _items(self, chunk: int) -> list[SourceItem]:
-        return self.items[chunk * CHUNK_SIZE : (chunk + 1) * CHUNK_SIZE]
+        size = job_config.CHUNK_SIZE
+        return self.items[chunk * size : (chunk + 1) * size]
 
-    def _tasks(self, chunk: int) -> list[list[SourceItem]]:
-        return self._cut(self._items(chunk))
+    def _tasks(self, chunk: int) -> list[list[Medium]]:
+        """What the decoding processes get at once."""
+        media = [medium for item in self._items(chunk) for medium in media_of(item)]
+        starts = range(0, len(media), MEDIA_PER_TASK)
+        return [media[start : start + MEDIA_PER_TASK] for start in starts]
 
-    @staticmethod
-    def _cut(items: list[SourceItem]) -> list[list[SourceItem]]:
-        """Into what the decoding processes get at once."""
-        starts = range(0, len(items), IMAGES_PER_TASK)
-        return [items[start : start + IMAGES_PER_TASK] for start in starts]
-
-    def _encode_chunk(self, chunk: int, tasks: Iterator[list[Decoded]], bar: "tqdm[Any]") -> None:
+    def _encode_chunk(self, chunk: int, decoded: Iterator[Decoded], bar: "tqdm[Any]") -> None:
         """Encode the inputs of one chunk and keep them in the job folder."""
-        samples: list[Sample] = []
         tally = Tally()
-        items = self._items(chunk)
-        start = 0
-        while start < len(items):
-            begin_s = time.monotonic()
-            batch = items[start : start + self.batch_images]
-            decoded = [result for _ in self._cut(batch) for result in next(tasks)]
-            samples += self._encode_batch(batch, decoded, tally)
-            bar.set_postfix(refused=self.num_refused + len(tally.rejects), refresh=False)
-            bar.update(len(batch))
-            start += len(batch)
-            # Larger batches keep the cores busy; units do not depend on their batch.
-            is_quick = time.monotonic() - begin_s < _QUICK_S
-            if is_quick and 2 * self.batch_images <= MAX_CPU_BATCH_IMAGES:
-                self.batch_images *= 2
+        encoder = self.encoder
+
+        def show(num_inputs: int) -> None:
+            figures: dict[str, str] = {}
+            if self.loaded.speech is not None:
+                hours = encoder.num_samples / SAMPLE_RATE_HZ / 3600
+                figures["images"] = f"{encoder.num_images:,}"
+                figures["utterances"] = f"{encoder.num_utterances:,}"
+                figures["audio"] = f"{hours:.2f} h"
+            figures["refused"] = f"{self.num_refused + len(tally.rejects):,}"
+            bar.set_postfix(figures, refresh=False)
+            bar.update(num_inputs)
+
+        samples = encoder.encode(self._items(chunk), decoded, tally, show)
         self.num_refused += len(tally.rejects)
-        self.state.write_chunk(chunk, encode_batch(samples), tally)
+        self.state.write_chunk(chunk, encode_batch(samples, self.chunk_columns), tally)
 
-    def _encode_batch(
-        self, items: list[SourceItem], decoded: list[Decoded], tally: Tally
-    ) -> list[Sample]:
-        good: list[tuple[SourceItem, np.ndarray]] = []
-        for item, result in zip(items, decoded, strict=True):
-            if result.pixels is None:
-                tally.rejects.append({"file": item.name, "reason": result.reason})
-                continue
-            good.append((item, result.pixels))
-            tally.num_images += 1
-            tally.image_file_bytes += result.size_bytes
-        self.num_encoded += len(good)
-        if not good:
-            return []
-        units = self._encode([pixels for _, pixels in good])
-        return [
-            Sample(key=item.key, split=item.split, image_units=unit, captions=list(item.captions))
-            for (item, _), unit in zip(good, units, strict=True)
-        ]
-
-    def _encode(self, pixels: list[np.ndarray]) -> np.ndarray:
-        """uint8 [S, S, 3] each -> uint16 [B, 28, 28]."""
-        import torch
-
-        # One buffer for all batches: fresh memory of this size costs more than filling it.
-        planes = self.planes[: len(pixels)]
-        for plane, picture in zip(planes, pixels, strict=True):
-            plane[:] = picture.transpose(2, 0, 1)
-        np.divide(planes, np.float32(255), out=planes)
-        units = self.tokenizer.encode(torch.from_numpy(planes))
-        return VIEWS[self.config.view].crop_units(units).numpy().astype(np.uint16)
-
-    def _publish(self) -> Manifest:
+    def _publish(self, columns: CodedColumns) -> Manifest:
         """Write what belongs to the dataset as a whole, the manifest last."""
         tally = Tally()
         shards = []
@@ -308,23 +301,26 @@ class _Run:
         rejects = "".join(json.dumps(row) + "\n" for row in tally.rejects).encode()
         with atomic_file(dataset_dir / REJECTS_NAME) as file:
             file.write(rejects)
-        codebook_sha256 = write_codebook(dataset_dir, self.tokenizer.codebook.numpy())
+        image_tokenizer = None
+        if self.loaded.image is not None:
+            image_tokenizer = {
+                **self.job["image_tokenizer"],
+                "codebook_file": CODEBOOK_NAME,
+                "codebook_sha256": write_codebook(dataset_dir, self.loaded.image.codebook.numpy()),
+            }
         splits: dict[str, int] = {}
         for shard in shards:
             for name, count in shard.splits.items():
                 splits[name] = splits.get(name, 0) + count
         manifest = Manifest(
-            num_samples=tally.num_images,
+            num_samples=sum(shard.num_samples for shard in shards),
             splits=splits,
             layout=self.config.layout,
-            columns=DEFAULT_COLUMNS,
+            columns=columns,
             shards=shards,
-            image_tokenizer={
-                **self.job["image_tokenizer"],
-                "codebook_file": CODEBOOK_NAME,
-                "codebook_sha256": codebook_sha256,
-            },
-            raw={"num_images": tally.num_images, "image_file_bytes": tally.image_file_bytes},
+            image_tokenizer=image_tokenizer,
+            speech_tokenizer=self.job.get("speech_tokenizer"),
+            raw=tally.raw(has_speech=self.loaded.speech is not None),
             num_rejects=len(tally.rejects),
             rejects_sha256=hashlib.sha256(rejects).hexdigest(),
             settings=self.job["settings"],
@@ -332,42 +328,3 @@ class _Run:
         manifest.write(dataset_dir)
         self.state.remove()
         return manifest
-
-
-def _describe(
-    config: JobConfig, listing: SourceListing, tokenizer: "ImageTokenizer"
-) -> dict[str, Any]:
-    """All that decides the bytes of the dataset; no clock, host name or path of this machine."""
-    return {
-        "image_tokenizer": {
-            "name": tokenizer.name,
-            "fingerprint": tokenizer.fingerprint,
-            "precision": tokenizer.precision,
-            "view": config.view,
-        },
-        "layout": {
-            "kind": config.layout.kind,
-            "samples_per_member": config.layout.samples_per_member,
-        },
-        "settings": {
-            "source": listing.describe(),
-            "device": tokenizer.device.type,
-            "max_pixels": config.max_pixels,
-            "samples_per_shard": config.chunks_per_shard * CHUNK_SIZE,
-        },
-    }
-
-
-def _check_grid(config: JobConfig, tokenizer: "ImageTokenizer") -> None:
-    """The view must give 28x28 units with this tokenizer's patches."""
-    patch_px = tokenizer.patch_size_px
-    if patch_px != 8:
-        raise JobError(
-            f"image tokenizer {tokenizer.name}: one unit covers {patch_px}x{patch_px} pixels; "
-            f"shards hold 28x28 units of views such as {config.view}, which need 8x8"
-        )
-    if tokenizer.num_codes > 8192:
-        raise JobError(
-            f"image tokenizer {tokenizer.name}: has {tokenizer.num_codes} codes; shards hold ids "
-            "of 13 bits, at most 8192"
-        )

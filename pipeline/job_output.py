@@ -134,12 +134,15 @@ def _shard_names(dataset_dir: Path, suffix: str) -> list[str]:
 
 def _job_of(manifest: Manifest) -> dict[str, Any]:
     """The description of the job that made a dataset."""
-    tokenizer = dict(manifest.image_tokenizer or {})
-    for name in ("codebook_file", "codebook_sha256"):
-        tokenizer.pop(name, None)
+    image_tokenizer = manifest.image_tokenizer
+    if image_tokenizer is not None:
+        own = ("codebook_file", "codebook_sha256")
+        image_tokenizer = {k: v for k, v in image_tokenizer.items() if k not in own}
+    speech_tokenizer = manifest.speech_tokenizer
     layout = manifest.layout
     return {
-        "image_tokenizer": tokenizer,
+        "image_tokenizer": image_tokenizer,
+        "speech_tokenizer": None if speech_tokenizer is None else dict(speech_tokenizer),
         "layout": {"kind": layout.kind, "samples_per_member": layout.samples_per_member},
         "settings": dict(manifest.settings),
     }
@@ -159,11 +162,20 @@ _WORDS = {
     "image_tokenizer.fingerprint": "fingerprint of the image tokenizer",
     "image_tokenizer.precision": "--precision",
     "image_tokenizer.view": "--view",
+    "image_tokenizer": "image tokenizer",
+    "speech_tokenizer": "speech tokenizer",
+    "speech_tokenizer.name": "--speech-tokenizer",
+    "speech_tokenizer.fingerprint": "fingerprint of the speech tokenizer",
+    "speech_tokenizer.precision": "--precision",
+    "speech_tokenizer.layer": "--speech-layer",
+    "speech_tokenizer.num_units": "speech units",
     "layout.kind": "--layout",
     "layout.samples_per_member": "--samples-per-member",
     "settings.device": "--device",
+    "settings.max_audio_s": "--max-audio-s",
     "settings.max_pixels": "--max-pixels",
     "settings.samples_per_shard": "--samples-per-shard",
+    "settings.speech_codec": "--speech-codec",
     "settings.source.kind": "kind of source",
     "settings.source.num_items": "inputs in the source",
     "settings.source.sha256": "sha256 over names, captions and splits of the source",
@@ -184,4 +196,8 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
 
 
 def _shown(value: object) -> object:
+    if isinstance(value, dict):
+        return value.get("name", value)
+    if value is None:
+        return "none"
     return f"{value[:12]}.." if isinstance(value, str) and len(value) == 64 else value

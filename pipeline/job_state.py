@@ -6,6 +6,7 @@ All of it lies in `OUT/.im2sp-job/` and is gone when the dataset is complete:
     job.json           settings and source, to compare with those of the run that goes on
     stale.json         files of a former dataset, while --overwrite removes them
     chunk-000012.arrow samples of inputs 12 x 256 and up, with their rejects and counts
+    codecs.json        codecs of the shards, once they are fitted to the speech there is
     shard-00000.json   a finished shard: its `ShardInfo`, rejects and counts; its chunks are gone
 
 Every file is written whole or not at all, and each is a function of the source and the settings
@@ -16,7 +17,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +25,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from im2sp.shards import BatchInfo, Layout, ShardInfo, write_shard
+from im2sp.shards import BatchInfo, Layout, ShardError, ShardInfo, write_shard
+from im2sp.shards.codecs import make_codecs
 from im2sp.shards.files import atomic_file, is_plain_name
 
 JOB_DIR_NAME = ".im2sp-job"
@@ -42,8 +44,14 @@ class Tally:
     rejects: list[dict[str, str]] = field(default_factory=list)
     """One `{"file", "reason"}` for each refused input, in the order of the source."""
     num_images: int = 0
-    """Inputs that became samples."""
+    """Pictures of the inputs that became samples."""
     image_file_bytes: int = 0
+    """Size of their original files together."""
+    num_utterances: int = 0
+    """Clips that were accepted."""
+    audio_samples: int = 0
+    """Their samples together, at 16 kHz."""
+    audio_file_bytes: int = 0
     """Size of their original files together."""
 
     def add(self, other: "Tally") -> None:
@@ -51,6 +59,20 @@ class Tally:
         self.rejects += other.rejects
         self.num_images += other.num_images
         self.image_file_bytes += other.image_file_bytes
+        self.num_utterances += other.num_utterances
+        self.audio_samples += other.audio_samples
+        self.audio_file_bytes += other.audio_file_bytes
+
+    def raw(self, *, has_speech: bool) -> dict[str, int]:
+        """The manifest's `raw`; a dataset of images alone does not speak of audio."""
+        images = {"num_images": self.num_images, "image_file_bytes": self.image_file_bytes}
+        if not has_speech:
+            return images
+        return images | {
+            "num_utterances": self.num_utterances,
+            "audio_samples": self.audio_samples,
+            "audio_file_bytes": self.audio_file_bytes,
+        }
 
 
 class JobState:
@@ -143,18 +165,58 @@ class JobState:
         with atomic_file(self._chunk(index)) as file:
             file.write(sink.getvalue())
 
-    def finish_shard(self, index: int, chunks: range, layout: Layout) -> None:
-        """Write a shard from its chunks, then drop them."""
+    def count(self, chunks: range) -> Tally:
+        """The counts of finished chunks together."""
         tally = Tally()
         for chunk in chunks:
             tally.add(self._read_chunk(chunk)[1])
+        return tally
+
+    def read_batches(self, chunks: range) -> Iterator[pa.RecordBatch]:
+        """The samples of finished chunks, one chunk at a time."""
+        for chunk in chunks:
+            yield self._read_chunk(chunk)[0]
+
+    def finish_shard(
+        self,
+        index: int,
+        chunks: range,
+        layout: Layout,
+        recode: Callable[[pa.RecordBatch], pa.RecordBatch] = lambda batch: batch,
+    ) -> None:
+        """Write a shard from its chunks, then drop them.
+
+        Args:
+            index: Number of the shard.
+            chunks: Numbers of its chunks.
+            layout: Of the shard.
+            recode: What becomes of each chunk's samples before they are written.
+        """
         info = None
-        if tally.num_images:
+        if any(batch.num_rows for batch in self.read_batches(chunks)):
             path = self.dataset_dir / f"{index:05d}{layout.suffix}"
-            info = write_shard(path, (self._read_chunk(chunk)[0] for chunk in chunks), layout)
-        record = {"shard": None if info is None else asdict(info), "tally": asdict(tally)}
+            info = write_shard(path, map(recode, self.read_batches(chunks)), layout)
+        record = {
+            "shard": None if info is None else asdict(info),
+            "tally": asdict(self.count(chunks)),
+        }
         self._write(f"shard-{index:05d}.json", record)
         self.drop_chunks(chunks)
+
+    def write_columns(self, columns: dict[str, dict[str, Any]]) -> None:
+        """Keep the codecs of the shards."""
+        self._write("codecs.json", columns)
+
+    def read_columns(self) -> dict[str, dict[str, Any]] | None:
+        """The codecs of the shards, None where they are not yet known."""
+        if not (self.dir / "codecs.json").exists():
+            return None
+        columns = self._read("codecs.json")
+        try:
+            make_codecs(columns)
+        except (ShardError, TypeError) as error:
+            raise self._damage("codecs.json", error) from None
+        return columns
 
     def drop_chunks(self, chunks: range) -> None:
         """Remove the chunks of a finished shard, as far as they are there."""

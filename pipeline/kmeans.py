@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from im2sp.pipeline.pickles import Record, WeightsError
 from im2sp.pipeline.weights import describe, read_weights
+from im2sp.shards.pickles import Record, WeightsError
 
 # Names of the table in a file that holds more than one array, best first.
 CENTRE_NAMES = ("centres", "cluster_centers_")

@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from im2sp.pipeline.pickles import WeightsError
 from im2sp.pipeline.vitvqgan import (
     HEAD_WIDTH,
     TransformerConfig,
@@ -25,6 +24,7 @@ from im2sp.pipeline.vitvqgan import (
     position_table,
 )
 from im2sp.pipeline.weights import Weights, describe, read_weights
+from im2sp.shards.pickles import WeightsError
 
 ENCODER_MARK = "to_patch_embedding.0.weight"
 DECODER_MARKS = ("to_pixel.1.weight", "to_pixel.conv_out.weight")

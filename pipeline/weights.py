@@ -1,13 +1,5 @@
-"""Open weights files of every published form without running anything in them.
+"""Weights files of every published form as torch's tensors; see `shards/weight_files.py`."""
 
-Forms: safetensors; numpy's `.npy`; what `torch.save` writes, as a zip (since torch 1.6) or as
-before; a plain pickle. Tensors are mapped from the file, so that what is not used is not read.
-"""
-
-import mmap
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,187 +7,54 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from im2sp.pipeline.pickles import Record, RefusedGlobalError, WeightsError
-from im2sp.pipeline.torch_files import TorchZip, read_pickles
+from im2sp.shards import weight_files
+from im2sp.shards.rebuild import BFLOAT16
+from im2sp.shards.weight_files import describe, named_arrays
 
-# First instructions of pickles that name no protocol: a global, a mark, a list, a dict.
-_OLD_PICKLE_STARTS = frozenset({b"c", b"(", b"]", b"}"})
-MAX_MODULE_DEPTH = 100
-MAX_TENSORS = 1_000_000
+__all__ = [
+    "Weights",
+    "as_tensor",
+    "describe",
+    "load_pickle_tensors",
+    "named_tensors",
+    "read_weights",
+]
 
 
-@dataclass(frozen=True)
-class Weights:
-    """What a file holds.
-
-    `content` is made of dicts, lists, tuples, scalars, tensors, numpy arrays and `Record`s.
-    `metadata` is safetensors' text table, empty elsewhere.
-    """
-
-    path: Path
-    form: str
-    content: Any
-    metadata: dict[str, str] = field(default_factory=dict)
+class Weights(weight_files.Weights):
+    """What a file holds, with tensors."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """See `named_tensors`.
+        """See `weight_files.named_arrays`.
 
         Raises:
             WeightsError: A module nested without end.
         """
-        with _one_line_errors(self.path):
-            return named_tensors(self.content)
+        return {name: as_tensor(array) for name, array in self.arrays().items()}
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """The same memory as a tensor."""
+    if array.dtype == BFLOAT16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Read a weights file of any known form; see the module's docstring.
+    """Read a weights file of any known form.
 
     Raises:
         WeightsError: One line: no such file, no known form, damaged, or it holds something that is
             not data.
     """
-    path = Path(path)
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "nothing"
-        raise WeightsError(f"{path}: found {found} here, expected a weights file")
-    with _one_line_errors(path), path.open("rb") as file:
-        head = file.read(16)
-        header_bytes = int.from_bytes(head[:8], "little")
-        if head[8:9] == b"{" and header_bytes < path.stat().st_size:
-            return _read_safetensors(path)
-        if head.startswith(b"\x93NUMPY"):
-            return Weights(path, "npy", np.load(path, mmap_mode="c", allow_pickle=False))
-        if head.startswith(b"PK\x03\x04"):
-            return Weights(path, "torch zip", TorchZip(file, map_bytes(path)).load())
-        if head.startswith(b"\x80") or head[:1] in _OLD_PICKLE_STARTS:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped_file:
-                return Weights(path, *read_pickles(mapped_file, map_bytes(path)))
-        raise ValueError(f"no weights file: it begins with {_describe_head(head)}")
+    return Weights(**vars(weight_files.read_weights(path)))
+
+
+def named_tensors(content: Any) -> dict[str, Tensor]:
+    """The tensors in a file's content; see `weight_files.named_arrays`."""
+    return {name: as_tensor(array) for name, array in named_arrays(content).items()}
 
 
 def load_pickle_tensors(path: str | Path) -> Any:
     """The content of a pickled weights file; see `read_weights`."""
     return read_weights(path).content
-
-
-@contextmanager
-def _one_line_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except WeightsError:
-        raise
-    except RefusedGlobalError as error:
-        raise WeightsError(
-            f"{path}: holds {error}, expected only tensors and plain containers; nothing of it was"
-            " run. Use a file that holds the weights alone, such as safetensors"
-        ) from None
-    except Exception as error:
-        # Whatever a hostile or cut file provokes ends here, with the file's name before it.
-        what = " ".join(str(error).split())[:300] or type(error).__name__
-        raise WeightsError(f"{path}: {what}; expected a whole weights file") from error
-
-
-def _describe_head(head: bytes) -> str:
-    if head.startswith(b"version https://"):
-        return "a Git LFS pointer; fetch the file itself with `git lfs pull`"
-    if head.lstrip()[:1] == b"<":
-        return "a web page; the download has failed"
-    return f"{head[:8]!r}" if head else "nothing (it is empty)"
-
-
-def _read_safetensors(path: Path) -> Weights:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return Weights(path, "safetensors", tensors, file.metadata() or {})
-
-
-def map_bytes(path: Path) -> Tensor:
-    """The file's bytes as a uint8 tensor, mapped; writing to it leaves the file alone."""
-    return torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c"))
-
-
-def named_tensors(content: Any) -> dict[str, Tensor]:
-    """The tensors of a state dict, a checkpoint that holds one, or a pickled module.
-
-    A module's tensors get the names they have in its `state_dict()`, buffers that it would leave
-    out included. A lone tensor or array gets the name "".
-
-    Raises:
-        ValueError: A module nested without end.
-    """
-    lone = _as_tensor(content)
-    if lone is not None:
-        return {"": lone}
-    if isinstance(content, Record):
-        return module_tensors(content)
-    if not isinstance(content, dict):
-        return {}
-    for key in ("state_dict", "model", "module"):
-        if isinstance(content.get(key), dict | Record):
-            return named_tensors(content[key])
-    named = {name: _as_tensor(value) for name, value in content.items() if isinstance(name, str)}
-    return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-
-def _as_tensor(value: Any) -> Tensor | None:
-    """A tensor, or an array of numbers that torch knows in this machine's byte order."""
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-        native = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))
-        return torch.from_numpy(native) if native.dtype.itemsize <= 8 else None
-    return value if isinstance(value, Tensor) else None
-
-
-def module_tensors(module: Record) -> dict[str, Tensor]:
-    """Parameters and buffers of a pickled `nn.Module`, by their dotted names."""
-    tensors: dict[str, Tensor] = {}
-    waiting: list[tuple[str, Any, int]] = [("", module, 0)]
-    num_seen = 0
-    while waiting:
-        prefix, current, depth = waiting.pop()
-        num_seen += 1
-        if depth > MAX_MODULE_DEPTH or num_seen > MAX_TENSORS:
-            raise ValueError("its modules are nested without end")
-        if not isinstance(current, Record):
-            continue
-        for table in ("_parameters", "_buffers"):
-            for name, value in _dict(current.state.get(table)).items():
-                if isinstance(value, Tensor):
-                    tensors[f"{prefix}{name}"] = value
-        for name, child in _dict(current.state.get("_modules")).items():
-            waiting.append((f"{prefix}{name}.", child, depth + 1))
-    return tensors
-
-
-def _dict(value: Any) -> dict[Any, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def describe(content: Any) -> str:
-    """What a file's content is, in a few words, for messages."""
-    tensors = named_tensors(content)
-    if list(tensors) == [""]:
-        return f"one tensor of shape {list(tensors[''].shape)}"
-    if tensors:
-        guess = ""
-        for part, what in _KNOWN_PARTS.items():
-            if any(part in name for name in tensors):
-                guess = f" (it looks like {what})"
-                break
-        plural = "tensor" if len(tensors) == 1 else "tensors"
-        return f"{len(tensors)} {plural} such as {min(tensors)[:80]!r}{guess}"
-    if isinstance(content, Record):
-        return f"an object of {content.kind} without tensors"
-    return f"a {type(content).__name__} without tensors"
-
-
-_KNOWN_PARTS = {
-    "to_patch_embedding": "a ViT-VQGAN",
-    "feature_extractor.conv_layers": "HuBERT or wav2vec 2.0",
-    "conv_pre.": "a HiFi-GAN vocoder",
-    "git.": "GIT",
-    "stem_adapter": "a SeiT classifier",
-    "cluster_centers": "k-means centres",
-    "quantize.embedding": "a convolutional VQGAN",
-}

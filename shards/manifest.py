@@ -129,9 +129,10 @@ class Manifest:
     image_tokenizer: Mapping[str, Any] | None = None
     """What made the image units: name, fingerprint, view, precision, codebook_file and _sha256."""
     speech_tokenizer: Mapping[str, Any] | None = None
-    """What made the speech units: name, fingerprint and its settings."""
+    """What made the speech units: name, fingerprint, precision, layer, num_units."""
     raw: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Counts and sizes of what went in, rejects left out: num_images, image_file_bytes."""
+    """Counts and sizes of what went in, rejects left out: num_images, image_file_bytes; with speech
+    also num_utterances, audio_samples (at 16 kHz), audio_file_bytes."""
     num_rejects: int = 0
     """Inputs refused; each is a line of `rejects.jsonl`."""
     rejects_sha256: str | None = None

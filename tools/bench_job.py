@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from im2sp.pipeline.decode_pool import IMAGES_PER_TASK, decode
+from im2sp.pipeline.decode import decode
+from im2sp.pipeline.decode_pool import MEDIA_PER_TASK
 from im2sp.pipeline.image_tokenizer import load_image_tokenizer
 from im2sp.pipeline.images import DEFAULT_MAX_PIXELS, ByteRange
 from im2sp.pipeline.sources import list_source
@@ -81,10 +82,10 @@ def decoded_pixels(folder: Path) -> list[Tensor]:
     """The pictures of a folder as the job hands them to the encoder: float32 batches."""
     items = list_source(folder).items
     batches = []
-    for start in range(0, len(items), IMAGES_PER_TASK):
+    for start in range(0, len(items), MEDIA_PER_TASK):
         rows = (
             decode(item, "squash-224", DEFAULT_MAX_PIXELS).pixels
-            for item in items[start : start + IMAGES_PER_TASK]
+            for item in items[start : start + MEDIA_PER_TASK]
         )
         pixels = torch.stack([torch.from_numpy(row) for row in rows if row is not None])
         batches.append(pixels.permute(0, 3, 1, 2).contiguous().float() / 255)

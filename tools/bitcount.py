@@ -4,7 +4,8 @@
 
 Raw media are counted as the paper counts them: a picture of 224 x 224 pixels of 24 bits, and sound
 at 16 kHz of 16 bits. Everything else is measured on the dataset's own files: what each column's
-values take, what the checksums in `dataset.json` take, and the rest as container. The parts add
+values take, what the checksums in `dataset.json` and the coding tables of speech take, and the rest
+as container. The parts add
 up to the bytes on disk. The codebook is listed apart: one serves a dataset of any size.
 
 Exit codes: 0 counted, 1 the dataset is absent or damaged, 2 usage.
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from im2sp.shards import Sample, ShardDataset, ShardError
+from im2sp.shards import Manifest, Sample, ShardDataset, ShardError
 from im2sp.shards.codecs import Codec, ColumnCodecs, make_codecs
 from im2sp.shards.manifest import MANIFEST_NAME, REJECTS_NAME
 
@@ -36,6 +37,7 @@ PART_NAMES = {
     "durations": "durations",
     "text": "captions",
     "keys": "keys and splits",
+    "tables": "codec tables of speech",
     "container": "container",
     "checksums": "checksums",
 }
@@ -47,6 +49,7 @@ class Payload:
 
     num_images: int
     num_utterances: int
+    num_speech_units: int
     speech_frames: int | None
     """Sum of all durations; None where an utterance has no durations."""
     parts: dict[str, int]
@@ -63,7 +66,12 @@ class BitCount:
     unit_bits_per_image: int
     image_file_bytes: int
     """Size of the files the images came from; 0 where the manifest does not say."""
+    num_speech_units: int
     speech_frames: int | None
+    audio_samples: int
+    """Samples at 16 kHz of what is spoken; 0 where the manifest does not say."""
+    audio_file_bytes: int
+    """Size of the files that it came from; 0 where the manifest does not say."""
     parts: dict[str, int]
     """Bytes on disk by part; they sum to `total_bytes`."""
     codebook_bytes: int
@@ -80,18 +88,28 @@ class BitCount:
 
     @property
     def image_side_bytes(self) -> int:
-        """What is stored for the images: all but the codebook, captions, speech and durations."""
-        return self.without_text_bytes - self.parts["speech_units"] - self.parts["durations"]
+        """What is stored for the images: all but the codebook, captions and what is speech's."""
+        return self.without_text_bytes - self.speech_bytes - self.parts["tables"]
 
     @property
     def speech_bytes(self) -> int:
         """What the speech units and their durations take."""
         return self.parts["speech_units"] + self.parts["durations"]
 
+    @property
+    def raw_speech_bits(self) -> int | None:
+        """Bits of the sound at 16 kHz, 16 bits a sample; None where its length is not known.
+
+        Where the manifest does not say how long it was, the durations do, to 20 ms.
+        """
+        if self.audio_samples:
+            return self.audio_samples * 16
+        return None if self.speech_frames is None else self.speech_frames * RAW_BITS_PER_FRAME
+
     def as_json(self) -> dict[str, Any]:
         """Counts, sizes and ratios as plain JSON values; a ratio that has no base is null."""
         raw_bits = self.num_images * RAW_BITS_PER_IMAGE
-        raw_speech_bits = None if self.speech_frames is None else speech_bits(self.speech_frames)
+        raw_speech_bits = self.raw_speech_bits
         return asdict(self) | {
             "raw_image_bits": raw_bits,
             "raw_speech_bits": raw_speech_bits,
@@ -102,6 +120,10 @@ class BitCount:
             "image_units_of_raw": ratio(self.unit_bits_per_image * self.num_images, raw_bits),
             "image_on_disk_of_raw": ratio(8 * self.image_side_bytes, raw_bits),
             "image_on_disk_of_files": ratio(self.image_side_bytes, self.image_file_bytes),
+            "audio_files_of_raw": ratio(8 * self.audio_file_bytes, raw_speech_bits),
+            "speech_units_of_raw": ratio(8 * self.num_speech_units, raw_speech_bits),
+            "speech_units_on_disk_of_raw": ratio(8 * self.parts["speech_units"], raw_speech_bits),
+            "durations_on_disk_of_raw": ratio(8 * self.parts["durations"], raw_speech_bits),
             "speech_on_disk_of_raw": ratio(8 * self.speech_bytes, raw_speech_bits),
             "paper_image_of_raw": PAPER_IMAGE_SHARE,
             "paper_speech_of_raw_below": 0.002,
@@ -113,11 +135,6 @@ def ratio(part: float, whole: float | None) -> float | None:
     return part / whole if whole else None
 
 
-def speech_bits(frames: int) -> int:
-    """Bits of 16 kHz, 16 bit sound that this many frames of 20 ms stand for."""
-    return frames * RAW_BITS_PER_FRAME
-
-
 def coded_bytes(arrays: Iterable[NDArray[np.uint16]], codec: Codec) -> int:
     """Bytes that id arrays take, coded one by one."""
     return sum(len(codec.encode(array)) for array in arrays)
@@ -126,13 +143,14 @@ def coded_bytes(arrays: Iterable[NDArray[np.uint16]], codec: Codec) -> int:
 def measure(samples: Iterable[Sample], codecs: ColumnCodecs) -> Payload:
     """Add up what the values of all samples take in the dataset's own codecs."""
     parts = dict.fromkeys(["image_units", "speech_units", "durations", "text", "keys"], 0)
-    num_images = num_utterances = frames = 0
+    num_images = num_utterances = num_speech_units = frames = 0
     known = True
     for sample in samples:
         if sample.image_units is not None:
             num_images += 1
             parts["image_units"] += codecs.image_size_bytes
         num_utterances += len(sample.speech_units)
+        num_speech_units += sum(len(units) for units in sample.speech_units)
         parts["speech_units"] += coded_bytes(sample.speech_units, codecs.speech_units)
         if sample.durations is not None:
             parts["durations"] += coded_bytes(sample.durations, codecs.durations)
@@ -144,6 +162,7 @@ def measure(samples: Iterable[Sample], codecs: ColumnCodecs) -> Payload:
     return Payload(
         num_images=num_images,
         num_utterances=num_utterances,
+        num_speech_units=num_speech_units,
         speech_frames=frames if known else None,
         parts=parts,
     )
@@ -162,6 +181,20 @@ def checksum_bytes(node: Any) -> int:
         else checksum_bytes(value)
         for name, value in node.items()
     )
+
+
+def table_bytes(dataset_dir: Path, manifest: Manifest) -> int:
+    """Bytes that the coding tables of speech take: in `dataset.json`, and in each shard's notes."""
+    tables = {
+        columns["lengths"].encode() for columns in manifest.columns.values() if "lengths" in columns
+    }
+    if not tables:
+        return 0
+    total = 0
+    for name in (MANIFEST_NAME, *(shard.file for shard in manifest.shards)):
+        data = (dataset_dir / name).read_bytes()
+        total += sum(len(table) * data.count(table) for table in tables)
+    return total
 
 
 def file_bytes(path: Path, expected: int | None = None) -> int:
@@ -195,17 +228,18 @@ def count_bits(dataset_dir: Path) -> BitCount:
     codebook = manifest.codebook_file
 
     checksums = checksum_bytes(json.loads((dataset_dir / MANIFEST_NAME).read_text("utf-8")))
-    parts = payload.parts | {
-        "container": total - sum(payload.parts.values()) - checksums,
-        "checksums": checksums,
-    }
+    parts = payload.parts | {"tables": table_bytes(dataset_dir, manifest), "checksums": checksums}
+    parts["container"] = total - sum(parts.values())
     return BitCount(
         num_samples=manifest.num_samples,
         num_images=payload.num_images,
         num_utterances=payload.num_utterances,
         unit_bits_per_image=(codecs.image_units.count or 0) * codecs.image_units.bits,
         image_file_bytes=manifest.raw.get("image_file_bytes", 0),
+        num_speech_units=payload.num_speech_units,
         speech_frames=payload.speech_frames,
+        audio_samples=manifest.raw.get("audio_samples", 0),
+        audio_file_bytes=manifest.raw.get("audio_file_bytes", 0),
         parts=parts,
         codebook_bytes=file_bytes(dataset_dir / codebook) if codebook else 0,
     )
@@ -241,18 +275,27 @@ def image_rows(count: BitCount) -> list[str]:
 
 
 def speech_rows(count: BitCount) -> list[str]:
-    """The same for speech: bits a second and their share, where the durations are known."""
-    lines = [f"{'speech':<44}{'bits a second':>15}{'of raw':>12}"]
-    if not count.speech_frames:
+    """The same for speech: bits a second and their share, where the length is known."""
+    lines = [f"{'speech':<44}{'bits a second':>15}{'of raw':>12}{'of files':>12}"]
+    if not count.raw_speech_bits:
         return [*lines, "raw length unknown: the utterances have no durations"]
-    seconds = count.speech_frames / 50
+    seconds = count.raw_speech_bits / 256_000
+    files = 8 * count.audio_file_bytes / seconds
     rows = [
         ("raw sound (16 kHz x 16 bits)", 256_000.0),
-        ("speech units", 8 * count.parts["speech_units"] / seconds),
-        ("speech units and durations", 8 * count.speech_bytes / seconds),
+        ("original files", files),
+        ("speech units (8 bits each)", 8 * count.num_speech_units / seconds),
+        ("speech units on disk", 8 * count.parts["speech_units"] / seconds),
+        ("durations on disk", 8 * count.parts["durations"] / seconds),
+        ("codec tables on disk", 8 * count.parts["tables"] / seconds),
         ("the paper (under 50 x 8 bits)", 400.0),
     ]
-    lines += [f"{name:<44}{value:>15,.0f}{percent(value, 256_000):>12}" for name, value in rows]
+    lines += [
+        f"{name:<44}{value:>15,.0f}{percent(value, 256_000):>12}{percent(value, files):>12}"
+        for name, value in rows
+    ]
+    if not count.audio_file_bytes:
+        del lines[2]  # the manifest does not say how large the files were
     return lines
 
 
@@ -272,12 +315,13 @@ def disk_rows(count: BitCount) -> list[str]:
 
 def table(count: BitCount, name: str) -> str:
     """The whole report as text."""
-    blocks = [
-        [
-            f"{name}: {count.num_samples:,} samples, {count.num_images:,} images,"
-            f" {count.num_utterances:,} utterances"
-        ]
-    ]
+    title = (
+        f"{name}: {count.num_samples:,} samples, {count.num_images:,} images,"
+        f" {count.num_utterances:,} utterances"
+    )
+    if count.raw_speech_bits:
+        title += f" ({count.raw_speech_bits / 256_000 / 3600:,.2f} hours)"
+    blocks = [[title]]
     if count.num_images:
         blocks.append(image_rows(count))
     if count.num_utterances:

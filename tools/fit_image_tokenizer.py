@@ -54,8 +54,8 @@ def read_pictures(sources: Sequence[Path]) -> np.ndarray:
         for source in sources:
             items = list_source(source).items
             tasks = [items[start : start + 16] for start in range(0, len(items), 16)]
-            for decoded in pool.decode(tasks):
-                pictures += [one.pixels for one in decoded if one.pixels is not None]
+            decoded = pool.decode(tasks)
+            pictures += [one.pixels for one in decoded if one.pixels is not None]
     if not pictures:
         raise ValueError(f"{', '.join(map(str, sources))}: not one readable picture")
     return np.stack(pictures)

@@ -27,8 +27,8 @@ from safetensors.torch import save
 
 from im2sp.pipeline.audio import DEFAULT_MAX_SECONDS, SAMPLE_RATE_HZ
 from im2sp.pipeline.hubert_encoder import HubertEncoder
-from im2sp.pipeline.hubert_units import DEFAULT_LAYER, DTYPES, Precision, SpeechTokenizer
-from im2sp.pipeline.hubert_weights import HubertWeights, load_hubert
+from im2sp.pipeline.hubert_units import DTYPES, Precision, SpeechTokenizer
+from im2sp.pipeline.hubert_weights import DEFAULT_LAYER, HubertWeights, load_hubert
 from im2sp.shards.files import atomic_file
 from im2sp.tools.clip_features import Clips, FeatureReader
 from im2sp.tools.kmeans_fit import fit_kmeans

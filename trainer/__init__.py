@@ -1,1 +1,21 @@
 """Shards to model: the room of the token-to-token captioner."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from im2sp.trainer.generation import generate
+    from im2sp.trainer.model import Im2SpModel
+    from im2sp.trainer.weights import load_model
+
+__all__ = ["Im2SpModel", "generate", "load_model"]
+
+_HOMES = {"Im2SpModel": "model", "generate": "generation", "load_model": "weights"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names when they are first used, so that this package costs no torch."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"im2sp.trainer.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from im2sp.pipeline.weights import WeightsError
+from im2sp.shards.pickles import WeightsError
 
 
 def refusals_of_flipped_bytes(path: Path, data: bytes, read) -> list[str]:

@@ -1,15 +1,17 @@
 """Tokenizers and pictures that are small enough for tests of the whole job."""
 
 import hashlib
+import os
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
 
-from im2sp.pipeline import job
-from im2sp.pipeline.decode_pool import decode
+from im2sp.pipeline import job, job_config
+from im2sp.pipeline.decode import decode
 from im2sp.pipeline.vitvqgan import TransformerConfig, ViTVQGAN, ViTVQGANConfig
 from im2sp.pipeline.vitvqgan_weights import image_tokenizer_bytes
 
@@ -52,6 +54,72 @@ def make_fake_tokenizer():
     return FakeTokenizer
 
 
+class FakeSpeechTokenizer:
+    """Units straight from the samples, at no cost; what `run_job` uses of a speech tokenizer."""
+
+    name, precision, layer, num_units = "fake-speech", "fp32", 6, 200
+    device = SimpleNamespace(type="cpu")
+
+    def __init__(self, seed=0):
+        self.seed = seed
+        self.fingerprint = hashlib.sha256(bytes([seed, 1])).hexdigest()
+        self.calls = []
+
+    def encode_batch(self, waveforms):
+        self.calls.append([len(waveform) for waveform in waveforms])
+        return [self.encode(waveform) for waveform in waveforms]
+
+    def encode(self, waveform):
+        """Of a clip of at most 100 s; louder frames have higher units."""
+        num_frames = (len(waveform) - 400) // 320 + 1
+        loudness = np.abs(waveform[: 320 * num_frames].reshape(num_frames, 320)).mean(1)
+        units = ((loudness * 600).astype(int) + self.seed) % self.num_units
+        return units.astype(np.uint16)
+
+
+@pytest.fixture
+def fake_speech():
+    return FakeSpeechTokenizer()
+
+
+@pytest.fixture
+def make_fake_speech():
+    return FakeSpeechTokenizer
+
+
+def _speak(folder, *names, seconds=0.4, broken=()):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        random = np.random.default_rng(sum(name.encode()))
+        num_samples = int(16_000 * seconds * random.uniform(0.5, 1.5))
+        loudness = np.repeat(random.uniform(0, 0.3, num_samples // 900 + 1), 900)[:num_samples]
+        samples = loudness * random.uniform(-1, 1, num_samples)
+        soundfile.write(folder / name, samples, 16_000, subtype="PCM_16")
+        if name in broken:
+            (folder / name).write_bytes((folder / name).read_bytes()[:-50])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def speak():
+    """speak(folder, *names, seconds=0.4, broken=()) -> folder with noise of changing loudness."""
+    return _speak
+
+
+@pytest.fixture
+def spoken(tmp_path):
+    """12 pictures, of which 1 is cut, most with 0 to 3 clips, 2 cut; and 2 clips of their own."""
+    folder = _draw(tmp_path / "s", 12, broken=[5])
+    names = [f"{i:03d}_{k}.flac" for i in range(3, 12) for k in range(i % 4)]
+    _speak(folder, *names, "talk.wav", "talk2.wav", broken=("007_1.flac", "talk2.wav"))
+    return folder
+
+
+@pytest.fixture
+def no_fsync(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+
+
 def _draw(folder, num, broken=()):
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(3)
@@ -78,8 +146,8 @@ def twenty(tmp_path):
 class InlinePool:
     """Decodes in this process."""
 
-    def __init__(self, *, num_workers, view, max_pixels):
-        self.settings = (view, max_pixels)
+    def __init__(self, *, num_workers, view, max_pixels, max_audio_s):
+        self.settings = (view, max_pixels, max_audio_s)
 
     def __enter__(self):
         return self
@@ -92,7 +160,8 @@ class InlinePool:
 
     def decode(self, tasks):
         for task in tasks:
-            yield [decode(item, *self.settings) for item in task]
+            for medium in task:
+                yield decode(medium, *self.settings)
 
 
 @pytest.fixture
@@ -103,8 +172,8 @@ def inline_pool(monkeypatch):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks of 4 inputs, tasks of 2, so that a few pictures make several shards."""
-    monkeypatch.setattr(job, "CHUNK_SIZE", 4)
-    monkeypatch.setattr(job, "IMAGES_PER_TASK", 2)
+    monkeypatch.setattr(job_config, "CHUNK_SIZE", 4)
+    monkeypatch.setattr(job, "MEDIA_PER_TASK", 2)
 
 
 def _files_of(folder):

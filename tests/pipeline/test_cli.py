@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from im2sp.pipeline import cli, job, load_image_tokenizer
+from im2sp.pipeline import cli, job, job_config, load_image_tokenizer
 from im2sp.pipeline.images import DEFAULT_MAX_PIXELS
 from im2sp.pipeline.views import VIEWS
 from im2sp.shards import ShardDataset, verify_dataset
@@ -18,9 +18,9 @@ from im2sp.shards import ShardDataset, verify_dataset
 PROGRAM = """
 import os, signal, sys
 if __name__ == "__main__":
-    from im2sp.pipeline import job
+    from im2sp.pipeline import job_config
     from im2sp.pipeline.cli import main
-    job.CHUNK_SIZE = 8
+    job_config.CHUNK_SIZE = 8
     exec(sys.argv.pop(1))
     main()
 """
@@ -138,9 +138,9 @@ def test_max_rejects_fails_a_run_that_is_done(tokenize, pictures, tmp_path):
 def test_broken_images_print_nothing_of_their_decoders(
     shared_data, tiny_checkpoint, tmp_path, capfd
 ):
-    source, out = str(shared_data / "broken"), str(tmp_path / "out")
+    args = [shared_data / "broken", "--out", tmp_path / "out", "--only", "images", "--quiet"]
     with pytest.raises(SystemExit, match="^0$"):
-        cli.main([source, "--out", out, "--quiet", "--image-tokenizer", str(tiny_checkpoint)])
+        cli.main([*map(str, args), "--image-tokenizer", str(tiny_checkpoint)])
     assert capfd.readouterr() == ("", "")
 
 
@@ -283,7 +283,7 @@ def whole(pictures, tiny_checkpoint, tmp_path_factory, files_of):
     out = tmp_path_factory.mktemp("whole") / "out"
     config = job.JobConfig(source=pictures, dataset_dir=out, samples_per_shard=16, quiet=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "CHUNK_SIZE", 8)
+        patch.setattr(job_config, "CHUNK_SIZE", 8)
         job.run_job(config, load_image_tokenizer(tiny_checkpoint))
     return files_of(out)
 
@@ -307,7 +307,7 @@ def test_a_signal_ends_it_without_orphans(
     assert process.stdout.readline() == "third\n"
     workers = descendants(process.pid)
     assert len(workers) >= 3
-    monkeypatch.setattr(job, "CHUNK_SIZE", 8)
+    monkeypatch.setattr(job_config, "CHUNK_SIZE", 8)
     if number == signal.SIGTERM:
         for extra in ([], ["--overwrite"]):
             check_one_line(tokenize(*args, *extra), "another im2sp-tokenize is writing here")

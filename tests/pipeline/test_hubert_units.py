@@ -11,7 +11,7 @@ from im2sp.pipeline import hubert_encoder, hubert_units
 from im2sp.pipeline.hubert_encoder import num_frames, window_moments
 from im2sp.pipeline.hubert_units import load_speech_tokenizer
 from im2sp.pipeline.packed_encoder import is_supported
-from im2sp.pipeline.pickles import WeightsError
+from im2sp.shards.pickles import WeightsError
 from making.hubert import (
     clip,
     features_of,

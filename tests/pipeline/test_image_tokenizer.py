@@ -12,9 +12,9 @@ from torch import nn
 
 from im2sp.pipeline import image_tokenizer, load_image_tokenizer
 from im2sp.pipeline.image_tokenizer import ImageTokenizer
-from im2sp.pipeline.pickles import WeightsError
 from im2sp.pipeline.vitvqgan import TransformerConfig, ViTVQGAN, ViTVQGANConfig
 from im2sp.pipeline.vitvqgan_weights import image_tokenizer_bytes
+from im2sp.shards.pickles import WeightsError
 
 BASE = "thuanz123/vitvqgan-imagenet-base"
 

@@ -181,7 +181,8 @@ def test_broken_images_are_refused_and_the_rest_is_done(shared_data, tiny_checkp
     entries = json.loads((shared_data / "broken/manifest.json").read_text())
     entries = [entry for entry in entries if entry["kind"] == "image"]
     source = shared_data / "broken"
-    run(source, tmp_path / "out", load_image_tokenizer(tiny_checkpoint), num_workers=2)
+    tokenizer = load_image_tokenizer(tiny_checkpoint)
+    run(source, tmp_path / "out", tokenizer, num_workers=2, only="images")
     check_sound(tmp_path / "out")
     rejects = [json.loads(row) for row in (tmp_path / "out/rejects.jsonl").read_text().splitlines()]
     refused = {row["file"].rsplit("/", 1)[-1] for row in rejects}
@@ -231,8 +232,12 @@ def test_the_summary_counts_right(twenty, fake_tokenizer, tmp_path):
         "num_samples": 20,
         "num_shards": 3,
         "num_encoded": 20,
+        "num_utterances_encoded": 0,
+        "audio_encoded_s": 0.0,
         "size_bytes": size_bytes,
+        "raw": {"num_images": 20, "image_file_bytes": result.manifest.raw["image_file_bytes"]},
         "image_tokenizer": dict(result.manifest.image_tokenizer),
+        "speech_tokenizer": None,
     }
 
 

@@ -165,6 +165,6 @@ def test_differences_name_flags_and_shorten_checksums():
     now = {"layout": {"kind": "webdataset"}, "settings": {"x": 1, "new": "a" * 64}}
     assert differences(before, now) == [
         "--layout: arrow there, webdataset now",
-        "settings.new: None there, aaaaaaaaaaaa.. now",
+        "settings.new: none there, aaaaaaaaaaaa.. now",
     ]
     assert differences(now, now) == []

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import tarfile
-from pathlib import Path
 
 import pytest
 
@@ -14,6 +13,7 @@ from im2sp.pipeline.job_state import JobError
 from im2sp.pipeline.job_summary import summary
 from im2sp.pipeline.sources import SourceError
 from im2sp.shards import Layout, verify_dataset
+from making.kills import PLACES, Killed, stop_at
 
 PACKED = Layout(kind="webdataset", samples_per_member=3)
 PLAIN = Layout(kind="webdataset", samples_per_member=1)
@@ -31,43 +31,6 @@ def check_sound(out):
 
 
 # Interruptions ------------------------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
-
-
-@pytest.fixture
-def no_fsync(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda fd: None)
-
-
-def stop_at(monkeypatch, place, stop, error):
-    """Let the call number `stop` of a function raise, before it or after it."""
-    module, name, is_after = place
-    real = getattr(module, name)
-    calls = iter(range(10_000))
-
-    def call(*args, **keywords):
-        at = next(calls)
-        if at == stop and not is_after:
-            raise error
-        result = real(*args, **keywords)
-        if at == stop:
-            raise error
-        return result
-
-    monkeypatch.setattr(module, name, call)
-    return lambda: monkeypatch.setattr(module, name, real)
-
-
-PLACES = {
-    "before os.replace": (os, "replace", False),
-    "after os.replace": (os, "replace", True),
-    "before removing": (Path, "unlink", False),
-    "after removing": (Path, "unlink", True),
-    "before dropping the folder": (shutil, "rmtree", False),
-}
 
 
 @pytest.mark.usefixtures("inline_pool", "small_chunks", "no_fsync")

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from im2sp.pipeline.kmeans import load_centres
-from im2sp.pipeline.pickles import WeightsError
 from im2sp.pipeline.weights import read_weights
+from im2sp.shards.pickles import WeightsError
 from making.damage import refusals_of_flipped_bytes
 from making.hubert import joblib_bytes, km_bytes, stand_in
 

@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from im2sp.pipeline import hubert_weights
 from im2sp.pipeline.hubert_units import load_speech_tokenizer
 from im2sp.pipeline.hubert_weights import load_hubert, speech_tokenizer_bytes
-from im2sp.pipeline.pickles import WeightsError
+from im2sp.shards.pickles import WeightsError
 from making.hubert import clip, make_centres, make_hubert, save_folder
 
 LAYER = 3

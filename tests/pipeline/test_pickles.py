@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from im2sp.pipeline.pickles import GlobalName, InertUnpickler, Record, WeightsError
 from im2sp.pipeline.weights import load_pickle_tensors, named_tensors
+from im2sp.shards.pickles import GlobalName, InertUnpickler, Record, WeightsError
 
 
 class Call:

@@ -9,8 +9,8 @@ import zipfile
 import pytest
 import torch
 
-from im2sp.pipeline.pickles import WeightsError
 from im2sp.pipeline.weights import load_pickle_tensors
+from im2sp.shards.pickles import WeightsError
 
 
 class Call:

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from im2sp.pipeline.pickles import Record, WeightsError
 from im2sp.pipeline.weights import describe, load_pickle_tensors, named_tensors, read_weights
+from im2sp.shards.pickles import Record, WeightsError
 from making.damage import refusals_of_flipped_bytes
 
 DTYPES = [
@@ -93,7 +93,7 @@ def test_safetensors_and_npy(tmp_path):
     save_file(tensors, tmp_path / "x.safetensors", {"im2sp": "{}"})
     weights = read_weights(tmp_path / "x.safetensors")
     assert weights.metadata == {"im2sp": "{}"}
-    assert all(torch.equal(weights.content[name], tensors[name]) for name in tensors)
+    assert all(torch.equal(weights.tensors()[name], tensors[name]) for name in tensors)
     np.save(tmp_path / "x.npy", np.ones((2, 3), dtype=np.float32))
     assert torch.equal(
         named_tensors(read_weights(tmp_path / "x.npy").content)[""], torch.ones(2, 3)
@@ -112,7 +112,7 @@ def test_writing_to_what_was_read_leaves_the_file_alone(tmp_path):
     path = tmp_path / "x.pt"
     torch.save({"w": torch.zeros(5)}, path)
     before = path.read_bytes()
-    load_pickle_tensors(path)["w"].fill_(7)
+    named_tensors(load_pickle_tensors(path))["w"].fill_(7)
     assert path.read_bytes() == before
 
 
@@ -175,5 +175,6 @@ def test_any_flipped_byte_is_read_or_refused_but_never_crashes(tmp_path, zipped)
         ({}, "a dict without tensors"),
     ],
 )
-def test_descriptions(content, message):
-    assert message in describe(content)
+def test_descriptions(tmp_path, content, message):
+    torch.save(content, tmp_path / "x.pt")
+    assert message in describe(load_pickle_tensors(tmp_path / "x.pt"))

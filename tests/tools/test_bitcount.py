@@ -107,7 +107,8 @@ def test_parts_add_up_to_the_bytes_on_disk(tmp_path, layout):
     on_disk = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert count.total_bytes + count.codebook_bytes == on_disk
     assert count.codebook_bytes == 5000
-    assert min(count.parts.values()) > 0
+    assert count.parts["tables"] == 0  # plain codecs have none
+    assert min(size for part, size in count.parts.items() if part != "tables") > 0
     assert count.parts["image_units"] == 40 * 1274
     assert count.parts["text"] == sum(len(c.encode()) for s in samples for c in s.captions)
     assert count.parts["keys"] == sum(len(s.key.encode()) + len(s.split) for s in samples)
@@ -134,6 +135,11 @@ def test_columns_are_counted_in_their_own_codecs(tmp_path):
         )
     on_disk = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert count.total_bytes + count.codebook_bytes == on_disk
+    tables = sum(len(columns.get("lengths", "")) for columns in columns.values())
+    assert count.parts["tables"] == 5 * tables  # dataset.json, and twice in each of two shards
+    assert count.image_side_bytes == sum(
+        count.parts[part] for part in ("image_units", "keys", "container", "checksums")
+    )
 
 
 def test_files_that_are_not_the_datasets_are_not_counted(dataset_dir):
@@ -170,9 +176,38 @@ def test_speech_rows_show_where_there_is_speech(tmp_path, capsys):
     assert "12 utterances" in text
     assert "raw sound (16 kHz x 16 bits)" in text
     count = count_bits(tmp_path)
+    assert "original files" in text  # of the images; of the sound the manifest knows nothing
+    assert text.count("original files") == 1
     share = 8 * count.speech_bytes / (count.speech_frames * 320 * 16)
-    assert f"{100 * share:.3f} %" in text
     assert count.as_json()["speech_on_disk_of_raw"] == pytest.approx(share)
+
+
+def test_speech_rows_know_the_length_and_the_files_from_the_manifest(tmp_path, capsys):
+    samples = make_samples(6, speech=True)
+    frames = sum(int(runs.sum()) for sample in samples for runs in sample.durations)
+    num_samples = 320 * frames + 12 * 239  # what is left of each of the 12 clips
+    raw = {"num_images": 6, "image_file_bytes": 9, "num_utterances": 12,
+           "audio_samples": num_samples, "audio_file_bytes": num_samples}  # fmt: skip
+    write_dataset(tmp_path, samples, raw=raw)
+    count = count_bits(tmp_path)
+    row = count.as_json()
+    bits = 16 * num_samples
+    num_units = sum(len(units) for sample in samples for units in sample.speech_units)
+    assert (row["raw_speech_bits"], row["num_speech_units"]) == (bits, num_units)
+    assert row["audio_files_of_raw"] == 0.5
+    assert row["speech_units_of_raw"] == 8 * num_units / bits
+    assert row["speech_units_on_disk_of_raw"] == 8 * count.parts["speech_units"] / bits
+    assert row["durations_on_disk_of_raw"] == 8 * count.parts["durations"] / bits
+    assert main([str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert f"12 utterances ({num_samples / 16_000 / 3600:.2f} hours)" in text
+    line = next(line for line in text.splitlines() if line.startswith("speech units (8 bits each)"))
+    share, of_files = 100 * 8 * num_units / bits, 100 * num_units / num_samples
+    assert f"{share:.3f} %" in line
+    assert line.endswith(f"{of_files:.3f} %")
+    assert text.count("original files") == 2
+    for name in ("speech units on disk", "durations on disk", "codec tables on disk"):
+        assert name in text
 
 
 def test_speech_without_durations_has_no_raw_length(tmp_path, capsys):

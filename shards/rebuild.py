@@ -1,9 +1,15 @@
 """What the restricted reader does where a pickle would call torch, numpy or a container's class.
 
 Each function stands for one global, checks what the file gives it and raises ValueError (or
-TypeError for a wrong number or kind of arguments). Tensors are views of bytes already in memory or
-mapped from the file; a view that leaves its storage, or repeats elements, is refused.
+TypeError for a wrong number or kind of arguments). Tensors become arrays, views of bytes already in
+memory or mapped from the file; a view that leaves its storage, or repeats elements, is refused.
+torch is not needed for it; bfloat16, which numpy lacks, is `BFLOAT16`, two bytes without meaning.
 """
+
+# What a pickle holds has no static type.
+# pyright: reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+# pyright: reportUnknownLambdaType=false
 
 import re
 from collections.abc import Callable
@@ -11,29 +17,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from im2sp.pipeline.pickles import GlobalName, Rebuilder, make_set
+from im2sp.shards.pickles import GlobalName, Rebuilder, make_set
 
+BFLOAT16 = np.dtype("V2")
 STORAGE_DTYPES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-    "UntypedStorage": torch.uint8,
+    "DoubleStorage": np.dtype("<f8"),
+    "FloatStorage": np.dtype("<f4"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": BFLOAT16,
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("i1"),
+    "ByteStorage": np.dtype("u1"),
+    "BoolStorage": np.dtype("?"),
+    "UntypedStorage": np.dtype("u1"),
 }
 STORAGE_MODULES = frozenset({"torch", "torch.cuda", "torch.storage"})
-_DTYPE_ALIASES = {"double", "float", "half", "long", "int", "short"}
+_ALIASES = {"double": "f8", "float": "f4", "half": "f2", "long": "i8", "int": "i4", "short": "i2"}
 DTYPES = {
-    **{f"torch.{name}": getattr(torch, name) for name in _DTYPE_ALIASES},
-    **{str(dtype): dtype for dtype in STORAGE_DTYPES.values()},
+    **{f"torch.{name}": np.dtype(f"<{code}") for name, code in _ALIASES.items()},
+    **{f"torch.{dtype.name}": dtype for dtype in STORAGE_DTYPES.values() if dtype != BFLOAT16},
+    "torch.bfloat16": BFLOAT16,
 }
 _NUMPY_TYPE = re.compile(r"[<>|=]?[biufc]\d{1,2}")
 MAX_DIMENSIONS = 32
@@ -43,7 +49,7 @@ MAX_DIMENSIONS = 32
 class Storage:
     """A run of elements that tensors look into. `data` is one-dimensional."""
 
-    data: Tensor
+    data: np.ndarray
 
 
 @dataclass(eq=False)
@@ -63,7 +69,7 @@ class NumpyType:
         return np.dtype(self.code)
 
 
-def storage_dtype(kind: Any) -> torch.dtype:
+def storage_dtype(kind: Any) -> np.dtype:
     """Element type of a storage class.
 
     Raises:
@@ -90,7 +96,7 @@ def element_counts(values: Any, what: str) -> tuple[int, ...]:
 
 def rebuild_tensor(
     storage: Any, offset: Any, size: Any, stride: Any, *_unused: Any, dtype: Any = None
-) -> Tensor:
+) -> np.ndarray:
     """A view of a storage; gradients and hooks are dropped.
 
     Raises:
@@ -111,23 +117,26 @@ def rebuild_tensor(
     for length in size:
         num_elements *= length
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-    if num_elements and last >= data.numel():
+    if num_elements and last >= data.size:
         raise ValueError(
-            f"a tensor that reaches element {last} of a storage of {data.numel()} elements"
+            f"a tensor that reaches element {last} of a storage of {data.size} elements"
         )
-    if num_elements > data.numel():
-        raise ValueError(f"a tensor of {num_elements} elements in a storage of {data.numel()}")
-    return data.as_strided(size, stride, data.storage_offset() + offset)
+    if num_elements > data.size:
+        raise ValueError(f"a tensor of {num_elements} elements in a storage of {data.size}")
+    if not num_elements:
+        return np.empty(size, data.dtype)
+    steps = [step * data.itemsize for step in stride]
+    return np.lib.stride_tricks.as_strided(data[offset:], size, steps)
 
 
 def _rebuild_tensor_v3(
     storage: Any, offset: Any, size: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any
-) -> Tensor:
+) -> np.ndarray:
     return rebuild_tensor(storage, offset, size, stride, dtype=dtype)
 
 
-def _rebuild_parameter(data: Any, *_unused: Any) -> Tensor:
-    if not isinstance(data, Tensor):
+def _rebuild_parameter(data: Any, *_unused: Any) -> np.ndarray:
+    if not isinstance(data, np.ndarray):
         raise TypeError("a parameter without a tensor")
     return data
 
@@ -233,5 +242,5 @@ REBUILDERS: dict[str, Rebuilder] = {
 STATE_SETTERS: dict[type, Callable[[Any, Any], Any]] = {
     PendingArray: _set_array,
     NumpyType: _set_numpy_type,
-    Tensor: lambda tensor, _state: tensor,
+    np.ndarray: lambda tensor, _state: tensor,
 }

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from im2sp.pipeline.pickles import WeightsError
+from im2sp.shards.pickles import WeightsError
 
 # The one file to fetch from each repository that this project knows.
 HUB_FILES = {
@@ -102,7 +102,11 @@ def _fetch(name: str, repository: str, file: str, revision: str | None) -> Path:
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision))
+        # An overload of it has no known type; without dry_run it gives a path.
+        fetched = huggingface_hub.hf_hub_download(  # pyright: ignore[reportUnknownMemberType]
+            repository, file, revision=revision
+        )
+        return Path(str(fetched))
     except Exception as error:
         # The hub client raises a dozen kinds, from its HTTP library's to its own.
         reason = " ".join(str(error).split())[:200] or type(error).__name__

@@ -10,15 +10,19 @@ Before joblib 1.2 there is no padding: the wrapper's state lacks `numpy_array_al
 Nothing of joblib, numpy.random or scikit-learn is imported or called.
 """
 
+# What a pickle holds has no static type.
+# pyright: reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+# pyright: reportUnknownMemberType=false
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from im2sp.pipeline.pickles import GlobalName, ReadableFile, Rebuilder, Record
-from im2sp.pipeline.rebuild import STATE_SETTERS, NumpyType, element_counts
+from im2sp.shards.pickles import GlobalName, ReadableFile, Rebuilder, Record
+from im2sp.shards.rebuild import STATE_SETTERS, NumpyType, element_counts
 
 _WRAPPERS = ("joblib.numpy_pickle", "sklearn.externals.joblib.numpy_pickle")
 # A fitted model may hold its random generator, which is of no use here: calls become records.
@@ -44,7 +48,7 @@ JOBLIB_REBUILDERS: Mapping[str, Rebuilder] = {
 }
 
 
-def joblib_setters(file: ReadableFile, mapped: Tensor) -> dict[type, Callable[[Any, Any], Any]]:
+def joblib_setters(file: ReadableFile, mapped: np.ndarray) -> dict[type, Callable[[Any, Any], Any]]:
     """State setters for one pickle of joblib's, plain ones included.
 
     Args:
@@ -53,7 +57,7 @@ def joblib_setters(file: ReadableFile, mapped: Tensor) -> dict[type, Callable[[A
     """
     return {
         **STATE_SETTERS,
-        PendingJoblibArray: lambda _pending, state: _read_array(file, mapped.numel(), state),
+        PendingJoblibArray: lambda _pending, state: _read_array(file, mapped.size, state),
     }
 
 

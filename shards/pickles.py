@@ -11,6 +11,12 @@ Nothing is imported, no attribute is looked up on a value from the file, recursi
 nothing in the file, and memory grows with the file's size only.
 """
 
+# What a pickle holds has no static type, and the table of steps is part of the machine.
+# pyright: reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+# pyright: reportUnknownMemberType=false
+# pyright: reportPrivateUsage=false
+
 import pickletools
 import re
 import sys

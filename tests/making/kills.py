@@ -1,0 +1,38 @@
+"""Stopping a job at any of its steps."""
+
+import os
+import shutil
+from pathlib import Path
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+PLACES = {
+    "before os.replace": (os, "replace", False),
+    "after os.replace": (os, "replace", True),
+    "before removing": (Path, "unlink", False),
+    "after removing": (Path, "unlink", True),
+    "before dropping the folder": (shutil, "rmtree", False),
+}
+"""Module or class, name of its function, and whether to stop after the call."""
+
+
+def stop_at(monkeypatch, place, stop, error):
+    """Let the call number `stop` of a function raise, before it or after it."""
+    module, name, is_after = place
+    real = getattr(module, name)
+    calls = iter(range(10_000))
+
+    def call(*args, **keywords):
+        at = next(calls)
+        if at == stop and not is_after:
+            raise error
+        result = real(*args, **keywords)
+        if at == stop:
+            raise error
+        return result
+
+    monkeypatch.setattr(module, name, call)
+    return lambda: monkeypatch.setattr(module, name, real)

@@ -1,0 +1,179 @@
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from im2sp.trainer.model import PRESETS, Im2SpModel, StackConfig, preset_config
+from im2sp.trainer.vocabulary import Vocabulary
+
+SPEECH = Vocabulary(kind="speech", num_ids=200)
+
+
+def one_pass_a_text(model, image_units, tokens, owner, label_smoothing=0.0):
+    """The loss as one writes it without sharing: an image a text, a text a pass."""
+    pad, losses, num_tokens = model.config.vocabulary.pad, [], 0
+    for row, image in zip(tokens, owner, strict=True):
+        length = int((row != pad).sum())
+        logits = model(image_units[image, None], row[None, : length - 1])
+        target = row[1:length]
+        loss = F.cross_entropy(logits[0], target, reduction="sum", label_smoothing=label_smoothing)
+        losses.append(loss)
+        num_tokens += length - 1
+    return torch.stack(losses).sum() / num_tokens
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_sharing_the_image_changes_neither_loss_nor_gradients(
+    make_model, make_batch, label_smoothing
+):
+    model = make_model().double()
+    image_units, tokens, owner = make_batch(model)
+    found, expected = [], []
+    for function, gradients in ((model.loss, found), (None, expected)):
+        arguments = (image_units, tokens, owner, label_smoothing)
+        loss = function(*arguments) if function else one_pass_a_text(model, *arguments)
+        gradients += [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_shapes_and_types(make_model, make_batch):
+    model = make_model()
+    image_units, tokens, _ = make_batch(model, num_texts=3)
+    logits = model(image_units, tokens)
+    assert logits.shape == (3, tokens.shape[1], 43)
+    assert logits.dtype == torch.float32
+    assert model.encoder(image_units).shape == (3, 197, 48)
+    prefix = model.prefix(image_units)
+    assert [tuple(part.shape) for layer in prefix for part in layer] == [(3, 2, 197, 16)] * 6
+
+
+def test_text_sees_the_image_and_what_came_before(make_model, make_batch):
+    model = make_model()
+    image_units, tokens, _ = make_batch(model, num_texts=3)
+    logits = model(image_units, tokens)
+    changed = tokens.clone()
+    changed[:, 5] = (changed[:, 5] + 1) % 43
+    later = model(image_units, changed)
+    torch.testing.assert_close(later[:, :5], logits[:, :5])
+    assert (later[:, 5:] - logits[:, 5:]).abs().max() > 1e-3
+    other_image = image_units.clone()
+    other_image[1, 27, 27] = (other_image[1, 27, 27] + 1) % 50
+    seen = (model(other_image, tokens) - logits).abs().amax((1, 2))
+    assert seen[1] > 1e-4
+    assert seen[[0, 2]].max() < 1e-5
+
+
+def test_codebook_rows_are_used_as_they_are_or_at_length_one(make_model, make_batch):
+    raw, unit = make_model(), make_model(normalise_codebook=True)
+    image_units, tokens, _ = make_batch(raw, num_texts=3)
+    assert not torch.allclose(raw(image_units, tokens), unit(image_units, tokens), atol=1e-3)
+    raw.encoder.codebook.copy_(F.normalize(raw.encoder.codebook, dim=-1))
+    torch.testing.assert_close(raw(image_units, tokens), unit(image_units, tokens))
+
+
+def test_the_embedding_is_the_output_and_the_codebook_is_not_trained(make_model):
+    model = make_model()
+    names = [name for name, _ in model.named_parameters()]
+    assert [name for name in names if 43 in model.get_parameter(name).shape] == [
+        "decoder.output_bias",
+        "decoder.embedding.weight",
+    ]
+    assert "encoder.codebook" in model.state_dict()
+    assert "encoder.codebook" not in names
+
+
+def test_one_batch_is_learned(make_model, make_batch):
+    model = make_model(dropout=0.0, attention_dropout=0.0).train()
+    batch = make_batch(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(60):
+        loss = model.loss(*batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 3
+    assert losses[-1] < 0.3
+
+
+def test_dropout_is_for_training_only(make_model, make_batch):
+    model = make_model()
+    batch = make_batch(model)
+    assert model.loss(*batch) == model.loss(*batch)
+    model.train()
+    assert model.loss(*batch) != model.loss(*batch)
+
+
+def test_bfloat16_autocast(make_model, make_batch):
+    model = make_model().train()
+    batch = make_batch(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model.loss(*batch)
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert all(
+        p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters()
+    )
+    model.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.loss(*batch).item() == pytest.approx(model.loss(*batch).item(), rel=0.02)
+
+
+def test_compiles_in_one_graph(make_model, make_batch):
+    model = make_model()
+    batch = make_batch(model)
+    compiled = torch.compile(model.loss, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*batch), model.loss(*batch))
+    compiled(*batch).backward()
+
+
+def test_presets():
+    base = preset_config("base", SPEECH)
+    assert base.num_states == 197
+    with torch.device("meta"):
+        sizes = {
+            name: sum(
+                p.numel()
+                for p in Im2SpModel(preset_config(name, SPEECH), torch.empty(8192, 32)).parameters()
+            )
+            for name in PRESETS
+        }
+    assert {name: round(size / 1e6, 1) for name, size in sizes.items()} == {
+        "tiny": 0.3,
+        "small": 32.8,
+        "base": 129.7,
+    }
+    with pytest.raises(ValueError, match="preset 'huge', expected one of tiny, small, base"):
+        preset_config("huge", SPEECH)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grid": 27}, "grid is 27, expected an even number from 2 on"),
+        ({"code_width": 0}, "code_width is 0, expected at least 1"),
+        ({"dropout": 1.0}, r"dropout is 1.0, expected \[0, 1\)"),
+    ],
+)
+def test_impossible_configurations_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(preset_config("tiny", SPEECH), **changes)
+
+
+def test_impossible_stacks_are_refused():
+    with pytest.raises(ValueError, match="depth is 0, expected at least 1"):
+        StackConfig(width=8, depth=0, heads=2, mlp_width=8)
+    with pytest.raises(ValueError, match="width 9 is no multiple of heads 2"):
+        StackConfig(width=9, depth=1, heads=2, mlp_width=8)
+
+
+def test_wrong_inputs_are_refused(make_model, make_batch):
+    model = make_model()
+    image_units, _, _ = make_batch(model)
+    with pytest.raises(ValueError, match="a text of 41 tokens, expected at most 40"):
+        model(image_units, torch.zeros(3, 41, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"the codebook has shape \(4, 8\), expected \(50, 8\)"):
+        Im2SpModel(model.config, torch.zeros(4, 8))

@@ -1,0 +1,315 @@
+import json
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from transformers import GitForCausalLM
+
+from im2sp.shards.pickles import WeightsError
+from im2sp.tools.git_reference import UnitsEncoder, git_config, git_from, git_state_dict
+from im2sp.trainer import generate, load_model, weights
+from im2sp.trainer.model import StackConfig
+from im2sp.trainer.vocabulary import Vocabulary
+from im2sp.trainer.weights import load_codebook, save_model, use_decoder, use_encoder
+from making.published import original_state_dict, timm_state_dict
+
+WIDE = StackConfig(width=128, depth=2, heads=2, mlp_width=48)
+GIT = Vocabulary(kind="text", num_ids=120, layout="git")
+ORIGINAL = Vocabulary(kind="speech", num_ids=110, layout="original")
+
+
+def load(path, *arguments, **options):
+    return load_model(path, *arguments, device="cpu", **options)
+
+
+@pytest.fixture(scope="module")
+def git(make_model, tmp_path_factory):
+    """A model of ours in GIT's vocabulary, and the folder in which transformers saved its GIT."""
+    model = make_model(encoder=WIDE, decoder=WIDE, vocabulary=GIT)
+    folder = tmp_path_factory.mktemp("git")
+    reference = GitForCausalLM(git_config(model))
+    reference.load_state_dict(git_state_dict(model), strict=False)
+    reference.save_pretrained(folder)
+    return model, folder
+
+
+@pytest.fixture(scope="module")
+def seit(make_model, tmp_path_factory):
+    """A model of ours, and its encoder in the form of SeiT's trained-vit.ckpt."""
+    model = make_model(seed=7, encoder=WIDE, decoder=WIDE, vocabulary=GIT)
+    path = tmp_path_factory.mktemp("seit") / "trained-vit.ckpt"
+    torch.save({"model": timm_state_dict(model), "epoch": 99}, path)
+    return model, path
+
+
+@pytest.fixture(scope="module")
+def original(make_model, tmp_path_factory):
+    """A model of ours in the paper's vocabulary, its checkpoint and its codebook file."""
+    model = make_model(encoder=WIDE, decoder=WIDE, vocabulary=ORIGINAL)
+    folder = tmp_path_factory.mktemp("original")
+    torch.save({"state_dict": original_state_dict(model)}, folder / "Best.ckpt")
+    torch.save(model.encoder.codebook, folder / "codebook.ckpt")
+    return model, folder / "Best.ckpt", folder / "codebook.ckpt"
+
+
+# Ours ---------------------------------------------------------------------------------------------
+
+
+def test_our_form_comes_back_whole(make_model, make_batch, tmp_path):
+    model = make_model(normalise_codebook=True)
+    path = save_model(tmp_path, model)
+    data = path.read_bytes()
+    for name in (tmp_path, path, str(path)):
+        found = load(name)
+        assert found.config == model.config
+        assert not found.training
+        for key, tensor in model.state_dict().items():
+            assert torch.equal(found.state_dict()[key], tensor), key
+    image_units, tokens, _ = make_batch(model, num_texts=3)
+    assert torch.equal(found(image_units, tokens), model(image_units, tokens))
+    assert save_model(tmp_path, found).read_bytes() == data
+    assert sorted(os.listdir(tmp_path)) == ["model.safetensors"]
+
+
+def test_the_newest_step_of_a_run_is_taken(make_model, tmp_path):
+    for step in (20, 100, 120):
+        (tmp_path / f"step-{step:06d}").mkdir()
+    for step in (20, 100):
+        save_model(tmp_path / f"step-{step:06d}", make_model(seed=step))
+    expected = make_model(seed=100).decoder.output_bias
+    assert torch.equal(load(tmp_path).decoder.output_bias, expected)
+
+
+def test_another_codebook_can_be_put_in(make_model, tmp_path):
+    path = save_model(tmp_path, make_model())
+    codebook = torch.randn(50, 8)
+    assert torch.equal(load(path, codebook).encoder.codebook, codebook)
+    with pytest.raises(WeightsError, match=r"codebook has shape \[50, 9\], expected \[50, 8\]"):
+        load(path, torch.randn(50, 9))
+
+
+def test_learning_goes_on_after_loading(make_model, make_batch, tmp_path):
+    model = load(save_model(tmp_path, make_model())).train()
+    model.loss(*make_batch(model)).backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert torch.equal(load(tmp_path).decoder.output_bias, make_model().decoder.output_bias)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"form": "im2sp model 9"}, "form 'im2sp model 9', expected 'im2sp model 1'"),
+        ({"config": {}}, "no model configuration: 'vocabulary'; expected a model of im2sp"),
+        ({"config": None}, "expected a model of im2sp"),
+    ],
+)
+def test_headers_that_are_not_ours_are_refused(make_model, tmp_path, change, message):
+    path = save_model(tmp_path, make_model())
+    header = {"form": weights.FORM, "config": {}} | change
+    save_file(load_file(path), path, {"im2sp": json.dumps(header)})
+    with pytest.raises(WeightsError, match=message):
+        load(path)
+
+
+def test_a_file_of_ours_that_lacks_a_tensor(make_model, tmp_path):
+    model = make_model()
+    path = save_model(tmp_path, model)
+    tensors = load_file(path)
+    del tensors["projection.bias"]
+    metadata = weights.read_tensors(path)[1]
+    save_file(tensors, path, metadata)
+    with pytest.raises(WeightsError, match=r"lacks 'projection.bias'; expected a whole model"):
+        load(path)
+
+
+# GIT ----------------------------------------------------------------------------------------------
+
+
+def check_against_git(model, folder, make_batch):
+    """Logits of a loaded model and of the folder's own GIT, behind the model's image states."""
+    reference = GitForCausalLM.from_pretrained(folder).eval()
+    reference.git.image_encoder = UnitsEncoder(model)
+    projection = reference.git.visual_projection.visual_projection
+    projection[0].load_state_dict(model.projection.state_dict())
+    projection[1].load_state_dict(model.projection_norm.state_dict())
+    image_units, tokens, _ = make_batch(model, num_texts=3)
+    expected = reference(input_ids=tokens, pixel_values=image_units[:, None]).logits[:, 197:]
+    torch.testing.assert_close(model(image_units, tokens), expected, rtol=1e-4, atol=1e-4)
+    assert expected.std() > 0.1
+
+
+@pytest.mark.parametrize("form", ["model.safetensors", "pytorch_model.bin"])
+def test_a_git_gives_the_decoder(git, seit, make_batch, tmp_path, form):
+    model, folder = git
+    if form == "pytorch_model.bin":
+        torch.save(load_file(folder / "model.safetensors"), tmp_path / form)
+        (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+        folder = tmp_path
+    found = load(folder, model.encoder.codebook, encoder=seit[1])
+    assert found.config == model.config
+    check_against_git(found, git[1], make_batch)
+    expected = seit[0].encoder.state_dict() | {"codebook": model.encoder.codebook}
+    for name, tensor in found.encoder.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_git_alone_gets_a_new_encoder_of_the_papers_size(git, monkeypatch):
+    monkeypatch.setitem(weights.PRESETS, "base", (WIDE, WIDE))
+    found = load(git[1], torch.randn(391, 32))
+    assert found.config.encoder == WIDE
+    assert (found.config.num_codes, found.config.code_width) == (391, 32)
+    assert found.config.vocabulary == GIT
+
+
+def test_parts_of_published_weights_for_a_model_of_ours(git, seit, make_model, make_batch):
+    target = make_model(seed=3, encoder=WIDE, decoder=WIDE, vocabulary=GIT)
+    use_decoder(target, git[1])
+    use_encoder(target, seit[1])
+    check_against_git(target, git[1], make_batch)
+    speech = make_model(seed=3, encoder=WIDE, decoder=WIDE)
+    before = speech.decoder.embedding.weight.clone()
+    use_decoder(speech, git[1])
+    assert torch.equal(speech.decoder.embedding.weight, before)
+    taken = speech.decoder.layers[1].to_qkv.weight
+    assert torch.equal(taken, git[0].decoder.layers[1].to_qkv.weight)
+    for use, path in ((use_decoder, git[1]), (use_encoder, seit[1])):
+        with pytest.raises(WeightsError, match=r"has StackConfig\(width=128.*another preset"):
+            use(make_model(), path)
+    with pytest.raises(
+        WeightsError, match=r"positions has shape \[1, 197, 128\], expected \[1, 50"
+    ):
+        use_encoder(make_model(encoder=WIDE, grid=14), seit[1])
+
+
+def change_git(folder, target, settings=(), tensors=(), without=()):
+    kept = load_file(folder / "model.safetensors") | dict(tensors)
+    save_file({k: v for k, v in kept.items() if k not in without}, target / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text()) | dict(settings)
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"settings": {"hidden_act": "relu"}}, "hidden_act is 'relu', expected 'gelu'"),
+        ({"settings": {"model_type": "blip"}}, "model_type is 'blip', expected 'git'"),
+        ({"settings": {"bos_token_id": 7}}, "bos_token_id is 7, expected 101"),
+        ({"tensors": {"output.weight": torch.ones(120, 128)}}, "differs from its word embedding"),
+        ({"without": {"output.bias"}}, "lacks the tensor 'output.bias'"),
+        (
+            {"tensors": {"git.encoder.layer.4.x": torch.ones(1)}},
+            r"has layers \[0, 1, 4\], expected 0 to 2",
+        ),
+    ],
+)
+def test_gits_that_this_model_is_not_are_refused(git, tmp_path, changes, message):
+    with pytest.raises(WeightsError, match=message):
+        load(change_git(git[1], tmp_path, **changes), torch.zeros(50, 8))
+
+
+# SeiT ---------------------------------------------------------------------------------------------
+
+
+def timm_forward(tensors, codes, heads):
+    """A ViT on timm's tensors, as plainly as can be; (B, C, 28, 28) -> (B, 197, D)."""
+
+    def linear(x, name):
+        return x @ tensors[f"{name}.weight"].t() + tensors[f"{name}.bias"]
+
+    def norm(x, name):
+        mean, variance = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, correction=0)
+        x = (x - mean) / (variance + 1e-6).sqrt()
+        return x * tensors[f"{name}.weight"] + tensors[f"{name}.bias"]
+
+    stem = tensors["patch_embed.proj.weight"], tensors["patch_embed.proj.bias"]
+    x = F.conv2d(codes, *stem, stride=2, padding=1).flatten(2).transpose(1, 2)
+    x = torch.cat((tensors["cls_token"].expand(len(x), -1, -1), x), 1) + tensors["pos_embed"]
+    for index in range(sum(name.endswith("attn.qkv.bias") for name in tensors)):
+        name = f"blocks.{index}"
+        parts = linear(norm(x, f"{name}.norm1"), f"{name}.attn.qkv").chunk(3, -1)
+        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
+        weights = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).softmax(-1)
+        x = x + linear((weights @ v).transpose(1, 2).flatten(2), f"{name}.attn.proj")
+        hidden = linear(norm(x, f"{name}.norm2"), f"{name}.mlp.fc1")
+        x = x + linear(F.gelu(hidden), f"{name}.mlp.fc2")
+    return x
+
+
+def test_seits_encoder_computes_what_timm_computes(seit, make_model, make_batch):
+    model = make_model(encoder=WIDE, decoder=WIDE)
+    use_encoder(model, seit[1])
+    image_units, _, _ = make_batch(model)
+    codes = model.encoder.codebook[image_units].permute(0, 3, 1, 2)
+    expected = timm_forward(timm_state_dict(seit[0]), codes, WIDE.heads)
+    torch.testing.assert_close(model.encoder(image_units), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_seits_file_is_no_model(seit, git):
+    with pytest.raises(WeightsError, match="SeiT's encoder alone; pass it as encoder="):
+        load(seit[1], torch.zeros(50, 8))
+    with pytest.raises(WeightsError, match="expected SeiT's weights"):
+        load(git[1], torch.zeros(50, 8), encoder=git[1])
+
+
+# The paper's own ----------------------------------------------------------------------------------
+
+
+def test_the_papers_checkpoint(original, make_batch):
+    model, path, codebook = original
+    found = load(path, codebook)
+    assert found.config == model.config
+    image_units, tokens, _ = make_batch(model, num_texts=3)
+    expected = git_from(model)(input_ids=tokens, pixel_values=image_units[:, None])
+    logits = found(image_units, tokens)
+    torch.testing.assert_close(logits, expected.logits[:, 197:], rtol=1e-4, atol=1e-4)
+    assert generate(found, image_units, max_tokens=6) == generate(model, image_units, max_tokens=6)
+
+
+class Call:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.mark}",)
+
+
+def test_a_checkpoint_that_calls_something_is_refused_and_not_run(original, tmp_path):
+    path, mark = tmp_path / "x.ckpt", tmp_path / "mark"
+    torch.save({"state_dict": original_state_dict(original[0]), "x": Call(mark)}, path)
+    with pytest.raises(WeightsError, match=r"holds a call of posix.system|holds posix.system"):
+        load(path, original[2])
+    assert not mark.exists()
+
+
+def test_what_is_missing_or_too_much_is_said(original, git, seit, make_model, tmp_path):
+    with pytest.raises(WeightsError, match="holds no codebook; pass codebook="):
+        load(original[1])
+    with pytest.raises(WeightsError, match="holds an encoder; leave out encoder="):
+        load(original[1], original[2], encoder=seit[1])
+    with pytest.raises(WeightsError, match="holds an encoder; leave out encoder="):
+        load(save_model(tmp_path, make_model()), encoder=seit[1])
+    with pytest.raises(WeightsError, match=r"expected one tensor \[codes, width\]"):
+        load_codebook(torch.zeros(3))
+    with pytest.raises(WeightsError, match=r"expected one tensor \[codes, width\]"):
+        load_codebook(seit[1])
+    save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(WeightsError, match="1 tensors such as 'a', expected a model of im2sp"):
+        load(tmp_path / "a.safetensors", torch.zeros(3, 2))
+    with pytest.raises(WeightsError, match="this folder lacks model.safetensors"):
+        load(git[1].parent)
+    with pytest.raises(WeightsError, match="there is no such file"):
+        load(tmp_path / "none")
+    save_file({}, tmp_path / "none.safetensors")
+    with pytest.raises(WeightsError, match="expected a model's weights"):
+        load(tmp_path / "none.safetensors")
+
+
+def test_narrow_published_weights_do_not_tell_their_heads(make_model, tmp_path):
+    torch.save(timm_state_dict(make_model()), tmp_path / "x.ckpt")
+    with pytest.raises(WeightsError, match="is 48 wide, expected a multiple of 64"):
+        use_encoder(make_model(), tmp_path / "x.ckpt")

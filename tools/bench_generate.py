@@ -1,0 +1,104 @@
+"""Measure generation: units a second, ours against transformers' GIT with the same weights.
+
+    python tools/bench_generate.py
+
+Random weights at the preset's sizes; both generate from the same image units until `max-tokens`
+(EOS is made impossible, so that all rows are of one length) and the ids must be equal. Turns are
+interleaved; medians. See `tools/interleaved.py` for the clock.
+"""
+
+import argparse
+import json
+from typing import Any
+
+import torch
+
+from im2sp.tools.git_reference import git_from, git_generate
+from im2sp.tools.interleaved import interleaved_seconds, machine, print_table
+from im2sp.trainer.generation import generate
+from im2sp.trainer.model import PRESETS, Im2SpModel, preset_config
+from im2sp.trainer.vocabulary import Vocabulary
+
+
+def make_model(preset: Any, device: torch.device, seed: int = 0) -> Im2SpModel:
+    """Random weights, large enough that tokens differ and EOS never comes."""
+    torch.manual_seed(seed)
+    vocabulary = Vocabulary(kind="speech", num_ids=200)
+    model = Im2SpModel(preset_config(preset, vocabulary), torch.randn(8192, 32))
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.normal_(std=1.5 * module.in_features**-0.5)
+        for layer in model.decoder.stack():  # less of the image, so that the text counts
+            layer.to_out.weight.mul_(0.2)
+        model.decoder.positions.weight.normal_(std=0.3)
+        model.decoder.embedding.weight.normal_(std=0.1)
+        for special in (vocabulary.pad, vocabulary.bos, vocabulary.eos):
+            model.decoder.output_bias[special] = -1e4
+    return model.to(device).eval()
+
+
+def measure(
+    model: Im2SpModel, batch_size: int, num_beams: int, max_tokens: int, num_rounds: int
+) -> dict[str, Any]:
+    """One row of figures.
+
+    Raises:
+        ValueError: The two generate other ids.
+    """
+    device = next(model.parameters()).device
+    config = model.config
+    generator = torch.Generator().manual_seed(1)
+    size = (batch_size, config.grid, config.grid)
+    image_units = torch.randint(0, config.num_codes, size, generator=generator).to(device)
+    reference = git_from(model)
+    results: dict[str, list[list[int]]] = {}
+
+    def ours() -> None:
+        results["ours"] = generate(model, image_units, num_beams, max_tokens)
+
+    def transformers() -> None:
+        rows = git_generate(reference, image_units, num_beams, max_tokens)
+        results["transformers"] = [config.vocabulary.decode(row) for row in rows]
+
+    seconds = interleaved_seconds({"ours": ours, "transformers": transformers}, num_rounds, device)
+    if results["ours"] != results["transformers"]:
+        raise ValueError(f"batch {batch_size}, {num_beams} beams: the two generate other ids")
+    num_units = sum(map(len, results["ours"]))
+    return {
+        "batch": batch_size,
+        "beams": num_beams,
+        "units": num_units,
+        "distinct units": len({unit for row in results["ours"] for unit in row}),
+        "ours, units/s": round(num_units / seconds["ours"], 1),
+        "transformers, units/s": round(num_units / seconds["transformers"], 1),
+        "ratio": round(seconds["transformers"] / seconds["ours"], 2),
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description="Measure generation against transformers.")
+    parser.add_argument("--preset", choices=list(PRESETS), default="small", help="default small")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="default 1 8")
+    parser.add_argument("--beams", type=int, nargs="+", default=[1, 5], help="default 1 5")
+    parser.add_argument("--max-tokens", type=int, default=110, help="default 110")
+    parser.add_argument("--num-rounds", type=int, default=3, help="rounds a case (default 3)")
+    parser.add_argument("--json", action="store_true", help="no table, JSON rows alone")
+    options = parser.parse_args(argv)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(1)
+    model = make_model(options.preset, device)
+    rows: list[dict[str, Any]] = []
+    for batch_size in options.batch:
+        for num_beams in options.beams:
+            row = measure(model, batch_size, num_beams, options.max_tokens, options.num_rounds)
+            rows.append({"preset": options.preset, **row})
+            print(json.dumps(rows[-1]), flush=True)
+    if not options.json:
+        print(f"\n{json.dumps(machine(device))}\n")
+        print_table(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,373 @@
+"""The model: image units in, speech units or text out.
+
+    image units ─ codebook ─ SeiT stem ─ ViT ─ projection ─┐
+                                                      GIT decoder ─ next token
+                                       BOS, tokens ────────┘
+
+The encoder is SeiT's: the codebook's rows make a picture of `code_width` channels that a ViT reads
+as it would read pixels. The decoder is GIT's: BERT layers over the image's 197 states followed by
+the text, in which an image state sees image states only, and a text token sees the image and the
+text up to itself.
+
+That rule is worth a factor. What the image becomes inside the decoder does not depend on the text,
+so `Prefix`, the keys and values of every layer, is computed once an image: for all of its captions
+in training, for all beams and steps in generation. Attention of text is then over
+[keys of its image ; keys of its own].
+
+Legend: `B` images, `N` texts, `P` image states (1 + 14 * 14), `T` tokens of a text, `D` width,
+`H` heads, `K` head width, `V` vocabulary.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from im2sp.trainer.attention import attention, dropout
+from im2sp.trainer.vocabulary import Vocabulary
+
+STEM_KERNEL, STEM_STRIDE, STEM_PADDING = 4, 2, 1
+ENCODER_EPS, PROJECTION_EPS, DECODER_EPS = 1e-6, 1e-5, 1e-12
+INIT_STD = 0.02
+
+Prefix = list[tuple[Tensor, Tensor]]
+"""Keys and values (B, H, P, K) of the image states in each layer of the decoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackConfig:
+    """Sizes of the encoder or the decoder."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+
+    def __post_init__(self) -> None:
+        """Refuse sizes no stack can have."""
+        for name in ("width", "depth", "heads", "mlp_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything that the shapes and the arithmetic of a model depend on."""
+
+    vocabulary: Vocabulary
+    """What the output means."""
+    encoder: StackConfig
+    """The ViT over the image units."""
+    decoder: StackConfig
+    """GIT's layers over image and text."""
+    grid: int = 28
+    """Rows and columns of image units; even."""
+    num_codes: int = 8192
+    """Rows of the codebook."""
+    code_width: int = 32
+    """Columns of the codebook."""
+    normalise_codebook: bool = False
+    """Whether rows are brought to length 1 before use; the paper's code takes them as they are."""
+    max_positions: int = 1024
+    """Most tokens of a text, BOS and EOS included."""
+    dropout: float = 0.1
+    """On the decoder's sums and embeddings in training."""
+    attention_dropout: float = 0.1
+    """On the decoder's attention weights in training."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes no model can have."""
+        for name in ("num_codes", "code_width", "max_positions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.grid < 2 or self.grid % STEM_STRIDE:
+            raise ValueError(f"grid is {self.grid}, expected an even number from 2 on")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected [0, 1)")
+
+    @property
+    def num_states(self) -> int:
+        """States an image becomes: CLS and one for each 2x2 units."""
+        return 1 + (self.grid // STEM_STRIDE) ** 2
+
+
+Preset = Literal["tiny", "mini", "small", "base"]
+_TINY = StackConfig(width=64, depth=2, heads=2, mlp_width=256)
+_MINI = StackConfig(width=256, depth=4, heads=4, mlp_width=1024)
+_SMALL = StackConfig(width=384, depth=12, heads=6, mlp_width=1536)
+_BASE = StackConfig(width=768, depth=12, heads=12, mlp_width=3072)
+PRESETS: dict[str, tuple[StackConfig, StackConfig]] = {
+    "tiny": (_TINY, _TINY),
+    "mini": (_MINI, _MINI),
+    "small": (_SMALL, replace(_SMALL, depth=6)),
+    "base": (_BASE, replace(_BASE, depth=6)),
+}
+"""Encoder and decoder: for seconds on a CPU, for an hour on one, for a GPU, and the paper's."""
+
+
+def preset_config(
+    preset: Preset,
+    vocabulary: Vocabulary,
+    *,
+    num_codes: int = 8192,
+    code_width: int = 32,
+    normalise_codebook: bool = False,
+) -> ModelConfig:
+    """The configuration of a preset for a given vocabulary and codebook."""
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset!r}, expected one of {', '.join(PRESETS)}")
+    encoder, decoder = PRESETS[preset]
+    return ModelConfig(
+        vocabulary=vocabulary,
+        encoder=encoder,
+        decoder=decoder,
+        num_codes=num_codes,
+        code_width=code_width,
+        normalise_codebook=normalise_codebook,
+    )
+
+
+class Layer(nn.Module):
+    """Attention and a two-layer perceptron; what encoder and decoder have in common."""
+
+    def __init__(self, config: StackConfig, eps: float) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.to_qkv = nn.Linear(config.width, 3 * config.width)
+        self.to_out = nn.Linear(config.width, config.width)
+        self.attention_norm = nn.LayerNorm(config.width, eps=eps)
+        self.mlp_in = nn.Linear(config.width, config.mlp_width)
+        self.mlp_out = nn.Linear(config.mlp_width, config.width)
+        self.mlp_norm = nn.LayerNorm(config.width, eps=eps)
+
+    def split_heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(B, T, n * D) -> n times (B, H, T, K)."""
+        width = self.to_out.in_features
+        parts = x.unflatten(-1, (x.shape[-1] // width, self.heads, -1))
+        return parts.permute(2, 0, 3, 1, 4).unbind()
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(B, T, D) -> three times (B, H, T, K)."""
+        return self.split_heads(self.to_qkv(x))
+
+    def join_heads(self, attended: Tensor) -> Tensor:
+        """(B, H, T, K) -> (B, T, D), mixed by the output Linear."""
+        return self.to_out(attended.transpose(1, 2).flatten(2))
+
+    def perceptron(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        return self.mlp_out(F.gelu(self.mlp_in(x)))
+
+
+class EncoderLayer(Layer):
+    """A ViT layer as timm has it: norms before, sums kept."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, P, D) -> (B, P, D)."""
+        q, k, v = self.queries_keys_values(self.attention_norm(x))
+        x = x + self.join_heads(attention(q, k, v, None, 0.0))
+        return x + self.perceptron(self.mlp_norm(x))
+
+
+class DecoderLayer(Layer):
+    """A BERT layer: norms after the sums."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config.decoder, DECODER_EPS)
+        self.dropout_p = config.dropout
+        self.attention_dropout_p = config.attention_dropout
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Queries (B, H, T, K) over keys and values (B, H, S, K); the mask is true to see."""
+        return attention(q, k, v, mask, self.attention_dropout_p if self.training else 0.0)
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output from its input (B, T, D) and what attention found (B, H, T, K)."""
+        p = self.dropout_p if self.training else 0.0
+        x = self.attention_norm(x + dropout(self.join_heads(attended), p))
+        return self.mlp_norm(x + dropout(self.perceptron(x), p))
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, D) -> twice (B, H, T, K): no queries, for states that nothing follows from."""
+        width = x.shape[-1]
+        both = F.linear(x, self.to_qkv.weight[width:], self.to_qkv.bias[width:])
+        k, v = self.split_heads(both)
+        return k, v
+
+
+class ImageEncoder(nn.Module):
+    """SeiT's ViT over image units, without its last norm and its head."""
+
+    def __init__(self, config: ModelConfig, codebook: Tensor) -> None:
+        super().__init__()
+        stack = config.encoder
+        self.normalise_codebook = config.normalise_codebook
+        self.register_buffer("codebook", codebook)
+        self.stem = nn.Conv2d(
+            config.code_width, stack.width, STEM_KERNEL, STEM_STRIDE, padding=STEM_PADDING
+        )
+        self.cls = nn.Parameter(torch.zeros(1, 1, stack.width))
+        self.positions = nn.Parameter(torch.zeros(1, config.num_states, stack.width))
+        self.layers = nn.ModuleList(EncoderLayer(stack, ENCODER_EPS) for _ in range(stack.depth))
+
+    def forward(self, image_units: Tensor) -> Tensor:
+        """(B, grid, grid) int64 -> (B, P, D)."""
+        codes = F.embedding(image_units, self.get_buffer("codebook"))
+        if self.normalise_codebook:
+            codes = F.normalize(codes, dim=-1)
+        patches = self.stem(codes.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
+        x = torch.cat((self.cls.to(patches.dtype).expand(len(patches), -1, -1), patches), 1)
+        x = x + self.positions
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Decoder(nn.Module):
+    """GIT's text decoder; the output Linear shares its weight with the embedding."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, vocabulary = config.decoder.width, config.vocabulary
+        self.embedding = nn.Embedding(vocabulary.size, width)
+        self.positions = nn.Embedding(config.max_positions, width)
+        self.norm = nn.LayerNorm(width, eps=DECODER_EPS)
+        self.dropout_p = config.dropout
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder.depth))
+        self.output_bias = nn.Parameter(torch.zeros(vocabulary.size))
+
+    def stack(self) -> list[DecoderLayer]:
+        """The layers, from the first one on."""
+        return cast("list[DecoderLayer]", list(self.layers))
+
+    def prefix(self, x: Tensor) -> Prefix:
+        """Projected image states (B, P, D) -> their keys and values in every layer."""
+        prefix: Prefix = []
+        *layers, last = self.stack()
+        for layer in layers:
+            q, k, v = layer.queries_keys_values(x)
+            prefix.append((k, v))
+            x = layer.finish(x, layer.attend(q, k, v))
+        return [*prefix, last.keys_values(x)]
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Tokens (N, T) at positions (T,) -> (N, T, D)."""
+        x = self.norm(self.embedding(tokens) + self.positions(positions))
+        return dropout(x, self.dropout_p if self.training else 0.0)
+
+    def forward(self, tokens: Tensor, prefix: Prefix, owner: Tensor | None) -> Tensor:
+        """Logits (N, T, V) float32 of what follows each token; `owner` as in `Im2SpModel.loss`."""
+        length, num_states = tokens.shape[1], prefix[0][0].shape[2]
+        x = self.embed(tokens, torch.arange(length, device=tokens.device))
+        # True where token t sees key s: all of the image, and the text up to itself.
+        mask = torch.ones(length, num_states + length, dtype=torch.bool, device=tokens.device)
+        mask = mask.tril(num_states)
+        for layer, image in zip(self.stack(), prefix, strict=True):
+            q, k, v = layer.queries_keys_values(x)
+            if owner is not None:
+                image = (image[0].index_select(0, owner), image[1].index_select(0, owner))
+            k, v = torch.cat((image[0], k), 2), torch.cat((image[1], v), 2)
+            x = layer.finish(x, layer.attend(q, k, v, mask))
+        return self.logits(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., V) float32."""
+        return F.linear(x, self.embedding.weight, self.output_bias).float()
+
+
+class Im2SpModel(nn.Module):
+    """Image units to tokens.
+
+    Args:
+        config: Sizes.
+        codebook: (num_codes, code_width) float32, the vectors behind the image units. Copied; kept
+            with the weights, not trained.
+    """
+
+    def __init__(self, config: ModelConfig, codebook: Tensor) -> None:
+        super().__init__()
+        expected = (config.num_codes, config.code_width)
+        if tuple(codebook.shape) != expected:
+            raise ValueError(f"the codebook has shape {tuple(codebook.shape)}, expected {expected}")
+        self.config = config
+        self.encoder = ImageEncoder(config, codebook.detach().float().clone())
+        self.projection = nn.Linear(config.encoder.width, config.decoder.width)
+        self.projection_norm = nn.LayerNorm(config.decoder.width, eps=PROJECTION_EPS)
+        self.decoder = Decoder(config)
+        self.apply(_init_weights)
+        nn.init.trunc_normal_(self.encoder.cls, std=INIT_STD)
+        nn.init.trunc_normal_(self.encoder.positions, std=INIT_STD)
+
+    def prefix(self, image_units: Tensor) -> Prefix:
+        """What the decoder needs of the images.
+
+        Args:
+            image_units: (B, grid, grid) int64.
+        """
+        states = self.encoder(image_units)
+        return self.decoder.prefix(self.projection_norm(self.projection(states)))
+
+    def forward(self, image_units: Tensor, tokens: Tensor) -> Tensor:
+        """Logits of what follows each token, one text an image.
+
+        Args:
+            image_units: (B, grid, grid) int64.
+            tokens: (B, T) int64 from BOS on, T at most `config.max_positions`.
+
+        Returns:
+            (B, T, V) float32.
+        """
+        self._check_length(tokens)
+        return self.decoder(tokens, self.prefix(image_units), None)
+
+    def loss(
+        self,
+        image_units: Tensor,
+        tokens: Tensor,
+        owner: Tensor,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """Mean cross entropy of the tokens after BOS; PAD is not counted.
+
+        Loss and gradients are those of one pass a text, at the cost of one pass an image for all
+        that does not depend on the text. With dropout the texts of an image share what is dropped
+        of it.
+
+        Args:
+            image_units: (B, grid, grid) int64.
+            tokens: (N, T) int64: BOS, ids, EOS, PAD up to T.
+            owner: (N,) int64, row of the image that each text belongs to.
+            label_smoothing: Share of the target that is spread over all tokens.
+
+        Returns:
+            A float32 scalar.
+        """
+        tokens_in, tokens_out = tokens[:, :-1], tokens[:, 1:]
+        self._check_length(tokens_in)
+        logits = self.decoder(tokens_in, self.prefix(image_units), owner)
+        return F.cross_entropy(
+            logits.flatten(0, 1),
+            tokens_out.flatten(),
+            ignore_index=self.config.vocabulary.pad,
+            label_smoothing=label_smoothing,
+        )
+
+    def _check_length(self, tokens: Tensor) -> None:
+        if tokens.shape[1] > self.config.max_positions:
+            raise ValueError(
+                f"a text of {tokens.shape[1]} tokens, expected at most"
+                f" {self.config.max_positions}; leave longer ones out"
+            )
+
+
+def _init_weights(module: nn.Module) -> None:
+    """BERT's and timm's common start: small normal weights, zero biases."""
+    if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
+        nn.init.trunc_normal_(module.weight, std=INIT_STD)
+    if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+        nn.init.zeros_(module.bias)

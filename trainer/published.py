@@ -1,0 +1,179 @@
+"""Published weights under this project's names.
+
+Three forms, told apart by their tensors' names:
+
+- GIT as transformers saves it: `git.encoder.layer.*`, `output.*`. Its image encoder reads pixels
+  and is not used here.
+- SeiT's ViT as timm names it: `blocks.*`, `patch_embed.proj.*`; `norm.*` and `head.*` are for
+  classes and are not used here.
+- The paper's own checkpoint: GIT's names below `model.`, SeiT's below `model.git.image_encoder`.
+
+A name of ours is looked up in the tables below and nowhere else. Queries, keys and values are one
+Linear here and in timm, three in GIT.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from im2sp.trainer.model import StackConfig
+
+HEAD_WIDTH = 64
+TIMM_MARK = "patch_embed.proj.weight"
+GIT_MARK = "git.embeddings.word_embeddings.weight"
+ORIGINAL_PREFIX = "model."
+ORIGINAL_ENCODER = "git.image_encoder.vision_model."
+
+# Our name without the last part -> theirs; `{}` is a layer's number.
+TIMM_NAMES = {
+    "stem": "patch_embed.proj",
+    "layers.{}.attention_norm": "blocks.{}.norm1",
+    "layers.{}.to_qkv": "blocks.{}.attn.qkv",
+    "layers.{}.to_out": "blocks.{}.attn.proj",
+    "layers.{}.mlp_norm": "blocks.{}.norm2",
+    "layers.{}.mlp_in": "blocks.{}.mlp.fc1",
+    "layers.{}.mlp_out": "blocks.{}.mlp.fc2",
+}
+TIMM_PARAMETERS = {"cls": "cls_token", "positions": "pos_embed"}
+GIT_NAMES = {
+    "norm": "git.embeddings.LayerNorm",
+    "layers.{}.to_out": "git.encoder.layer.{}.attention.output.dense",
+    "layers.{}.attention_norm": "git.encoder.layer.{}.attention.output.LayerNorm",
+    "layers.{}.mlp_in": "git.encoder.layer.{}.intermediate.dense",
+    "layers.{}.mlp_out": "git.encoder.layer.{}.output.dense",
+    "layers.{}.mlp_norm": "git.encoder.layer.{}.output.LayerNorm",
+}
+GIT_PARAMETERS = {
+    "embedding.weight": GIT_MARK,
+    "positions.weight": "git.embeddings.position_embeddings.weight",
+    "output_bias": "output.bias",
+}
+GIT_QKV = [
+    "git.encoder.layer.{}.attention.self.query",
+    "git.encoder.layer.{}.attention.self.key",
+    "git.encoder.layer.{}.attention.self.value",
+]
+PROJECTION_NAMES = {
+    "projection": "git.visual_projection.visual_projection.0",
+    "projection_norm": "git.visual_projection.visual_projection.1",
+}
+_KINDS = ("weight", "bias")
+
+
+class PublishedError(ValueError):
+    """The tensors are not those of the form they look like; says which and what was expected."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The encoder or the decoder of some published weights."""
+
+    tensors: dict[str, Tensor]
+    """float32, by the names they have in `ImageEncoder` or `Decoder`."""
+    stack: StackConfig
+
+
+class _Source:
+    """Tensors that are asked for by name, shape and purpose."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = tensors
+
+    def __call__(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            raise PublishedError(f"lacks the tensor {name!r}")
+        return self.tensors[name].float()
+
+    def pairs(self, names: Mapping[str, str]) -> dict[str, Tensor]:
+        """Weights and biases by our names."""
+        return {
+            f"{ours}.{kind}": self(f"{theirs}.{kind}")
+            for ours, theirs in names.items()
+            for kind in _KINDS
+        }
+
+    def depth(self, pattern: str) -> int:
+        """Number of layers; `pattern` has the layer's number as its group."""
+        found = {int(match[1]) for name in self.tensors if (match := re.match(pattern, name))}
+        if found != set(range(len(found))):
+            raise PublishedError(f"has layers {sorted(found)}, expected 0 to {len(found) - 1}")
+        return len(found)
+
+
+def _numbered(names: Mapping[str, str], layer: int) -> dict[str, str]:
+    """Names of one layer, or those outside the layers for -1."""
+    return {
+        ours.format(layer): theirs.format(layer)
+        for ours, theirs in names.items()
+        if ours.startswith("layers.") == (layer >= 0)
+    }
+
+
+def _stack(width: int, depth: int, mlp_width: int, heads: int | None) -> StackConfig:
+    """Sizes; tensors do not tell the heads, which are 64 wide in everything published."""
+    if heads is None and width % HEAD_WIDTH:
+        raise PublishedError(f"is {width} wide, expected a multiple of {HEAD_WIDTH}")
+    return StackConfig(
+        width=width, depth=depth, heads=heads or width // HEAD_WIDTH, mlp_width=mlp_width
+    )
+
+
+def encoder_part(tensors: Mapping[str, Tensor], heads: int | None = None) -> Part:
+    """SeiT's ViT of tensors under timm's names.
+
+    Raises:
+        PublishedError: A tensor is missing.
+    """
+    source = _Source(tensors)
+    depth = source.depth(r"blocks\.(\d+)\.")
+    found = source.pairs(_numbered(TIMM_NAMES, -1))
+    found |= {ours: source(theirs) for ours, theirs in TIMM_PARAMETERS.items()}
+    for layer in range(depth):
+        found |= source.pairs(_numbered(TIMM_NAMES, layer))
+    if not depth:
+        raise PublishedError("has no layers")
+    mlp_width, width = found["layers.0.mlp_in.weight"].shape
+    return Part(found, _stack(width, depth, mlp_width, heads))
+
+
+def decoder_part(tensors: Mapping[str, Tensor], heads: int | None = None) -> Part:
+    """GIT's text decoder of tensors under transformers' names.
+
+    Raises:
+        PublishedError: A tensor is missing, or output and embedding differ.
+    """
+    source = _Source(tensors)
+    depth = source.depth(r"git\.encoder\.layer\.(\d+)\.")
+    found = source.pairs(_numbered(GIT_NAMES, -1))
+    found |= {ours: source(theirs) for ours, theirs in GIT_PARAMETERS.items()}
+    output = tensors.get("output.weight")  # left out where tied weights are saved once
+    if output is not None and not torch.equal(output.float(), found["embedding.weight"]):
+        raise PublishedError(
+            "has an output.weight that differs from its word embedding; expected the two to be one"
+        )
+    for layer in range(depth):
+        found |= source.pairs(_numbered(GIT_NAMES, layer))
+        for kind in _KINDS:
+            parts = [source(f"{name.format(layer)}.{kind}") for name in GIT_QKV]
+            found[f"layers.{layer}.to_qkv.{kind}"] = torch.cat(parts)
+    if not depth:
+        raise PublishedError("has no layers")
+    mlp_width, width = found["layers.0.mlp_in.weight"].shape
+    return Part(found, _stack(width, depth, mlp_width, heads))
+
+
+def projection_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """GIT's `visual_projection`, by our names."""
+    return _Source(tensors).pairs(PROJECTION_NAMES)
+
+
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

@@ -1,0 +1,147 @@
+"""The one table that places specials, speech units and text pieces among the model's tokens.
+
+An *id* is a speech unit or a text piece; a *token* is its place in the embedding and the output.
+Nobody else adds an offset. The layouts:
+
+    layout    PAD  BOS  EOS   id -> token                           tokens in all
+    im2sp      0    1    2    id + 3                                ids + 3
+    git        0   101  102   id (the specials are pieces, too)     ids
+    original   0   101  102   id + 1 up to 100, id + 3 above        ids + 3
+
+"git" is BERT's word pieces as GIT uses them. "original" is what the paper's own checkpoints were
+trained with: it meant to leave room for BOS and EOS but lands unit 100 on BOS. It is there to load
+them; inside a sequence, token 101 is then read as unit 100.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Kind = Literal["speech", "text"]
+Layout = Literal["im2sp", "git", "original"]
+_SPECIALS: dict[str, tuple[int, int, int]] = {
+    "im2sp": (0, 1, 2),
+    "git": (0, 101, 102),
+    "original": (0, 101, 102),
+}
+_NUM_SPECIALS = 3
+_LAST_LOW_UNIT = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """Where ids and specials lie among the tokens."""
+
+    kind: Literal["speech", "text"]
+    """What an id is: a speech unit or a text piece."""
+    num_ids: int
+    """Ids are 0 to num_ids - 1."""
+    layout: Literal["im2sp", "git", "original"] = "im2sp"
+    """Row of the table in this module's docstring."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is not in the table."""
+        for name, values in (("kind", get_args(Kind)), ("layout", get_args(Layout))):
+            if getattr(self, name) not in values:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, expected one of {', '.join(values)}"
+                )
+        least = {"im2sp": 1, "git": self.eos + 1, "original": self.eos + 1 - _NUM_SPECIALS}
+        if self.num_ids < least[self.layout]:
+            raise ValueError(
+                f"num_ids is {self.num_ids}, expected at least {least[self.layout]} in the layout"
+                f" {self.layout!r}"
+            )
+
+    @property
+    def pad(self) -> int:
+        """Token that fills rows up."""
+        return _SPECIALS[self.layout][0]
+
+    @property
+    def bos(self) -> int:
+        """Token before the first id."""
+        return _SPECIALS[self.layout][1]
+
+    @property
+    def eos(self) -> int:
+        """Token after the last id."""
+        return _SPECIALS[self.layout][2]
+
+    @property
+    def size(self) -> int:
+        """Number of tokens."""
+        return self.num_ids + (0 if self.layout == "git" else _NUM_SPECIALS)
+
+    def place(self, ids: Tensor) -> Tensor:
+        """Tokens of ids: int64, same shape. Takes ids as they are; `encode` checks them."""
+        ids = ids.long()
+        if self.layout == "git":
+            return ids
+        if self.layout == "original":
+            return torch.where(ids <= _LAST_LOW_UNIT, ids + 1, ids + _NUM_SPECIALS)
+        return ids + _NUM_SPECIALS
+
+    def encode(self, ids: Sequence[int]) -> list[int]:
+        """BOS, the ids' tokens, EOS.
+
+        Raises:
+            ValueError: An id outside [0, num_ids).
+        """
+        for index, value in enumerate(ids):
+            if not 0 <= value < self.num_ids:
+                raise ValueError(f"id {index} is {value}, expected one in [0, {self.num_ids})")
+        return [self.bos, *self.place(torch.tensor(ids, dtype=torch.int64)).tolist(), self.eos]
+
+    def encode_batch(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Rows of `encode`, padded.
+
+        Args:
+            ids: (N, S) integers; what lies at and after a row's length is not looked at.
+            lengths: (N,) integers in [0, S].
+
+        Returns:
+            (N, S + 2) int64, on the device of `ids`.
+
+        Raises:
+            ValueError: An id outside [0, num_ids). Looked at on the CPU only, for a device would
+                have to be waited for.
+        """
+        lengths = lengths.to(ids.device).long()[:, None]
+        is_used = torch.arange(ids.shape[1], device=ids.device) < lengths
+        ids = ids.long().masked_fill(~is_used, 0)
+        if ids.device.type == "cpu" and ids.numel():
+            low, high = (int(value) for value in torch.aminmax(ids))
+            if low < 0 or high >= self.num_ids:
+                raise ValueError(f"ids reach from {low} to {high}, expected [0, {self.num_ids})")
+        tokens = ids.new_full((ids.shape[0], ids.shape[1] + 2), self.pad)
+        tokens[:, 0] = self.bos
+        tokens[:, 1:-1] = torch.where(is_used, self.place(ids), self.pad)
+        return tokens.scatter_(1, lengths + 1, self.eos)
+
+    def decode(self, tokens: Iterable[int]) -> list[int]:
+        """The ids of a sequence that begins with BOS, up to EOS; specials are left out."""
+        ids: list[int] = []
+        for index, token in enumerate(tokens):
+            if token == self.eos:
+                break
+            if token == self.pad or (token == self.bos and (index == 0 or not self._is_faulty)):
+                continue
+            value = self._id_of(token)
+            if 0 <= value < self.num_ids:
+                ids.append(value)
+        return ids
+
+    @property
+    def _is_faulty(self) -> bool:
+        return self.layout == "original"
+
+    def _id_of(self, token: int) -> int:
+        if self.layout == "git":
+            return token
+        if self.layout == "original":
+            return token - 1 if token - 1 <= _LAST_LOW_UNIT else token - _NUM_SPECIALS
+        return token - _NUM_SPECIALS

@@ -1,0 +1,342 @@
+"""Models in and out of files: our own form, and what is published.
+
+Our own is one `model.safetensors`: the tensors, codebook included, and the configuration as JSON in
+its metadata under "im2sp". It is written whole or not at all. Published forms are told apart by
+their tensors' names (see `published`) and go through the restricted reader.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from im2sp.shards.files import atomic_file
+from im2sp.shards.hub import CONFIG_FILE, find_model
+from im2sp.shards.pickles import WeightsError
+from im2sp.shards.rebuild import BFLOAT16
+from im2sp.shards.weight_files import describe, read_weights
+from im2sp.trainer.model import PRESETS, Im2SpModel, ModelConfig, StackConfig
+from im2sp.trainer.published import (
+    GIT_MARK,
+    ORIGINAL_ENCODER,
+    ORIGINAL_PREFIX,
+    TIMM_MARK,
+    Part,
+    PublishedError,
+    below,
+    decoder_part,
+    encoder_part,
+    projection_tensors,
+)
+from im2sp.trainer.vocabulary import Vocabulary
+
+MODEL_FILE = "model.safetensors"
+METADATA_KEY = "im2sp"
+FORM = "im2sp model 1"
+STEP_DIRS = "step-*"
+WEIGHT_FILES = (MODEL_FILE, "pytorch_model.bin")
+_SPECIAL_TOKENS = {"pad_token_id": "pad", "bos_token_id": "bos", "eos_token_id": "eos"}
+
+
+def save_model(folder: str | Path, model: Im2SpModel) -> Path:
+    """Write `model.safetensors` into an existing folder; same model, same bytes.
+
+    Returns:
+        The file's path.
+    """
+    path = Path(folder) / MODEL_FILE
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    metadata = {METADATA_KEY: json.dumps({"form": FORM, "config": asdict(model.config)})}
+    data = safetensors.torch.save(tensors, metadata)
+    with atomic_file(path) as file:
+        file.write(data)
+    return path
+
+
+def load_model(
+    path: str | Path,
+    codebook: str | Path | Tensor | None = None,
+    *,
+    encoder: str | Path | None = None,
+    device: str | torch.device | None = None,
+) -> Im2SpModel:
+    """Load a model in eval mode; nothing in the file is run.
+
+    Args:
+        path: A run's folder (its newest step is taken), a folder or file of ours, the paper's
+            checkpoint, or a GIT of transformers: a folder, or a hub id such as
+            `microsoft/git-base`. A GIT gives the decoder; its own encoder reads pixels, so the
+            image encoder is new (see `encoder`), and so is the projection.
+        codebook: (codes, width) vectors behind the image units, or their file. Ours holds them;
+            the others do not.
+        encoder: With a GIT, SeiT's weights for the image encoder. Without, it is random, of the
+            paper's size, and has to be trained.
+        device: None for CUDA where there is one, else the CPU.
+
+    Raises:
+        WeightsError: (a ValueError) no such weights, or not those of a model; one line.
+    """
+    found = _find(path)
+    tensors, metadata = read_tensors(found)
+    if METADATA_KEY in metadata:
+        if encoder is not None:
+            raise WeightsError(f"{found}: holds an encoder; leave out encoder={str(encoder)!r}")
+        model = _own_model(found, tensors, metadata[METADATA_KEY], codebook)
+    else:
+        if codebook is None:
+            raise WeightsError(
+                f"{found}: holds no codebook; pass codebook=, the file or tensor of the vectors"
+                " behind the image units"
+            )
+        rows = load_codebook(codebook)
+        try:
+            model = _published_model(found, tensors, rows, encoder)
+        except PublishedError as error:
+            raise WeightsError(f"{found}: {error}") from error
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval()
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and safetensors' metadata of a file, through the restricted reader."""
+    weights = read_weights(path)
+    tensors = {
+        name: torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        if array.dtype == BFLOAT16
+        else torch.from_numpy(array)
+        for name, array in weights.arrays().items()
+    }
+    if not tensors:
+        raise WeightsError(f"{path}: holds {describe(weights.content)}, expected a model's weights")
+    return tensors, weights.metadata
+
+
+def load_codebook(codebook: str | Path | Tensor) -> Tensor:
+    """(codes, width) float32 from a tensor, or a file that holds one such tensor.
+
+    Raises:
+        WeightsError: Something else.
+    """
+    if isinstance(codebook, Tensor):
+        tensors, source = {"": codebook}, "codebook"
+    else:
+        tensors, source = read_tensors(Path(codebook).expanduser())[0], str(codebook)
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    if len(tensors) != 1 or any(len(shape) != 2 for shape in shapes.values()):
+        raise WeightsError(
+            f"{source}: holds {str(shapes)[:200]}, expected one tensor [codes, width]"
+        )
+    (rows,) = tensors.values()
+    return rows.detach().float().cpu()
+
+
+def use_decoder(model: Im2SpModel, path: str | Path) -> None:
+    """Take the decoder's layers, norms and positions from a GIT; see `load_model` for its forms.
+
+    The embedding and the output are taken where the vocabulary is the GIT's, and stay as they are
+    elsewhere.
+
+    Raises:
+        WeightsError: Not a GIT, or one of other sizes.
+    """
+    found = _find(path)
+    tensors = read_tensors(found)[0]
+    config = _git_config(found)
+    try:
+        part = decoder_part(tensors, config.get("num_attention_heads"))
+    except PublishedError as error:
+        raise WeightsError(f"{found}: {error}") from error
+    if not _is_git_vocabulary(model.config.vocabulary, part):
+        part.tensors.pop("embedding.weight")
+        part.tensors.pop("output_bias")
+    _take(found, model.decoder, part, model.config.decoder)
+
+
+def use_encoder(model: Im2SpModel, path: str | Path) -> None:
+    """Take the image encoder from SeiT's weights; the codebook stays.
+
+    Raises:
+        WeightsError: Not SeiT's weights, or of other sizes.
+    """
+    found = _find(path)
+    part = _seit(found)
+    _take(found, model.encoder, part, model.config.encoder)
+
+
+def _is_git_vocabulary(vocabulary: Vocabulary, part: Part) -> bool:
+    same_size = len(part.tensors["embedding.weight"]) == vocabulary.size
+    return vocabulary.layout == "git" and same_size
+
+
+def _take(path: Path, module: torch.nn.Module, part: Part, stack: StackConfig) -> None:
+    """Copy a part's tensors into a module of the same sizes."""
+    if part.stack != stack:
+        raise WeightsError(f"{path}: has {part.stack}, expected {stack}; choose another preset")
+    own = module.state_dict()
+    for name, tensor in part.tensors.items():
+        if own[name].shape != tensor.shape:
+            raise WeightsError(
+                f"{path}: {name} has shape {list(tensor.shape)}, expected {list(own[name].shape)}"
+            )
+    module.load_state_dict(part.tensors, strict=False)
+
+
+def _find(path: str | Path) -> Path:
+    """The weights file of a run, a folder, a file or a hub id."""
+    folder = Path(path).expanduser()
+    if folder.is_dir() and not (folder / CONFIG_FILE).is_file():
+        steps = sorted(step for step in folder.glob(STEP_DIRS) if (step / MODEL_FILE).is_file())
+        for candidate in [folder, *reversed(steps)]:
+            if (candidate / MODEL_FILE).is_file():
+                return candidate / MODEL_FILE
+        raise WeightsError(
+            f"{path}: this folder lacks {MODEL_FILE}, {STEP_DIRS}/{MODEL_FILE} and {CONFIG_FILE};"
+            " expected a run, a step of one, or a model of transformers"
+        )
+    return find_model(path, WEIGHT_FILES)
+
+
+def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
+    """Undo `dataclasses.asdict`.
+
+    Raises:
+        ValueError: A value no model can have, or a name that is missing or unknown.
+    """
+    try:
+        parts = {
+            "vocabulary": Vocabulary(**values["vocabulary"]),
+            "encoder": StackConfig(**values["encoder"]),
+            "decoder": StackConfig(**values["decoder"]),
+        }
+        return ModelConfig(**{**values, **parts})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no model configuration: {error}") from error
+
+
+def _own_model(
+    path: Path, tensors: dict[str, Tensor], text: str, codebook: str | Path | Tensor | None
+) -> Im2SpModel:
+    try:
+        header = json.loads(text)
+        if header.get("form") != FORM:
+            raise ValueError(f"form {header.get('form')!r}, expected {FORM!r}")
+        config = config_from_dict(header["config"])
+    except (ValueError, KeyError, AttributeError) as error:
+        raise WeightsError(f"{path}: {error}; expected a model of im2sp") from error
+    if codebook is not None:
+        tensors = {**tensors, "encoder.codebook": load_codebook(codebook)}
+    return _filled(path, config, tensors)
+
+
+def _filled(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> Im2SpModel:
+    """A model that has all of its tensors from a file."""
+    with torch.device("meta"):
+        model = Im2SpModel(config, torch.empty(config.num_codes, config.code_width))
+    own = model.state_dict()
+    if missing := sorted(own.keys() - tensors.keys()):
+        raise WeightsError(f"{path}: lacks {missing[0]!r}; expected a whole model of im2sp")
+    for name, tensor in own.items():
+        if tensor.shape != tensors[name].shape:
+            raise WeightsError(
+                f"{path}: {name} has shape {list(tensors[name].shape)}, expected"
+                f" {list(tensor.shape)}"
+            )
+    # Copies: what was read is mapped from the file.
+    filled = {name: tensors[name].detach().float().clone() for name in own}
+    model.load_state_dict(filled, assign=True)
+    return model
+
+
+def _published_model(
+    path: Path, tensors: dict[str, Tensor], codebook: Tensor, encoder: str | Path | None
+) -> Im2SpModel:
+    original = below(tensors, ORIGINAL_PREFIX)
+    if GIT_MARK in original:
+        if encoder is not None:
+            raise WeightsError(f"{path}: holds an encoder; leave out encoder={str(encoder)!r}")
+        return _original_model(path, original, codebook)
+    if GIT_MARK not in tensors:
+        hint = "SeiT's encoder alone; pass it as encoder=" if TIMM_MARK in tensors else ""
+        names = hint or f"{len(tensors)} tensors such as {min(tensors)[:80]!r}"
+        raise WeightsError(f"{path}: holds {names}, expected a model of im2sp, GIT or the paper")
+    settings = _git_config(path)
+    decoder = decoder_part(tensors, settings.get("num_attention_heads"))
+    vocabulary = Vocabulary(
+        kind="text", num_ids=len(decoder.tensors["embedding.weight"]), layout="git"
+    )
+    for name, special in _SPECIAL_TOKENS.items():
+        expected = getattr(vocabulary, special)
+        if settings.get(name, expected) != expected:
+            raise WeightsError(f"{path}: {name} is {settings[name]}, expected {expected}")
+    config = ModelConfig(
+        vocabulary=vocabulary,
+        encoder=_seit(_find(encoder)).stack if encoder is not None else PRESETS["base"][0],
+        decoder=decoder.stack,
+        num_codes=codebook.shape[0],
+        code_width=codebook.shape[1],
+        max_positions=len(decoder.tensors["positions.weight"]),
+        dropout=settings.get("hidden_dropout_prob", 0.1),
+        attention_dropout=settings.get("attention_probs_dropout_prob", 0.1),
+    )
+    model = Im2SpModel(config, codebook)
+    _take(path, model.decoder, decoder, config.decoder)
+    if encoder is not None:
+        use_encoder(model, encoder)
+    return model
+
+
+def _original_model(path: Path, tensors: dict[str, Tensor], codebook: Tensor) -> Im2SpModel:
+    """The paper's unit model, with the id map that it was trained with."""
+    encoder, decoder = encoder_part(below(tensors, ORIGINAL_ENCODER)), decoder_part(tensors)
+    size = len(decoder.tensors["embedding.weight"])
+    grid = 2 * round((encoder.tensors["positions"].shape[1] - 1) ** 0.5)
+    config = ModelConfig(
+        vocabulary=Vocabulary(kind="speech", num_ids=size - 3, layout="original"),
+        encoder=encoder.stack,
+        decoder=decoder.stack,
+        grid=grid,
+        num_codes=codebook.shape[0],
+        code_width=codebook.shape[1],
+        max_positions=len(decoder.tensors["positions.weight"]),
+    )
+    named = {f"encoder.{name}": tensor for name, tensor in encoder.tensors.items()}
+    named |= {f"decoder.{name}": tensor for name, tensor in decoder.tensors.items()}
+    named |= projection_tensors(tensors)
+    return _filled(path, config, {**named, "encoder.codebook": codebook})
+
+
+def _seit(path: Path) -> Part:
+    tensors = read_tensors(path)[0]
+    if TIMM_MARK not in tensors:
+        raise WeightsError(
+            f"{path}: holds {len(tensors)} tensors such as {min(tensors)[:80]!r}, expected SeiT's"
+            " weights"
+        )
+    try:
+        return encoder_part(tensors)
+    except PublishedError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def _git_config(path: Path) -> dict[str, Any]:
+    """Settings beside a GIT's weights; empty where the weights stand alone."""
+    file = path.with_name(CONFIG_FILE)
+    if not file.is_file():
+        return {}
+    try:
+        settings = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{file}: no JSON ({error})") from None
+    fixed = {"model_type": "git", "hidden_act": "gelu", "layer_norm_eps": 1e-12}
+    for name, expected in fixed.items():
+        found = settings.get(name, expected) if isinstance(settings, dict) else None
+        if found != expected:
+            raise WeightsError(f"{file}: {name} is {found!r}, expected {expected!r}")
+    return settings
