@@ -13,7 +13,13 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 BIN = Path(sys.executable).parent
-COMMANDS = ["im2sp-tokenize", "im2sp-verify", "tools/bitcount.py", "tools/reconstruct.py"]
+COMMANDS = [
+    "im2sp-tokenize",
+    "im2sp-train",
+    "im2sp-verify",
+    "tools/bitcount.py",
+    "tools/reconstruct.py",
+]
 
 
 def blocks(text, *languages):

@@ -21,6 +21,7 @@ from im2sp.shards.hub import CONFIG_FILE, find_model
 from im2sp.shards.pickles import WeightsError
 from im2sp.shards.rebuild import BFLOAT16
 from im2sp.shards.weight_files import describe, read_weights
+from im2sp.trainer.checkpoint import best_checkpoint
 from im2sp.trainer.model import PRESETS, Im2SpModel, ModelConfig, StackConfig
 from im2sp.trainer.published import (
     GIT_MARK,
@@ -69,8 +70,8 @@ def load_model(
     """Load a model in eval mode; nothing in the file is run.
 
     Args:
-        path: A run's folder (its newest step is taken), a folder or file of ours, the paper's
-            checkpoint, or a GIT of transformers: a folder, or a hub id such as
+        path: A run's folder (its best step is taken, else its newest), a folder or file of ours,
+            the paper's checkpoint, or a GIT of transformers: a folder, or a hub id such as
             `microsoft/git-base`. A GIT gives the decoder; its own encoder reads pixels, so the
             image encoder is new (see `encoder`), and so is the projection.
         codebook: (codes, width) vectors behind the image units, or their file. Ours holds them;
@@ -192,10 +193,14 @@ def _find(path: str | Path) -> Path:
     """The weights file of a run, a folder, a file or a hub id."""
     folder = Path(path).expanduser()
     if folder.is_dir() and not (folder / CONFIG_FILE).is_file():
-        steps = sorted(step for step in folder.glob(STEP_DIRS) if (step / MODEL_FILE).is_file())
-        for candidate in [folder, *reversed(steps)]:
-            if (candidate / MODEL_FILE).is_file():
-                return candidate / MODEL_FILE
+        if (folder / MODEL_FILE).is_file():
+            return folder / MODEL_FILE
+        if (best := best_checkpoint(folder)) is not None:
+            return best.path / MODEL_FILE
+        steps = sorted(step for step in folder.glob(STEP_DIRS) if step.name[5:].isdigit())
+        for step in reversed(steps):  # of a run whose state was not kept
+            if (step / MODEL_FILE).is_file():
+                return step / MODEL_FILE
         raise WeightsError(
             f"{path}: this folder lacks {MODEL_FILE}, {STEP_DIRS}/{MODEL_FILE} and {CONFIG_FILE};"
             " expected a run, a step of one, or a model of transformers"

@@ -1,0 +1,101 @@
+import tomllib
+
+import pytest
+
+from im2sp.trainer.config import (
+    RECIPES,
+    TrainConfig,
+    differences,
+    flags_of,
+    read_toml,
+    to_toml,
+    with_files,
+)
+from making.training import make_config
+
+
+def test_order_of_recipe_file_and_flags(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('batch_size = 3\nbetas = [0.8, 0.9]\ntensorboard = false\nshards = "a b"\n')
+    args = with_files(["--recipe", "paper", f"--config={path}", "--steps", "5"])
+    recipe, file = args.index("--batch-size=64"), args.index("--batch-size=3")
+    assert recipe < file < args.index("--recipe")
+    assert args[file + 1 : file + 6] == [
+        "--betas",
+        "0.8",
+        "0.9",
+        "--no-tensorboard",
+        "--shards=a b",
+    ]
+    assert args[-2:] == ["--steps", "5"]
+    path.write_text('recipe = "paper"\n')
+    assert "--freeze=image" in with_files(["--config", str(path)])
+    assert with_files(["--steps", "5"]) == ["--steps", "5"]
+
+
+def test_a_recipe_names_settings_only():
+    for settings in RECIPES.values():
+        TrainConfig(shards="a", out="b", recipe="paper", **settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps = ", "not TOML"),
+        ('config = "other.toml"', "one file cannot name another"),
+        ("steps = [[1]]", r"steps is \[\[1\]\]; expected a number, a text, true or false"),
+        ('recipe = "papr"', "--recipe is papr; expected one of paper"),
+    ],
+)
+def test_files_that_are_refused(tmp_path, text, message):
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        with_files(["--config", str(path)])
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(ValueError, match=r"--config .*run.toml: No such file"):
+        read_toml(tmp_path / "run.toml")
+
+
+def test_what_is_saved_says_the_same(tmp_path):
+    config = make_config(tmp_path / "a", tmp_path / "b", eval_every=5, betas=(0.5, 0.6), json=True)
+    saved = tomllib.loads(to_toml(config).decode())
+    assert saved["betas"] == [0.5, 0.6]
+    assert saved["shards"] == str(tmp_path / "a")
+    assert not {"json", "quiet", "config", "text_model"} & saved.keys()
+    assert f"--shards={tmp_path / 'a'}" in flags_of(saved)
+    assert differences(config, saved) == []
+    other = make_config(tmp_path / "c", tmp_path / "b", steps=9, dropout=0.5)
+    assert differences(other, saved) == [
+        "dropout was 0.1 and is 0.5",
+        "betas was [0.5, 0.6] and is [0.9, 0.999]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "--steps is 0; expected at least 1"),
+        ({"warmup_steps": -1}, "--warmup-steps is -1; expected 0 or more"),
+        ({"clip_norm": float("nan")}, "--clip-norm is nan; expected 0 or more"),
+        ({"dropout": 1.0}, "--dropout is 1.0; expected 0 up to below 1"),
+        ({"code_noise": 1.5}, "--code-noise is 1.5; expected 0 to 1"),
+        ({"crop_area": 0.0}, "--crop-area is 0.0; expected above 0 up to 1"),
+        ({"learning_rate": 0.0}, "--learning-rate is 0.0; expected more than 0"),
+        ({"betas": (0.9, 1.0)}, "--betas is .* expected each 0 up to below 1"),
+        ({"max_length": 2000}, "--max-length is 2000; expected 1023 at most"),
+        ({"schedule_steps": 5, "steps": 6}, "--schedule-steps is 5; expected at least --steps, 6"),
+        ({"text_model": "a"}, "--text-model goes with --target text only"),
+    ],
+)
+def test_settings_that_cannot_be(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_config(tmp_path, tmp_path, **changes)
+
+
+def test_longest(tmp_path):
+    assert make_config(tmp_path, tmp_path).longest == 1023
+    assert make_config(tmp_path, tmp_path, target="text").longest == 512
+    assert make_config(tmp_path, tmp_path, max_length=9).longest == 9

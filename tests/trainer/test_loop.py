@@ -1,0 +1,290 @@
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from im2sp.shards import ShardLoader
+from im2sp.trainer import checkpoint as checkpoints
+from im2sp.trainer.data import TokenBatches, speech_vocabulary
+from im2sp.trainer.loop import train
+from im2sp.trainer.metrics import read_metrics
+from im2sp.trainer.step import DivergedError, StepRecord
+from making.training import make_config, make_samples, make_shards, weights_of
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("data") / "shards")
+
+
+@pytest.fixture(scope="module")
+def whole(shards, tmp_path_factory):
+    """A run of 6 steps with checkpoints at 3 and 6, never interrupted."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train(make_config(shards, out, crop_area=0.5, code_noise=0.1, label_smoothing=0.1))
+    return out
+
+
+def copied_at_3(whole, out):
+    """The run as a kill behind step 3 leaves it."""
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "step-000006")
+    return out
+
+
+def resumed(shards, out, **changes):
+    settings = {"crop_area": 0.5, "code_noise": 0.1, "label_smoothing": 0.1}
+    return train(make_config(shards, out, **(settings | changes)))
+
+
+def without_times(rows):
+    return [{k: v for k, v in row.items() if not k.endswith("_per_s")} for row in rows]
+
+
+def optimizer_of(out, step):
+    return torch.load(out / f"step-{step:06d}" / "optimizer.pt", weights_only=True)
+
+
+# Going on -----------------------------------------------------------------------------------------
+
+
+def test_3_steps_and_3_more_are_6_steps(shards, whole, tmp_path):
+    out = copied_at_3(whole, tmp_path / "run")
+    result = resumed(shards, out)
+    assert (result.first_step, result.step) == (3, 6)
+    assert weights_of(out, 6) == weights_of(whole, 6)
+    found, expected = optimizer_of(out, 6), optimizer_of(whole, 6)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    states = [json.loads((run / "step-000006/state.json").read_text()) for run in (out, whole)]
+    for name in ("loader", "rng", "scores", "images_a_step", "fingerprints"):
+        assert states[0][name] == states[1][name]
+    assert without_times(read_metrics(out)) == without_times(read_metrics(whole))
+
+
+class _Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("fail_at", range(1, 7))
+def test_a_kill_at_any_write_changes_nothing(shards, whole, tmp_path, monkeypatch, fail_at):
+    """The first checkpoint has four files, a folder that is synced, and a rename."""
+    out, num_calls = tmp_path / "run", 0
+
+    def killing(function):
+        def call(*arguments):
+            nonlocal num_calls
+            if "step-" in str(arguments[0]):
+                num_calls += 1
+                if num_calls == fail_at:
+                    raise _Killed
+            return function(*arguments)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_fsync", killing(checkpoints._fsync))
+        patch.setattr(os, "replace", killing(os.replace))
+        # What a kill leaves is not cleaned up.
+        patch.setattr(checkpoints.shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(_Killed):
+            resumed(shards, out)
+    assert num_calls == fail_at
+    assert not (out / "step-000003").exists()
+    result = resumed(shards, out)
+    assert result.first_step == 0
+    assert weights_of(out, 6) == weights_of(whole, 6)
+    assert sorted(path.name for path in out.glob("step-*")) == ["step-000003", "step-000006"]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "config.toml", "state.json"])
+def test_a_broken_checkpoint_is_named_and_passed_over(shards, whole, tmp_path, file):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    path = out / "step-000006" / file
+    path.write_bytes(path.read_bytes()[:-7])
+    told = []
+    config = make_config(shards, out, crop_area=0.5, code_noise=0.1, label_smoothing=0.1)
+    result = train(config, told.append)
+    assert result.first_step == 3
+    assert any(f"broken checkpoint, now {out}/step-000006.broken" in text for text in told)
+    assert any(f"step-000006/{file}" in text for text in told)
+    assert weights_of(out, 6) == weights_of(whole, 6)
+
+
+def test_a_finished_run_is_left_as_it_is(shards, whole, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    result = resumed(shards, out)
+    assert (result.first_step, result.step, result.loss) == (6, 6, None)
+    assert weights_of(out, 6) == weights_of(whole, 6)
+
+
+def test_other_settings_are_refused(shards, whole, tmp_path):
+    out = copied_at_3(whole, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"learning_rate was 0.0005 and is 0.001; seed was 0"):
+        resumed(shards, out, seed=1, learning_rate=1e-3)
+    with pytest.raises(ValueError, match=r"a step had 2 images and has 4 \(batch_size x"):
+        resumed(shards, out, grad_accumulation=2)
+    assert not (out / "step-000006").exists()
+
+
+def test_units_of_other_tokenizers_are_refused(shards, whole, tmp_path):
+    out = copied_at_3(whole, tmp_path / "run")
+    other = make_shards(tmp_path / "images", image_fingerprint="c" * 64)
+    message = r"images: its image units have the fingerprint cccccccccccc, those of the run .*run a"
+    with pytest.raises(ValueError, match=message):
+        resumed(other, out)
+    other = make_shards(tmp_path / "speech", speech_fingerprint="d" * 64)
+    with pytest.raises(ValueError, match="its speech units have the fingerprint dddddddddddd"):
+        resumed(other, out)
+    with pytest.raises(ValueError, match=r"speech: its speech units .* those of .*shards b"):
+        train(make_config(shards, tmp_path / "new", val_shards=other))
+
+
+def test_another_dataset_of_the_same_units_is_refused(whole, tmp_path):
+    out = copied_at_3(whole, tmp_path / "run")
+    other = make_shards(tmp_path / "other", seed=5)
+    with pytest.raises(ValueError, match="loader state: of the dataset with manifest_sha256"):
+        resumed(other, out)
+
+
+# What a step does ---------------------------------------------------------------------------------
+
+
+def final_weights(shards, out, **changes):
+    train(make_config(shards, out, **changes))
+    return load_file(out / "step-000006" / "model.safetensors")
+
+
+def test_prefetching_changes_nothing(shards, whole, tmp_path):
+    for num_threads in (0, 2):
+        out = tmp_path / str(num_threads)
+        resumed(shards, out, loader_threads=num_threads, checkpoint_every=6, keep_last=1)
+        assert weights_of(out, 6) == weights_of(whole, 6)
+
+
+def test_two_batches_accumulated_are_one_batch(shards, tmp_path):
+    settings = {"dropout": 0.0, "bucket_window": 0, "checkpoint_every": 6}
+    one = final_weights(shards, tmp_path / "1", batch_size=4, **settings)
+    two = final_weights(shards, tmp_path / "2", batch_size=2, grad_accumulation=2, **settings)
+    torch.testing.assert_close(one, two, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [("encoder", ["encoder."]), ("image", ["encoder.", "projection.", "projection_norm."])],
+)
+def test_freezing(shards, tmp_path, what, names):
+    config = make_config(shards, tmp_path / "run", freeze=what, steps=2, checkpoint_every=1)
+    train(config)
+    before, after = (
+        load_file(tmp_path / f"run/step-00000{step}/model.safetensors") for step in (1, 2)
+    )
+    same = {name for name, tensor in before.items() if torch.equal(tensor, after[name])}
+    frozen = {name for name in before if name.startswith(tuple(names))}
+    assert same == frozen | {"encoder.codebook"}
+
+
+def test_bfloat16(shards, tmp_path):
+    found = final_weights(shards, tmp_path / "run", precision="bf16", checkpoint_every=6)
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    assert 'precision = "bf16"' in (tmp_path / "run/config.toml").read_text()
+
+
+@pytest.mark.parametrize("target", ["speech", "text"])
+def test_a_few_images_are_learned_by_heart(tmp_path, target):
+    shards = make_shards(tmp_path / "shards", {"train": 4})
+    result = train(
+        make_config(
+            shards,
+            tmp_path / "run",
+            target=target,
+            items="all",
+            steps=150,
+            batch_size=4,
+            dropout=0.0,
+            learning_rate=3e-3,
+            warmup_steps=10,
+            checkpoint_every=150,
+            log_every=10,
+            val_split="train",
+            best_by="bleu",
+        )
+    )
+    assert read_metrics(tmp_path / "run")[0]["loss"] > 2
+    # The two captions of an image share their beginning, whose choice cannot be learned.
+    assert result.loss < 0.35
+    assert result.scores["loss"] < 0.35
+    assert result.scores["bleu"] > 0.9
+
+
+def test_a_loss_that_is_no_number_stops_the_run(shards, tmp_path):
+    config = make_config(
+        shards, tmp_path / "run", learning_rate=1e30, clip_norm=0, checkpoint_every=1, items="one"
+    )
+    message = r"step [23]: the (loss|gradient) is .*at the images train\d, train\d; begin anew with"
+    with pytest.raises(DivergedError, match=message):
+        train(config)
+    assert not (tmp_path / "run/step-000003").exists()
+
+
+def test_what_another_process_did_is_not_blamed_on_ones_own_images(shards):
+    loader = ShardLoader(shards, split="train", batch_size=2, shuffle=False)
+    batch = next(iter(TokenBatches(loader, speech_vocabulary(loader.dataset), None)))
+    one, nan = torch.tensor(1.0), torch.tensor(float("nan"))
+    own = {"step": 4, "learning_rate": 1.0, "num_tokens": one, "batches": [batch]}
+    with pytest.raises(DivergedError, match="step 4: the loss is nan, in a batch of another proc"):
+        StepRecord(**own, loss=nan, grad_norm=nan, own_losses=[one]).check()
+    with pytest.raises(DivergedError, match="the gradient is nan long, at the images train0, tr"):
+        StepRecord(**own, loss=one, grad_norm=nan, own_losses=[one]).check()
+    StepRecord(**own, loss=one, grad_norm=one, own_losses=[one]).check()
+
+
+# What is kept -------------------------------------------------------------------------------------
+
+
+def test_the_best_and_the_last_are_kept(shards, tmp_path, monkeypatch):
+    scores = iter([3.0, 1.0, 2.0, 1.5, 1.6, 1.7])
+    monkeypatch.setattr("im2sp.trainer.step.Stepper.evaluate", lambda *_: next(scores))
+    result = train(make_config(shards, tmp_path / "run", checkpoint_every=1))
+    kept = sorted(path.name for path in (tmp_path / "run").glob("step-*"))
+    assert kept == ["step-000002", "step-000005", "step-000006"]
+    assert (result.best_step, result.scores) == (2, {"loss": 1.0})
+
+
+def test_rows_of_metrics(shards, tmp_path):
+    out = tmp_path / "run"
+    result = train(make_config(shards, out, eval_every=2, log_every=2, tensorboard=True))
+    rows = read_metrics(out)
+    assert [row["step"] for row in rows] == [2, 2, 3, 3, 4, 4, 6, 6]
+    assert [row["step"] for row in rows if "val_loss" in row] == [2, 3, 4, 6]
+    (last,) = (row for row in rows if row["step"] == 6 and "loss" in row)
+    assert last["epoch"] == 1
+    assert last["loss"] == result.loss
+    assert result.num_images == 12
+    assert len(list((out / "tensorboard").iterdir())) == 1
+    assert (out / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_validation_is_the_mean_over_all_tokens(tmp_path):
+    samples = make_samples({"train": 4, "val": 5})
+    shards = make_shards(tmp_path / "shards", {"train": 4, "val": 5}, samples=samples)
+    losses = []
+    for i, batch_size in enumerate((1, 4)):
+        config = make_config(shards, tmp_path / str(i), batch_size=batch_size, steps=1)
+        train(config)
+        losses.append(read_metrics(config.out)[-1]["val_loss"])
+    # One step of another batch moves the weights by the warm-up's first, small rate.
+    assert losses[0] == pytest.approx(losses[1], abs=2e-2)
+
+
+def test_no_validation(shards, tmp_path):
+    only_train = make_shards(tmp_path / "shards", {"train": 4})
+    result = train(make_config(only_train, tmp_path / "run", steps=2))
+    assert (result.best_step, result.scores) == (2, {})
+    message = "no split 'test'; it has"
+    with pytest.raises(ValueError, match=message):
+        train(make_config(shards, tmp_path / "other", val_split="test"))

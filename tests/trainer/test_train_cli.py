@@ -1,0 +1,242 @@
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from im2sp.tools.git_reference import git_from, git_state_dict
+from im2sp.trainer.cli import main
+from im2sp.trainer.config import MAX_TOKENS
+from im2sp.trainer.model import PRESETS, StackConfig
+from im2sp.trainer.vocabulary import Vocabulary
+from im2sp.trainer.weights import load_model
+from making.published import timm_state_dict
+from making.training import git_tokenizer, make_shards
+
+QUICK = ["--preset", "tiny", "--batch-size", "2", "--device", "cpu", "--no-tensorboard"]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("data") / "shards")
+
+
+def run(capsys, *args):
+    """Exit status, standard output and standard error."""
+    with pytest.raises(SystemExit) as left:
+        main([str(arg) for arg in args])
+    captured = capsys.readouterr()
+    return left.value.code, captured.out, captured.err
+
+
+def test_a_run_and_the_same_command_again(shards, tmp_path, capsys):
+    out = tmp_path / "run"
+    command = ["--shards", shards, "--out", out, *QUICK, "--steps", 4, "--checkpoint-every", 2]
+    status, text, errors = run(capsys, *command)
+    assert status == 0
+    assert text.splitlines()[0].startswith("trained   4 steps; 4 in ")
+    assert "images/s" in text
+    assert "best      step " in text
+    assert text.splitlines()[-1] == f"written   {out}"
+    assert "0.3 M of them trained, for 20 speech units; 8 images of" in errors
+    assert "fp32 on cpu" in errors
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        "config.toml", "metrics.jsonl", "curves.png", "step-000002", "step-000004"
+    }  # fmt: skip
+    assert {path.name for path in (out / "step-000004").iterdir()} == {
+        "config.toml", "model.safetensors", "optimizer.pt", "state.json"
+    }  # fmt: skip
+    state = json.loads((out / "step-000004/state.json").read_text())
+    assert (state["step"], state["format_version"]) == (4, 1)
+    status, text, errors = run(capsys, *command)
+    assert (status, text.splitlines()[0]) == (
+        0,
+        "trained   4 steps, 4 of them before; nothing left to do",
+    )
+    assert f"going on from {out / 'step-000004'}" in errors
+
+
+def test_the_best_model_is_what_load_model_finds(shards, tmp_path, capsys):
+    out = tmp_path / "run"
+    command = ["--shards", shards, "--out", out, *QUICK, "--steps", 2, "--checkpoint-every", 1]
+    status, text, _ = run(capsys, *command, "--learning-rate", 0.5, "--warmup-steps", 0, "--json")
+    assert status == 0
+    result = json.loads(text)
+    assert result["step"] == 2
+    best = out / f"step-{result['best_step']:06d}"
+    model, expected = load_model(out), load_file(best / "model.safetensors")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, expected[name])
+    assert model.config.vocabulary.num_ids == 20
+
+
+def test_quiet(shards, tmp_path, capsys):
+    command = ["--shards", shards, "--out", tmp_path / "run", *QUICK, "--steps", 1, "--quiet"]
+    assert run(capsys, *command) == (0, "", "")
+
+
+def test_from_text_to_speech(shards, tmp_path, capsys):
+    text_run, speech_run = tmp_path / "text", tmp_path / "speech"
+    command = ["--shards", shards, *QUICK, "--steps", 1, "--quiet"]
+    assert run(capsys, *command, "--out", text_run, "--target", "text")[0] == 0
+    assert (text_run / "text.model").is_file()
+    transfer = ["--init-from", text_run, "--freeze", "encoder", "--warmup-steps", 1000]
+    status, *_ = run(capsys, *command, "--out", speech_run, *transfer)
+    assert status == 0
+    before, after = load_model(text_run).state_dict(), load_model(speech_run).state_dict()
+    assert after["decoder.embedding.weight"].shape == (23, 64)
+    assert before["decoder.embedding.weight"].shape[0] > 23
+    for name in before.keys() - {"decoder.embedding.weight", "decoder.output_bias"}:
+        # One step at a thousandth of the rate.
+        torch.testing.assert_close(before[name], after[name], rtol=0, atol=1e-5)
+        if name.startswith("encoder."):
+            assert torch.equal(before[name], after[name])
+    again = tmp_path / "again"
+    arguments = ["--target", "text", "--init-from", text_run, "--warmup-steps", 1000]
+    assert run(capsys, *command, "--out", again, *arguments)[0] == 0
+    assert (again / "text.model").read_bytes() == (text_run / "text.model").read_bytes()
+    kept = load_model(again).state_dict()["decoder.embedding.weight"]
+    torch.testing.assert_close(kept, before["decoder.embedding.weight"], rtol=0, atol=1e-5)
+
+
+def test_from_a_git_with_its_own_word_pieces(shards, tmp_path, capsys, make_model):
+    stack = StackConfig(width=128, depth=2, heads=2, mlp_width=48)
+    model = make_model(
+        encoder=stack,
+        decoder=stack,
+        vocabulary=Vocabulary(kind="text", num_ids=120, layout="git"),
+        num_codes=8192,
+        code_width=4,
+    )
+    git, seit, out = tmp_path / "git", tmp_path / "seit.ckpt", tmp_path / "run"
+    git_from(model).save_pretrained(git, state_dict=git_state_dict(model))
+    (git / "tokenizer.json").write_bytes(git_tokenizer(120))
+    torch.save({"model": timm_state_dict(model)}, seit)
+    command = ["--shards", shards, "--out", out, "--target", "text", "--batch-size", 2,
+               "--device", "cpu", "--no-tensorboard", "--quiet", "--steps", 1,
+               "--warmup-steps", 1000, "--init-from", git, "--encoder-from", seit]  # fmt: skip
+    status, _, error = run(capsys, *command)
+    assert (status, "has 40 positions; give a smaller --max-length" in error) == (1, True)
+    assert run(capsys, *command, "--max-length", 39) == (0, "", "")
+    found, expected = load_model(out).state_dict(), model.state_dict()
+    for name in ("decoder.embedding.weight", "decoder.output_bias", "encoder.positions"):
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)
+    assert (out / "text.model").read_bytes() == (git / "tokenizer.json").read_bytes()
+
+
+def test_what_cannot_be_begun_with_is_refused(shards, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    command = [*QUICK, "--steps", 1, "--quiet"]
+    assert run(capsys, *command, "--shards", shards, "--out", run_dir)[0] == 0
+    command += ["--out", tmp_path / "new", "--init-from", run_dir]
+    other = make_shards(tmp_path / "other", image_fingerprint="c" * 64)
+    status, _, error = run(capsys, *command, "--shards", other)
+    assert status == 1
+    assert "its image units have the fingerprint cccccccccccc, those of --init-from" in error
+    status, _, error = run(capsys, *command, "--shards", shards, "--preset", "small")
+    assert (status, "--preset small:" in error) == (1, True)
+    assert "leave the preset out" in error
+
+
+def test_the_saved_settings_can_be_fed_back(shards, tmp_path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    options = ["--betas", 0.8, 0.9, "--code-noise", 0.1, "--steps", 2, "--seed", 7]
+    assert run(capsys, "--shards", shards, "--out", first, *QUICK, *options)[0] == 0
+    saved = first / "step-000002" / "config.toml"
+    assert saved.read_bytes() == (first / "config.toml").read_bytes()
+    assert tomllib.loads(saved.read_text())["betas"] == [0.8, 0.9]
+    assert run(capsys, "--config", saved, "--out", second)[0] == 0
+    weights = [(out / "step-000002/model.safetensors").read_bytes() for out in (first, second)]
+    assert weights[0] == weights[1]
+    assert run(capsys, "--config", saved, "--out", second, "--seed", 8)[0] == 1
+
+
+ONE_LINE = [
+    (["--batch-size", 0], 2, "--batch-size is 0; expected at least 1"),
+    (["--max-length", MAX_TOKENS], 2, "--max-length is 1024; expected 1023 at most"),
+    (["--config", "no.toml"], 2, "--config no.toml: No such file or directory"),
+    (["--recipe", "papr"], 2, "--recipe is papr; expected one of paper"),
+    (["--shards", "nowhere"], 2, "nowhere: no such file or folder"),
+    (["--device", "cuda:99"], 1, "--device cuda:99: there is no CUDA device"),
+    (["--batch-size", 99], 1, "8 samples make no batch of 99; give a smaller --batch-size"),
+    (["--split", "test"], 1, "no split 'test'; it has ['train', 'val']"),
+    (["--max-length", 2], 1, "8 samples with no utterances left"),
+    (["--text-model", "x"], 2, "--text-model goes with --target text only"),
+    (["--target", "text", "--text-model", __file__], 1, "no sentencepiece model; make one with"),
+    (["--init-from", "./nowhere"], 1, "./nowhere: "),
+]
+
+
+@pytest.mark.parametrize(("options", "status", "message"), ONE_LINE, ids=lambda x: str(x)[:30])
+def test_what_cannot_be_is_told_in_one_line(shards, tmp_path, capsys, options, status, message):
+    command = ["--shards", shards, "--out", tmp_path / "run", *QUICK, "--quiet", "--steps", 1]
+    found, text, error = run(capsys, *command, *options)
+    assert (found, text, error.count("\n")) == (status, "", 1)
+    assert error.startswith("im2sp-train: ")
+    assert message in error
+
+
+def test_a_misspelt_key_fails_as_a_misspelt_flag_does(shards, tmp_path, capsys):
+    (tmp_path / "run.toml").write_text("stepz = 3\n")
+    command = ["--shards", shards, "--out", tmp_path / "run"]
+    for options in (["--stepz=3"], ["--config", tmp_path / "run.toml"]):
+        status, _, error = run(capsys, *command, *options)
+        assert status == 2
+        assert "Unrecognized options: --stepz=3" in error
+
+
+def test_no_memory_is_told(shards, tmp_path, capsys, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
+
+    monkeypatch.setattr("im2sp.trainer.step.Stepper.step", fail)
+    command = ["--shards", shards, "--out", tmp_path / "run", *QUICK, "--quiet"]
+    status, _, error = run(capsys, *command)
+    assert (status, error.count("\n")) == (1, 1)
+    assert "Tried to allocate 9 GiB.; give a smaller --batch-size" in error
+
+
+def test_two_processes_do_what_one_does(shards, tmp_path, capsys):
+    """The same samples make a step; processes share them and add up their gradients."""
+    options = ["--shards", shards, *QUICK, "--steps", 2, "--dropout", 0, "--bucket-window", 0,
+               "--checkpoint-every", 1]  # fmt: skip
+    two = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
+           "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
+           "-m", "im2sp.trainer.cli"]  # fmt: skip
+    outs = [tmp_path / "one", tmp_path / "two"]
+    assert run(capsys, *options, "--out", outs[0], "--batch-size", 4, "--quiet")[0] == 0
+    done = subprocess.run(
+        [*two, *map(str, options), "--out", str(outs[1])],
+        cwd=Path(__file__).resolve().parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trained   2 steps") == 1
+    assert "4 a step" in done.stderr
+    for step in (1, 2):
+        one, other = (load_file(out / f"step-00000{step}/model.safetensors") for out in outs)
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-5)
+    states = [json.loads((out / "step-000002/state.json").read_text()) for out in outs]
+    assert states[0]["scores"]["loss"] == pytest.approx(states[1]["scores"]["loss"], rel=1e-4)
+
+
+def test_the_papers_recipe(shards, tmp_path, capsys):
+    out = tmp_path / "run"
+    command = ["--shards", shards, "--out", out, "--recipe", "paper", *QUICK, "--steps", 1]
+    status, _, error = run(capsys, *command)
+    assert status == 0
+    settings = tomllib.loads((out / "config.toml").read_text())
+    assert settings["learning_rate"] == 5e-5
+    assert settings["schedule_steps"] == 100_000
+    assert (settings["freeze"], settings["preset"], settings["clip_norm"]) == ("image", "tiny", 0)
+    assert "--freeze image keeps random weights" in error
+    model = load_model(out)
+    assert (model.config.encoder, model.config.decoder) == PRESETS["tiny"]

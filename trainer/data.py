@@ -1,0 +1,196 @@
+"""Batches of tokens from shards: what a run learns from and is validated on."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from im2sp.shards import LoaderBatch, ShardDataset, ShardLoader
+from im2sp.trainer.config import MAX_TOKENS, TrainConfig
+from im2sp.trainer.ranks import Ranks
+from im2sp.trainer.text import TextModel
+from im2sp.trainer.vocabulary import Vocabulary
+
+_DEFAULT_NUM_UNITS = 200
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """B images and N texts, as the model takes them."""
+
+    images_packed: Tensor
+    """(B, 1274) uint8; unpacked where the model is."""
+    tokens: Tensor
+    """(N, T) int64: BOS, ids, EOS, PAD."""
+    owner: Tensor
+    """(N,) int64, the row of `images_packed` that each text belongs to."""
+    num_tokens: int
+    """Tokens that the loss counts: all but BOS and PAD."""
+    source: LoaderBatch
+    """What it was made of."""
+
+    def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """The three tensors on a device."""
+        tensors = (self.images_packed, self.tokens, self.owner)
+        if device.type == "cuda":
+            tensors = tuple(tensor.pin_memory() for tensor in tensors)
+        first, second, third = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        return first, second, third
+
+
+class TokenBatches:
+    """Batches of a loader with specials added and captions cut into pieces.
+
+    Attributes:
+        loader: Where batches come from.
+    """
+
+    def __init__(
+        self, loader: ShardLoader, vocabulary: Vocabulary, text_model: TextModel | None
+    ) -> None:
+        self.loader = loader
+        self._vocabulary = vocabulary
+        self._text_model = text_model
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        """Batches from the loader's position on."""
+        return map(self._tokens_of, self.loader)
+
+    def _tokens_of(self, batch: LoaderBatch) -> TokenBatch:
+        ids, lengths = batch.ids, batch.lengths
+        if self._text_model is not None:
+            # A caption has fewer pieces than characters, but for rare ones that NFKC spells out.
+            rows = [row[: MAX_TOKENS - 1] for row in self._text_model.encode(batch.captions)]
+            lengths = torch.tensor([len(row) for row in rows], dtype=torch.int32)
+            filled = [torch.tensor(row, dtype=torch.int32) for row in rows]
+            ids = pad_sequence(filled, batch_first=True) if rows else ids
+        return TokenBatch(
+            images_packed=batch.images_packed,
+            tokens=self._vocabulary.encode_batch(ids, lengths),
+            owner=batch.owner.long(),
+            num_tokens=int(lengths.sum()) + len(lengths),
+            source=batch,
+        )
+
+
+def open_train(config: TrainConfig) -> ShardDataset:
+    """The samples to learn from.
+
+    Raises:
+        ShardError: The dataset is missing or damaged, or has no such split.
+        ValueError: It has splits, but none that is meant without being named.
+    """
+    splits = ShardDataset(config.shards).manifest.splits
+    split = config.split
+    if split is None and "train" in splits:
+        split = "train"
+    if split is None and set(splits) - {""}:
+        raise ValueError(f"{config.shards}: has splits {sorted(splits)}; give one with --split")
+    return ShardDataset(config.shards, split)
+
+
+def open_val(config: TrainConfig) -> ShardDataset | None:
+    """The samples to validate on, None where none are named and there is no split val.
+
+    Raises:
+        ShardError: The dataset is missing or damaged, or has no such split.
+        ValueError: As for `open_train`.
+    """
+    path = config.val_shards or config.shards
+    splits = ShardDataset(path).manifest.splits
+    split = config.val_split
+    if split is None and "val" in splits:
+        split = "val"
+    if split is None and config.val_shards is None:
+        return None
+    if split is None and set(splits) - {""}:
+        raise ValueError(f"{path}: has splits {sorted(splits)}; give one with --val-split")
+    return ShardDataset(path, split)
+
+
+def fingerprints(dataset: ShardDataset, target: str) -> dict[str, str | None]:
+    """What made the units that a run uses: kind of unit -> fingerprint, None where not known."""
+    manifest = dataset.manifest
+    found = {"image": _fingerprint(manifest.image_tokenizer)}
+    if target == "speech":
+        found["speech"] = _fingerprint(manifest.speech_tokenizer)
+    return found
+
+
+def check_fingerprints(
+    found: Mapping[str, str | None], expected: Mapping[str, str | None], place: str, other: str
+) -> None:
+    """Refuse units that another tokenizer made.
+
+    Args:
+        found: Fingerprints of one dataset.
+        expected: Those it has to have, where both are known.
+        place: The dataset, for the message.
+        other: What it has to agree with, for the message.
+
+    Raises:
+        ValueError: They differ.
+    """
+    for kind, fingerprint in expected.items():
+        if kind in found and found[kind] != fingerprint:
+            raise ValueError(
+                f"{place}: its {kind} units have the fingerprint {_short(found[kind])}, those of"
+                f" {other} {_short(fingerprint)}; units of different tokenizers never mix, so"
+                " tokenize with the same one, or begin a run of its own with another --out"
+            )
+
+
+def speech_vocabulary(dataset: ShardDataset) -> Vocabulary:
+    """The vocabulary of a dataset's speech units."""
+    record = dataset.manifest.speech_tokenizer or {}
+    num_units = record.get("num_units", _DEFAULT_NUM_UNITS)
+    return Vocabulary(kind="speech", num_ids=num_units)
+
+
+def make_loader(
+    dataset: ShardDataset, config: TrainConfig, ranks: Ranks, *, is_train: bool
+) -> ShardLoader:
+    """Endless shuffled batches to learn from, or one pass in the dataset's order to validate on.
+
+    Raises:
+        ShardError: The dataset is damaged.
+        ValueError: Not enough samples have what the target asks for.
+    """
+    num_needed = config.batch_size * ranks.world_size
+    if is_train and len(dataset) < num_needed:
+        raise ValueError(
+            f"{dataset.path}: {len(dataset)} samples make no batch of {num_needed};"
+            " give a smaller --batch-size"
+        )
+    return ShardLoader(
+        dataset,
+        batch_size=config.batch_size,
+        target=config.target,
+        items=config.items if is_train else "all",
+        max_length=config.longest,
+        shuffle=is_train,
+        seed=config.seed,
+        epochs=None if is_train else 1,
+        bucket_window=config.bucket_window if is_train else 0,
+        drop_last=is_train,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        num_threads=config.loader_threads,
+    )
+
+
+def captions_of(dataset: ShardDataset) -> Iterator[str]:
+    """All captions, image by image, as a text model is fitted on."""
+    for sample in dataset:
+        yield from (caption for caption in sample.captions if caption)
+
+
+def _fingerprint(record: Mapping[str, Any] | None) -> str | None:
+    return (record or {}).get("fingerprint")
+
+
+def _short(fingerprint: str | None) -> str:
+    return fingerprint[:12] if fingerprint else "(none)"

@@ -1,0 +1,310 @@
+"""A run: steps, validation, checkpoints, and what it tells.
+
+The state of a run is its weights, AdamW's averages and two positions (the step and the loader's),
+so one that was killed goes on to the last bit as if it had not been.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from im2sp.trainer.checkpoint import (
+    MODEL_NAME,
+    OPTIMIZER_NAME,
+    Checkpoint,
+    best_checkpoint,
+    prune,
+    write_checkpoint,
+)
+from im2sp.trainer.config import CONFIG_NAME, TrainConfig, to_toml, write_config
+from im2sp.trainer.curves import draw_curves
+from im2sp.trainer.data import (
+    TokenBatches,
+    check_fingerprints,
+    fingerprints,
+    make_loader,
+    open_train,
+    open_val,
+    speech_vocabulary,
+)
+from im2sp.trainer.metrics import MetricsLog
+from im2sp.trainer.ranks import Ranks, joined_ranks
+from im2sp.trainer.scoring import generated_bleu
+from im2sp.trainer.setup import (
+    check_same_units,
+    find_checkpoint,
+    find_text_model,
+    images_of_a_step,
+    text_model_sha256,
+)
+from im2sp.trainer.step import Stepper, StepRecord
+from im2sp.trainer.transfer import Units, first_model
+from im2sp.trainer.weights import load_model, save_model
+
+Tell = Callable[[str], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a run has come to."""
+
+    out: Path
+    """Folder of the run."""
+    first_step: int
+    """Steps that were done before."""
+    step: int
+    """Steps that are done."""
+    num_images: int
+    """Images that this call saw on all processes, repeats counted."""
+    num_tokens: int
+    """Tokens that it predicted."""
+    train_s: float
+    """Seconds it spent in steps, without validation and writing."""
+    loss: float | None
+    """Mean loss of its last steps; None where there was nothing left to do."""
+    best_step: int
+    """Step of the best checkpoint."""
+    scores: dict[str, float]
+    """Its validation scores."""
+    skipped: dict[str, int]
+    """What is left out of every epoch: reason -> number."""
+    is_first: bool
+    """Whether this is the process that speaks for all."""
+
+
+def train(config: TrainConfig, tell: Tell = lambda _: None) -> TrainResult:
+    """Train, or go on training, until `config.steps` steps are done.
+
+    Args:
+        config: Settings.
+        tell: Takes messages, on the first process.
+
+    Raises:
+        ShardError: A dataset is missing or damaged.
+        ValueError: A setting does not fit the data or the run that is there.
+        DivergedError: Loss or gradient became NaN or infinite.
+    """
+    with joined_ranks(config.device) as ranks:
+        precision = config.precision or ("bf16" if ranks.device.type == "cuda" else "fp32")
+        config = dataclasses.replace(config, precision=precision)
+        return _Run(config, ranks, tell if ranks.is_first else lambda _: None).finish()
+
+
+class _Stopwatch:
+    """Counts steps' tokens and seconds since it was started."""
+
+    def __init__(self) -> None:
+        self.loss = 0.0
+        self.num_steps = self.num_tokens = 0
+        self.start_s = time.perf_counter()
+
+    def add(self, record: StepRecord) -> None:
+        """Count a step."""
+        self.loss += float(record.loss)
+        self.num_tokens += int(record.num_tokens)
+        self.num_steps += 1
+
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.start_s
+
+
+class _Run:
+    """A run under way on one process."""
+
+    def __init__(self, config: TrainConfig, ranks: Ranks, tell: Tell) -> None:
+        self.config, self.ranks = config, ranks
+        warn, tell = tell, (lambda _: None) if config.quiet else tell
+        config.out.mkdir(parents=True, exist_ok=True)
+        dataset, val = open_train(config), open_val(config)
+        self.fingerprints = fingerprints(dataset, config.target)
+        if val is not None:
+            found = fingerprints(val, config.target)
+            check_fingerprints(found, self.fingerprints, str(val.path), str(dataset.path))
+        checkpoint = find_checkpoint(config, ranks, warn)
+        check_same_units(self.fingerprints, checkpoint, config)
+        text_model = find_text_model(config, dataset, checkpoint, ranks)
+        self.text_model, self.text_model_sha256 = text_model, text_model_sha256(text_model)
+        vocabulary = text_model.vocabulary if text_model else speech_vocabulary(dataset)
+        units = Units(vocabulary, self.fingerprints, self.text_model_sha256)
+        self.train_loader = make_loader(dataset, config, ranks, is_train=True)
+        self.train_batches = TokenBatches(self.train_loader, vocabulary, text_model)
+        self.val_batches = None
+        if val is not None:
+            val_loader = make_loader(val, config, ranks, is_train=False)
+            self.val_batches = TokenBatches(val_loader, vocabulary, text_model)
+        if checkpoint is None:
+            model = first_model(config, units, torch.from_numpy(dataset.codebook()))
+        else:
+            model = load_model(checkpoint.path)
+        self.stepper = Stepper(model.to(ranks.device), config, ranks)
+        self.images_a_step = images_of_a_step(config, ranks)
+        self.step = self.first_step = 0
+        if checkpoint is not None:
+            self._restore(checkpoint)
+            tell(f"going on from {checkpoint.path}")
+        if ranks.is_first:
+            write_config(config, config.out)
+        tell(self._description(dataset.path))
+        if config.freeze != "none" and config.init_from is None and config.encoder_from is None:
+            tell(f"--freeze {config.freeze} keeps random weights, for nothing was loaded")
+        self.log = MetricsLog(config.out, self.step, config.tensorboard) if ranks.is_first else None
+        self.watch = _Stopwatch()
+        self.train_s, self.num_tokens = 0.0, 0
+        self.last_loss: float | None = None
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Take up what a checkpoint holds."""
+        stepper, device = self.stepper, self.ranks.device
+        path = checkpoint.path / OPTIMIZER_NAME
+        stepper.optimizer.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+        self.train_loader.load_state_dict(dict(checkpoint.state["loader"]))
+        self.step = self.first_step = checkpoint.step
+
+    def _description(self, shards: Path) -> str:
+        """The run in a line."""
+        config, model = self.config, self.stepper.model
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in model.parameters())
+        loader, vocabulary = self.train_loader, model.config.vocabulary
+        what = "speech units" if vocabulary.kind == "speech" else "text pieces"
+        split = f" ({loader.dataset.split})" if loader.dataset.split else ""
+        return (
+            f"{total / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained, for "
+            f"{vocabulary.num_ids:,} {what}; {loader.num_samples:,} images of {shards}{split}, "
+            f"{self.images_a_step:,} a step; {config.precision} on {self.ranks.device}"
+        )
+
+    def finish(self) -> TrainResult:
+        """Do the steps that are left."""
+        config = self.config
+        hidden = config.quiet or not self.ranks.is_first
+        try:
+            with tqdm(
+                total=config.steps,
+                initial=min(self.step, config.steps),
+                desc="train",
+                unit=" steps",
+                disable=hidden,
+                file=sys.stderr,
+            ) as bar:
+                self._train(bar)
+        finally:
+            if self.log is not None:
+                self.log.close()
+        if self.ranks.is_first:
+            draw_curves(config.out)
+        best = best_checkpoint(config.out)
+        return TrainResult(
+            out=config.out,
+            first_step=self.first_step,
+            step=self.step,
+            num_images=(self.step - self.first_step) * self.images_a_step,
+            num_tokens=self.num_tokens,
+            train_s=self.train_s,
+            loss=self.last_loss,
+            best_step=best.step if best else self.step,
+            scores=dict(best.state["scores"]) if best else {},
+            skipped=dict(self.train_loader.skipped),
+            is_first=self.ranks.is_first,
+        )
+
+    def _train(self, bar: "tqdm[Any]") -> None:
+        config = self.config
+        batches = iter(self.train_batches)
+        pending: StepRecord | None = None
+        self.watch = _Stopwatch()
+        while self.step < config.steps:
+            taken = [next(batches) for _ in range(config.grad_accumulation)]
+            # A GPU is given the next step before the last one's loss is looked at.
+            record = self.stepper.step(self.step, taken)
+            if pending is not None:
+                self._look_at(pending, bar)
+            pending = record
+            self.step += 1
+            is_last = self.step == config.steps
+            is_checkpoint = is_last or self.step % config.checkpoint_every == 0
+            if is_checkpoint or self.step % (config.eval_every or self.step + 1) == 0:
+                self._look_at(pending, bar, is_row=is_checkpoint)
+                pending = None
+                self._pause(is_checkpoint=is_checkpoint)
+
+    def _look_at(self, record: StepRecord, bar: "tqdm[Any]", *, is_row: bool = False) -> None:
+        """Check a step that was done, and write a row of metrics where one is due."""
+        record.check()
+        self.watch.add(record)
+        bar.set_postfix(loss=f"{float(record.loss):.3f}", refresh=False)
+        bar.update()
+        if is_row or record.step % self.config.log_every == 0:
+            self._write_row(record)
+
+    def _write_row(self, record: StepRecord) -> None:
+        """Write a row of metrics and begin the next."""
+        watch = self.watch
+        seconds = watch.seconds()
+        self.last_loss = watch.loss / watch.num_steps
+        row = {
+            "step": record.step,
+            "epoch": record.batches[-1].source.epoch,
+            "loss": self.last_loss,
+            "learning_rate": record.learning_rate,
+            "grad_norm": float(record.grad_norm),
+            "images_per_s": watch.num_steps * self.images_a_step / seconds,
+            "tokens_per_s": watch.num_tokens / seconds,
+        }
+        if self.log is not None:
+            self.log.add(row)
+        self.train_s += seconds
+        self.num_tokens += watch.num_tokens
+        self.watch = _Stopwatch()
+
+    def _pause(self, *, is_checkpoint: bool) -> None:
+        """Validate, and write a checkpoint; the time of it is nobody's rate."""
+        begin_s = time.perf_counter()
+        scores = self._validate()
+        if is_checkpoint and self.ranks.is_first:
+            self._write_checkpoint(scores)
+        self.ranks.wait()
+        self.watch.start_s += time.perf_counter() - begin_s
+
+    def _validate(self) -> dict[str, float]:
+        """Scores on the validation split; none where there is no such split."""
+        if self.val_batches is None:
+            return {}
+        max_images = self.config.val_images
+        self.val_batches.loader.reset()
+        scores = {"loss": self.stepper.evaluate(self.val_batches, max_images)}
+        if self.config.best_by == "bleu":
+            self.val_batches.loader.reset()
+            scores["bleu"] = generated_bleu(
+                self.stepper.model, self.val_batches, self.text_model, self.ranks, max_images
+            )
+        if self.log is not None:
+            self.log.add({"step": self.step, **{f"val_{k}": v for k, v in scores.items()}})
+        return scores
+
+    def _write_checkpoint(self, scores: dict[str, float]) -> None:
+        config, stepper = self.config, self.stepper
+        state = {
+            "rng": {"seed": config.seed, "step": self.step},
+            "loader": self.train_loader.state_dict(),
+            "scores": scores,
+            "best_by": config.best_by,
+            "images_a_step": self.images_a_step,
+            "fingerprints": self.fingerprints,
+            "text_model_sha256": self.text_model_sha256,
+        }
+        writers = {
+            MODEL_NAME: lambda path: save_model(path.parent, stepper.model),
+            OPTIMIZER_NAME: lambda path: torch.save(stepper.optimizer.state_dict(), path),
+            CONFIG_NAME: lambda path: path.write_bytes(to_toml(config)),
+        }
+        write_checkpoint(config.out, self.step, writers, state)
+        prune(config.out, config.keep_last)

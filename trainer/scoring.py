@@ -1,0 +1,67 @@
+"""Validation by what the model says: BLEU of what it generates."""
+
+from collections.abc import Hashable, Iterable, Sequence
+
+import torch
+
+from im2sp.shards import unpack_units_on_device
+from im2sp.trainer.bleu import NUM_SUMS, bleu, bleu_sums, words_of
+from im2sp.trainer.data import TokenBatch
+from im2sp.trainer.generation import generate
+from im2sp.trainer.model import Im2SpModel
+from im2sp.trainer.ranks import Ranks
+from im2sp.trainer.text import TextModel
+
+_LENGTH_FACTOR = 2
+
+
+def generated_bleu(
+    model: Im2SpModel,
+    batches: Iterable[TokenBatch],
+    text_model: TextModel | None,
+    ranks: Ranks,
+    max_images: int | None = None,
+) -> float:
+    """BLEU-4 of greedy generations, of all processes together: over words, or over speech units.
+
+    A generation ends at twice the length of the longest reference in its batch.
+
+    Args:
+        model: On the ranks' device.
+        batches: This process's batches, with all texts of an image in each.
+        text_model: Of a model of text.
+        ranks: The processes.
+        max_images: Stop when a process has seen its part of so many.
+
+    Returns:
+        BLEU in [0, 1].
+    """
+    sizes = model.config
+    sums = torch.zeros(NUM_SUMS, dtype=torch.float64)
+    num_images = 0
+    for batch in batches:
+        num_images += len(batch.images_packed)
+        if len(batch.images_packed):
+            packed = batch.images_packed.to(ranks.device)
+            units = unpack_units_on_device(packed, shape=(sizes.grid, sizes.grid))
+            longest = min(sizes.max_positions, _LENGTH_FACTOR * batch.tokens.shape[1])
+            found = generate(model, units, max_tokens=longest)
+            for ids, references in zip(found, _references(model, batch), strict=True):
+                said = [_symbols(ids, text_model)]
+                said += [_symbols(reference, text_model) for reference in references]
+                sums += torch.tensor(bleu_sums(said[0], said[1:]), dtype=torch.float64)
+        if max_images is not None and num_images * ranks.world_size >= max_images:
+            break
+    return bleu(ranks.summed(sums.to(ranks.device)).tolist())
+
+
+def _references(model: Im2SpModel, batch: TokenBatch) -> list[list[list[int]]]:
+    """The ids of all texts of each image."""
+    references: list[list[list[int]]] = [[] for _ in range(len(batch.images_packed))]
+    for row, owner in zip(batch.tokens.tolist(), batch.owner.tolist(), strict=True):
+        references[owner].append(model.config.vocabulary.decode(row))
+    return references
+
+
+def _symbols(ids: list[int], text_model: TextModel | None) -> Sequence[Hashable]:
+    return ids if text_model is None else words_of(text_model.decode(ids))

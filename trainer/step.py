@@ -1,0 +1,215 @@
+"""One step of the optimizer, and one pass of validation.
+
+Whatever a step draws at random (dropout, augmentation) comes from generators that are seeded anew
+by (seed, step, process), so nothing of them needs to be saved. A step's loss is the mean over all
+of its tokens, however they are dealt to batches and processes.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from im2sp.shards import unpack_units_on_device
+from im2sp.trainer.augment import augment_units
+from im2sp.trainer.config import TrainConfig
+from im2sp.trainer.data import TokenBatch
+from im2sp.trainer.model import Im2SpModel
+from im2sp.trainer.ranks import Ranks
+from im2sp.trainer.schedule import rate_factor
+
+_NUM_NAMED_KEYS = 8
+
+
+class DivergedError(ValueError):
+    """Loss or gradient is no finite number any more; names step and images."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepRecord:
+    """What became of a step. Tensors are not looked at before `check`: a GPU may still be at it."""
+
+    step: int
+    """Steps that were done, this one included."""
+    learning_rate: float
+    loss: Tensor
+    """Mean over the step's tokens, of all processes."""
+    num_tokens: Tensor
+    """Tokens of all processes."""
+    grad_norm: Tensor
+    """Before it was limited."""
+    own_losses: Sequence[Tensor]
+    """Of each batch on this process."""
+    batches: Sequence[TokenBatch]
+    """The batches on this process."""
+
+    def check(self) -> None:
+        """Wait for the step.
+
+        Raises:
+            DivergedError: Loss or gradient is NaN or infinite.
+        """
+        loss, norm = float(self.loss), float(self.grad_norm)
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient is {norm} long"
+        raise DivergedError(
+            f"step {self.step}: {what}, {self._place(is_loss=not math.isfinite(loss))};"
+            " begin anew with a lower --learning-rate, more --warmup-steps, --clip-norm 1 or"
+            " --precision fp32"
+        )
+
+    def _place(self, *, is_loss: bool) -> str:
+        """The images that it happened at, as far as this process knows."""
+        pairs = zip(self.batches, self.own_losses, strict=True)
+        named = [batch for batch, own in pairs if not math.isfinite(float(own))]
+        if is_loss and not named:
+            return "in a batch of another process"
+        keys = [key for batch in named or self.batches for key in batch.source.keys]
+        more = f" and {len(keys) - _NUM_NAMED_KEYS} more" if len(keys) > _NUM_NAMED_KEYS else ""
+        return f"at the images {', '.join(keys[:_NUM_NAMED_KEYS])}{more}"
+
+
+class Objective(nn.Module):
+    """The loss of packed images and tokens, with augmentation and smoothing in training."""
+
+    def __init__(self, model: Im2SpModel, config: TrainConfig) -> None:
+        super().__init__()
+        self.model = model
+        self._crop_area, self._code_noise = config.crop_area, config.code_noise
+        self._label_smoothing = config.label_smoothing
+
+    def forward(self, images_packed: Tensor, tokens: Tensor, owner: Tensor) -> Tensor:
+        """(B, bytes) uint8, (N, T) int64 and (N,) int64 -> a float32 scalar."""
+        sizes = self.model.config
+        units = unpack_units_on_device(images_packed, shape=(sizes.grid, sizes.grid))
+        if not self.training:
+            return self.model.loss(units, tokens, owner)
+        units = augment_units(
+            units,
+            num_codes=sizes.num_codes,
+            crop_area=self._crop_area,
+            code_noise=self._code_noise,
+        )
+        return self.model.loss(units, tokens, owner, self._label_smoothing)
+
+
+class Stepper:
+    """Trains a model in place.
+
+    Attributes:
+        model: The model.
+        optimizer: AdamW over what is trained of it.
+    """
+
+    def __init__(self, model: Im2SpModel, config: TrainConfig, ranks: Ranks) -> None:
+        """Take a model on the ranks' device.
+
+        Args:
+            model: The model, the same on all processes.
+            config: Settings.
+            ranks: The processes.
+        """
+        _freeze(model, config.freeze)
+        self.model, self._config, self._ranks = model, config, ranks
+        self._trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self._trained,
+            lr=config.learning_rate,
+            betas=config.betas,
+            eps=1e-8,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self._objective = Objective(model, config)
+        self._parallel = None
+        if ranks.world_size > 1:
+            self._parallel = DistributedDataParallel(self._objective)
+
+    def step(self, number: int, batches: Sequence[TokenBatch]) -> StepRecord:
+        """Do step `number`, counted from 0, with the gradients of some batches."""
+        config, ranks = self._config, self._ranks
+        torch.manual_seed(_seed_of(config.seed, number, ranks.rank))
+        horizon = config.schedule_steps or config.steps
+        rate = config.learning_rate * rate_factor(
+            number, warmup_steps=config.warmup_steps, schedule_steps=horizon
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        own_tokens = sum(batch.num_tokens for batch in batches)
+        num_tokens = ranks.summed(torch.full((), float(own_tokens), device=ranks.device))
+        self._objective.train()
+        own_losses: list[Tensor] = []
+        loss = torch.zeros((), device=ranks.device)
+        for batch in batches:
+            with self._gradients_shared(is_last=batch is batches[-1]):
+                own = self._loss_of(batch)
+                share = batch.num_tokens / num_tokens
+                # Gradients are averaged over processes, where they are to be added.
+                (own * share * ranks.world_size).backward()
+            own_losses.append(own.detach())
+            loss += own.detach() * share
+        norm = nn.utils.clip_grad_norm_(self._trained, config.clip_norm or math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepRecord(
+            step=number + 1,
+            learning_rate=rate,
+            loss=ranks.summed(loss),
+            num_tokens=num_tokens,
+            grad_norm=norm,
+            own_losses=own_losses,
+            batches=batches,
+        )
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[TokenBatch], max_images: int | None = None) -> float:
+        """Mean loss over the tokens of some batches, of all processes together.
+
+        Args:
+            batches: This process's batches, as many as each other's.
+            max_images: Stop when a process has seen its part of so many.
+        """
+        sums = torch.zeros(2, dtype=torch.float64)
+        num_images = 0
+        self._objective.eval()
+        for batch in batches:
+            num_images += len(batch.images_packed)
+            if batch.num_tokens:  # at the end of a split some processes have nothing left
+                loss = float(self._loss_of(batch)) * batch.num_tokens
+                sums += torch.tensor([loss, batch.num_tokens], dtype=torch.float64)
+            if max_images is not None and num_images * self._ranks.world_size >= max_images:
+                break
+        loss, num_tokens = self._ranks.summed(sums.to(self._ranks.device)).tolist()
+        return loss / num_tokens
+
+    def _loss_of(self, batch: TokenBatch) -> Tensor:
+        device = self._ranks.device
+        is_bf16 = self._config.precision == "bf16"
+        parallel = self._parallel if self._objective.training else None
+        with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):
+            return (parallel or self._objective)(*batch.to(device))
+
+    def _gradients_shared(self, *, is_last: bool) -> AbstractContextManager[None]:
+        """Processes exchange gradients once a step, behind its last batch."""
+        if self._parallel is None or is_last:
+            return nullcontext()
+        return self._parallel.no_sync()
+
+
+def _freeze(model: Im2SpModel, what: str) -> None:
+    if what in ("encoder", "image"):
+        model.encoder.requires_grad_(False)
+    if what == "image":
+        model.projection.requires_grad_(False)
+        model.projection_norm.requires_grad_(False)
+
+
+def _seed_of(seed: int, step: int, rank: int) -> int:
+    digest = hashlib.blake2b(f"step {seed} {step} {rank}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

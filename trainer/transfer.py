@@ -1,0 +1,128 @@
+"""Beginning a run with the weights of another: `--init-from` and `--encoder-from`."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from im2sp.trainer.checkpoint import best_checkpoint
+from im2sp.trainer.config import TrainConfig
+from im2sp.trainer.model import PRESETS, Im2SpModel, preset_config
+from im2sp.trainer.text import GIT_NAME, TEXT_MODEL_NAME, TextModel, read_text_model
+from im2sp.trainer.vocabulary import Vocabulary
+from im2sp.trainer.weights import load_model, use_encoder
+
+_DEFAULT_PRESET = "small"
+_OF_VOCABULARY = ("decoder.embedding.weight", "decoder.output_bias")
+
+
+@dataclass(frozen=True)
+class Units:
+    """What the tokens of a run mean: its vocabulary, and what made its units."""
+
+    vocabulary: Vocabulary
+    fingerprints: Mapping[str, str | None]
+    """Kind of unit -> fingerprint of its tokenizer."""
+    text_model_sha256: str | None = None
+    """Of the pieces, where the target is text."""
+
+
+def former_state(init_from: str | None) -> Mapping[str, Any]:
+    """What is known of the units of `--init-from`: `state.json` of our runs, nothing of others."""
+    best = best_checkpoint(Path(init_from)) if init_from is not None else None
+    return best.state if best else {}
+
+
+def former_text_model(init_from: str | None) -> TextModel | None:
+    """The text model of the run or GIT whose folder `--init-from` names, if it has one."""
+    if init_from is not None:
+        for name in (TEXT_MODEL_NAME, GIT_NAME):
+            path = Path(init_from) / name
+            if path.is_file():
+                return read_text_model(path)
+    return None
+
+
+def first_model(config: TrainConfig, units: Units, codebook: torch.Tensor) -> Im2SpModel:
+    """The model that a run begins with, on the CPU.
+
+    What is new of it is a function of --seed.
+
+    Args:
+        config: Settings.
+        units: Of the run.
+        codebook: (num_codes, code_width) float32.
+
+    Raises:
+        ValueError: The weights cannot be read or do not fit.
+    """
+    torch.manual_seed(config.seed)
+    if config.init_from is None:
+        sizes = preset_config(
+            config.preset or _DEFAULT_PRESET,
+            units.vocabulary,
+            num_codes=codebook.shape[0],
+            code_width=codebook.shape[1],
+        )
+        dropout = config.dropout
+        sizes = dataclasses.replace(sizes, dropout=dropout, attention_dropout=dropout)
+        model = Im2SpModel(sizes, codebook)
+        if config.encoder_from is not None:
+            use_encoder(model, config.encoder_from)
+        return model
+    origin = load_model(config.init_from, codebook, encoder=config.encoder_from, device="cpu")
+    _check_sizes(config, origin)
+    return transferred(origin, units, former_state(config.init_from), config.dropout)
+
+
+def transferred(
+    origin: Im2SpModel, units: Units, state: Mapping[str, Any], dropout: float
+) -> Im2SpModel:
+    """The same weights for another vocabulary: embedding and output are new where it differs.
+
+    Args:
+        origin: Where the weights come from.
+        units: Of the new model.
+        state: `former_state` of the origin.
+        dropout: Of the new model.
+    """
+    sizes = dataclasses.replace(
+        origin.config,
+        vocabulary=units.vocabulary,
+        dropout=dropout,
+        attention_dropout=dropout,
+    )
+    model = Im2SpModel(sizes, origin.encoder.get_buffer("codebook"))
+    kept = origin.state_dict()
+    if not _is_same(units, origin.config.vocabulary, state):
+        new = model.state_dict()
+        kept |= {name: new[name] for name in _OF_VOCABULARY}
+    model.load_state_dict(kept)
+    return model
+
+
+def _is_same(units: Units, vocabulary: Vocabulary, state: Mapping[str, Any]) -> bool:
+    """Whether a token means the same in both; what is not known of other people's is not asked."""
+    if units.vocabulary != vocabulary:
+        return False
+    if vocabulary.kind == "text":
+        return units.text_model_sha256 == state.get("text_model_sha256", units.text_model_sha256)
+    ours = units.fingerprints.get("speech")
+    return state.get("fingerprints", {}).get("speech", ours) == ours
+
+
+def _check_sizes(config: TrainConfig, origin: Im2SpModel) -> None:
+    found = (origin.config.encoder, origin.config.decoder)
+    if config.preset is not None and found != PRESETS[config.preset]:
+        raise ValueError(
+            f"--preset {config.preset}: {config.init_from} has other sizes, {found}; leave the"
+            " preset out"
+        )
+    if config.longest >= origin.config.max_positions:
+        raise ValueError(
+            f"--max-length {config.longest}: {config.init_from} has"
+            f" {origin.config.max_positions} positions; give a smaller --max-length"
+        )
