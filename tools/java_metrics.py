@@ -18,6 +18,9 @@ METEOR_JAR = "meteor/meteor-1.5.jar"
 SPICE_JAR = "spice/spice-1.0.jar"
 # SPICE parses with these; pycocoevalcap does not bring them along.
 SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+# Places among METEOR's counts: chunks; lengths and matched words of candidate and reference.
+_CHUNKS = 20
+_WHOLE_MATCH = [0, 1, 21, 22]
 _INSTALL_JAVA = "Java is not installed: apt-get install default-jre-headless"
 _INSTALL_JARS = "pycocoevalcap is not installed: pip install 'im2sp[evaluate]'"
 
@@ -96,7 +99,11 @@ class Meteor:
         """
         plain = candidate.replace("|||", "").replace("  ", " ")
         (line,) = self._ask(" ||| ".join(["SCORE", *references, plain]), 1)
-        return np.array([float(number) for number in line.split()])
+        counts = np.array([float(number) for number in line.split()])
+        # The program counts no chunk in a caption that is one whole match when it adds up captions.
+        if counts[_CHUNKS] == 1 and (counts[_WHOLE_MATCH] == counts[0]).all():
+            counts[_CHUNKS] = 0
+        return counts
 
     def score(self, statistics: NDArray[np.float64]) -> float:
         """METEOR, 0 to 1, of (k,) counts, which may be sums.
