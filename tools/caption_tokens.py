@@ -146,7 +146,7 @@ def tokenize_with_java(captions: Iterable[str], java: str, jar: Path) -> list[st
     text = "".join(f"{line}\n" for line in [*lines, "end"])
     done = subprocess.run(command, input=text.encode(), capture_output=True, check=False)
     found = done.stdout.decode("utf-8", "replace").split("\n")
-    if done.returncode or len(found) < len(lines) or found[len(lines)] != "end":
+    if done.returncode or len(found) <= len(lines) or found[len(lines)] != "end":
         why = done.stderr.decode("utf-8", "replace").strip().splitlines()
         raise ValueError(
             f"{java} with {jar.name}: {len(lines):,} captions gave {len(found):,} lines"
