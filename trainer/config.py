@@ -98,7 +98,7 @@ class TrainConfig:
     text_pieces: int = 4000
     """Most pieces of a text model that is fitted here."""
 
-    preset: Literal["tiny", "small", "base"] | None = None
+    preset: Literal["tiny", "mini", "small", "base"] | None = None
     """Size of the model: that of --init-from, or small; base is the paper's."""
     init_from: str | None = None
     """Run, or anything else that load_model reads, whose weights to begin with. Where its

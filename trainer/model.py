@@ -30,6 +30,8 @@ from im2sp.trainer.vocabulary import Vocabulary
 
 STEM_KERNEL, STEM_STRIDE, STEM_PADDING = 4, 2, 1
 ENCODER_EPS, PROJECTION_EPS, DECODER_EPS = 1e-6, 1e-5, 1e-12
+# A column that hardly differs stays small.
+CODE_STD_FLOOR = 1e-4
 INIT_STD = 0.02
 
 Prefix = list[tuple[Tensor, Tensor]]
@@ -72,6 +74,9 @@ class ModelConfig:
     """Columns of the codebook."""
     normalise_codebook: bool = False
     """Whether rows are brought to length 1 before use; the paper's code takes them as they are."""
+    standardise_codebook: bool = False
+    """Whether columns are brought to mean 0 and deviation 1 before use, after that. A codebook near
+    principal components, as `compact` has, else shows a new encoder brightness and little more."""
     max_positions: int = 1024
     """Most tokens of a text, BOS and EOS included."""
     dropout: float = 0.1
@@ -117,6 +122,7 @@ def preset_config(
     num_codes: int = 8192,
     code_width: int = 32,
     normalise_codebook: bool = False,
+    standardise_codebook: bool = False,
 ) -> ModelConfig:
     """The configuration of a preset for a given vocabulary and codebook."""
     if preset not in PRESETS:
@@ -129,6 +135,7 @@ def preset_config(
         num_codes=num_codes,
         code_width=code_width,
         normalise_codebook=normalise_codebook,
+        standardise_codebook=standardise_codebook,
     )
 
 
@@ -207,6 +214,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         stack = config.encoder
         self.normalise_codebook = config.normalise_codebook
+        self.standardise_codebook = config.standardise_codebook
         self.register_buffer("codebook", codebook)
         self.stem = nn.Conv2d(
             config.code_width, stack.width, STEM_KERNEL, STEM_STRIDE, padding=STEM_PADDING
@@ -215,11 +223,18 @@ class ImageEncoder(nn.Module):
         self.positions = nn.Parameter(torch.zeros(1, config.num_states, stack.width))
         self.layers = nn.ModuleList(EncoderLayer(stack, ENCODER_EPS) for _ in range(stack.depth))
 
+    def vectors(self) -> Tensor:
+        """(num_codes, code_width) float32: the codebook as it is used."""
+        rows = self.get_buffer("codebook")
+        if self.normalise_codebook:
+            rows = F.normalize(rows, dim=-1)
+        if self.standardise_codebook:
+            rows = (rows - rows.mean(0)) / rows.std(0).clamp(min=CODE_STD_FLOOR)
+        return rows
+
     def forward(self, image_units: Tensor) -> Tensor:
         """(B, grid, grid) int64 -> (B, P, D)."""
-        codes = F.embedding(image_units, self.get_buffer("codebook"))
-        if self.normalise_codebook:
-            codes = F.normalize(codes, dim=-1)
+        codes = F.embedding(image_units, self.vectors())
         patches = self.stem(codes.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
         x = torch.cat((self.cls.to(patches.dtype).expand(len(patches), -1, -1), patches), 1)
         x = x + self.positions

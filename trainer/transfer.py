@@ -66,6 +66,8 @@ def first_model(config: TrainConfig, units: Units, codebook: torch.Tensor) -> Im
             units.vocabulary,
             num_codes=codebook.shape[0],
             code_width=codebook.shape[1],
+            # SeiT's encoder knows the rows as they are.
+            standardise_codebook=config.encoder_from is None,
         )
         dropout = config.dropout
         sizes = dataclasses.replace(sizes, dropout=dropout, attention_dropout=dropout)

@@ -143,10 +143,11 @@ def test_presets():
         }
     assert {name: round(size / 1e6, 1) for name, size in sizes.items()} == {
         "tiny": 0.3,
+        "mini": 6.9,
         "small": 32.8,
         "base": 129.7,
     }
-    with pytest.raises(ValueError, match="preset 'huge', expected one of tiny, small, base"):
+    with pytest.raises(ValueError, match="preset 'huge', expected one of tiny, mini, small, base"):
         preset_config("huge", SPEECH)
 
 
@@ -177,3 +178,20 @@ def test_wrong_inputs_are_refused(make_model, make_batch):
         model(image_units, torch.zeros(3, 41, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"the codebook has shape \(4, 8\), expected \(50, 8\)"):
         Im2SpModel(model.config, torch.zeros(4, 8))
+
+
+def test_the_codebook_as_it_is_used():
+    rows = torch.randn(8192, 32) * torch.logspace(-2, 0, 32) + 3.0
+    rows[:, 5] = 0.25
+
+    def vectors(**settings):
+        config = preset_config("tiny", SPEECH, **settings)
+        return Im2SpModel(config, rows).encoder.vectors()
+
+    torch.testing.assert_close(vectors(), rows)
+    torch.testing.assert_close(vectors(normalise_codebook=True).norm(dim=1), torch.ones(8192))
+    standard = vectors(standardise_codebook=True)
+    torch.testing.assert_close(standard.mean(0), torch.zeros(32), atol=1e-3, rtol=0)
+    spread = torch.ones(32)
+    spread[5] = 0  # a column without differences stays without
+    torch.testing.assert_close(standard.std(0), spread, atol=1e-3, rtol=0)
