@@ -37,7 +37,7 @@ from im2sp.shards.files import atomic_file
 from im2sp.tools.flite import VOICES
 from im2sp.tools.hubert_trainer import Crops, Recipe, Trainer
 from im2sp.tools.kmeans_fit import fit_kmeans
-from im2sp.tools.speech_corpus import Corpus, Manner, draw_manner, make_corpus
+from im2sp.tools.speech_corpus import Corpus, Manner, draw_manner, make_corpus, read_captions
 from im2sp.tools.speech_features import Cepstra
 from im2sp.tools.speech_targets import (
     Features,
@@ -57,27 +57,6 @@ CLUSTER_CLIPS = 1500
 CENTRE_CLIPS = 1500
 NUM_MFCC_CLUSTERS = 100
 REFERENCE_VOICE = "slt"
-
-
-def read_captions(path: Path, split: str) -> list[str]:
-    """All captions of a split of a Karpathy file, in its order.
-
-    Raises:
-        ValueError: It is no such file, or has no caption of this split.
-    """
-    try:
-        images = json.loads(path.read_bytes())["images"]
-        captions = [
-            sentence["raw"]
-            for image in images
-            if image["split"] == split
-            for sentence in image["sentences"]
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: no Karpathy file with captions ({error!r})") from None
-    if not captions:
-        raise ValueError(f"{path}: holds no captions of the split {split!r}")
-    return captions
 
 
 def read_recordings(sources: list[Path]) -> list[tuple[str, np.ndarray]]:

@@ -56,6 +56,27 @@ class Manner:
     speed: float = 1.0
 
 
+def read_captions(path: Path, split: str) -> list[str]:
+    """All captions of a split of a Karpathy file, in its order.
+
+    Raises:
+        ValueError: It is no such file, or has no caption of this split.
+    """
+    try:
+        images = json.loads(path.read_bytes())["images"]
+        captions = [
+            sentence["raw"]
+            for image in images
+            if image["split"] == split
+            for sentence in image["sentences"]
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: no Karpathy file with captions ({error!r})") from None
+    if not captions:
+        raise ValueError(f"{path}: holds no captions of the split {split!r}")
+    return captions
+
+
 def draw_manner(generator: np.random.Generator) -> Manner:
     """A voice with its own tempo, pitch and size."""
     voice = VOICES[int(generator.integers(len(VOICES)))]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from im2sp.pipeline import vocoder
+from im2sp import pipeline
 from im2sp.shards import ShardDataset
 from im2sp.tools import asr, evaluate, evaluate_chain, evaluate_stages
 from im2sp.tools.evaluate import EvaluateConfig, main, read_captions
@@ -60,7 +60,7 @@ def runs(shards, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch):
-    monkeypatch.setattr(vocoder, "load_vocoder", lambda *a, **k: Vocoder())
+    monkeypatch.setitem(vars(pipeline), "load_vocoder", lambda *a, **k: Vocoder())
     monkeypatch.setattr(evaluate_chain, "load_recognizer", lambda *a: Recognizer())
     monkeypatch.setattr(evaluate_chain, "Dnsmos", Judge)
     no_java = evaluate.score_captions
