@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from im2sp.tools.bootstrap import DEFAULT_RESAMPLES, interval
 from im2sp.tools.caption_tokens import tokenize, tokenize_with_java
@@ -36,10 +37,10 @@ class Scores:
     intervals: dict[str, list[float]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
-    def put(self, name: str, score: float, ends: Sequence[float]) -> None:
+    def put(self, name: str, score: float | np.floating, ends: ArrayLike) -> None:
         """Add a figure and the two ends of its interval."""
         self.scores[name] = float(score)
-        self.intervals[name] = [float(end) for end in ends]
+        self.intervals[name] = np.asarray(ends, np.float64).tolist()
 
     def as_json(self) -> dict[str, Any]:
         """Everything as JSON values."""

@@ -152,15 +152,13 @@ def read_captions(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as JSON: {error}") from None
-    parts = [content.get(n) if isinstance(content, dict) else None for n in _CAPTION_KEYS]
-    if not all(isinstance(part, dict) for part in parts):
+    parts = content if isinstance(content, dict) else {}
+    candidates, references = parts.get("candidates"), parts.get("references")
+    if not isinstance(candidates, dict) or not isinstance(references, dict):
         raise ValueError(
             f'{path}: expected {{"candidates": {{id: text}}, "references": {{id: [text]}}}}'
         )
-    return parts[0], parts[1]
-
-
-_CAPTION_KEYS = ("candidates", "references")
+    return candidates, references
 
 
 def _out(config: EvaluateConfig) -> Path:

@@ -205,7 +205,7 @@ class _Topline:
     """The dataset itself: what a perfect model would say."""
 
     def __init__(self, topline: Topline) -> None:
-        self.kind = "speech" if topline == "units" else "text"
+        self.kind: Literal["speech", "text"] = "speech" if topline == "units" else "text"
         self.inputs: dict[str, Any] = {"topline": topline}
 
     def said(self, items: Sequence[Judged]) -> Iterator[Row]:
@@ -230,7 +230,7 @@ class _Model:
         assert settings.run is not None
         self._settings = settings
         self._model = load_model(settings.run, settings.codebook, device=settings.device)
-        self.kind = self._model.config.vocabulary.kind
+        self.kind: Literal["speech", "text"] = self._model.config.vocabulary.kind
         self._max_tokens = min(settings.max_tokens, self._model.config.max_positions)
         self.inputs: dict[str, Any] = {
             "run": Path(settings.run).name,
@@ -253,7 +253,7 @@ class _Model:
         device = next(self._model.parameters()).device
         for start in range(0, len(items), BATCH_IMAGES):
             batch = items[start : start + BATCH_IMAGES]
-            images = np.stack([item.sample.image_units for item in batch if item.sample])
+            images = np.stack([np.asarray(item.sample.image_units) for item in batch])
             units = torch.from_numpy(images.astype(np.int64)).to(device)
             found = generate(self._model, units, self._settings.num_beams, self._max_tokens)
             for item, ids in zip(batch, found, strict=True):

@@ -13,10 +13,22 @@ GOLDEN = [
     ("it\u2019s a \u201cT-shirt\u201d \u2014 red\u2026", "it 's a t-shirt red"),
     ("Mr. Smith vs. the U.S. at 5 p.m.", "mr. smith vs. the u.s. at 5 p.m."),
     ("no. 7 in the St. Louis shirt, no.", "no. 7 in the st. louis shirt no"),
-    ("a two-year-old (in red) & a mid-air jump -", "a two-year-old -lrb- in red -rrb- & a mid-air jump"),
-    ("5,000 people at 10:30, 3 1/2 miles, 50%, $5 or \u20ac20", "5,000 people at 10:30 3\xa01/2 miles 50 % $ 5 or $ 20"),
-    ("black/white and/or a/b/c 4x4 1990s '90s 20's", "black/white and/or a/b/c 4x4 1990s '90s 20 's"),
-    ("rock 'n' roll, rock'n'roll o'clock ma'am y'all", "rock 'n' roll rock 'n' roll o'clock ma'am y' all"),
+    (
+        "a two-year-old (in red) & a mid-air jump -",
+        "a two-year-old -lrb- in red -rrb- & a mid-air jump",
+    ),
+    (
+        "5,000 people at 10:30, 3 1/2 miles, 50%, $5 or \u20ac20",
+        "5,000 people at 10:30 3\xa01/2 miles 50 % $ 5 or $ 20",
+    ),
+    (
+        "black/white and/or a/b/c 4x4 1990s '90s 20's",
+        "black/white and/or a/b/c 4x4 1990s '90s 20 's",
+    ),
+    (
+        "rock 'n' roll, rock'n'roll o'clock ma'am y'all",
+        "rock 'n' roll rock 'n' roll o'clock ma'am y' all",
+    ),
     ("wow!! what?! a... b.... c -- d --- e", "wow !! what ?! a. b. c d e"),
     ("gonna wanna gimme lemme gotta 'tis", "gon na wan na gim me lem me got ta 't is"),
     ("hello.There avrovulcan.com #1 @home C++", "hello.there avrovulcan.com # 1 @home c++"),
