@@ -1,0 +1,223 @@
+"""The whole chain, tiny and offline: a trained run speaks, is heard, scored; killed and resumed."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from im2sp import pipeline
+from im2sp.shards import ShardDataset
+from im2sp.tools import asr, evaluate, evaluate_chain, evaluate_stages
+from im2sp.tools.evaluate import EvaluateConfig, main, read_captions
+from im2sp.tools.evaluate_stages import StageFolder
+from im2sp.trainer.loop import train
+from making.evaluation import CANDIDATES, REFERENCES
+from making.speech import install_flite
+from making.training import make_config, make_shards
+
+
+class Vocoder:
+    """A tone a unit."""
+
+    name, fingerprint, num_units, num_speakers = "tones", "f" * 64, 20, 0
+
+    def synthesize(self, units, durations=None, speaker=None):
+        tones = [np.sin(np.arange(640) * (1 + unit) / 20) for unit in units]
+        return np.concatenate([np.zeros(0), *tones]).astype(np.float32)
+
+
+class Recognizer:
+    """Hears as many words as there are tenths of a second."""
+
+    name, fingerprint = "counter", "counter 1"
+
+    def transcribe(self, samples):
+        return " ".join(["a", "dog", "runs", "on", "snow"][: len(samples) // 1600])
+
+
+class Judge:
+    name = "DNSMOS"
+
+    def score(self, samples):
+        return {"OVRL": 1 + min(4.0, len(samples) / 16_000)}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("data") / "shards", {"train": 8, "val": 3})
+
+
+@pytest.fixture(scope="module")
+def runs(shards, tmp_path_factory):
+    """A run of speech and one of text."""
+    folder = tmp_path_factory.mktemp("runs")
+    for target in ("speech", "text"):
+        options = {"text_pieces": 30} if target == "text" else {}
+        train(make_config(shards, folder / target, target=target, **options))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def stand_ins(monkeypatch):
+    monkeypatch.setitem(vars(pipeline), "load_vocoder", lambda *a, **k: Vocoder())
+    monkeypatch.setattr(evaluate_chain, "load_recognizer", lambda *a: Recognizer())
+    monkeypatch.setattr(evaluate_chain, "Dnsmos", Judge)
+    no_java = evaluate.score_captions
+
+    def without_java(*args, **options):
+        from im2sp.tools.java_metrics import JavaTools
+
+        return no_java(*args, tools=JavaTools(java=None, jars=None), **options)
+
+    monkeypatch.setattr(evaluate, "score_captions", without_java)
+
+
+def options(shards, out, **more):
+    settings = {"split": "val", "max_tokens": 9, "resamples": 20, "quiet": True, "device": "cpu"}
+    return EvaluateConfig(shards=shards, out=out, **(settings | more))
+
+
+def test_a_run_of_speech(shards, runs, tmp_path, capsys):
+    command = ["--run", str(runs / "speech"), "--shards", str(shards), "--split", "val"]
+    command += ["--out", str(tmp_path), "--max-tokens", "9", "--device", "cpu"]
+    command += ["--resamples", "20", "--json", str(tmp_path / "copy.json")]
+    assert main(command) == 0
+    result = json.loads((tmp_path / "scores.json").read_text())
+    assert json.loads((tmp_path / "copy.json").read_text()) == result
+    assert result["captions"]["num_items"] == 3
+    assert 0 <= result["captions"]["Bleu_1"] <= 1
+    assert result["captions"]["missing"]["METEOR"].startswith("Java is not installed")
+    assert 0 <= result["units"]["unit_bleu_4"] <= 1
+    low, high = result["units"]["intervals"]["unit_error_rate"]
+    assert 0 <= low <= result["units"]["unit_error_rate"] <= high
+    printed = capsys.readouterr().out
+    assert "Flickr8k  paper: full" in printed
+    assert "METEOR is missing: Java is not installed" in printed
+    spoken = [json.loads(s) for s in (tmp_path / "spoken.jsonl").read_text().splitlines()[1:]]
+    for row in spoken:
+        if row["file"] is not None:
+            assert sf.info(tmp_path / row["file"]).samplerate == 16_000
+            assert sf.info(tmp_path / row["file"]).duration == row["duration_s"]
+
+
+def test_a_run_of_text_is_scored_directly_or_spoken(shards, runs, tmp_path, monkeypatch):
+    plain = evaluate.evaluate(options(shards, tmp_path / "a", run=str(runs / "text")))
+    assert not (tmp_path / "a" / "spoken.jsonl").exists()
+    assert "units" not in plain
+    assert "opinions" not in plain
+    install_flite(tmp_path / "bin", monkeypatch)
+    spoken = evaluate.evaluate(
+        options(shards, tmp_path / "b", run=str(runs / "text"), cascade="flite")
+    )
+    assert (tmp_path / "b" / "heard.jsonl").exists()
+    assert spoken["cascade"] == "flite"
+    assert "words" in spoken
+
+
+def test_toplines(shards, tmp_path, monkeypatch):
+    units = evaluate.evaluate(options(shards, tmp_path / "units", topline="units"))
+    assert units["words"]["num_items"] == 3
+    assert "units" not in units
+    assert 1 <= units["opinions"]["DNSMOS_OVRL"] <= 5
+    install_flite(tmp_path / "bin", monkeypatch)
+    captions = evaluate.evaluate(options(shards, tmp_path / "captions", topline="captions"))
+    assert captions["name"] == "topline (captions)"
+    first = ShardDataset(shards, "val")[0].captions[0]
+    line = (tmp_path / "captions" / "said.jsonl").read_text().splitlines()[1]
+    assert json.loads(line)["text"] == first
+
+
+def test_a_killed_run_goes_on_and_gives_the_same(shards, runs, tmp_path, monkeypatch):
+    whole = evaluate.evaluate(options(shards, tmp_path / "whole", run=str(runs / "speech")))
+    files = {p.name: p.read_bytes() for p in (tmp_path / "whole").glob("*.jsonl")}
+    for stop in range(3):
+        calls = iter(range(100))
+
+        def fail(self, samples, stop=stop, calls=calls):
+            if next(calls) == stop:
+                raise KeyboardInterrupt
+            return Recognizer().transcribe(samples)
+
+        class Stops(Recognizer):
+            transcribe = fail
+
+        monkeypatch.setattr(evaluate_chain, "load_recognizer", lambda *a, kind=Stops: kind())
+        out = tmp_path / f"stopped{stop}"
+        with pytest.raises(KeyboardInterrupt):
+            evaluate.evaluate(options(shards, out, run=str(runs / "speech")))
+        assert len((out / "heard.jsonl.part").read_bytes().splitlines()) == 1 + stop
+        monkeypatch.setattr(evaluate_chain, "load_recognizer", lambda *a: Recognizer())
+        assert evaluate.evaluate(options(shards, out, run=str(runs / "speech"))) == whole
+        assert {p.name: p.read_bytes() for p in out.glob("*.jsonl")} == files
+
+
+def test_stages_are_kept_until_what_they_depend_on_changes(tmp_path):
+    def rows(folder, inputs, num=3):
+        return folder.rows("s", inputs, num, lambda start: ({"n": i} for i in range(start, num)))
+
+    first = StageFolder(tmp_path)
+    assert rows(first, {"a": 1}) == [{"n": 0}, {"n": 1}, {"n": 2}]
+    assert first.made == ["s"]
+    again = StageFolder(tmp_path)
+    assert rows(again, {"a": 1}) == [{"n": 0}, {"n": 1}, {"n": 2}]
+    assert again.made == []
+    assert len(rows(again, {"a": 2})) == 3
+    assert again.made == ["s"]
+    assert len(rows(again, {"a": 2}, 4)) == 4
+    whole = again.path("s").read_bytes()
+    for cut in range(len(whole)):
+        again.path("s").unlink(missing_ok=True)
+        (tmp_path / "s.jsonl.part").write_bytes(whole[:cut])
+        rows(StageFolder(tmp_path), {"a": 2}, 4)
+        assert again.path("s").read_bytes() == whole
+    assert evaluate_stages._kept(tmp_path / "none.jsonl", "x") is None
+
+
+def test_captions_of_a_file(tmp_path, capsys):
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps({"candidates": CANDIDATES, "references": REFERENCES}))
+    out = tmp_path / "new" / "scores.json"
+    assert main(["--captions", str(path), "--json", str(out), "--resamples", "20"]) == 0
+    result = json.loads(out.read_text())
+    assert result["captions"]["Bleu_4"] == pytest.approx(0.47772274)
+    assert "5 images" in capsys.readouterr().out
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r'expected {"candidates": {id: text}, "references"'):
+        read_captions(path)
+    path.write_text("[")
+    assert main(["--captions", str(path)]) == 1
+    assert "cannot be read as JSON" in capsys.readouterr().err
+
+
+def test_a_vocoder_of_other_units(shards, runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(Vocoder, "num_units", 10)
+    with pytest.raises(ValueError, match="vocoder tones: speaks 10 units, the shards' speech has"):
+        evaluate.evaluate(options(shards, tmp_path, run=str(runs / "speech")))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "expected exactly one of --run, --topline and --captions, found none"),
+        ({"run": "a", "topline": "units"}, "and --captions, found 2"),
+        ({"run": "a"}, "--shards is missing: the dataset to describe"),
+        ({"topline": "units", "shards": "s"}, "--out is missing: the folder of the stages"),
+        ({"captions": "c", "cascade": "flite"}, "--cascade goes with --run"),
+        ({"captions": "c", "limit": 0}, "--limit is 0, expected at least 1"),
+        ({"captions": "c", "resamples": 1}, "--resamples is 1, expected at least 2"),
+    ],
+)
+def test_settings_that_do_not_go_together(settings, message):
+    with pytest.raises(ValueError, match=message):
+        EvaluateConfig(**settings)
+
+
+def test_nothing_to_score(shards, tmp_path):
+    samples = [s for s in ShardDataset(shards, "val")]
+    for sample in samples:
+        sample.captions.clear()
+    bare = make_shards(tmp_path / "bare", {"val": 3}, samples=samples)
+    with pytest.raises(ValueError, match="no sample of split 'val' has an image and a caption"):
+        evaluate.evaluate(options(bare, tmp_path / "out", run="unused"))
+    assert asr.RATE_HZ == 16_000
