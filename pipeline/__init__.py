@@ -5,10 +5,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from im2sp.pipeline.hubert_units import SpeechTokenizer, load_speech_tokenizer
     from im2sp.pipeline.image_tokenizer import ImageTokenizer, load_image_tokenizer
+    from im2sp.pipeline.vocoder import Vocoder, load_vocoder
 
-__all__ = ["ImageTokenizer", "SpeechTokenizer", "load_image_tokenizer", "load_speech_tokenizer"]
+__all__ = [
+    "ImageTokenizer",
+    "SpeechTokenizer",
+    "Vocoder",
+    "load_image_tokenizer",
+    "load_speech_tokenizer",
+    "load_vocoder",
+]
 
 _SPEECH_NAMES = ("SpeechTokenizer", "load_speech_tokenizer")
+_VOCODER_NAMES = ("Vocoder", "load_vocoder")
 
 
 def __getattr__(name: str) -> Any:
@@ -17,6 +26,10 @@ def __getattr__(name: str) -> Any:
         from im2sp.pipeline import hubert_units
 
         return getattr(hubert_units, name)
+    if name in _VOCODER_NAMES:
+        from im2sp.pipeline import vocoder
+
+        return getattr(vocoder, name)
     if name in __all__:
         from im2sp.pipeline import image_tokenizer
 
