@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from im2sp.pipeline.hub import CONFIG_FILE, find_weights
-from im2sp.pipeline.pickles import WeightsError
 from im2sp.pipeline.weights import Weights, describe, named_tensors, read_weights
+from im2sp.shards.hub import CONFIG_FILE, find_weights
+from im2sp.shards.pickles import WeightsError
 
 BUNDLED = {"compact": Path(__file__).parent / "compact_vocoder.safetensors"}
 METADATA_KEY = "im2sp"

@@ -7,9 +7,9 @@ from safetensors.torch import save_file
 
 import im2sp.pipeline
 from im2sp.pipeline import load_vocoder, vocoder, vocoder_generator, vocoder_weights
-from im2sp.pipeline.pickles import WeightsError
 from im2sp.pipeline.vocoder_generator import is_supported, phase_weights
 from im2sp.pipeline.vocoder_weights import load_weights, vocoder_bytes
+from im2sp.shards.pickles import WeightsError
 from making.vocoder import (
     SIZES,
     make_config,
