@@ -1,0 +1,163 @@
+"""What a recognizer hears, by name: pocketsphinx, which needs no download, or one of transformers.
+
+    load_recognizer("pocketsphinx")
+    load_recognizer("facebook/wav2vec2-large-960h-lv60-self")     # the paper's
+
+Clips are recognized one by one, so that what is heard does not depend on the others.
+"""
+
+import hashlib
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from im2sp.tools.unit_quality import unit_edit_distance
+
+POCKETSPHINX = "pocketsphinx"
+RATE_HZ = 16_000
+# Shorter sound has no frame for the features of some models; it holds no word either.
+_LEAST_SAMPLES = 1600
+
+
+class Recognizer(Protocol):
+    """Sound to text."""
+
+    @property
+    def name(self) -> str:
+        """What it was loaded by; for a path, the last part alone."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells it from others: of the weights, or the version of the package."""
+        ...
+
+    def transcribe(self, samples: np.ndarray) -> str:
+        """The words in (T,) float32 samples in [-1, 1] at 16 kHz; none in less than 0.1 s."""
+        ...
+
+
+def load_recognizer(name: str, device: str | None = None) -> Recognizer:
+    """Load a recognizer.
+
+    Args:
+        name: "pocketsphinx", or a CTC or sequence-to-sequence model of transformers: a folder or a
+            hub id.
+        device: As torch names it; None for CUDA where there is one. pocketsphinx has none.
+
+    Raises:
+        ValueError: A package or the model is not there, or it is no model of speech to text.
+    """
+    return Pocketsphinx() if name == POCKETSPHINX else TransformersRecognizer(name, device)
+
+
+class Pocketsphinx:
+    """The recognizer whose American English model lies in its package."""
+
+    name = POCKETSPHINX
+
+    def __init__(self) -> None:
+        try:
+            from pocketsphinx import Decoder
+        except ImportError:
+            raise ValueError(
+                "pocketsphinx is not installed: pip install 'im2sp[evaluate]'"
+            ) from None
+        self.fingerprint = f"{self.name} {importlib.metadata.version(self.name)}"
+        # Means over a clip, not over all before it: the order of clips must not matter.
+        self._decoder: Any = Decoder(samprate=float(RATE_HZ), cmn="batch", loglevel="FATAL")
+
+    def transcribe(self, samples: np.ndarray) -> str:
+        """See `Recognizer`."""
+        if len(samples) < _LEAST_SAMPLES:
+            return ""
+        sound = np.rint(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
+        self._decoder.start_utt()
+        self._decoder.process_raw(sound, full_utt=True)
+        self._decoder.end_utt()
+        found = self._decoder.hyp()
+        return "" if found is None else found.hypstr
+
+
+class TransformersRecognizer:
+    """A model of transformers: CTC (greedy), or sequence to sequence (as it is set to generate)."""
+
+    def __init__(self, name: str, device: str | None = None) -> None:
+        try:
+            import transformers
+        except ImportError:
+            raise ValueError(
+                f"{name}: transformers, which reads it, is not installed:"
+                " pip install 'im2sp[evaluate]'"
+            ) from None
+        import torch
+
+        self._torch = torch
+        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.name = Path(name).name if Path(name).exists() else name
+        try:
+            config = transformers.AutoConfig.from_pretrained(name)
+            architecture = " ".join(config.architectures or [])
+            self._is_ctc = architecture.endswith("ForCTC")
+            loader = (
+                transformers.AutoModelForCTC
+                if self._is_ctc
+                else transformers.AutoModelForSpeechSeq2Seq
+            )
+            model = loader.from_pretrained(name)
+            self._processor: Any = transformers.AutoProcessor.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"{name}: no model of speech to text that transformers can load ({first}); give"
+                " pocketsphinx, a hub id, or a folder with model and processor"
+            ) from None
+        self._model: Any = model.to(self._device).eval()
+        self.fingerprint = state_fingerprint(self._model)
+
+    def transcribe(self, samples: np.ndarray) -> str:
+        """See `Recognizer`."""
+        if len(samples) < _LEAST_SAMPLES:
+            return ""
+        inputs = self._processor(samples, sampling_rate=RATE_HZ, return_tensors="pt")
+        inputs = inputs.to(self._device)
+        with self._torch.inference_mode():
+            if self._is_ctc:
+                ids = self._model(**inputs).logits.argmax(-1)
+            else:
+                ids = self._model.generate(**inputs)
+        return self._processor.batch_decode(ids, skip_special_tokens=True)[0].strip()
+
+
+def state_fingerprint(model: Any) -> str:
+    """sha256 of a torch module's tensors and their names."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-case words of letters, digits and apostrophes, as word errors are counted."""
+    kept = "".join(c if c.isalnum() or c == "'" else " " for c in text.lower())
+    return kept.split()
+
+
+def edits(found: Sequence[Any], wanted: Sequence[Any]) -> int:
+    """Items to insert, drop or replace to make `wanted` of `found`."""
+    ids: dict[Any, int] = {}
+    a, b = ([ids.setdefault(item, len(ids)) for item in row] for row in (found, wanted))
+    return round(unit_edit_distance(a, b) * max(len(a), len(b)))
+
+
+def word_errors(found: str, wanted: str) -> tuple[int, int]:
+    """Edits between two texts' words, and how many words the second has; see `words_of`."""
+    right = words_of(wanted)
+    return edits(words_of(found), right), len(right)

@@ -1,0 +1,182 @@
+"""Scores of captions against their references: those of the COCO caption evaluation.
+
+Equal to pycocoevalcap 1.2. BLEU, ROUGE-L and CIDEr need nothing else; METEOR and SPICE are Java
+programs, and where they cannot run, it is said what is missing. Intervals are bootstraps over
+images; CIDEr's weights of n-grams stay those of the whole corpus in them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from im2sp.tools.bootstrap import DEFAULT_RESAMPLES, interval
+from im2sp.tools.caption_tokens import tokenize, tokenize_with_java
+from im2sp.tools.java_metrics import (
+    METEOR_JAR,
+    TOKENIZER_JAR,
+    JavaTools,
+    Meteor,
+    meteor_statistics,
+    spice,
+)
+from im2sp.tools.ngram_metrics import bleu, bleu_sums, cider, rouge_l
+
+METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
+"""Names of the scores; CIDEr lies between 0 and 10, the others between 0 and 1."""
+
+
+@dataclass(kw_only=True)
+class Scores:
+    """Figures of a corpus with their 95 % intervals, and why others are not there."""
+
+    num_items: int
+    scores: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, list[float]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def put(self, name: str, score: float, ends: Sequence[float]) -> None:
+        """Add a figure and the two ends of its interval."""
+        self.scores[name] = float(score)
+        self.intervals[name] = [float(end) for end in ends]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return {
+            "num_items": self.num_items,
+            **self.scores,
+            "intervals": self.intervals,
+            "missing": self.missing,
+        }
+
+
+def check_captions(
+    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """The ids, in the candidates' order.
+
+    Raises:
+        ValueError: No captions, ids of one side only, or something that is no text.
+    """
+    if not candidates:
+        raise ValueError("no candidates, expected at least one id with its caption")
+    for here, there, side in (
+        (candidates, references, "references"),
+        (references, candidates, "candidates"),
+    ):
+        alone = [key for key in here if key not in there]
+        if alone:
+            raise ValueError(
+                f"{len(alone)} ids have no {side}, the first is {alone[0]!r}; give both for each id"
+            )
+    for key, text in candidates.items():
+        if not isinstance(text, str):
+            raise ValueError(f"candidate {key!r}: {type(text).__name__}, expected one text")
+        group = references[key]
+        if not isinstance(group, list | tuple) or not group:
+            raise ValueError(f"references {key!r}: expected a list of one or more texts")
+        if not all(isinstance(reference, str) for reference in group):
+            raise ValueError(f"references {key!r}: something in the list is no text")
+    return list(candidates)
+
+
+def score_captions(
+    candidates: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    *,
+    tools: JavaTools | None = None,
+    resamples: int = DEFAULT_RESAMPLES,
+    seed: int = 0,
+) -> Scores:
+    """Score captions.
+
+    Args:
+        candidates: Of each image its caption, any text.
+        references: Of the same images one or more captions.
+        tools: Java and its jars; None looks for them.
+        resamples: Of the intervals.
+        seed: Of the intervals.
+
+    Raises:
+        ValueError: See `check_captions`; or a Java program breaks off.
+    """
+    ids = check_captions(candidates, references)
+    tools = JavaTools.find() if tools is None else tools
+    found = _tokenized([candidates[key] for key in ids], tools)
+    sizes = [len(references[key]) for key in ids]
+    flat = iter(_tokenized([text for key in ids for text in references[key]], tools))
+    wanted = [[next(flat) for _ in range(size)] for size in sizes]
+    result = Scores(num_items=len(ids))
+    _put_ngram_scores(result, found, wanted, resamples, seed)
+    _put_meteor(result, found, wanted, tools, resamples, seed)
+    _put_spice(result, found, wanted, tools, resamples, seed)
+    return result
+
+
+def _tokenized(texts: list[str], tools: JavaTools) -> list[str]:
+    """By the metrics' own program where it can run, else by ours."""
+    if tools.missing(TOKENIZER_JAR) is not None:
+        return [tokenize(text) for text in texts]
+    assert tools.java is not None
+    assert tools.jars is not None
+    return tokenize_with_java(texts, tools.java, tools.jars / TOKENIZER_JAR)
+
+
+def _put_ngram_scores(
+    result: Scores, found: list[str], wanted: list[list[str]], resamples: int, seed: int
+) -> None:
+    words = [text.split() for text in found]
+    groups = [[text.split() for text in group] for group in wanted]
+    sums = np.stack([bleu_sums(c, group) for c, group in zip(words, groups, strict=True)])
+    ends = interval(sums, bleu, resamples=resamples, seed=seed)
+    for order, score in enumerate(bleu(sums.sum(0))):
+        result.put(f"Bleu_{order + 1}", score, ends[:, order])
+    # pycocoevalcap splits at single spaces here, which makes one empty word of no text.
+    pairs = zip(found, wanted, strict=True)
+    rouge = [rouge_l(c.split(" "), [r.split(" ") for r in group]) for c, group in pairs]
+    result.put("ROUGE_L", np.mean(rouge), interval(rouge, resamples=resamples, seed=seed))
+    each = cider(words, groups)
+    result.put("CIDEr", np.mean(each), interval(each, resamples=resamples, seed=seed))
+
+
+def _put_meteor(
+    result: Scores,
+    found: list[str],
+    wanted: list[list[str]],
+    tools: JavaTools,
+    resamples: int,
+    seed: int,
+) -> None:
+    why = tools.missing(METEOR_JAR)
+    if why is not None:
+        result.missing["METEOR"] = why
+        return
+    with Meteor(tools) as meteor:
+        counts = meteor_statistics(meteor, found, wanted)
+
+        def scored(sums: np.ndarray) -> np.ndarray:
+            return np.array([meteor.score(row) for row in sums])
+
+        ends = interval(counts, scored, resamples=resamples, seed=seed)
+        result.put("METEOR", meteor.score(counts.sum(0)), ends)
+
+
+def _put_spice(
+    result: Scores,
+    found: list[str],
+    wanted: list[list[str]],
+    tools: JavaTools,
+    resamples: int,
+    seed: int,
+) -> None:
+    why = tools.spice_missing()
+    if why is not None:
+        result.missing["SPICE"] = why
+        return
+    try:
+        each = spice(tools, found, wanted)
+    except ValueError as error:
+        result.missing["SPICE"] = str(error)
+        return
+    result.put("SPICE", np.mean(each), interval(each, resamples=resamples, seed=seed))
