@@ -38,6 +38,8 @@ class Vocoder:
         name: What it was loaded by; for a path, the last part alone.
         fingerprint: sha256 of the weights and settings; see `vocoder_weights.fingerprint`.
         precision: "fp32" or "bf16", of the generator. Durations are float32 in both.
+        speech_fingerprint: Of the speech tokenizer whose units it was trained on; None where its
+            file does not tell, as published ones do not.
         num_units: Units lie in [0, num_units).
         num_speakers: Voices to choose from; 0 where there is one only.
         has_durations: Whether it tells how long each unit lasts.
@@ -56,6 +58,7 @@ class Vocoder:
         self.name = name
         self.precision = precision
         self.fingerprint = fingerprint(weights, precision)
+        self.speech_fingerprint = weights.speech_fingerprint
         self.num_units = weights.num_units
         self.num_speakers = weights.num_speakers
         self.has_durations = weights.has_durations

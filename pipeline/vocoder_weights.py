@@ -79,6 +79,8 @@ class VocoderWeights:
 
     settings: VocoderSettings
     tensors: dict[str, Tensor]
+    speech_fingerprint: str | None = None
+    """Of the speech tokenizer whose units it was trained on, where its file tells."""
 
     @property
     def num_units(self) -> int:
@@ -104,7 +106,8 @@ def load_weights(name_or_path: str | Path) -> VocoderWeights:
     """
     path = _generator_file(find_weights(name_or_path, BUNDLED))
     weights = read_weights(path)
-    own = _own_settings(weights)
+    found = _own_settings(weights)
+    own, speech_fingerprint = found or (None, None)
     tensors = weights.tensors() if own else _generator_tensors(weights)
     try:
         settings = own or _config_settings(path)
@@ -117,7 +120,7 @@ def load_weights(name_or_path: str | Path) -> VocoderWeights:
     except (ValueError, IndexError, RuntimeError) as error:
         raise WeightsError(f"{path}: no unit vocoder of the published form: {error}") from None
     checked = {name: _tensor(path, tensors, name, shape) for name, shape in shapes.items()}
-    return VocoderWeights(settings=settings, tensors=checked)
+    return VocoderWeights(settings=settings, tensors=checked, speech_fingerprint=speech_fingerprint)
 
 
 def _generator_file(path: Path) -> Path:
@@ -302,25 +305,33 @@ def vocoder_bytes(
     Args:
         weights: What to write.
         dtype: Number type of the stored tensors.
-        notes: More to keep in the metadata, such as the recipe; JSON values.
+        notes: More to keep in the metadata, such as the recipe; JSON values. The fingerprint in
+            its "speech_tokenizer", an object, says whose units it speaks.
     """
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in weights.tensors.items()}
     metadata = {**(notes or {}), "vocoder": asdict(weights.settings)}
+    if weights.speech_fingerprint is not None and "speech_tokenizer" not in metadata:
+        metadata["speech_tokenizer"] = {"fingerprint": weights.speech_fingerprint}
     return save(tensors, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
 
 
-def _own_settings(weights: Weights) -> VocoderSettings | None:
-    """The settings in the metadata of our own form; None for a file of another form."""
+def _own_settings(weights: Weights) -> tuple[VocoderSettings, str | None] | None:
+    """Settings in the metadata of our own form, and the fingerprint of the speech tokenizer.
+
+    None for a file of another form.
+    """
     if (text := weights.metadata.get(METADATA_KEY)) is None:
         return None
     try:
-        found = json.loads(text)["vocoder"]
-        return VocoderSettings(
+        notes = json.loads(text)
+        found, tokenizer = notes["vocoder"], notes.get("speech_tokenizer") or {}
+        settings = VocoderSettings(
             resblock=found["resblock"],
             upsample_rates=tuple(found["upsample_rates"]),
             dilations=tuple(tuple(block) for block in found["dilations"]),
         )
-    except (ValueError, TypeError, KeyError):
+        return settings, tokenizer.get("fingerprint")
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise WeightsError(
             f"{weights.path}: its metadata {METADATA_KEY!r} names no settings of a unit vocoder"
         ) from None

@@ -120,6 +120,15 @@ def fingerprints(dataset: ShardDataset, target: str) -> dict[str, str | None]:
     return found
 
 
+def tokenizer_records(dataset: ShardDataset, target: str) -> dict[str, dict[str, Any]]:
+    """What a dataset tells of them, such as name and view: kind of unit -> its record."""
+    manifest = dataset.manifest
+    found = {"image": dict(manifest.image_tokenizer or {})}
+    if target == "speech":
+        found["speech"] = dict(manifest.speech_tokenizer or {})
+    return found
+
+
 def check_fingerprints(
     found: Mapping[str, str | None], expected: Mapping[str, str | None], place: str, other: str
 ) -> None:

@@ -33,6 +33,7 @@ from im2sp.trainer.data import (
     open_train,
     open_val,
     speech_vocabulary,
+    tokenizer_records,
 )
 from im2sp.trainer.metrics import MetricsLog
 from im2sp.trainer.ranks import Ranks, joined_ranks
@@ -125,6 +126,7 @@ class _Run:
         config.out.mkdir(parents=True, exist_ok=True)
         dataset, val = open_train(config), open_val(config)
         self.fingerprints = fingerprints(dataset, config.target)
+        self.tokenizers = tokenizer_records(dataset, config.target)
         if val is not None:
             found = fingerprints(val, config.target)
             check_fingerprints(found, self.fingerprints, str(val.path), str(dataset.path))
@@ -299,6 +301,7 @@ class _Run:
             "best_by": config.best_by,
             "images_a_step": self.images_a_step,
             "fingerprints": self.fingerprints,
+            "tokenizers": self.tokenizers,
             "text_model_sha256": self.text_model_sha256,
         }
         writers = {

@@ -265,6 +265,16 @@ def test_every_form_holds_the_same_vocoder(tiny, folder, tiny_vocoder, tmp_path)
     own.write_bytes(vocoder_bytes(load_weights(folder), torch.float32, {"recipe": {"a": 1}}))
     assert load_vocoder(own, device="cpu").fingerprint == expected
     assert load_vocoder(own, device="cpu").name == "own.safetensors"
+    assert load_vocoder(own, device="cpu").speech_fingerprint is None
+
+
+def test_our_own_file_tells_whose_units_it_speaks(folder, tmp_path):
+    own, again = tmp_path / "own.safetensors", tmp_path / "again.safetensors"
+    notes = {"speech_tokenizer": {"name": "compact", "fingerprint": "c" * 64}}
+    own.write_bytes(vocoder_bytes(load_weights(folder), notes=notes))
+    assert load_vocoder(own, device="cpu").speech_fingerprint == "c" * 64
+    again.write_bytes(vocoder_bytes(load_weights(own)))
+    assert load_weights(again).speech_fingerprint == "c" * 64
 
 
 def test_half_precision_halves_our_own_file(tiny, folder, tmp_path):

@@ -11,6 +11,7 @@ from im2sp.trainer.data import (
     open_train,
     open_val,
     speech_vocabulary,
+    tokenizer_records,
 )
 from im2sp.trainer.ranks import Ranks
 from im2sp.trainer.text import fit_text_model
@@ -82,6 +83,10 @@ def test_fingerprints(shards):
     assert fingerprints(dataset, "text") == {"image": "a" * 64}
     found = fingerprints(dataset, "speech")
     assert found == {"image": "a" * 64, "speech": "b" * 64}
+    records = tokenizer_records(dataset, "speech")
+    assert records["speech"] == {"name": "test", "fingerprint": "b" * 64, "num_units": 20}
+    assert records["image"]["fingerprint"] == "a" * 64
+    assert list(tokenizer_records(dataset, "text")) == ["image"]
     check_fingerprints(found, {"image": "a" * 64}, "here", "there")
     message = r"here: its speech units have .* \(none\), those of there bbbbbbbbbbbb; units of diff"
     with pytest.raises(ValueError, match=message):

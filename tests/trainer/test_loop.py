@@ -59,7 +59,7 @@ def test_3_steps_and_3_more_are_6_steps(shards, whole, tmp_path):
     found, expected = optimizer_of(out, 6), optimizer_of(whole, 6)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     states = [json.loads((run / "step-000006/state.json").read_text()) for run in (out, whole)]
-    for name in ("loader", "rng", "scores", "images_a_step", "fingerprints"):
+    for name in ("loader", "rng", "scores", "images_a_step", "fingerprints", "tokenizers"):
         assert states[0][name] == states[1][name]
     assert without_times(read_metrics(out)) == without_times(read_metrics(whole))
 

@@ -1,0 +1,501 @@
+import dataclasses
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from im2sp.pipeline.cli import main as tokenize
+from im2sp.pipeline.vocoder_weights import load_weights, vocoder_bytes
+from im2sp.shards import DEFAULT_COLUMNS, ShardDataset, encode_batch, write_shard
+from im2sp.tools import speak_job
+from im2sp.tools.speak import main
+from im2sp.tools.speak_captioner import Captioner
+from im2sp.tools.speak_run import read_run
+from im2sp.trainer.cli import main as train
+from making.training import SPEECH_FINGERPRINT, make_shards
+from making.vocoder import make_config, random_generator, save_published
+
+IMAGES = Path(__file__).parents[2] / "docs/demo-images"
+NUM_UNITS = 20
+SMALL = {
+    "resblock_kernel_sizes": [3],
+    "resblock_dilation_sizes": [[1, 3]],
+    "upsample_rates": [10, 8, 4],
+    "upsample_kernel_sizes": [20, 16, 8],
+    "upsample_initial_channel": 16,
+}
+
+
+def left(command, *args):
+    """Exit status of a command line."""
+    with pytest.raises(SystemExit) as stopped:
+        command([str(arg) for arg in args])
+    return stopped.value.code
+
+
+def save_vocoder(folder, name, *, fingerprint=None, **changes):
+    """A small random vocoder in our own form."""
+    config = make_config(**SMALL, **changes)
+    published = save_published(folder / f"published-{name}", config, random_generator(config))
+    notes = {"speech_tokenizer": {"fingerprint": fingerprint}} if fingerprint else None
+    path = folder / f"{name}.safetensors"
+    path.write_bytes(vocoder_bytes(load_weights(published), torch.float32, notes))
+    return path
+
+
+def with_speech(image_shards, folder):
+    """The dataset of the pictures with speech units of the same kind for each."""
+    dataset = ShardDataset(image_shards)
+    rng = np.random.default_rng(0)
+    samples = []
+    for sample in dataset:
+        units = rng.integers(0, NUM_UNITS, rng.integers(20, 30)).astype(np.uint16)
+        durations = rng.integers(1, 4, len(units)).astype(np.uint16)
+        samples.append(
+            dataclasses.replace(
+                sample, speech_units=[units], durations=[durations], captions=["a <b>"]
+            )
+        )
+    folder.mkdir()
+    shard = write_shard(folder / "00000.arrow", [encode_batch(samples)])
+    name = dataset.manifest.codebook_file
+    (folder / name).write_bytes((image_shards / name).read_bytes())
+    dataclasses.replace(
+        dataset.manifest,
+        num_rejects=0,
+        num_samples=len(samples),
+        shards=(shard,),
+        columns=DEFAULT_COLUMNS,
+        speech_tokenizer={
+            "name": "test", "fingerprint": SPEECH_FINGERPRINT, "num_units": NUM_UNITS
+        },
+    ).write(folder)  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Pictures to units to a run of 50 steps, and a vocoder."""
+    folder = tmp_path_factory.mktemp("made")
+    flags = ["--num-workers", 1, "--device", "cpu", "--quiet"]
+    assert left(tokenize, IMAGES, "--out", folder / "images", *flags) == 0
+    shards = with_speech(folder / "images", folder / "shards")
+    flags = ["--preset", "tiny", "--batch-size", 2, "--steps", 50, "--checkpoint-every", 50]
+    flags += ["--warmup-steps", 5, "--device", "cpu", "--no-tensorboard", "--quiet"]
+    assert left(train, "--shards", shards, "--out", folder / "run", *flags) == 0
+    save_vocoder(folder, "vocoder", fingerprint=SPEECH_FINGERPRINT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Two pictures, one of them with a key that has to be escaped, and a file that is none."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "deep & <i>").mkdir()
+    Image.open(IMAGES / "koi-pond.jpg").convert("RGB").save(folder / "deep & <i>/a b#.png")
+    first = sorted(IMAGES.glob("*.jpg"))[0]
+    (folder / "first.jpg").write_bytes(first.read_bytes())
+    (folder / "bad.jpg").write_bytes(b"no picture")
+    return folder
+
+
+def speak(made, out, *args, vocoder="vocoder", run="run"):
+    flags = ["--vocoder", made / f"{vocoder}.safetensors", "--out", out, "--device", "cpu"]
+    flags += [] if run is None else ["--run", made / run, "--max-tokens", 40]
+    return left(main, *args, *flags)
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and all text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.words = [], []
+        self.open = []
+        self.feed(path.read_text("utf-8"))
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def attributes(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+class FakeRecognizer:
+    name, fingerprint = "fake", "fake 1"
+
+    def transcribe(self, samples):
+        assert samples.dtype == np.float32
+        return "<script>1 & 2</script>"
+
+
+# The whole chain ----------------------------------------------------------------------------------
+
+
+def test_from_pictures_to_a_page_that_speaks(made, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(speak_job, "load_recognizer", lambda name, device: FakeRecognizer())
+    out = tmp_path / "new" / "spoken"
+    assert speak(made, out, pictures, "--play-text", "--num-beams", 2) == 0
+    printed, told = capsys.readouterr()
+    assert "first: <script>1 & 2</script>" in printed
+    assert "spoken    2 of 3 inputs: " in printed
+    assert f"refused   1; see {out / 'rejects.jsonl'}\nwritten   {out / 'index.html'}" in printed
+    assert "run run: step 50, images through compact, view squash-224" in told
+    (reject,) = rows_of(out / "rejects.jsonl")
+    assert reject["file"] == "bad.jpg"
+    assert not reject["reason"].startswith("bad.jpg")
+    rows = rows_of(out / "spoken.jsonl")
+    assert [row["key"] for row in rows] == ["deep & <i>/a b#", "first"]
+    assert [row["wav"] for row in rows] == ["deep____i__a_b_.wav", "first.wav"]
+    for row in rows:
+        assert 0 < len(row["units"]) <= 40
+        assert all(0 <= unit < NUM_UNITS for unit in row["units"])
+        assert row["text"] == "<script>1 & 2</script>"
+        samples, rate_hz = soundfile.read(out / row["wav"])
+        info = soundfile.info(out / row["wav"])
+        assert (rate_hz, info.subtype, info.channels) == (16_000, "PCM_16", 1)
+        assert len(samples) == round(row["duration_s"] * 16_000) >= 320 * len(row["units"])
+        assert samples.std() > 0
+    check_page(out, [row["key"] for row in rows])
+
+
+def check_page(out, keys):
+    page = Page(out / "index.html")
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"script", "link", "iframe", "i"}
+    places = [tag["src"] for tag in page.attributes("img") + page.attributes("audio")]
+    places += [tag["href"] for tag in page.attributes("a")]
+    assert len(page.attributes("img")) == 2 * len(keys)
+    assert len(page.attributes("audio")) == len(keys)
+    for place in places:
+        assert "/" not in place
+        assert (out / place).stat().st_size > 100
+    text = "".join(page.words)
+    assert all(key in text for key in keys)
+    assert "<script>1 & 2</script>" in text
+    source = (out / "index.html").read_text()
+    assert "http" not in source
+    assert "url(" not in source
+    assert {"charset": "utf-8"} in page.attributes("meta")
+    assert all("controls" in tag for tag in page.attributes("audio"))
+    assert all(tag["alt"] for tag in page.attributes("img"))
+    shown = page.attributes("img")[-1]
+    with Image.open(out / "first.units.jpg") as decoded, Image.open(out / "first.jpg") as picture:
+        assert decoded.size == (224, 224)
+        assert (int(shown["width"]), int(shown["height"])) == picture.size
+        assert not picture.getexif()
+
+
+def test_the_units_of_a_picture_are_those_of_the_dataset(made):
+    captioner = Captioner(read_run(made / "run"), device="cpu", max_tokens=5)
+    asked = []
+    encode = captioner.tokenizer.encode
+    captioner.tokenizer.encode = lambda pixels: asked.append(encode(pixels)) or asked[-1]
+    dataset = ShardDataset(made / "images")
+    files = {path.stem: path for path in IMAGES.iterdir()}
+    samples = [dataset[i] for i in (0, 5)]
+    said = captioner.describe([Image.open(files[sample.key]).convert("RGB") for sample in samples])
+    for sample, units in zip(samples, asked[0], strict=True):
+        np.testing.assert_array_equal(sample.image_units, units)
+    assert all(len(one.units) <= 5 and one.decoded.shape == (224, 224, 3) for one in said)
+    assert captioner.describe([]) == []
+
+
+def test_the_same_command_again_gives_the_same_files(made, pictures, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert speak(made, out, pictures / "first.jpg", "--quiet") == 0
+    first = {path.name: path.read_bytes() for path in out.iterdir()}
+    names = ["first.jpg", "first.units.jpg", "first.wav"]
+    own = [".im2sp-speak.json", "index.html", "rejects.jsonl", "spoken.jsonl"]
+    assert sorted(first) == sorted([*names, *own])
+    assert speak(made, out, pictures / "first.jpg", "--json") == 0
+    printed, _ = capsys.readouterr()
+    result = json.loads(printed)
+    assert (result["num_inputs"], result["num_spoken"], result["num_rejects"]) == (1, 1, 0)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == first
+    assert rows_of(out / "spoken.jsonl")[0]["text"] is None
+    # Speaking its own table again: other files go, the sound is the same.
+    table = tmp_path / "copy.jsonl"
+    table.write_bytes(first["spoken.jsonl"])
+    assert speak(made, out, "--units", table, "--quiet", run=None) == 0
+    assert sorted(path.name for path in out.iterdir()) == sorted([*own, "first.wav"])
+    assert (out / "first.wav").read_bytes() == first["first.wav"]
+
+
+# Units --------------------------------------------------------------------------------------------
+
+
+def test_units_of_a_list(made, tmp_path, capsys):
+    rows = [
+        {"key": "a/b", "units": [1, 2, 3], "durations": [2, 1, 4]},
+        {"key": "A_b", "units": [4, 5]},
+        {"key": "out", "units": [20]},
+        {"key": "less", "units": [1, 2], "durations": [1]},
+        {"key": "zero", "units": [1], "durations": [0]},
+        {"key": "long", "units": [1], "durations": [180_001]},
+        {"key": "none", "units": []},
+        {"key": "float", "units": [1.0]},
+        {"units": [1]},
+        {"key": "a/b", "units": [1]},
+    ]
+    path = tmp_path / "u.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "\nno json\n")
+    out = tmp_path / "out"
+    assert speak(made, out, "--units", path, run=None) == 0
+    assert "spoken    2 of 11 inputs" in capsys.readouterr().out
+    assert [row["wav"] for row in rows_of(out / "spoken.jsonl")] == ["a_b.wav", "A_b-2.wav"]
+    assert soundfile.info(out / "a_b.wav").frames == 7 * 320
+    found = {row["file"]: row["reason"] for row in rows_of(out / "rejects.jsonl")}
+    assert found == {
+        "out": "unit 20, the vocoder vocoder.safetensors speaks 0 to 19",
+        "u.jsonl:4": "1 durations for 2 units",
+        "u.jsonl:5": "durations are no list of whole numbers from 1 on",
+        "u.jsonl:6": "180,001 frames of 20 ms, over the limit of 180,000",
+        "u.jsonl:7": "no units, so there is nothing to speak",
+        "u.jsonl:8": "units are no list of whole numbers from 0 on",
+        "u.jsonl:9": 'expected {"key": text, "units": [numbers]}',
+        "u.jsonl:10": "the key 'a/b' is on an earlier line, too",
+        "u.jsonl:12": "no JSON (Expecting value: line 1 column 1 (char 0))",
+    }
+    assert "<img" not in (out / "index.html").read_text()
+    path.write_text('{"key": "x", "units": []}\n')
+    assert speak(made, out, "--units", path, run=None) == 1
+    assert "im2sp-speak: nothing could be spoken; see " in capsys.readouterr().err
+
+
+def test_units_of_an_array_and_of_a_dataset(made, tmp_path):
+    np.save(tmp_path / "clip.npy", np.array([1, 2, 3], np.uint8))
+    assert speak(made, tmp_path / "a", "--units", tmp_path / "clip.npy", run=None) == 0
+    assert (tmp_path / "a/clip.wav").is_file()
+    args = ["--units", made / "shards", "--limit", 2]
+    assert speak(made, tmp_path / "b", *args, run=None) == 0
+    rows = rows_of(tmp_path / "b/spoken.jsonl")
+    sample = ShardDataset(made / "shards")[1]
+    assert rows[1]["key"] == sample.key
+    assert rows[1]["units"] == sample.speech_units[0].tolist()
+    frames = int(sample.durations[0].sum())
+    assert soundfile.info(tmp_path / "b" / rows[1]["wav"]).frames == 320 * frames
+    several = make_shards(tmp_path / "several")
+    args = ["--units", several, "--split", "val", "--quiet"]
+    assert speak(made, tmp_path / "c", *args, run=None) == 0
+    keys = [row["key"] for row in rows_of(tmp_path / "c/spoken.jsonl")]
+    assert keys == ["val0_0", "val0_1", "val1_0", "val1_1", "val2_0", "val2_1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("u.npy", np.zeros((2, 2), int), "int64 of shape .2, 2., expected whole numbers of shape"),
+        ("u.npy", None, "no .npy file of numbers"),
+        ("u.txt", None, "expected a .jsonl with key and units, a .npy, or a folder with data"),
+        ("images", None, "this dataset holds no speech units"),
+        ("other", None, "vocoder vocoder.safetensors: speaks 20 units, .*other has 9; name the"),
+        (
+            "foreign",
+            None,
+            "made for units of the speech tokenizer bbbbbbbbbbbb.., .* of dddddddddd",
+        ),
+    ],
+)
+def test_units_that_cannot_be_spoken(made, tmp_path, capsys, name, values, message):
+    path = tmp_path / name
+    if name == "images":
+        path = made / "images"
+    elif name == "other":
+        make_shards(path, num_units=9)
+    elif name == "foreign":
+        make_shards(path, speech_fingerprint="d" * 64)
+    else:
+        path.write_bytes(b"text")
+    if values is not None:
+        np.save(path, values)
+    assert speak(made, tmp_path / "out", "--units", path, run=None) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("im2sp-speak: ")
+    pytest.raises(ValueError, _raise, error).match(message)
+    assert not (tmp_path / "out").exists()
+
+
+def _raise(message):
+    raise ValueError(message)
+
+
+# Refusals -----------------------------------------------------------------------------------------
+
+
+def refusal(capsys, status, *args, **options):
+    assert speak(*args, **options) == status
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_files_of_others_stay(made, pictures, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    (out / "first.jpg").write_text("mine")
+    message = refusal(capsys, 1, made, out, pictures / "first.jpg")
+    assert "holds first.jpg, which no earlier im2sp-speak wrote there; move it away" in message
+    assert {path.name for path in out.iterdir()} == {"notes.txt", "first.jpg"}
+    (out / "first.jpg").unlink()
+    (out / ".im2sp-speak.json").write_text('{"form": "im2sp-speak 1", "files": ["../x"]}')
+    message = refusal(capsys, 1, made, out, pictures / "first.jpg")
+    assert "not what im2sp-speak writes; remove it or choose another --out" in message
+    (out / ".im2sp-speak.json").unlink()
+    assert speak(made, out, pictures / "first.jpg", "--quiet") == 0
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_what_a_killed_run_left_is_known_as_ours(made, pictures, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    finish = speak_job._Work.finish
+
+    def killed(work, title):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(speak_job._Work, "finish", killed)
+    assert speak(made, out, pictures / "first.jpg", "--quiet") == 130
+    assert (out / "first.wav").is_file()
+    assert not (out / "index.html").exists()
+    monkeypatch.setattr(speak_job._Work, "finish", finish)
+    assert speak(made, out, pictures / "first.jpg", "--quiet") == 0
+    assert (out / "index.html").is_file()
+
+
+def test_another_image_tokenizer_is_refused_by_its_fingerprint(made, tmp_path, capsys):
+    state = json.loads((made / "run/step-000050/state.json").read_text())
+    assert state["tokenizers"]["image"]["view"] == "squash-224"
+    shards = make_shards(tmp_path / "shards")
+    manifest = ShardDataset(shards).manifest
+    record = dict(manifest.image_tokenizer) | {"name": "compact", "view": "center-224"}
+    dataclasses.replace(manifest, image_tokenizer=record).write(shards)
+    train_tiny(shards, tmp_path / "run")
+    message = refusal(
+        capsys, 1, made, tmp_path / "out", IMAGES / "koi-pond.jpg", run=tmp_path / "run"
+    )
+    assert "image tokenizer compact: its fingerprint is " in message
+    assert "the run run was trained on units of compact, aaaaaaaaaaaa..; name that one" in message
+    record["name"] = "lost.safetensors"
+    dataclasses.replace(manifest, image_tokenizer=record).write(shards)
+    train_tiny(shards, tmp_path / "lost")
+    message = refusal(
+        capsys, 1, made, tmp_path / "out", IMAGES / "koi-pond.jpg", run=tmp_path / "lost"
+    )
+    assert "lost.safetensors: there is no such file" in message
+    assert "the run lost wants that image tokenizer, give its place with --image-tok" in message
+
+
+def train_tiny(shards, out, *flags):
+    flags = ["--preset", "tiny", "--batch-size", 2, "--steps", 1, *flags]
+    assert left(
+        train, "--shards", shards, "--out", out, *flags, "--device", "cpu", "--no-tensorboard",
+        "--quiet",
+    ) == 0  # fmt: skip
+    return out
+
+
+def test_runs_that_are_refused(made, tmp_path, capsys):
+    picture, out = IMAGES / "koi-pond.jpg", tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    message = refusal(capsys, 1, made, out, picture, run=tmp_path / "empty")
+    assert "holds no checkpoint; expected the --out of im2sp-train, or one of its step" in message
+    text = train_tiny(make_shards(tmp_path / "shards"), tmp_path / "text", "--target", "text")
+    message = refusal(capsys, 1, made, out, picture, run=text)
+    assert "it writes text, which has no speech units; give a run with --target speech" in message
+    unknown = train_tiny(tmp_path / "shards", tmp_path / "unknown")
+    message = refusal(capsys, 1, made, out, picture, run=unknown)
+    assert "does not tell with which image tokenizer and view its images were token" in message
+    assert not out.exists()
+
+
+def test_a_checkpoint_that_tells_less_is_completed_by_its_dataset(made, monkeypatch):
+    expected = read_run(made / "run")
+    assert read_run(made / "run/step-000050") == expected
+    from im2sp.trainer import checkpoint
+
+    read = checkpoint.read_checkpoint
+
+    def older(path):
+        found = read(path)
+        state = {name: value for name, value in found.state.items() if name != "tokenizers"}
+        return checkpoint.Checkpoint(found.path, state)
+
+    monkeypatch.setattr(checkpoint, "read_checkpoint", older)
+    assert read_run(made / "run") == expected
+
+
+def test_vocoders_that_are_refused(made, tmp_path, capsys):
+    picture, out = IMAGES / "koi-pond.jpg", tmp_path / "out"
+    save_vocoder(made, "more", num_embeddings=21)
+    message = refusal(capsys, 1, made, out, picture, vocoder="more")
+    assert "vocoder more.safetensors: speaks 21 units, the run run has 20; name the" in message
+    save_vocoder(made, "foreign", fingerprint="d" * 64)
+    message = refusal(capsys, 1, made, out, picture, vocoder="foreign")
+    assert "of the speech tokenizer dddddddddddd.., the run run has those of bbbbb" in message
+    save_vocoder(made, "plain", durations=False)
+    message = refusal(capsys, 1, made, out, picture, vocoder="plain")
+    assert "vocoder plain.safetensors: does not tell how long units last, and the" in message
+    message = refusal(capsys, 1, made, out, picture, "--speaker", 0)
+    assert "--speaker 0: the vocoder vocoder.safetensors has no voices to choose from" in message
+    save_vocoder(made, "voices", num_speakers=2)
+    message = refusal(capsys, 1, made, out, picture, "--speaker", 2, vocoder="voices")
+    assert "--speaker 2: the vocoder voices.safetensors has 2 voices to choose from" in message
+    args = ["--units", made / "shards", "--limit", 1, "--quiet"]
+    assert speak(made, out / "1", *args, "--speaker", 1, vocoder="voices", run=None) == 0
+    assert speak(made, out / "0", *args, vocoder="voices", run=None) == 0
+    assert len({path.read_bytes() for path in out.glob("?/*.wav")}) == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["x.jpg"], "x.jpg: no such file or folder"),
+        ([], "expected pictures or --units, got neither"),
+        ([IMAGES, "--units", IMAGES], "expected pictures or --units, got both"),
+        ([IMAGES], "pictures need --run, the folder of an im2sp-train run whose target is speech"),
+        (["--units", IMAGES, "--run", IMAGES], "--run goes with pictures, not with --units"),
+        (["--units", IMAGES, "--image-root", IMAGES], "--image-root goes with pictures"),
+        (["--units", IMAGES, "--asr", "x/y"], "--asr goes with --play-text"),
+        (["--units", IMAGES, "--num-beams", 0], "--num-beams is 0; expected at least 1"),
+        (["--units", IMAGES, "--speaker", -1], "--speaker is -1; expected at least 0"),
+    ],
+)
+def test_wrong_usage(made, tmp_path, capsys, args, message):
+    assert f"im2sp-speak: {message}" in refusal(capsys, 2, made, tmp_path, *args, run=None)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([IMAGES, IMAGES], "a folder, tar or list is given by itself; this run has 2 inputs"),
+        ([IMAGES, "--split", "val"], "has no split 'val', only ['']"),
+        ([IMAGES / "koi-pond.jpg", "--split", "val"], "--split goes with a list of pictures, not"),
+        ([IMAGES / "koi-pond.jpg", "--image-root", IMAGES], "--image-root goes with a list of"),
+    ],
+)
+def test_pictures_that_cannot_be_listed(made, tmp_path, capsys, args, message):
+    assert message in refusal(capsys, 1, made, tmp_path, *args)
+
+
+def test_out_has_to_be_a_folder(made, tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    message = refusal(capsys, 2, made, tmp_path / "file", IMAGES / "koi-pond.jpg")
+    assert message.endswith("file: not a folder")

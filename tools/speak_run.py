@@ -1,0 +1,149 @@
+"""What a run of im2sp-train was trained on, and the image tokenizer that it wants."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from im2sp.pipeline.views import VIEWS
+from im2sp.shards import Manifest, ShardError
+
+if TYPE_CHECKING:
+    from im2sp.pipeline import ImageTokenizer, Vocoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A checkpoint of a run whose target is speech."""
+
+    name: str
+    """The run's folder, its last part."""
+    checkpoint_dir: Path
+    """What `load_model` takes."""
+    step: int
+    """Steps it was trained for."""
+    image_fingerprint: str
+    """Of the image tokenizer."""
+    speech_fingerprint: str | None
+    """Of the speech tokenizer."""
+    image_tokenizer: Mapping[str, Any]
+    """What the dataset told of the image tokenizer: name, view, precision."""
+
+
+def read_run(path: Path) -> Run:
+    """The best checkpoint of a run, or the one whose folder is given.
+
+    Raises:
+        ValueError: There is none, or its target is text.
+    """
+    from im2sp.trainer.checkpoint import STATE_NAME, best_checkpoint, read_checkpoint
+
+    is_step = (path / STATE_NAME).is_file()
+    found = read_checkpoint(path) if is_step else best_checkpoint(path)
+    if found is None:
+        raise ValueError(
+            f"--run {path}: holds no checkpoint; expected the --out of im2sp-train, or one of its"
+            " step folders"
+        )
+    fingerprints = found.state["fingerprints"]
+    if "speech" not in fingerprints:
+        raise ValueError(
+            f"--run {path}: it writes text, which has no speech units; give a run with --target"
+            f" speech, which im2sp-train --init-from {path} can begin with these weights"
+        )
+    record = found.state.get("tokenizers", {}).get("image") or _record_of_shards(found.path)
+    is_same = record.get("fingerprint") == fingerprints["image"]
+    if fingerprints["image"] is None or not is_same or record.get("view") not in VIEWS:
+        raise ValueError(
+            f"{found.path}: does not tell with which image tokenizer and view its images were"
+            " tokenized; run this where the dataset is that it was trained on"
+        )
+    return Run(
+        name=(path.resolve().parent if is_step else path.resolve()).name,
+        checkpoint_dir=found.path,
+        step=found.step,
+        image_fingerprint=fingerprints["image"],
+        speech_fingerprint=fingerprints["speech"],
+        image_tokenizer=record,
+    )
+
+
+def _record_of_shards(checkpoint_dir: Path) -> Mapping[str, Any]:
+    """What the run's dataset tells of the image tokenizer, for checkpoints that do not."""
+    from im2sp.trainer.config import CONFIG_NAME
+
+    config = tomllib.loads((checkpoint_dir / CONFIG_NAME).read_text("utf-8"))
+    try:
+        return Manifest.read(Path(config["shards"])).image_tokenizer or {}
+    except ShardError:
+        return {}
+
+
+def load_tokenizer_of(
+    run: Run, name: str | None, codebook: Path | None, device: str | None
+) -> "ImageTokenizer":
+    """The image tokenizer that a run was trained on.
+
+    Args:
+        run: The run.
+        name: Its name, hub id or path; None for the name that the run tells.
+        codebook: Its codebook's file, where it is one of its own.
+        device: As torch names it; None for CUDA where there is one.
+
+    Raises:
+        ValueError: There are no such weights, or they are others than the run's.
+    """
+    from im2sp.pipeline import load_image_tokenizer
+
+    told = str(run.image_tokenizer.get("name"))
+    wanted = name or told
+    precision = "bf16" if run.image_tokenizer.get("precision") == "bf16" else "fp32"
+    try:
+        tokenizer = load_image_tokenizer(wanted, codebook, device=device, precision=precision)
+    except ValueError as error:
+        if name is not None:
+            raise
+        raise ValueError(
+            f"{error}; the run {run.name} wants that image tokenizer, give its place with"
+            " --image-tokenizer"
+        ) from None
+    if tokenizer.fingerprint != run.image_fingerprint:
+        raise ValueError(
+            f"image tokenizer {wanted}: its fingerprint is {_short(tokenizer.fingerprint)}, the run"
+            f" {run.name} was trained on units of {told},"
+            f" {_short(run.image_fingerprint)}; name that one with --image-tokenizer (and"
+            " --codebook)"
+        )
+    return tokenizer
+
+
+def check_vocoder(
+    vocoder: "Vocoder", num_units: int | None, fingerprint: str | None, whose: str
+) -> None:
+    """Refuse to speak units with the vocoder of others.
+
+    Args:
+        vocoder: The vocoder.
+        num_units: How many units there are; None where it is not known.
+        fingerprint: Of the speech tokenizer that made them; None where it is not known.
+        whose: Whose units they are, for the message.
+
+    Raises:
+        ValueError: The vocoder is for another number of units, or for another tokenizer's.
+    """
+    if num_units is not None and num_units != vocoder.num_units:
+        raise ValueError(
+            f"vocoder {vocoder.name}: speaks {vocoder.num_units} units, {whose} has {num_units};"
+            " name the vocoder of those units with --vocoder"
+        )
+    own = vocoder.speech_fingerprint
+    if None not in (own, fingerprint) and own != fingerprint:
+        raise ValueError(
+            f"vocoder {vocoder.name}: made for units of the speech tokenizer {_short(own)}, {whose}"
+            f" has those of {_short(fingerprint)}; name the vocoder of those units with --vocoder"
+        )
+
+
+def _short(fingerprint: str | None) -> str:
+    return f"{fingerprint[:12]}.." if fingerprint else "(none)"
