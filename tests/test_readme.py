@@ -14,6 +14,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 BIN = Path(sys.executable).parent
 COMMANDS = [
+    "im2sp-evaluate",
     "im2sp-speak",
     "im2sp-tokenize",
     "im2sp-train",
