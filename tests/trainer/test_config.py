@@ -34,8 +34,10 @@ def test_order_of_recipe_file_and_flags(tmp_path):
 
 
 def test_a_recipe_names_settings_only():
-    for settings in RECIPES.values():
-        TrainConfig(shards="a", out="b", recipe="paper", **settings)
+    for name, settings in RECIPES.items():
+        config = TrainConfig(shards="a", out="b", recipe=name, **settings)
+        assert {key: getattr(config, key) for key in settings} == dict(settings)
+    assert RECIPES["paper"]["learning_rate"] == 5e-5
 
 
 @pytest.mark.parametrize(
