@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from im2sp.pipeline.weights import Weights, describe, read_weights
+from im2sp.pipeline.weights import Weights, checked_tensor, describe, read_weights
 from im2sp.shards.hub import CONFIG_FILE, find_model, find_weights
 from im2sp.shards.pickles import Record, WeightsError
 
@@ -155,7 +155,10 @@ def load_hubert(name_or_path: str | Path, layer: int | None = None) -> HubertWei
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"{path}: shapes of no HuBERT: {error}") from None
-    checked = {name: _tensor(path, tensors, name, shape) for name, shape in shapes.items()}
+    checked = {
+        name: checked_tensor(path, tensors, name, shape, what="a HuBERT")
+        for name, shape in shapes.items()
+    }
     # Centres belong to one layer's features.
     has_centres = own is not None and layer == own.layer and CENTRES in tensors
     centres = tensors[CENTRES].to(torch.float32) if has_centres else None
@@ -174,21 +177,6 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
         for name, value in tensors.items()
         if name.startswith(prefix)
     }
-
-
-def _tensor(path: Path, tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
-    if name not in tensors:
-        raise WeightsError(f"{path}: lacks {name} of a HuBERT")
-    tensor = tensors[name]
-    if tuple(tensor.shape) != shape or not tensor.is_floating_point():
-        raise WeightsError(
-            f"{path}: {name} is {tensor.dtype} of shape {list(tensor.shape)}, expected numbers of"
-            f" shape {list(shape)}"
-        )
-    tensor = tensor.detach().to("cpu", torch.float32).contiguous()
-    if not torch.isfinite(tensor).all():
-        raise WeightsError(f"{path}: {name} holds values that are not finite")
-    return tensor
 
 
 # Our own form -------------------------------------------------------------------------------------

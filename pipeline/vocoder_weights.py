@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from im2sp.pipeline.weights import Weights, describe, named_tensors, read_weights
+from im2sp.pipeline.weights import Weights, checked_tensor, describe, named_tensors, read_weights
 from im2sp.shards.hub import CONFIG_FILE, find_weights
 from im2sp.shards.pickles import WeightsError
 
@@ -119,7 +119,10 @@ def load_weights(name_or_path: str | Path) -> VocoderWeights:
         raise
     except (ValueError, IndexError, RuntimeError) as error:
         raise WeightsError(f"{path}: no unit vocoder of the published form: {error}") from None
-    checked = {name: _tensor(path, tensors, name, shape) for name, shape in shapes.items()}
+    checked = {
+        name: checked_tensor(path, tensors, name, shape, what="a unit vocoder")
+        for name, shape in shapes.items()
+    }
     return VocoderWeights(settings=settings, tensors=checked, speech_fingerprint=speech_fingerprint)
 
 
@@ -208,21 +211,6 @@ def fold_weight_norm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             folded[f"{stem}weight"] = direction.float() * (length.float() / norm)
             del folded[name]
     return folded
-
-
-def _tensor(path: Path, tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
-    if name not in tensors:
-        raise WeightsError(f"{path}: lacks {name} of a unit vocoder")
-    tensor = tensors[name]
-    if tuple(tensor.shape) != shape or not tensor.is_floating_point():
-        raise WeightsError(
-            f"{path}: {name} is {tensor.dtype} of shape {list(tensor.shape)}, expected numbers of"
-            f" shape {list(shape)}"
-        )
-    tensor = tensor.detach().to("cpu", torch.float32).contiguous()
-    if not torch.isfinite(tensor).all():
-        raise WeightsError(f"{path}: {name} holds values that are not finite")
-    return tensor
 
 
 def expected_shapes(

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from im2sp.shards import DEFAULT_COLUMNS, deduplicate, fit_durations_codec, fit_speech_codec
 from im2sp.shards.codecs import Codec, make_codecs
 from im2sp.shards.huffman import HuffmanCodec
+from im2sp.tools.bench_turns import markdown_table
 
 Clip = tuple[NDArray[np.uint16], NDArray[np.uint16]]
 """Units and durations of one clip."""
@@ -126,10 +127,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{platform.machine()}, one core; Python {platform.python_version()}, "
         f"numpy {np.__version__}, numba {numba.__version__}\n"
     )
-    print("| " + " | ".join(rows[0]) + " |")
-    print("| --- " + "| ---: " * (len(rows[0]) - 1) + "|")
-    for row in rows:
-        print("| " + " | ".join(map(str, row.values())) + " |")
+    print(markdown_table(rows))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ import torch
 from im2sp.shards import DEFAULT_COLUMNS, ShardDataset, ShardLoader
 from im2sp.tools import bench_loader_rivals as rivals
 from im2sp.tools.bench_loader_data import fitted_columns, write_dataset
+from im2sp.tools.bench_turns import markdown_table
 
 _COLD = """
 import sys, time
@@ -173,10 +174,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{np.__version__}, numba {numba.__version__}, pyarrow {pa.__version__}, torch "
         f"{torch.__version__}\n"
     )
-    print("| " + " | ".join(rows[0]) + " |")
-    print("| --- " + "| ---: " * (len(rows[0]) - 1) + "|")
-    for row in rows:
-        print("| " + " | ".join(map(str, row.values())) + " |")
+    print(markdown_table(rows))
 
 
 if __name__ == "__main__":

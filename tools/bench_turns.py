@@ -43,3 +43,10 @@ def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
         )
         for line in lines
     )
+
+
+def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows of the same names as a table in Markdown, the first column to the left."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "| --- " + "| ---: " * (len(rows[0]) - 1) + "|"]
+    lines += ["| " + " | ".join(map(str, row.values())) + " |" for row in rows]
+    return "\n".join(lines)
