@@ -22,7 +22,7 @@ from im2sp.shards.pickles import WeightsError
 from im2sp.shards.rebuild import BFLOAT16
 from im2sp.shards.weight_files import describe, read_weights
 from im2sp.trainer.checkpoint import best_checkpoint
-from im2sp.trainer.model import PRESETS, Im2SpModel, ModelConfig, StackConfig
+from im2sp.trainer.model import PRESETS, SEIT_STEM_STRIDE, Im2SpModel, ModelConfig, StackConfig
 from im2sp.trainer.published import (
     GIT_MARK,
     ORIGINAL_ENCODER,
@@ -301,7 +301,7 @@ def _original_model(path: Path, tensors: dict[str, Tensor], codebook: Tensor) ->
     """The paper's unit model, with the id map that it was trained with."""
     encoder, decoder = encoder_part(below(tensors, ORIGINAL_ENCODER)), decoder_part(tensors)
     size = len(decoder.tensors["embedding.weight"])
-    grid = 2 * round((encoder.tensors["positions"].shape[1] - 1) ** 0.5)
+    grid = SEIT_STEM_STRIDE * round((encoder.tensors["positions"].shape[1] - 1) ** 0.5)
     config = ModelConfig(
         vocabulary=Vocabulary(kind="speech", num_ids=size - 3, layout="original"),
         encoder=encoder.stack,

@@ -133,6 +133,7 @@ def test_compiles_in_one_graph(make_model, make_batch):
 def test_presets():
     base = preset_config("base", SPEECH)
     assert base.num_states == 197
+    assert preset_config("mini", SPEECH).num_states == 50
     with torch.device("meta"):
         sizes = {
             name: sum(
@@ -143,7 +144,7 @@ def test_presets():
         }
     assert {name: round(size / 1e6, 1) for name, size in sizes.items()} == {
         "tiny": 0.3,
-        "mini": 6.9,
+        "mini": 7.2,
         "small": 32.8,
         "base": 129.7,
     }
@@ -154,7 +155,9 @@ def test_presets():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"grid": 27}, "grid is 27, expected an even number from 2 on"),
+        ({"grid": 27}, "grid is 27, expected a multiple of stem_stride, 2"),
+        ({"stem_stride": 8}, "grid is .*, expected a multiple of stem_stride, 8"),
+        ({"stem_stride": 3}, "stem_stride is 3, expected an even number from 2 on"),
         ({"code_width": 0}, "code_width is 0, expected at least 1"),
         ({"dropout": 1.0}, r"dropout is 1.0, expected \[0, 1\)"),
     ],

@@ -1,0 +1,279 @@
+"""Spoken Flickr8k: all captions of a Karpathy file spoken by flite, as units in shards.
+
+    python tools/flickr8k_spoken.py flickr8k/dataset_flickr8k.json --out shards/spoken
+
+Each caption has one voice, fixed by its `sentid`: the voices take turns. The speech lies below
+`--out` while the job runs, some 4 GB for 35,000 captions, in the layout of Flickr8kAudio, and is
+removed at the end; `--keep-audio FOLDER` puts it there and leaves it. Run the same command again to
+go on with an interrupted job: nothing is spoken or encoded twice.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import soundfile as sf
+import tyro
+from tqdm import tqdm
+
+from im2sp.pipeline.hubert_units import load_speech_tokenizer
+from im2sp.pipeline.image_tokenizer import load_image_tokenizer
+from im2sp.pipeline.job import JobConfig, run_job
+from im2sp.pipeline.job_summary import summary
+from im2sp.pipeline.source_flickr8k_audio import WAVS
+from im2sp.shards import MANIFEST_NAME
+from im2sp.shards.files import atomic_file
+from im2sp.tools.flite import RATE_HZ, VOICES, FliteError, speak
+
+AUDIO_NAME = ".spoken"
+RECORD_NAME = "spoken.json"
+CAPTIONS_NAME, SPEAKERS_NAME = "wav2capt.txt", "wav2spk.txt"
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpokenConfig:
+    """Speak all captions of a Karpathy file and write images and speech as units into shards.
+
+    Run the same command again to go on. Exit status: 0 done; 1 failed; 2 wrong usage.
+    """
+
+    captions: tyro.conf.Positional[Path]
+    """Karpathy file, such as dataset_flickr8k.json."""
+    out: Path
+    """Folder of the dataset; created if need be."""
+    image_root: Path | None = None
+    """Folder or .tar of the images; the folder of the Karpathy file unless given."""
+    voices: tuple[str, ...] = VOICES
+    """Voices of flite that take turns, by the captions' sentid."""
+    keep_audio: Path | None = None
+    """Folder to keep the speech in, in the layout of Flickr8kAudio; removed unless given."""
+    image_tokenizer: str = "compact"
+    """As im2sp-tokenize has it."""
+    speech_tokenizer: str = "compact"
+    """As im2sp-tokenize has it."""
+    kmeans: Path | None = None
+    """As im2sp-tokenize has it."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the encoders."""
+    device: str | None = None
+    """Where the encoders run; CUDA where there is one."""
+    num_workers: int = os.cpu_count() or 1
+    """flite processes at a time, and processes that decode."""
+    overwrite: Flag = False
+    """Remove the dataset or unfinished job in --out and start anew."""
+    quiet: Flag = False
+    """Print errors only."""
+
+    def check(self) -> None:
+        """Refuse what cannot be, naming the flag."""
+        unknown = [voice for voice in self.voices if voice not in VOICES]
+        if unknown or not self.voices:
+            raise ValueError(
+                f"--voices is {' '.join(self.voices) or 'empty'}; expected some of"
+                f" {', '.join(VOICES)}"
+            )
+        if self.num_workers < 1:
+            raise ValueError(f"--num-workers is {self.num_workers}; expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A caption to speak."""
+
+    wav: str
+    """File name, `<image stem>_<place>.wav`."""
+    image: str
+    """File name of the image."""
+    place: int
+    """Place of the caption among its image's."""
+    text: str
+    """What to say."""
+    voice: str
+    """Who says it."""
+
+
+def read_lines(path: Path, voices: Sequence[str]) -> list[Line]:
+    """The captions of a Karpathy file, each with its voice.
+
+    Raises:
+        ValueError: It is no such file, or a caption has no `sentid`.
+    """
+    try:
+        images = json.loads(path.read_bytes())["images"]
+        return [
+            Line(
+                wav=f"{Path(image['filename']).stem}_{place}.wav",
+                image=Path(image["filename"]).name,
+                place=place,
+                text=sentence["raw"],
+                voice=voices[int(sentence["sentid"]) % len(voices)],
+            )
+            for image in images
+            for place, sentence in enumerate(image["sentences"])
+        ]
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}; give a Karpathy file") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: no Karpathy file ({error!r}); expected"
+            ' {"images": [{"filename", "sentences": [{"raw", "sentid"}]}]}'
+        ) from None
+
+
+def speak_lines(
+    lines: Sequence[Line], folder: Path, *, num_workers: int = 1, quiet: bool = False
+) -> list[str]:
+    """Speak what is not spoken yet into a folder in the layout of Flickr8kAudio.
+
+    Args:
+        lines: What to say.
+        folder: Gets `wavs/`, `wav2capt.txt` and `wav2spk.txt`.
+        num_workers: flite processes at a time.
+        quiet: No progress bar.
+
+    Returns:
+        Names of the clips that flite could not say; the job counts them as missing.
+
+    Raises:
+        ValueError: The folder holds the speech of other lines.
+        FliteError: flite is missing.
+    """
+    (folder / WAVS).mkdir(parents=True, exist_ok=True)
+    _check_record(lines, folder)
+    there = set(os.listdir(folder / WAVS))
+    left = [line for line in lines if line.wav not in there]
+    if shutil.which("flite") is None and left:
+        speak(left[0].text, left[0].voice)
+    with ThreadPoolExecutor(num_workers) as threads:
+        done = _bounded_map(threads, lambda line: _speak_one(line, folder), left, 4 * num_workers)
+        bar = tqdm(
+            done,
+            total=len(lines),
+            initial=len(lines) - len(left),
+            desc="speak",
+            unit=" captions",
+            disable=quiet,
+            dynamic_ncols=True,
+        )
+        mute = [wav for wav in bar if wav is not None]
+    pairs = "".join(f"{line.wav} {line.image} #{line.place}\n" for line in lines)
+    speakers = "".join(f"{line.wav} {line.voice}\n" for line in lines)
+    for name, content in ((CAPTIONS_NAME, pairs), (SPEAKERS_NAME, speakers)):
+        with atomic_file(folder / name) as file:
+            file.write(content.encode())
+    return mute
+
+
+def _check_record(lines: Sequence[Line], folder: Path) -> None:
+    """Keep what the folder is about, and refuse one that is about something else."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(json.dumps([line.wav, line.text, line.voice]).encode())
+    record = json.dumps({"num_captions": len(lines), "sha256": digest.hexdigest()}) + "\n"
+    path = folder / RECORD_NAME
+    if path.exists():
+        if path.read_text("utf-8") != record:
+            raise ValueError(
+                f"{folder}: holds other captions or voices; give another folder, or remove it"
+            )
+    elif any((folder / WAVS).iterdir()):
+        raise ValueError(
+            f"{folder / WAVS}: holds files but there is no {path.name} beside it that tells what"
+            " they are; give another folder"
+        )
+    with atomic_file(path) as file:
+        file.write(record.encode())
+
+
+def _speak_one(line: Line, folder: Path) -> str | None:
+    """Write one clip, whole or not at all; its name where flite says nothing."""
+    try:
+        spoken = speak(line.text, line.voice)
+    except FliteError:
+        return line.wav
+    with atomic_file(folder / WAVS / line.wav) as file:
+        sf.write(file, spoken.samples, RATE_HZ, format="WAV", subtype="PCM_16")
+    return None
+
+
+def _bounded_map(
+    threads: ThreadPoolExecutor, function: Any, values: Sequence[Any], ahead: int
+) -> Iterator[Any]:
+    """`threads.map` that submits a few at a time, so that an interruption ends at once."""
+    waiting = [threads.submit(function, value) for value in values[:ahead]]
+    for i in range(len(values)):
+        yield waiting.pop(0).result()
+        if i + ahead < len(values):
+            waiting.append(threads.submit(function, values[i + ahead]))
+
+
+def make_dataset(config: SpokenConfig) -> str:
+    """Speak, tokenize, clean up.
+
+    Returns:
+        What there is to tell of it.
+    """
+    lines = read_lines(config.captions, config.voices)
+    audio = config.keep_audio or config.out / AUDIO_NAME
+    if (config.out / MANIFEST_NAME).exists() and not config.overwrite and not audio.exists():
+        return f"{config.out}: a finished dataset is there; nothing done (--overwrite makes anew)"
+    mute = speak_lines(lines, audio, num_workers=config.num_workers, quiet=config.quiet)
+    for wav in mute:
+        print(f"flite says nothing for {wav}; it is left out", file=sys.stderr)
+    job = JobConfig(
+        source=config.captions,
+        dataset_dir=config.out,
+        image_root=config.image_root,
+        audio_root=audio,
+        num_workers=config.num_workers,
+        overwrite=config.overwrite,
+        quiet=config.quiet,
+    )
+    result = run_job(
+        job,
+        lambda: load_image_tokenizer(
+            config.image_tokenizer, device=config.device, precision=config.precision
+        ),
+        lambda: load_speech_tokenizer(
+            config.speech_tokenizer,
+            config.kmeans,
+            device=config.device,
+            precision=config.precision,
+        ),
+    )
+    if config.keep_audio is None:
+        shutil.rmtree(audio)
+    return summary(config.captions, config.out, result)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command; always leaves by SystemExit."""
+    try:
+        config = tyro.cli(SpokenConfig, prog="flickr8k_spoken.py", args=args)
+        config.check()
+    except ValueError as error:
+        print(f"flickr8k_spoken.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    try:
+        text = make_dataset(config)
+    except (OSError, ValueError) as error:
+        print(f"flickr8k_spoken.py: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("flickr8k_spoken.py: interrupted; run the same command again", file=sys.stderr)
+        sys.exit(130)
+    if not config.quiet:
+        print(text)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
