@@ -16,7 +16,8 @@ import torch
 from im2sp.tools.git_reference import git_from, git_generate
 from im2sp.tools.interleaved import interleaved_seconds, machine, print_table
 from im2sp.trainer.generation import generate
-from im2sp.trainer.model import PRESETS, Im2SpModel, preset_config
+from im2sp.trainer.model import Im2SpModel
+from im2sp.trainer.model_config import PRESETS, preset_config
 from im2sp.trainer.vocabulary import Vocabulary
 
 

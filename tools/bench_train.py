@@ -26,7 +26,8 @@ from torch import Tensor
 
 from im2sp.tools.git_reference import git_from, git_loss
 from im2sp.tools.interleaved import interleaved_seconds, machine, print_table
-from im2sp.trainer.model import PRESETS, Im2SpModel, ModelConfig, preset_config
+from im2sp.trainer.model import Im2SpModel
+from im2sp.trainer.model_config import PRESETS, ModelConfig, preset_config
 from im2sp.trainer.vocabulary import Vocabulary
 
 CAPTIONS = 5

@@ -230,7 +230,13 @@ class _Model:
         assert settings.run is not None
         self._settings = settings
         self._model = load_model(settings.run, settings.codebook, device=settings.device)
-        self.kind: Literal["speech", "text"] = self._model.config.vocabulary.kind
+        kind = self._model.config.vocabulary.kind
+        if kind == "words":
+            raise ValueError(
+                f"{settings.run}: tells which words captions would hold and writes none; give a run"
+                " of im2sp-train --target speech or text"
+            )
+        self.kind: Literal["speech", "text"] = kind
         self._max_tokens = min(settings.max_tokens, self._model.config.max_positions)
         self.inputs: dict[str, Any] = {
             "run": Path(settings.run).name,

@@ -73,8 +73,10 @@ class TrainConfig:
     recipe: Literal["paper"] | None = None
     """Settings to begin with; the file and the flags come before them."""
 
-    target: Literal["speech", "text"] = "speech"
-    """What is said of an image: speech units, or the captions' text."""
+    target: Literal["speech", "text", "words"] = "speech"
+    """What is said of an image: speech units, the captions' text, or only which words the captions
+    hold. The last is no captioner: it teaches an image encoder to look, at a fraction of the cost,
+    for --init-from to begin with."""
     split: str | None = None
     """Split to learn from; train, or all samples where the dataset has no splits."""
     val_shards: Path | None = None
@@ -96,7 +98,7 @@ class TrainConfig:
     """Sentencepiece model, or tokenizer.json of a GIT, of --target text. Unless given it is that of
     --init-from, or one is fitted on the captions of --shards."""
     text_pieces: int = 4000
-    """Most pieces of a text model that is fitted here."""
+    """Most pieces of a text model that is fitted here; most words of --target words."""
 
     preset: Literal["tiny", "mini", "small", "base"] | None = None
     """Size of the model: that of --init-from, or small; base is the paper's."""
@@ -188,6 +190,8 @@ class TrainConfig:
         _check("schedule_steps", horizon, is_within, f"at least --steps, {self.steps}")
         if self.text_model is not None and self.target != "text":
             raise ValueError("--text-model goes with --target text only")
+        if self.best_by == "bleu" and self.target == "words":
+            raise ValueError("--best-by bleu: --target words writes nothing; leave it at loss")
 
     @property
     def longest(self) -> int:

@@ -177,7 +177,7 @@ def make_loader(
     return ShardLoader(
         dataset,
         batch_size=config.batch_size,
-        target=config.target,
+        target="speech" if config.target == "speech" else "text",
         items=config.items if is_train else "all",
         max_length=config.longest,
         shuffle=is_train,

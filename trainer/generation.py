@@ -140,6 +140,11 @@ def _check(
     top_k: int | None,
     top_p: float | None,
 ) -> None:
+    if model.config.vocabulary.kind == "words":
+        raise ValueError(
+            "the model tells which words its captions would hold and writes none; begin a run of"
+            " --target speech or text with its weights: --init-from"
+        )
     limit = model.config.max_positions
     if not 1 <= max_tokens <= limit:
         raise ValueError(

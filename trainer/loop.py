@@ -46,6 +46,7 @@ from im2sp.trainer.setup import (
     text_model_sha256,
 )
 from im2sp.trainer.step import Stepper, StepRecord
+from im2sp.trainer.text import WordBag
 from im2sp.trainer.transfer import Units, first_model
 from im2sp.trainer.weights import load_model, save_model
 
@@ -135,7 +136,12 @@ class _Run:
         text_model = find_text_model(config, dataset, checkpoint, ranks)
         self.text_model, self.text_model_sha256 = text_model, text_model_sha256(text_model)
         vocabulary = text_model.vocabulary if text_model else speech_vocabulary(dataset)
-        units = Units(vocabulary, self.fingerprints, self.text_model_sha256)
+        units = Units(
+            vocabulary,
+            self.fingerprints,
+            self.text_model_sha256,
+            text_model.log_odds if isinstance(text_model, WordBag) else None,
+        )
         self.train_loader = make_loader(dataset, config, ranks, is_train=True)
         self.train_batches = TokenBatches(self.train_loader, vocabulary, text_model)
         self.val_batches = None
@@ -176,7 +182,7 @@ class _Run:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         total = sum(p.numel() for p in model.parameters())
         loader, vocabulary = self.train_loader, model.config.vocabulary
-        what = "speech units" if vocabulary.kind == "speech" else "text pieces"
+        what = {"speech": "speech units", "text": "text pieces"}.get(vocabulary.kind, "words")
         split = f" ({loader.dataset.split})" if loader.dataset.split else ""
         return (
             f"{total / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained, for "

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from im2sp.trainer.model import StackConfig
+from im2sp.trainer.model_config import StackConfig
 
 HEAD_WIDTH = 64
 TIMM_MARK = "patch_embed.proj.weight"

@@ -10,7 +10,13 @@ from im2sp.trainer.checkpoint import Checkpoint, newest_whole, read_checkpoint, 
 from im2sp.trainer.config import CONFIG_NAME, TrainConfig, differences
 from im2sp.trainer.data import captions_of, check_fingerprints
 from im2sp.trainer.ranks import Ranks
-from im2sp.trainer.text import TEXT_MODEL_NAME, TextModel, fit_text_model, read_text_model
+from im2sp.trainer.text import (
+    TEXT_MODEL_NAME,
+    TextModel,
+    fit_text_model,
+    fit_word_bag,
+    read_text_model,
+)
 from im2sp.trainer.transfer import former_state, former_text_model
 
 
@@ -72,7 +78,7 @@ def check_same_units(
 def find_text_model(
     config: TrainConfig, dataset: ShardDataset, checkpoint: Checkpoint | None, ranks: Ranks
 ) -> TextModel | None:
-    """The text model of a run, None where its target is no text.
+    """The text model of a run, None where its target is speech.
 
     It is the run's own, else --text-model, else that of --init-from, else one that is fitted on
     the captions. It is kept in the run's folder, from which all processes read it.
@@ -80,14 +86,16 @@ def find_text_model(
     Raises:
         ValueError: It cannot be read or fitted, or is not the one that the run began with.
     """
-    if config.target != "text":
+    if config.target == "speech":
         return None
     path = config.out / TEXT_MODEL_NAME
     if checkpoint is None and ranks.is_first:
         if config.text_model is not None:
             model = read_text_model(config.text_model)
-        elif (former := former_text_model(config.init_from)) is not None:
+        elif (former := former_text_model(config.init_from, config.target)) is not None:
             model = former
+        elif config.target == "words":
+            model = fit_word_bag(captions_of(dataset), config.text_pieces)
         else:
             model = fit_text_model(captions_of(dataset), config.text_pieces)
         with atomic_file(path) as file:

@@ -88,14 +88,18 @@ class Objective(nn.Module):
         """(B, bytes) uint8, (N, T) int64 and (N,) int64 -> a float32 scalar."""
         sizes = self.model.config
         units = unpack_units_on_device(images_packed, shape=(sizes.grid, sizes.grid))
+        is_words = sizes.vocabulary.kind == "words"
         if not self.training:
-            return self.model.loss(units, tokens, owner)
+            loss = self.model.word_loss if is_words else self.model.loss
+            return loss(units, tokens, owner)
         units = augment_units(
             units,
             num_codes=sizes.num_codes,
             crop_area=self._crop_area,
             code_noise=self._code_noise,
         )
+        if is_words:
+            return self.model.word_loss(units, tokens, owner)
         return self.model.loss(units, tokens, owner, self._label_smoothing)
 
 
@@ -205,6 +209,10 @@ class Stepper:
 def _freeze(model: Im2SpModel, what: str) -> None:
     if what in ("encoder", "image"):
         model.encoder.requires_grad_(False)
+    if model.config.vocabulary.kind == "words":
+        model.decoder.requires_grad_(False)
+        model.decoder.embedding.requires_grad_(True)
+        model.decoder.output_bias.requires_grad_(True)
     if what == "image":
         model.projection.requires_grad_(False)
         model.projection_norm.requires_grad_(False)

@@ -1,6 +1,8 @@
-"""Captions as ids of text pieces and back: sentencepiece models, GIT's word pieces, fitting one."""
+"""Captions as ids and back: sentencepiece models, GIT's word pieces, bags of words; fitting one."""
 
 import io
+import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -8,11 +10,13 @@ from typing import Protocol
 import sentencepiece
 import tokenizers
 
+from im2sp.trainer.bleu import words_of
 from im2sp.trainer.vocabulary import Vocabulary
 
 TEXT_MODEL_NAME = "text.model"
 GIT_NAME = "tokenizer.json"
 _CASE_FOLDED = "nmt_nfkc_cf"
+_WORDS_FORM = "im2sp words 1"
 
 
 class TextModel(Protocol):
@@ -38,15 +42,17 @@ class TextModel(Protocol):
 
 
 def read_text_model(path: Path) -> TextModel:
-    """Read a sentencepiece model, or the `tokenizer.json` of a GIT; told apart by content.
+    """Read a sentencepiece model, a GIT's `tokenizer.json`, or a bag of words; told by content.
 
     Raises:
-        ValueError: There is no such file, or it is neither.
+        ValueError: There is no such file, or it is none of them.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
+    if data.startswith(_WORDS_FORM.encode()):
+        return WordBag(data, str(path))
     return GitPieces(data, str(path)) if data[:1] == b"{" else Sentencepieces(data, str(path))
 
 
@@ -107,6 +113,67 @@ class GitPieces:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
+class WordBag:
+    """Words that captions hold or not: what an image encoder can learn from before it has to write.
+
+    Attributes:
+        words: The words, the most frequent first; an id is a place among them.
+        log_odds: Of each being in a caption.
+    """
+
+    def __init__(self, data: bytes, name: str) -> None:
+        """Take a file's bytes; `name` is what messages call it.
+
+        Raises:
+            ValueError: They are no bag of words.
+        """
+        self.data = data
+        try:
+            form, *rows = [line.split("\t") for line in data.decode().splitlines()]
+            self.words = [word for word, _ in rows]
+            self.log_odds = [math.log(float(share) / (1 - float(share))) for _, share in rows]
+            if form != [_WORDS_FORM]:
+                raise ValueError(f"it begins with {form}")
+            self.vocabulary = Vocabulary(kind="words", num_ids=len(rows))
+        except (ValueError, ZeroDivisionError) as error:
+            raise ValueError(f"{name}: no bag of words ({error})") from None
+        self._places = {word: place for place, word in enumerate(self.words)}
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of the words that each text holds, each once, in ascending order."""
+        return [
+            sorted({self._places[word] for word in words_of(text) if word in self._places})
+            for text in texts
+        ]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The words of ids."""
+        return " ".join(self.words[i] for i in ids)
+
+
+def fit_word_bag(texts: Iterable[str], max_words: int) -> WordBag:
+    """The words that most texts hold.
+
+    Args:
+        texts: The captions.
+        max_words: Most words; those that more texts hold come first, then by the alphabet.
+
+    Raises:
+        ValueError: There is no word.
+    """
+    counts: Counter[str] = Counter()
+    num_texts = 0
+    for text in texts:
+        counts.update(set(words_of(text)))
+        num_texts += 1
+    if not counts:
+        raise ValueError("the captions hold no word")
+    kept = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:max_words]
+    # One text more, half of which holds each word: none is in all or in none.
+    rows = [f"{word}\t{(count + 0.5) / (num_texts + 1):.6g}" for word, count in kept]
+    return WordBag("\n".join([_WORDS_FORM, *rows, ""]).encode(), "the fitted bag of words")
 
 
 def fit_text_model(texts: Iterable[str], max_pieces: int) -> Sentencepieces:

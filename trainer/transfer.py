@@ -1,7 +1,7 @@
 """Beginning a run with the weights of another: `--init-from` and `--encoder-from`."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ import torch
 
 from im2sp.trainer.checkpoint import best_checkpoint
 from im2sp.trainer.config import TrainConfig
-from im2sp.trainer.model import PRESETS, Im2SpModel, preset_config
+from im2sp.trainer.model import Im2SpModel
+from im2sp.trainer.model_config import PRESETS, preset_config
 from im2sp.trainer.text import GIT_NAME, TEXT_MODEL_NAME, TextModel, read_text_model
 from im2sp.trainer.vocabulary import Vocabulary
 from im2sp.trainer.weights import load_model, use_encoder
@@ -27,7 +28,9 @@ class Units:
     fingerprints: Mapping[str, str | None]
     """Kind of unit -> fingerprint of its tokenizer."""
     text_model_sha256: str | None = None
-    """Of the pieces, where the target is text."""
+    """Of the pieces or words, where the target is text or words."""
+    log_odds: Sequence[float] | None = None
+    """Of the words, where the target is words."""
 
 
 def former_state(init_from: str | None) -> Mapping[str, Any]:
@@ -36,13 +39,13 @@ def former_state(init_from: str | None) -> Mapping[str, Any]:
     return best.state if best else {}
 
 
-def former_text_model(init_from: str | None) -> TextModel | None:
-    """The text model of the run or GIT whose folder `--init-from` names, if it has one."""
+def former_text_model(init_from: str | None, target: str) -> TextModel | None:
+    """The text model for a target of the run or GIT that `--init-from` names, if it has one."""
     if init_from is not None:
         for name in (TEXT_MODEL_NAME, GIT_NAME):
             path = Path(init_from) / name
-            if path.is_file():
-                return read_text_model(path)
+            if path.is_file() and (model := read_text_model(path)).vocabulary.kind == target:
+                return model
     return None
 
 
@@ -72,6 +75,7 @@ def first_model(config: TrainConfig, units: Units, codebook: torch.Tensor) -> Im
         dropout = config.dropout
         sizes = dataclasses.replace(sizes, dropout=dropout, attention_dropout=dropout)
         model = Im2SpModel(sizes, codebook)
+        _set_odds(model, units)
         if config.encoder_from is not None:
             use_encoder(model, config.encoder_from)
         return model
@@ -98,6 +102,7 @@ def transferred(
         attention_dropout=dropout,
     )
     model = Im2SpModel(sizes, origin.encoder.get_buffer("codebook"))
+    _set_odds(model, units)
     kept = origin.state_dict()
     if not _is_same(units, origin.config.vocabulary, state):
         new = model.state_dict()
@@ -106,11 +111,19 @@ def transferred(
     return model
 
 
+def _set_odds(model: Im2SpModel, units: Units) -> None:
+    """Begin with how frequent words are, so that the first thing to learn is where they differ."""
+    if units.log_odds is not None:
+        tokens = units.vocabulary.place(torch.arange(len(units.log_odds)))
+        with torch.no_grad():
+            model.decoder.output_bias[tokens] = torch.tensor(units.log_odds)
+
+
 def _is_same(units: Units, vocabulary: Vocabulary, state: Mapping[str, Any]) -> bool:
     """Whether a token means the same in both; what is not known of other people's is not asked."""
     if units.vocabulary != vocabulary:
         return False
-    if vocabulary.kind == "text":
+    if vocabulary.kind != "speech":
         return units.text_model_sha256 == state.get("text_model_sha256", units.text_model_sha256)
     ours = units.fingerprints.get("speech")
     return state.get("fingerprints", {}).get("speech", ours) == ours

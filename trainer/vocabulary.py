@@ -20,7 +20,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Kind = Literal["speech", "text"]
+Kind = Literal["speech", "text", "words"]
 Layout = Literal["im2sp", "git", "original"]
 _SPECIALS: dict[str, tuple[int, int, int]] = {
     "im2sp": (0, 1, 2),
@@ -35,8 +35,8 @@ _LAST_LOW_UNIT = 100
 class Vocabulary:
     """Where ids and specials lie among the tokens."""
 
-    kind: Literal["speech", "text"]
-    """What an id is: a speech unit or a text piece."""
+    kind: Literal["speech", "text", "words"]
+    """What an id is: a speech unit, a text piece, or a word that captions hold or not."""
     num_ids: int
     """Ids are 0 to num_ids - 1."""
     layout: Literal["im2sp", "git", "original"] = "im2sp"

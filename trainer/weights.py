@@ -22,7 +22,8 @@ from im2sp.shards.pickles import WeightsError
 from im2sp.shards.rebuild import BFLOAT16
 from im2sp.shards.weight_files import describe, read_weights
 from im2sp.trainer.checkpoint import best_checkpoint
-from im2sp.trainer.model import PRESETS, SEIT_STEM_STRIDE, Im2SpModel, ModelConfig, StackConfig
+from im2sp.trainer.model import Im2SpModel
+from im2sp.trainer.model_config import PRESETS, SEIT_STEM_STRIDE, ModelConfig, StackConfig
 from im2sp.trainer.published import (
     GIT_MARK,
     ORIGINAL_ENCODER,

@@ -4,7 +4,8 @@ import torch
 
 from im2sp.tools import bench_generate, bench_train
 from im2sp.tools.bench_train import make_batch, model_flops
-from im2sp.trainer.model import Im2SpModel, preset_config
+from im2sp.trainer.model import Im2SpModel
+from im2sp.trainer.model_config import preset_config
 from im2sp.trainer.vocabulary import Vocabulary
 
 

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from im2sp.trainer.model import Im2SpModel, ModelConfig, StackConfig
+from im2sp.trainer.model import Im2SpModel
+from im2sp.trainer.model_config import ModelConfig, StackConfig
 from im2sp.trainer.vocabulary import Vocabulary
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from im2sp.trainer.model import PRESETS, Im2SpModel, StackConfig, preset_config
+from im2sp.trainer.model import Im2SpModel
+from im2sp.trainer.model_config import PRESETS, StackConfig, preset_config
 from im2sp.trainer.vocabulary import Vocabulary
 
 SPEECH = Vocabulary(kind="speech", num_ids=200)
@@ -198,3 +199,44 @@ def test_the_codebook_as_it_is_used():
     spread = torch.ones(32)
     spread[5] = 0  # a column without differences stays without
     torch.testing.assert_close(standard.std(0), spread, atol=1e-3, rtol=0)
+
+
+# Words --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def word_batch():
+    """A model of 5 words; three images, of which the first has three texts, the last none."""
+    vocabulary = Vocabulary(kind="words", num_ids=5)
+    config = dataclasses.replace(
+        preset_config("tiny", vocabulary, num_codes=50, code_width=8), dropout=0.0
+    )
+    torch.manual_seed(0)
+    model = Im2SpModel(config, torch.randn(50, 8)).double()
+    ids = torch.tensor([[0, 3, 0], [3, 0, 0], [0, 0, 0], [1, 2, 4]])
+    tokens = vocabulary.encode_batch(ids, torch.tensor([2, 1, 0, 3]))
+    shares = torch.tensor([[1, 0, 0, 2, 0], [0, 3, 3, 0, 3]], dtype=torch.float64) / 3
+    return model, torch.randint(50, (3, 28, 28)), tokens, torch.tensor([0, 0, 0, 1]), shares
+
+
+def test_words_are_told_by_the_mean_state(word_batch):
+    model, image_units, tokens, owner, shares = word_batch
+    states = model.projection_norm(model.projection(model.encoder(image_units)))
+    chances = torch.sigmoid(model.decoder.logits(states.mean(1))[:2, 3:])
+    expected = -(shares * chances.log() + (1 - shares) * (1 - chances).log()).sum(1).mean()
+    torch.testing.assert_close(
+        model.word_loss(image_units, tokens, owner), expected.float(), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_words_are_learned(word_batch):
+    model, *batch, shares = word_batch
+    model.float()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(80):
+        optimizer.zero_grad()
+        loss = model.word_loss(*batch)
+        loss.backward()
+        optimizer.step()
+    least = torch.nn.functional.binary_cross_entropy(shares, shares, reduction="sum") / 2
+    assert loss.item() == pytest.approx(least.item(), abs=0.1)

@@ -1,6 +1,16 @@
+import math
+
 import pytest
 
-from im2sp.trainer.text import GitPieces, Sentencepieces, fit_text_model, read_text_model
+from im2sp.trainer.text import (
+    GitPieces,
+    Sentencepieces,
+    WordBag,
+    fit_text_model,
+    fit_word_bag,
+    read_text_model,
+)
+from im2sp.trainer.vocabulary import Vocabulary
 from making.training import git_tokenizer
 
 TEXTS = [
@@ -61,3 +71,25 @@ def test_the_word_pieces_of_a_git(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             GitPieces(data, "x")
+
+
+def test_a_bag_of_words(tmp_path):
+    bag = fit_word_bag(["A dog, a dog runs.", "Dogs run; a dog runs!", "Snow"], 4)
+    assert bag.words == ["a", "dog", "runs", "dogs"]
+    assert bag.encode(["Runs, dog; DOG!", "tree", ""]) == [[1, 2], [], []]
+    assert bag.decode([1, 2]) == "dog runs"
+    assert bag.vocabulary == Vocabulary(kind="words", num_ids=4)
+    # (2 + 1/2) of (3 + 1) texts hold the first, (1 + 1/2) of them the last.
+    odds = [2.5 / 1.5, 2.5 / 1.5, 2.5 / 1.5, 1.5 / 2.5]
+    assert bag.log_odds == pytest.approx([math.log(value) for value in odds])
+    path = tmp_path / "text.model"
+    path.write_bytes(bag.data)
+    assert read_text_model(path).encode(["dogs run"]) == [[3]]
+
+
+def test_no_bag_of_words():
+    with pytest.raises(ValueError, match="the captions hold no word"):
+        fit_word_bag(["", "..."], 4)
+    for rows in ("", "\ndog", "\ndog\tx", "\ndog\t1", "2\ndog\t0.5"):
+        with pytest.raises(ValueError, match="x: no bag of words"):
+            WordBag(f"im2sp words 1{rows}".encode(), "x")

@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from im2sp.tools.git_reference import git_from, git_state_dict
 from im2sp.trainer.cli import main
 from im2sp.trainer.config import MAX_TOKENS
-from im2sp.trainer.model import PRESETS, StackConfig
+from im2sp.trainer.generation import generate
+from im2sp.trainer.model_config import PRESETS, StackConfig
+from im2sp.trainer.text import read_text_model
 from im2sp.trainer.vocabulary import Vocabulary
 from im2sp.trainer.weights import load_model
 from making.published import timm_state_dict
@@ -105,6 +107,24 @@ def test_from_text_to_speech(shards, tmp_path, capsys):
     torch.testing.assert_close(kept, before["decoder.embedding.weight"], rtol=0, atol=1e-5)
 
 
+def test_from_words_to_text(shards, tmp_path, capsys):
+    words_run, text_run = tmp_path / "words", tmp_path / "text"
+    command = ["--shards", shards, *QUICK, "--quiet"]
+    words = ["--target", "words", "--text-pieces", 8, "--steps", 2]
+    assert run(capsys, *command, *words, "--out", words_run)[0] == 0
+    model, bag = load_model(words_run), read_text_model(words_run / "text.model")
+    assert model.config.vocabulary == Vocabulary(kind="words", num_ids=8)
+    assert model.decoder.output_bias[3:].tolist() == pytest.approx(bag.log_odds, abs=1e-2)
+    with pytest.raises(ValueError, match="the model tells which words its captions would hold and"):
+        generate(model, torch.zeros(1, 28, 28, dtype=torch.int64))
+    text = ["--target", "text", "--steps", 1, "--init-from", words_run, "--warmup-steps", 1000]
+    assert run(capsys, *command, *text, "--out", text_run)[0] == 0
+    assert read_text_model(text_run / "text.model").vocabulary.kind == "text"
+    before, after = model.state_dict(), load_model(text_run).state_dict()
+    for name in before.keys() - {"decoder.embedding.weight", "decoder.output_bias"}:
+        torch.testing.assert_close(before[name], after[name], rtol=0, atol=1e-5)
+
+
 def test_from_a_git_with_its_own_word_pieces(shards, tmp_path, capsys, make_model):
     stack = StackConfig(width=128, depth=2, heads=2, mlp_width=48)
     model = make_model(
@@ -168,6 +188,8 @@ ONE_LINE = [
     (["--split", "test"], 1, "no split 'test'; it has ['train', 'val']"),
     (["--max-length", 2], 1, "8 samples with no utterances left"),
     (["--text-model", "x"], 2, "--text-model goes with --target text only"),
+    (["--target", "words", "--text-model", "x"], 2, "--text-model goes with --target text only"),
+    (["--target", "words", "--best-by", "bleu"], 2, "--target words writes nothing; leave it at"),
     (["--target", "text", "--text-model", __file__], 1, "no sentencepiece model; make one with"),
     (["--init-from", "./nowhere"], 1, "./nowhere: "),
 ]

@@ -10,7 +10,7 @@ from transformers import GitForCausalLM
 from im2sp.shards.pickles import WeightsError
 from im2sp.tools.git_reference import UnitsEncoder, git_config, git_from, git_state_dict
 from im2sp.trainer import generate, load_model, weights
-from im2sp.trainer.model import StackConfig
+from im2sp.trainer.model_config import StackConfig
 from im2sp.trainer.vocabulary import Vocabulary
 from im2sp.trainer.weights import load_codebook, save_model, use_decoder, use_encoder
 from making.published import original_state_dict, timm_state_dict

@@ -1,0 +1,120 @@
+"""The sizes of a model, and the presets of them."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from im2sp.trainer.vocabulary import Vocabulary
+
+SEIT_STEM_STRIDE = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackConfig:
+    """Sizes of the encoder or the decoder."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+
+    def __post_init__(self) -> None:
+        """Refuse sizes no stack can have."""
+        for name in ("width", "depth", "heads", "mlp_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything that the shapes and the arithmetic of a model depend on."""
+
+    vocabulary: Vocabulary
+    """What the output means."""
+    encoder: StackConfig
+    """The ViT over the image units."""
+    decoder: StackConfig
+    """GIT's layers over image and text."""
+    grid: int = 28
+    """Rows and columns of image units; a multiple of `stem_stride`."""
+    stem_stride: int = SEIT_STEM_STRIDE
+    """Rows and columns of image units that make one image state; even. The stem's kernel is twice
+    as large. SeiT's is 2; 4 gives a quarter of the states, for less than half the cost."""
+    num_codes: int = 8192
+    """Rows of the codebook."""
+    code_width: int = 32
+    """Columns of the codebook."""
+    normalise_codebook: bool = False
+    """Whether rows are brought to length 1 before use; the paper's code takes them as they are."""
+    standardise_codebook: bool = False
+    """Whether columns are brought to mean 0 and deviation 1 before use, after that. A codebook near
+    principal components, as `compact` has, else shows a new encoder brightness and little more."""
+    max_positions: int = 1024
+    """Most tokens of a text, BOS and EOS included."""
+    dropout: float = 0.1
+    """On the decoder's sums and embeddings in training."""
+    attention_dropout: float = 0.1
+    """On the decoder's attention weights in training."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes no model can have."""
+        for name in ("num_codes", "code_width", "max_positions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.stem_stride < 2 or self.stem_stride % 2:
+            raise ValueError(
+                f"stem_stride is {self.stem_stride}, expected an even number from 2 on"
+            )
+        if self.grid < self.stem_stride or self.grid % self.stem_stride:
+            raise ValueError(
+                f"grid is {self.grid}, expected a multiple of stem_stride, {self.stem_stride}"
+            )
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected [0, 1)")
+
+    @property
+    def num_states(self) -> int:
+        """States an image becomes: CLS and one for each square of `stem_stride` units."""
+        return 1 + (self.grid // self.stem_stride) ** 2
+
+
+Preset = Literal["tiny", "mini", "small", "base"]
+_TINY = StackConfig(width=64, depth=2, heads=2, mlp_width=256)
+_MINI = StackConfig(width=256, depth=4, heads=4, mlp_width=1024)
+_SMALL = StackConfig(width=384, depth=12, heads=6, mlp_width=1536)
+_BASE = StackConfig(width=768, depth=12, heads=12, mlp_width=3072)
+PRESETS: dict[str, tuple[StackConfig, StackConfig]] = {
+    "tiny": (_TINY, _TINY),
+    "mini": (_MINI, _MINI),
+    "small": (_SMALL, replace(_SMALL, depth=6)),
+    "base": (_BASE, replace(_BASE, depth=6)),
+}
+"""Encoder and decoder: for seconds on a CPU, for an hour on one, for a GPU, and the paper's."""
+_STEM_STRIDES = {"mini": 4}
+
+
+def preset_config(
+    preset: Preset,
+    vocabulary: Vocabulary,
+    *,
+    num_codes: int = 8192,
+    code_width: int = 32,
+    normalise_codebook: bool = False,
+    standardise_codebook: bool = False,
+) -> ModelConfig:
+    """The configuration of a preset for a given vocabulary and codebook."""
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset!r}, expected one of {', '.join(PRESETS)}")
+    encoder, decoder = PRESETS[preset]
+    return ModelConfig(
+        vocabulary=vocabulary,
+        encoder=encoder,
+        decoder=decoder,
+        num_codes=num_codes,
+        code_width=code_width,
+        normalise_codebook=normalise_codebook,
+        standardise_codebook=standardise_codebook,
+        stem_stride=_STEM_STRIDES.get(preset, SEIT_STEM_STRIDE),
+    )
