@@ -46,10 +46,6 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _run(config: SpeakConfig) -> int:
-    if config.units is None and config.run is None:
-        raise UsageError(
-            "pictures need --run, the folder of an im2sp-train run whose target is speech"
-        )
     from im2sp.tools.speak_job import speak
 
     result = speak(config, lambda line: print(f"im2sp-speak: {line}", file=sys.stderr))

@@ -46,7 +46,7 @@ class Captioner:
     ) -> None:
         self.tokenizer = load_tokenizer_of(run, image_tokenizer, codebook, device)
         self.view = VIEWS[run.image_tokenizer["view"]]
-        self._model = load_model(run.checkpoint_dir, device=self.tokenizer.device)
+        self._model = load_model(run.weights, device=self.tokenizer.device)
         self._num_beams = num_beams
         self.max_tokens = min(max_tokens, self._model.config.max_positions)
         self.num_units = self._model.config.vocabulary.num_ids

@@ -11,13 +11,16 @@ from im2sp.tools.asr import POCKETSPHINX
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
+BUNDLED = "compact"
+
+
 class UsageError(ValueError):
     """The command line asks for what cannot be."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeakConfig:
-    """Speak what a trained run says of pictures, or speech units.
+    """Speak what a captioner says of pictures, or speech units.
 
     Writes a wav file each (16 kHz, 16 bit), spoken.jsonl with key, units and text, rejects.jsonl,
     and index.html, a page to look at and listen to. Exit status: 0 done, also when inputs were
@@ -29,8 +32,9 @@ class SpeakConfig:
     as im2sp-tokenize takes them."""
     out: Path
     """Folder to write into; created if need be. Files of others in it are left alone."""
-    run: Path | None = None
-    """The run of im2sp-train that describes the pictures (its best step), or one of its steps."""
+    run: str | None = None
+    """What describes the pictures: a run of im2sp-train (its best step), one of its steps, or what
+    tools/export_captioner.py made of one; the bundled captioner unless given."""
     units: Path | None = None
     """Speak these units instead: a .jsonl with key, units and, if it likes, durations; a .npy of
     one clip; or a dataset."""
@@ -80,7 +84,8 @@ class SpeakConfig:
                     raise UsageError(f"--{flag} goes with pictures, not with --units")
         if self.asr != POCKETSPHINX and not self.play_text:
             raise UsageError("--asr goes with --play-text")
-        paths = [*self.pictures, self.run, self.units, self.codebook, self.image_root]
+        run = None if self.run in (None, BUNDLED) else Path(self.run)
+        paths = [*self.pictures, run, self.units, self.codebook, self.image_root]
         for path in paths:
             if path is not None and not path.exists():
                 raise UsageError(f"{path}: no such file or folder")

@@ -20,7 +20,7 @@ from im2sp.pipeline.media import ImageError
 from im2sp.pipeline.source_items import SourceItem
 from im2sp.tools.asr import Recognizer, load_recognizer
 from im2sp.tools.speak_captioner import Captioner
-from im2sp.tools.speak_config import SpeakConfig
+from im2sp.tools.speak_config import BUNDLED, SpeakConfig
 from im2sp.tools.speak_folder import REJECTS_NAME, SPOKEN_NAME, SpeechFolder, file_stems
 from im2sp.tools.speak_items import Clip, Pictures, Reject, list_pictures, read_units
 from im2sp.tools.speak_page import PageItem, PagePicture, page
@@ -65,7 +65,7 @@ def speak(config: SpeakConfig, tell: Tell) -> SpeakResult:
     """Speak pictures or units into a folder.
 
     Args:
-        config: Checked settings; with `units`, or with `pictures` and `run`.
+        config: Checked settings; with `units` or `pictures`.
         tell: Takes a line about what is used.
 
     Raises:
@@ -126,8 +126,7 @@ def _unit_parts(config: SpeakConfig, work: "_Work") -> _Parts:
 
 def _picture_parts(config: SpeakConfig, work: "_Work", tell: Tell) -> _Parts:
     """The same for pictures."""
-    assert config.run is not None
-    run = read_run(config.run)
+    run = read_run(config.run or BUNDLED)
     check_vocoder(work.vocoder, None, run.speech_fingerprint, f"the run {run.name}")
     work.check_durations(True)
     found = list_pictures(config.pictures, config.image_root, config.split, config.limit)

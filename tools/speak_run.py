@@ -11,15 +11,16 @@ from im2sp.shards import Manifest, ShardError
 
 if TYPE_CHECKING:
     from im2sp.pipeline import ImageTokenizer, Vocoder
+    from im2sp.trainer.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A checkpoint of a run whose target is speech."""
+    """A trained captioner whose target is speech: a run's checkpoint, or an exported file."""
 
     name: str
-    """The run's folder, its last part."""
-    checkpoint_dir: Path
+    """The last part of the run's folder or the file's name, or a bundled name."""
+    weights: Path | str
     """What `load_model` takes."""
     step: int
     """Steps it was trained for."""
@@ -31,11 +32,11 @@ class Run:
     """What the dataset told of the image tokenizer: name, view, precision."""
 
 
-def read_run(path: Path) -> Run:
+def find_step(path: Path) -> "Checkpoint":
     """The best checkpoint of a run, or the one whose folder is given.
 
     Raises:
-        ValueError: There is none, or its target is text.
+        ValueError: There is none.
     """
     from im2sp.trainer.checkpoint import STATE_NAME, best_checkpoint, read_checkpoint
 
@@ -46,6 +47,31 @@ def read_run(path: Path) -> Run:
             f"--run {path}: holds no checkpoint; expected the --out of im2sp-train, or one of its"
             " step folders"
         )
+    return found
+
+
+def read_run(name_or_path: str | Path) -> Run:
+    """A bundled captioner, an exported file, the best checkpoint of a run, or one of its steps.
+
+    Raises:
+        ValueError: There is none, or its target is text.
+    """
+    from im2sp.trainer.export import read_notes
+    from im2sp.trainer.weights import BUNDLED
+
+    path = BUNDLED.get(str(name_or_path), Path(name_or_path))
+    if path.is_file():
+        notes = read_notes(path)
+        return Run(
+            name=path.name if str(name_or_path) not in BUNDLED else str(name_or_path),
+            weights=path,
+            step=notes["step"],
+            image_fingerprint=notes["fingerprints"]["image"],
+            speech_fingerprint=notes["fingerprints"]["speech"],
+            image_tokenizer=notes["tokenizers"]["image"],
+        )
+    found = find_step(path)
+    is_step = found.path.resolve() == path.resolve()
     fingerprints = found.state["fingerprints"]
     if "speech" not in fingerprints:
         raise ValueError(
@@ -61,7 +87,7 @@ def read_run(path: Path) -> Run:
         )
     return Run(
         name=(path.resolve().parent if is_step else path.resolve()).name,
-        checkpoint_dir=found.path,
+        weights=found.path,
         step=found.step,
         image_fingerprint=fingerprints["image"],
         speech_fingerprint=fingerprints["speech"],

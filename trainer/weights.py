@@ -42,6 +42,7 @@ MODEL_FILE = "model.safetensors"
 METADATA_KEY = "im2sp"
 FORM = "im2sp model 1"
 STEP_DIRS = "step-*"
+BUNDLED = {"compact": Path(__file__).parent / "compact_captioner.safetensors"}
 WEIGHT_FILES = (MODEL_FILE, "pytorch_model.bin")
 _SPECIAL_TOKENS = {"pad_token_id": "pad", "bos_token_id": "bos", "eos_token_id": "eos"}
 
@@ -71,10 +72,10 @@ def load_model(
     """Load a model in eval mode; nothing in the file is run.
 
     Args:
-        path: A run's folder (its best step is taken, else its newest), a folder or file of ours,
-            the paper's checkpoint, or a GIT of transformers: a folder, or a hub id such as
-            `microsoft/git-base`. A GIT gives the decoder; its own encoder reads pixels, so the
-            image encoder is new (see `encoder`), and so is the projection.
+        path: "compact" (bundled), a run's folder (its best step is taken, else its newest), a
+            folder or file of ours, the paper's checkpoint, or a GIT of transformers: a folder, or
+            a hub id such as `microsoft/git-base`. A GIT gives the decoder; its own encoder reads
+            pixels, so the image encoder is new (see `encoder`), and so is the projection.
         codebook: (codes, width) vectors behind the image units, or their file. Ours holds them;
             the others do not.
         encoder: With a GIT, SeiT's weights for the image encoder. Without, it is random, of the
@@ -191,7 +192,9 @@ def _take(path: Path, module: torch.nn.Module, part: Part, stack: StackConfig) -
 
 
 def _find(path: str | Path) -> Path:
-    """The weights file of a run, a folder, a file or a hub id."""
+    """The weights file of a bundled name, a run, a folder, a file or a hub id."""
+    if str(path) in BUNDLED:
+        return BUNDLED[str(path)]
     folder = Path(path).expanduser()
     if folder.is_dir() and not (folder / CONFIG_FILE).is_file():
         if (folder / MODEL_FILE).is_file():

@@ -101,6 +101,12 @@ def test_a_run_of_speech(shards, runs, tmp_path, capsys):
             assert sf.info(tmp_path / row["file"]).duration == row["duration_s"]
 
 
+def test_a_run_of_words_is_refused(shards, tmp_path):
+    train(make_config(shards, tmp_path / "run", target="words", steps=1, checkpoint_every=1))
+    with pytest.raises(ValueError, match="run: tells which words captions would hold and writes"):
+        evaluate.evaluate(options(shards, tmp_path / "a", run=str(tmp_path / "run")))
+
+
 def test_a_run_of_text_is_scored_directly_or_spoken(shards, runs, tmp_path, monkeypatch):
     plain = evaluate.evaluate(options(shards, tmp_path / "a", run=str(runs / "text")))
     assert not (tmp_path / "a" / "spoken.jsonl").exists()

@@ -13,9 +13,11 @@ from im2sp.pipeline.cli import main as tokenize
 from im2sp.pipeline.vocoder_weights import load_weights, vocoder_bytes
 from im2sp.shards import DEFAULT_COLUMNS, ShardDataset, encode_batch, write_shard
 from im2sp.tools import speak_job
+from im2sp.tools.export_captioner import main as export
 from im2sp.tools.speak import main
 from im2sp.tools.speak_captioner import Captioner
 from im2sp.tools.speak_run import read_run
+from im2sp.trainer import load_model
 from im2sp.trainer.cli import main as train
 from making.training import SPEECH_FINGERPRINT, make_shards
 from making.vocoder import make_config, random_generator, save_published
@@ -442,6 +444,33 @@ def test_a_checkpoint_that_tells_less_is_completed_by_its_dataset(made, monkeypa
     assert read_run(made / "run") == expected
 
 
+def test_an_exported_run_says_what_the_run_says(made, tmp_path, capsys):
+    file, half = made / "exported.safetensors", made / "half.safetensors"
+    assert export([str(made / "run"), str(file), "--precision", "fp32"]) == 0
+    assert "exported.safetensors: step 50, fp32, " in capsys.readouterr().out
+    assert export([str(made / "run/step-000050"), str(half)]) == 0
+    assert half.stat().st_size < 0.6 * file.stat().st_size
+    picture = IMAGES / "koi-pond.jpg"
+    for out, run in (("a", "run"), ("b", file.name), ("c", half.name)):
+        assert speak(made, tmp_path / out, picture, run=run) == 0
+    found = [rows_of(tmp_path / out / "spoken.jsonl") for out in "abc"]
+    assert found[0][0]["units"] == found[1][0]["units"]
+    assert found[2][0]["units"]
+    whole, rounded = load_model(file).state_dict(), load_model(half).state_dict()
+    for name, tensor in load_model(made / "run").state_dict().items():
+        assert torch.equal(whole[name], tensor)
+        assert torch.equal(rounded[name], tensor.half().float())
+
+
+def test_what_is_no_captioner_is_refused(made, tmp_path, capsys):
+    message = refusal(capsys, 1, made, tmp_path / "out", IMAGES, run="vocoder.safetensors")
+    assert "vocoder.safetensors: no exported captioner (" in message
+    assert "expected a run of im2sp-train, or what tools/export_captioner.py makes" in message
+    assert export([str(tmp_path), str(tmp_path / "x")]) == 1
+    assert "holds no checkpoint; expected the --out of im2sp-train" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
 def test_vocoders_that_are_refused(made, tmp_path, capsys):
     picture, out = IMAGES / "koi-pond.jpg", tmp_path / "out"
     save_vocoder(made, "more", num_embeddings=21)
@@ -470,7 +499,6 @@ def test_vocoders_that_are_refused(made, tmp_path, capsys):
         (["x.jpg"], "x.jpg: no such file or folder"),
         ([], "expected pictures or --units, got neither"),
         ([IMAGES, "--units", IMAGES], "expected pictures or --units, got both"),
-        ([IMAGES], "pictures need --run, the folder of an im2sp-train run whose target is speech"),
         (["--units", IMAGES, "--run", IMAGES], "--run goes with pictures, not with --units"),
         (["--units", IMAGES, "--image-root", IMAGES], "--image-root goes with pictures"),
         (["--units", IMAGES, "--asr", "x/y"], "--asr goes with --play-text"),
