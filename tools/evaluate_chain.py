@@ -19,6 +19,7 @@ from im2sp.tools.asr import RATE_HZ, load_recognizer, state_fingerprint
 from im2sp.tools.evaluate_stages import Row, StageFolder
 from im2sp.tools.flite import speak
 from im2sp.tools.mos import Dnsmos
+from im2sp.tools.speak_run import check_vocoder
 
 SOUND_DIR = "speech"
 BATCH_IMAGES = 8
@@ -275,12 +276,10 @@ class _UnitVoice:
         from im2sp.pipeline import load_vocoder
 
         self._vocoder = load_vocoder(settings.vocoder, device=settings.device)
-        told = dataset.manifest.speech_tokenizer
-        if told is not None and told.get("num_units", 0) > self._vocoder.num_units:
-            raise ValueError(
-                f"vocoder {self._vocoder.name}: speaks {self._vocoder.num_units} units, the shards'"
-                f" speech has {told['num_units']}; name the vocoder of those units with --vocoder"
-            )
+        told = dataset.manifest.speech_tokenizer or {}
+        check_vocoder(
+            self._vocoder, told.get("num_units"), told.get("fingerprint"), "the shards' speech"
+        )
         self._speaker = 0 if self._vocoder.num_speakers else None
         self.inputs: dict[str, Any] = {
             "vocoder": self._vocoder.name,

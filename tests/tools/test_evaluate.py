@@ -21,6 +21,7 @@ class Vocoder:
     """A tone a unit."""
 
     name, fingerprint, num_units, num_speakers = "tones", "f" * 64, 20, 0
+    speech_fingerprint = None
 
     def synthesize(self, units, durations=None, speaker=None):
         tones = [np.sin(np.arange(640) * (1 + unit) / 20) for unit in units]
@@ -200,6 +201,11 @@ def test_a_vocoder_of_other_units(shards, runs, tmp_path, monkeypatch):
     monkeypatch.setattr(Vocoder, "num_units", 10)
     with pytest.raises(ValueError, match="vocoder tones: speaks 10 units, the shards' speech has"):
         evaluate.evaluate(options(shards, tmp_path, run=str(runs / "speech")))
+    monkeypatch.undo()
+    monkeypatch.setitem(vars(pipeline), "load_vocoder", lambda *a, **k: Vocoder())
+    monkeypatch.setattr(Vocoder, "speech_fingerprint", "d" * 64)
+    with pytest.raises(ValueError, match=r"of the speech tokenizer dddddddddddd\.\., the shards'"):
+        evaluate.evaluate(options(shards, tmp_path, topline="units"))
 
 
 @pytest.mark.parametrize(
