@@ -193,7 +193,7 @@ whole, beside this page? If it is, tell the person who gave you this test.</p>
 
 def _scale(name: str, title: str, question: str) -> str:
     choices = "".join(
-        f'<label><input type="radio" name="{name}" value="{value}"><b>{value}</b>{word}</label>\n'
+        f'<label><input type="radio" name="{name}" value="{value}"><b>{value}</b> {word}</label>\n'
         for value, word in enumerate(WORDS, 1)
     )
     return (
