@@ -6,10 +6,10 @@
 
 `build` takes folders of im2sp-speak, draws images that all of them describe, and writes
 `test/page`, a folder that listeners open from disk (index.html), and `test/key.json`, which they
-must not get: nothing in the page tells which system speaks. Each listener hears all samples in an order of their
-own, gives each two scores from 1 (bad) to 5 (excellent), the words of ITU-T P.800, and saves a JSON
-file. `--reference` adds speech by image name (x.wav or x_0.wav for the image x) as a system of its
-own, such as people's or flite's.
+must not get: nothing in the page tells which system speaks. Each listener hears all samples in an
+order of their own, gives each two scores from 1 (bad) to 5 (excellent), the words of ITU-T P.800,
+and saves a JSON file. `--reference` adds speech by image name (x.wav or x_0.wav for the image x) as
+a system of its own, such as people's or flite's.
 
 `score` prints the paper's Table 4 of these files: mean opinions with 95 % intervals that allow for
 strict listeners and hard images (`tools/opinion_interval.py` says how).

@@ -16,9 +16,7 @@ SYSTEMS = ("fancysystem", "plainsystem")
 
 @pytest.fixture
 def folders(tmp_path):
-    return [
-        (name, save_spoken(tmp_path / name, 300 + 200 * i)) for i, name in enumerate(SYSTEMS)
-    ]
+    return [(name, save_spoken(tmp_path / name, 300 + 200 * i)) for i, name in enumerate(SYSTEMS)]
 
 
 @pytest.fixture
