@@ -44,11 +44,13 @@ def read_spoken(name: str, folder: Path) -> System:
                 " again, or give the folder of its --out"
             )
     sounds: dict[str, Path] = {}
-    lines = (folder / SPOKEN_NAME).read_text("utf-8").splitlines()
+    lines = (folder / SPOKEN_NAME).read_bytes().splitlines()
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             key, wav = row["key"], folder / Path(row["wav"]).name
+            if not isinstance(key, str):
+                raise TypeError
         except (ValueError, TypeError, KeyError):
             raise ValueError(
                 f"{folder / SPOKEN_NAME}:{number}: expected a row with key and wav; run im2sp-speak"
