@@ -20,6 +20,8 @@ COMMANDS = [
     "im2sp-train",
     "im2sp-verify",
     "tools/bitcount.py",
+    "tools/listening_test.py build",
+    "tools/listening_test.py score",
     "tools/reconstruct.py",
 ]
 
@@ -45,7 +47,7 @@ def run(command, folder, **variables):
 @cache
 def flags_of(command):
     """Flags that a command's --help names."""
-    start = [sys.executable, command] if command.endswith(".py") else [BIN / command]
+    start = [sys.executable, *command.split()] if ".py" in command else [BIN / command]
     asked = run([*start, "--help"], ROOT)
     assert asked.returncode == 0, asked.stderr
     return set(re.findall(r"--[a-z][a-z-]*", asked.stdout))

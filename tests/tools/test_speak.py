@@ -14,6 +14,7 @@ from im2sp.pipeline.vocoder_weights import load_weights, vocoder_bytes
 from im2sp.shards import DEFAULT_COLUMNS, ShardDataset, encode_batch, write_shard
 from im2sp.tools import speak_job
 from im2sp.tools.export_captioner import main as export
+from im2sp.tools.listening_sources import read_spoken
 from im2sp.tools.speak import main
 from im2sp.tools.speak_captioner import Captioner
 from im2sp.tools.speak_run import read_run
@@ -178,6 +179,8 @@ def test_from_pictures_to_a_page_that_speaks(made, pictures, tmp_path, capsys, m
         assert len(samples) == round(row["duration_s"] * 16_000) >= 320 * len(row["units"])
         assert samples.std() > 0
     check_page(out, [row["key"] for row in rows])
+    listed = read_spoken("run", out)  # as a listening test takes it
+    assert list(listed.sounds) == list(listed.pictures) == [row["key"] for row in rows]
 
 
 def check_page(out, keys):
