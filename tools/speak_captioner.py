@@ -49,7 +49,7 @@ class Captioner:
         self._model = load_model(run.weights, device=self.tokenizer.device)
         self._num_beams = num_beams
         self.max_tokens = min(max_tokens, self._model.config.max_positions)
-        self.num_units = self._model.config.vocabulary.num_ids
+        self.num_units = self._model.config.vocabulary.num_units
 
     def describe(self, pictures: Sequence[Image.Image]) -> list[Description]:
         """Descriptions of upright RGB pictures; none depends on the others."""

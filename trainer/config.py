@@ -100,6 +100,10 @@ class TrainConfig:
     text_pieces: int = 4000
     """Most pieces of a text model that is fitted here; most words of --target words."""
 
+    unit_pieces: int = 0
+    """Join speech units to so many pieces at most, fitted here or those of --init-from: utterances
+    are a third as long. 0 for units as they are, as in the paper."""
+
     preset: Literal["tiny", "mini", "small", "base"] | None = None
     """Size of the model: that of --init-from, or small; base is the paper's."""
     init_from: str | None = None
@@ -170,7 +174,7 @@ class TrainConfig:
                      "schedule_steps"):  # fmt: skip
             value = getattr(self, name)
             _check(name, value, value is None or value >= 1, "at least 1")
-        for name in ("bucket_window", "loader_threads", "warmup_steps", "seed"):
+        for name in ("unit_pieces", "bucket_window", "loader_threads", "warmup_steps", "seed"):
             _check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         for name in ("weight_decay", "clip_norm"):
             value = getattr(self, name)
@@ -190,6 +194,8 @@ class TrainConfig:
         _check("schedule_steps", horizon, is_within, f"at least --steps, {self.steps}")
         if self.text_model is not None and self.target != "text":
             raise ValueError("--text-model goes with --target text only")
+        if self.unit_pieces and self.target != "speech":
+            raise ValueError("--unit-pieces goes with --target speech only")
         if self.best_by == "bleu" and self.target == "words":
             raise ValueError("--best-by bleu: --target words writes nothing; leave it at loss")
 

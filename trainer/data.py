@@ -12,6 +12,7 @@ from im2sp.shards import LoaderBatch, ShardDataset, ShardLoader
 from im2sp.trainer.config import MAX_TOKENS, TrainConfig
 from im2sp.trainer.ranks import Ranks
 from im2sp.trainer.text import TextModel
+from im2sp.trainer.unit_pieces import UnitPieces
 from im2sp.trainer.vocabulary import Vocabulary
 
 _DEFAULT_NUM_UNITS = 200
@@ -42,14 +43,17 @@ class TokenBatch:
 
 
 class TokenBatches:
-    """Batches of a loader with specials added and captions cut into pieces.
+    """Batches of a loader with specials added and captions or units cut into pieces.
 
     Attributes:
         loader: Where batches come from.
     """
 
     def __init__(
-        self, loader: ShardLoader, vocabulary: Vocabulary, text_model: TextModel | None
+        self,
+        loader: ShardLoader,
+        vocabulary: Vocabulary,
+        text_model: TextModel | UnitPieces | None,
     ) -> None:
         self.loader = loader
         self._vocabulary = vocabulary
@@ -62,8 +66,13 @@ class TokenBatches:
     def _tokens_of(self, batch: LoaderBatch) -> TokenBatch:
         ids, lengths = batch.ids, batch.lengths
         if self._text_model is not None:
+            if isinstance(self._text_model, UnitPieces):
+                pairs = zip(ids.tolist(), lengths.tolist(), strict=True)
+                rows = self._text_model.encode([row[:length] for row, length in pairs])
+            else:
+                rows = self._text_model.encode(batch.captions)
             # A caption has fewer pieces than characters, but for rare ones that NFKC spells out.
-            rows = [row[: MAX_TOKENS - 1] for row in self._text_model.encode(batch.captions)]
+            rows = [row[: MAX_TOKENS - 1] for row in rows]
             lengths = torch.tensor([len(row) for row in rows], dtype=torch.int32)
             filled = [torch.tensor(row, dtype=torch.int32) for row in rows]
             ids = pad_sequence(filled, batch_first=True) if rows else ids
@@ -195,6 +204,12 @@ def captions_of(dataset: ShardDataset) -> Iterator[str]:
     """All captions, image by image, as a text model is fitted on."""
     for sample in dataset:
         yield from (caption for caption in sample.captions if caption)
+
+
+def utterances_of(dataset: ShardDataset) -> Iterator[list[int]]:
+    """The units of all utterances, image by image, as unit pieces are fitted on."""
+    for sample in dataset:
+        yield from (units.tolist() for units in sample.speech_units if len(units))
 
 
 def _fingerprint(record: Mapping[str, Any] | None) -> str | None:

@@ -11,6 +11,7 @@ from im2sp.trainer.generation import generate
 from im2sp.trainer.model import Im2SpModel
 from im2sp.trainer.ranks import Ranks
 from im2sp.trainer.text import TextModel
+from im2sp.trainer.unit_pieces import UnitPieces
 
 _LENGTH_FACTOR = 2
 
@@ -18,7 +19,7 @@ _LENGTH_FACTOR = 2
 def generated_bleu(
     model: Im2SpModel,
     batches: Iterable[TokenBatch],
-    text_model: TextModel | None,
+    text_model: TextModel | UnitPieces | None,
     ranks: Ranks,
     max_images: int | None = None,
 ) -> float:
@@ -63,5 +64,8 @@ def _references(model: Im2SpModel, batch: TokenBatch) -> list[list[list[int]]]:
     return references
 
 
-def _symbols(ids: list[int], text_model: TextModel | None) -> Sequence[Hashable]:
-    return ids if text_model is None else words_of(text_model.decode(ids))
+def _symbols(ids: list[int], text_model: TextModel | UnitPieces | None) -> Sequence[Hashable]:
+    """Words, or speech units: what the model says are units already, also of pieces."""
+    if text_model is None or isinstance(text_model, UnitPieces):
+        return ids
+    return words_of(text_model.decode(ids))

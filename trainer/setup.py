@@ -8,7 +8,7 @@ from im2sp.shards import ShardDataset
 from im2sp.shards.files import atomic_file
 from im2sp.trainer.checkpoint import Checkpoint, newest_whole, read_checkpoint, step_dir
 from im2sp.trainer.config import CONFIG_NAME, TrainConfig, differences
-from im2sp.trainer.data import captions_of, check_fingerprints
+from im2sp.trainer.data import captions_of, check_fingerprints, speech_vocabulary, utterances_of
 from im2sp.trainer.ranks import Ranks
 from im2sp.trainer.text import (
     TEXT_MODEL_NAME,
@@ -17,7 +17,8 @@ from im2sp.trainer.text import (
     fit_word_bag,
     read_text_model,
 )
-from im2sp.trainer.transfer import former_state, former_text_model
+from im2sp.trainer.transfer import former_state, former_text_model, former_unit_pieces
+from im2sp.trainer.unit_pieces import UNITS_MODEL_NAME, UnitPieces, fit_unit_pieces
 
 
 def find_checkpoint(
@@ -77,21 +78,26 @@ def check_same_units(
 
 def find_text_model(
     config: TrainConfig, dataset: ShardDataset, checkpoint: Checkpoint | None, ranks: Ranks
-) -> TextModel | None:
-    """The text model of a run, None where its target is speech.
+) -> TextModel | UnitPieces | None:
+    """The text model or unit pieces of a run, None where its target is speech units as they are.
 
     It is the run's own, else --text-model, else that of --init-from, else one that is fitted on
-    the captions. It is kept in the run's folder, from which all processes read it.
+    the captions or utterances. It is kept in the run's folder, from which all processes read it.
 
     Raises:
         ValueError: It cannot be read or fitted, or is not the one that the run began with.
     """
-    if config.target == "speech":
+    if config.target == "speech" and not config.unit_pieces:
         return None
-    path = config.out / TEXT_MODEL_NAME
+    num_units = speech_vocabulary(dataset).num_ids
+    path = config.out / (UNITS_MODEL_NAME if config.unit_pieces else TEXT_MODEL_NAME)
     if checkpoint is None and ranks.is_first:
         if config.text_model is not None:
             model = read_text_model(config.text_model)
+        elif config.unit_pieces:
+            model = former_unit_pieces(config.init_from, num_units) or fit_unit_pieces(
+                utterances_of(dataset), num_units, config.unit_pieces
+            )
         elif (former := former_text_model(config.init_from, config.target)) is not None:
             model = former
         elif config.target == "words":
@@ -101,7 +107,10 @@ def find_text_model(
         with atomic_file(path) as file:
             file.write(model.data)
     ranks.wait()
-    model = read_text_model(path)
+    if config.unit_pieces:
+        model = UnitPieces(path.read_bytes(), str(path), num_units)
+    else:
+        model = read_text_model(path)
     if checkpoint is not None:
         expected = checkpoint.state["text_model_sha256"]
         if (found := text_model_sha256(model)) != expected:
@@ -111,6 +120,6 @@ def find_text_model(
     return model
 
 
-def text_model_sha256(model: TextModel | None) -> str | None:
-    """Checksum of a text model."""
+def text_model_sha256(model: TextModel | UnitPieces | None) -> str | None:
+    """Checksum of a text model or of unit pieces."""
     return None if model is None else hashlib.sha256(model.data).hexdigest()

@@ -13,6 +13,7 @@ from im2sp.trainer.config import TrainConfig
 from im2sp.trainer.model import Im2SpModel
 from im2sp.trainer.model_config import PRESETS, preset_config
 from im2sp.trainer.text import GIT_NAME, TEXT_MODEL_NAME, TextModel, read_text_model
+from im2sp.trainer.unit_pieces import UNITS_MODEL_NAME, UnitPieces
 from im2sp.trainer.vocabulary import Vocabulary
 from im2sp.trainer.weights import load_model, use_encoder
 
@@ -47,6 +48,14 @@ def former_text_model(init_from: str | None, target: str) -> TextModel | None:
             if path.is_file() and (model := read_text_model(path)).vocabulary.kind == target:
                 return model
     return None
+
+
+def former_unit_pieces(init_from: str | None, num_units: int) -> UnitPieces | None:
+    """The unit pieces of the run that `--init-from` names, if it has some."""
+    path = Path(init_from or "") / UNITS_MODEL_NAME
+    if init_from is None or not path.is_file():
+        return None
+    return UnitPieces(path.read_bytes(), str(path), num_units)
 
 
 def first_model(config: TrainConfig, units: Units, codebook: torch.Tensor) -> Im2SpModel:

@@ -1,7 +1,7 @@
 """The one table that places specials, speech units and text pieces among the model's tokens.
 
-An *id* is a speech unit or a text piece; a *token* is its place in the embedding and the output.
-Nobody else adds an offset. The layouts:
+An *id* is a speech unit, a piece of several, or a text piece; a *token* is its place in the
+embedding and the output. Nobody else adds an offset. The layouts:
 
     layout    PAD  BOS  EOS   id -> token                           tokens in all
     im2sp      0    1    2    id + 3                                ids + 3
@@ -13,6 +13,7 @@ trained with: it meant to leave room for BOS and EOS but lands unit 100 on BOS. 
 them; inside a sequence, token 101 is then read as unit 100.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -41,6 +42,9 @@ class Vocabulary:
     """Ids are 0 to num_ids - 1."""
     layout: Literal["im2sp", "git", "original"] = "im2sp"
     """Row of the table in this module's docstring."""
+    pieces: tuple[tuple[int, ...], ...] | None = None
+    """Speech units that each id stands for, where ids are pieces (`unit_pieces`); `decode` gives
+    the units."""
 
     def __post_init__(self) -> None:
         """Refuse what is not in the table."""
@@ -49,6 +53,14 @@ class Vocabulary:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}, expected one of {', '.join(values)}"
                 )
+        if self.pieces is not None:
+            if self.kind != "speech" or len(self.pieces) != self.num_ids:
+                raise ValueError(
+                    f"{len(self.pieces)} pieces of units for {self.num_ids} ids of kind"
+                    f" {self.kind!r}, expected one for each id of kind 'speech'"
+                )
+            # As lists, where they come from JSON.
+            object.__setattr__(self, "pieces", tuple(map(tuple, self.pieces)))
         least = {"im2sp": 1, "git": self.eos + 1, "original": self.eos + 1 - _NUM_SPECIALS}
         if self.num_ids < least[self.layout]:
             raise ValueError(
@@ -75,6 +87,13 @@ class Vocabulary:
     def size(self) -> int:
         """Number of tokens."""
         return self.num_ids + (0 if self.layout == "git" else _NUM_SPECIALS)
+
+    @property
+    def num_units(self) -> int:
+        """What `decode` gives lies in [0, num_units): ids, or the units of pieces."""
+        if self.pieces is None:
+            return self.num_ids
+        return 1 + max(unit for piece in self.pieces for unit in piece)
 
     def place(self, ids: Tensor) -> Tensor:
         """Tokens of ids: int64, same shape. Takes ids as they are; `encode` checks them."""
@@ -123,7 +142,11 @@ class Vocabulary:
         return tokens.scatter_(1, lengths + 1, self.eos)
 
     def decode(self, tokens: Iterable[int]) -> list[int]:
-        """The ids of a sequence that begins with BOS, up to EOS; specials are left out."""
+        """The ids of a sequence that begins with BOS, up to EOS; specials are left out.
+
+        Of pieces it gives the units, collapsed: where one piece ends as the next begins, the unit
+        is there once.
+        """
         ids: list[int] = []
         for index, token in enumerate(tokens):
             if token == self.eos:
@@ -133,7 +156,10 @@ class Vocabulary:
             value = self._id_of(token)
             if 0 <= value < self.num_ids:
                 ids.append(value)
-        return ids
+        if self.pieces is None:
+            return ids
+        units = [unit for value in ids for unit in self.pieces[value]]
+        return [unit for unit, _ in itertools.groupby(units)]
 
     @property
     def _is_faulty(self) -> bool:

@@ -125,6 +125,28 @@ def test_from_words_to_text(shards, tmp_path, capsys):
         torch.testing.assert_close(before[name], after[name], rtol=0, atol=1e-5)
 
 
+def test_a_run_on_pieces_of_units(shards, tmp_path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    command = ["--shards", shards, *QUICK, "--quiet", "--best-by", "bleu"]
+    assert run(capsys, *command, "--unit-pieces", 30, "--steps", 2, "--out", first)[0] == 0
+    assert run(capsys, *command, "--unit-pieces", 30, "--steps", 2, "--out", first)[0] == 0
+    model = load_model(first)
+    vocabulary = model.config.vocabulary
+    assert (vocabulary.num_units, 20 < vocabulary.num_ids <= 30) == (20, True)
+    said = generate(model, torch.zeros(1, 28, 28, dtype=torch.int64), max_tokens=50)[0]
+    assert all(0 <= unit < 20 for unit in said)
+    more = ["--unit-pieces", 30, "--init-from", first, "--steps", 1, "--warmup-steps", 1000]
+    assert run(capsys, *command, *more, "--out", second)[0] == 0
+    assert (first / "units.model").read_bytes() == (second / "units.model").read_bytes()
+    before, after = model.state_dict(), load_model(second).state_dict()
+    torch.testing.assert_close(before, after, rtol=0, atol=1e-5)
+    # The same words as single units are other tokens.
+    assert (
+        run(capsys, *command, "--init-from", first, "--steps", 1, "--out", tmp_path / "x")[0] == 0
+    )
+    assert load_model(tmp_path / "x").config.vocabulary == Vocabulary(kind="speech", num_ids=20)
+
+
 def test_from_a_git_with_its_own_word_pieces(shards, tmp_path, capsys, make_model):
     stack = StackConfig(width=128, depth=2, heads=2, mlp_width=48)
     model = make_model(
@@ -189,6 +211,9 @@ ONE_LINE = [
     (["--max-length", 2], 1, "8 samples with no utterances left"),
     (["--text-model", "x"], 2, "--text-model goes with --target text only"),
     (["--target", "words", "--text-model", "x"], 2, "--text-model goes with --target text only"),
+    (["--target", "text", "--unit-pieces", 9], 2, "--unit-pieces goes with --target speech only"),
+    (["--unit-pieces", -1], 2, "--unit-pieces is -1; expected 0 or more"),
+    (["--unit-pieces", 9], 1, "no 9 pieces of 20 units can be fitted on these utterances: "),
     (["--target", "words", "--best-by", "bleu"], 2, "--target words writes nothing; leave it at"),
     (["--target", "text", "--text-model", __file__], 1, "no sentencepiece model; make one with"),
     (["--init-from", "./nowhere"], 1, "./nowhere: "),
