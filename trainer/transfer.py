@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from im2sp.shards.hub import find_beside
 from im2sp.trainer.checkpoint import best_checkpoint
 from im2sp.trainer.config import TrainConfig
 from im2sp.trainer.model import PRESETS, Im2SpModel, preset_config
@@ -37,13 +38,16 @@ def former_state(init_from: str | None) -> Mapping[str, Any]:
 
 
 def former_text_model(init_from: str | None) -> TextModel | None:
-    """The text model of the run or GIT whose folder `--init-from` names, if it has one."""
-    if init_from is not None:
-        for name in (TEXT_MODEL_NAME, GIT_NAME):
-            path = Path(init_from) / name
-            if path.is_file():
-                return read_text_model(path)
-    return None
+    """The text model of the run or GIT that `--init-from` names, if it has one.
+
+    Raises:
+        ValueError: It cannot be read, or a GIT's cannot be fetched from the hub.
+    """
+    if init_from is None:
+        return None
+    own = Path(init_from) / TEXT_MODEL_NAME
+    path = own if own.is_file() else find_beside(init_from, GIT_NAME)
+    return None if path is None else read_text_model(path)
 
 
 def first_model(config: TrainConfig, units: Units, codebook: torch.Tensor) -> Im2SpModel:
