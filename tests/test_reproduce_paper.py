@@ -157,6 +157,6 @@ def test_a_command_that_fails_is_told_with_what_it_said(tmp_path):
         ["bash", "-c", "touch never"],
     ]
     ((status, output),) = run(tmp_path, listed)
-    assert status == 1
+    assert status == 2
     assert "nowhere" in output
     assert not (tmp_path / "never").exists()
