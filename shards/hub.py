@@ -39,9 +39,7 @@ def find_weights(name_or_path: str | Path, bundled: dict[str, Path]) -> Path:
         return path
     match = _HUB_ID.fullmatch(name)
     hub_file = match and (match["file"] or HUB_FILES.get(match["repo"]))
-    is_path = isinstance(name_or_path, Path) or name.startswith(("/", ".", "~"))
-    is_path = is_path or Path(path.parts[0]).is_dir()  # a slip in a path, not somebody's name
-    if is_path or not match or (not hub_file and name.endswith(WEIGHT_SUFFIXES)):
+    if _is_path(name_or_path) or not match or (not hub_file and name.endswith(WEIGHT_SUFFIXES)):
         raise WeightsError(
             f"{name}: there is no such file; expected {_options(bundled)}, or the path of a weights"
             " file"
@@ -77,8 +75,11 @@ def find_model(name_or_path: str | Path, weight_files: tuple[str, ...]) -> Path:
     if path.exists():
         return path
     match = _HUB_ID.fullmatch(name)
-    is_path = isinstance(name_or_path, Path) or name.startswith(("/", ".", "~"))
-    if is_path or not match or (not match["file"] and name.endswith(WEIGHT_SUFFIXES)):
+    if (
+        _is_path(name_or_path)
+        or not match
+        or (not match["file"] and name.endswith(WEIGHT_SUFFIXES))
+    ):
         raise WeightsError(
             f"{name}: there is no such file; expected a folder with {CONFIG_FILE} and {choices},"
             " a weights file, or a hub id"
@@ -92,6 +93,36 @@ def find_model(name_or_path: str | Path, weight_files: tuple[str, ...]) -> Path:
         except WeightsError:  # older models have one of the others
             continue
     return _fetch(name, match["repo"], weight_files[-1], match["revision"])
+
+
+def find_beside(name_or_path: str | Path, file: str) -> Path | None:
+    """Another file of the folder or hub repository that a whole model's name stands for.
+
+    Args:
+        name_or_path: As `find_model` takes it.
+        file: The file's name.
+
+    Returns:
+        None where a folder lacks it, or where the name is that of one weights file.
+
+    Raises:
+        WeightsError: It cannot be fetched from the hub.
+    """
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    if path.exists() or _is_path(name_or_path):
+        return path / file if (path / file).is_file() else None
+    match = _HUB_ID.fullmatch(name)
+    if not match or match["file"] or name.endswith(WEIGHT_SUFFIXES):
+        return None
+    return _fetch(name, match["repo"], file, match["revision"])
+
+
+def _is_path(name_or_path: str | Path) -> bool:
+    """Whether what names no file here is a slip in a path, and no hub id."""
+    if isinstance(name_or_path, Path) or name_or_path.startswith(("/", ".", "~")):
+        return True
+    parts = Path(name_or_path).parts
+    return bool(parts) and Path(parts[0]).is_dir()
 
 
 def _options(bundled: dict[str, Path]) -> str:

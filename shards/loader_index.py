@@ -175,9 +175,9 @@ class LoaderIndex:
         if not len(dataset):
             advice = "give one that holds samples"
         elif settings.target == "speech" and not any(self.speech_table[:, kernels.NUM_VALUES]):
-            advice = "it holds no speech; take target 'text' or 'images'"
+            advice = "it holds no speech; take another target, or a dataset that has some"
         elif settings.target == "text" and not any(self.caption_table[:, kernels.NUM_VALUES]):
-            advice = "it holds no captions; take target 'speech' or 'images'"
+            advice = "it holds no captions; take another target, or a dataset that has some"
         elif "samples without image" in self.skipped and len(reasons) == 1:
             advice = "the loader needs images"
         return (

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from making.guides import blocks
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -24,13 +26,6 @@ COMMANDS = [
     "tools/listening_test.py score",
     "tools/reconstruct.py",
 ]
-
-
-def blocks(text, *languages):
-    """Fenced blocks of some languages as (language, line number, text), in their order."""
-    for match in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.M | re.S):
-        if match[1] in languages:
-            yield match[1], text.count("\n", 0, match.start()) + 1, match[2]
 
 
 def run(command, folder, **variables):

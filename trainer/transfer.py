@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from im2sp.shards.hub import find_beside
 from im2sp.trainer.checkpoint import best_checkpoint
 from im2sp.trainer.config import TrainConfig
 from im2sp.trainer.model import Im2SpModel
@@ -15,7 +16,7 @@ from im2sp.trainer.model_config import PRESETS, preset_config
 from im2sp.trainer.text import GIT_NAME, TEXT_MODEL_NAME, TextModel, read_text_model
 from im2sp.trainer.unit_pieces import UNITS_MODEL_NAME, UnitPieces
 from im2sp.trainer.vocabulary import Vocabulary
-from im2sp.trainer.weights import load_model, use_encoder
+from im2sp.trainer.weights import BUNDLED, load_model, use_encoder
 
 _DEFAULT_PRESET = "small"
 _OF_VOCABULARY = ("decoder.embedding.weight", "decoder.output_bias")
@@ -41,13 +42,18 @@ def former_state(init_from: str | None) -> Mapping[str, Any]:
 
 
 def former_text_model(init_from: str | None, target: str) -> TextModel | None:
-    """The text model for a target of the run or GIT that `--init-from` names, if it has one."""
-    if init_from is not None:
-        for name in (TEXT_MODEL_NAME, GIT_NAME):
-            path = Path(init_from) / name
-            if path.is_file() and (model := read_text_model(path)).vocabulary.kind == target:
-                return model
-    return None
+    """The text model for a target of the run or GIT that `--init-from` names, if it has one.
+
+    Raises:
+        ValueError: It cannot be read, or a GIT's cannot be fetched from the hub.
+    """
+    if init_from is None or init_from in BUNDLED:
+        return None
+    own = Path(init_from) / TEXT_MODEL_NAME
+    path = own if own.is_file() else find_beside(init_from, GIT_NAME)
+    if path is None or (model := read_text_model(path)).vocabulary.kind != target:
+        return None
+    return model
 
 
 def former_unit_pieces(init_from: str | None, num_units: int) -> UnitPieces | None:

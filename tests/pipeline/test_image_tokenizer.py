@@ -15,6 +15,7 @@ from im2sp.pipeline.image_tokenizer import ImageTokenizer
 from im2sp.pipeline.vitvqgan import TransformerConfig, ViTVQGAN, ViTVQGANConfig
 from im2sp.pipeline.vitvqgan_weights import image_tokenizer_bytes
 from im2sp.shards.pickles import WeightsError
+from making.hub import COMMIT, cached_repository
 
 BASE = "thuanz123/vitvqgan-imagenet-base"
 
@@ -336,16 +337,11 @@ def test_hub_ids_go_through_the_hub_client(lightning, monkeypatch):
 
 def test_offline_the_local_cache_is_used(lightning, tmp_path, monkeypatch):
     cache = tmp_path / "hub"
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    repository = cache / "models--thuanz123--vitvqgan-imagenet-base"
-    (repository / "snapshots" / commit).mkdir(parents=True)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
-    lightning.rename(repository / "snapshots" / commit / lightning.name)
+    lightning.rename(cached_repository(cache, BASE) / lightning.name)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
     assert load_image_tokenizer(BASE).num_codes == 300
-    assert load_image_tokenizer(f"{BASE}@{commit}").num_codes == 300
+    assert load_image_tokenizer(f"{BASE}@{COMMIT}").num_codes == 300
 
 
 def test_offline_without_a_cache_the_message_says_what_to_do(tmp_path, monkeypatch):

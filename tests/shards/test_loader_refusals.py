@@ -56,8 +56,8 @@ def test_no_sample_is_left(tmp_path: Path, train_dir: Path, write_dataset: Calla
     image = np.zeros((28, 28), np.uint16)
     write_dataset(tmp_path / "pictures", [Sample(key="a", image_units=image)])
     for target, message in (
-        ("speech", r"1 samples without utterances\); it holds no speech; take target 'text'"),
-        ("text", r"1 samples without captions\); it holds no captions; take target 'speech'"),
+        ("speech", r"1 samples without utterances\); it holds no speech; take another target"),
+        ("text", r"1 samples without captions\); it holds no captions; take another target"),
     ):
         with pytest.raises(ValueError, match=message):
             loader_of(tmp_path / "pictures", target=target)

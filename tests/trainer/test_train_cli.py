@@ -5,6 +5,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,9 +18,11 @@ from im2sp.trainer.model_config import PRESETS, StackConfig
 from im2sp.trainer.text import read_text_model
 from im2sp.trainer.vocabulary import Vocabulary
 from im2sp.trainer.weights import load_model
+from making.hub import cached_repository
 from making.published import timm_state_dict
 from making.training import git_tokenizer, make_shards
 
+ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["--preset", "tiny", "--batch-size", "2", "--device", "cpu", "--no-tensorboard"]
 
 
@@ -147,7 +150,7 @@ def test_a_run_on_pieces_of_units(shards, tmp_path, capsys):
     assert load_model(tmp_path / "x").config.vocabulary == Vocabulary(kind="speech", num_ids=20)
 
 
-def test_from_a_git_with_its_own_word_pieces(shards, tmp_path, capsys, make_model):
+def test_from_a_git_with_its_own_word_pieces(shards, tmp_path, capsys, make_model, monkeypatch):
     stack = StackConfig(width=128, depth=2, heads=2, mlp_width=48)
     model = make_model(
         encoder=stack,
@@ -156,7 +159,8 @@ def test_from_a_git_with_its_own_word_pieces(shards, tmp_path, capsys, make_mode
         num_codes=8192,
         code_width=4,
     )
-    git, seit, out = tmp_path / "git", tmp_path / "seit.ckpt", tmp_path / "run"
+    seit, out, hub = tmp_path / "seit.ckpt", tmp_path / "run", tmp_path / "hub"
+    git = cached_repository(hub, "microsoft/git-large")
     git_from(model).save_pretrained(git, state_dict=git_state_dict(model))
     (git / "tokenizer.json").write_bytes(git_tokenizer(120))
     torch.save({"model": timm_state_dict(model)}, seit)
@@ -169,7 +173,16 @@ def test_from_a_git_with_its_own_word_pieces(shards, tmp_path, capsys, make_mode
     found, expected = load_model(out).state_dict(), model.state_dict()
     for name in ("decoder.embedding.weight", "decoder.output_bias", "encoder.positions"):
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)
-    assert (out / "text.model").read_bytes() == (git / "tokenizer.json").read_bytes()
+    pieces = (git / "tokenizer.json").read_bytes()
+    assert (out / "text.model").read_bytes() == pieces
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub))
+    command += ["--init-from", "microsoft/git-large", "--max-length", 39]
+    assert run(capsys, *command, "--out", tmp_path / "by_id") == (0, "", "")
+    assert (tmp_path / "by_id/text.model").read_bytes() == pieces
+    (git / "tokenizer.json").unlink()
+    status, _, error = run(capsys, *command, "--out", tmp_path / "without")
+    assert (status, "tokenizer.json is not in the local cache" in error) == (1, True)
 
 
 def test_what_cannot_be_begun_with_is_refused(shards, tmp_path, capsys):
@@ -216,12 +229,16 @@ ONE_LINE = [
     (["--unit-pieces", 9], 1, "no 9 pieces of 20 units can be fitted on these utterances: "),
     (["--target", "words", "--best-by", "bleu"], 2, "--target words writes nothing; leave it at"),
     (["--target", "text", "--text-model", __file__], 1, "no sentencepiece model; make one with"),
-    (["--init-from", "./nowhere"], 1, "./nowhere: "),
+    (["--init-from", "./nowhere"], 1, "./nowhere: there is no such file"),
+    (["--target", "text", "--init-from", "tests/x"], 1, "tests/x: there is no such file"),
 ]
 
 
 @pytest.mark.parametrize(("options", "status", "message"), ONE_LINE, ids=lambda x: str(x)[:30])
-def test_what_cannot_be_is_told_in_one_line(shards, tmp_path, capsys, options, status, message):
+def test_what_cannot_be_is_told_in_one_line(
+    shards, tmp_path, capsys, monkeypatch, options, status, message
+):
+    monkeypatch.chdir(ROOT)
     command = ["--shards", shards, "--out", tmp_path / "run", *QUICK, "--quiet", "--steps", 1]
     found, text, error = run(capsys, *command, *options)
     assert (found, text, error.count("\n")) == (status, "", 1)
