@@ -62,7 +62,7 @@ class UnitPieces:
 def fit_unit_pieces(
     utterances: Iterable[Sequence[int]], num_units: int, max_pieces: int
 ) -> UnitPieces:
-    """Fit a unigram model on utterances.
+    """Fit pieces on utterances by byte-pair encoding.
 
     Args:
         utterances: Units in [0, num_units), collapsed.
@@ -78,7 +78,7 @@ def fit_unit_pieces(
             # One more with all units, for some may occur in no other.
             sentence_iterator=map(_letters, itertools.chain(utterances, [range(num_units)])),
             model_writer=written,
-            model_type="unigram",
+            model_type="bpe",
             vocab_size=max_pieces,
             hard_vocab_limit=False,
             character_coverage=1.0,
