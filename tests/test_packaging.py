@@ -132,7 +132,7 @@ def test_the_wheel_holds_the_rooms_and_nothing_else(wheel_names):
         for p in tracked_files()
         if p.parent.name in ROOMS and p.parent.parent == ROOT
         if p.suffix == ".py"
-        or (p.parent.name == "pipeline" and p.suffix in (".safetensors", ".md"))
+        or (p.parent.name in ("pipeline", "trainer") and p.suffix in (".safetensors", ".md"))
     ]
     expected = {f"im2sp/{name}" for name in shipped} | {"im2sp/__init__.py", "im2sp/py.typed"}
     assert held == expected

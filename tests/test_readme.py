@@ -22,6 +22,7 @@ COMMANDS = [
     "im2sp-train",
     "im2sp-verify",
     "tools/bitcount.py",
+    "tools/flickr8k_spoken.py",
     "tools/listening_test.py build",
     "tools/listening_test.py score",
     "tools/reconstruct.py",

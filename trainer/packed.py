@@ -21,10 +21,11 @@ _kept: "WeakKeyDictionary[nn.Linear, tuple[tuple[int, int], Tensor]]" = WeakKeyD
 def packed_linears(model: nn.Module) -> Iterator[None]:
     """Within it the model's Linears run through oneDNN, where torch can; without gradients only.
 
-    Weights that are changed within it are not seen.
+    Under autocast they are left as they are: it multiplies in another precision. Weights that are changed within it are not seen.
     """
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    packed = [linear for linear in linears if _can_pack(linear)]
+    is_autocast = torch.is_autocast_enabled("cpu")
+    packed = [linear for linear in linears if _can_pack(linear) and not is_autocast]
     try:
         for linear in packed:
             # Found before the class's own `forward`.

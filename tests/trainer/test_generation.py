@@ -129,3 +129,10 @@ def test_the_model_is_left_in_its_mode(make_model, units):
 def test_impossible_wishes_are_refused(make_model, units, options, message):
     with pytest.raises(ValueError, match=message):
         generate(make_model(), units, **{"max_tokens": 5} | options)
+
+
+def test_generates_under_autocast(make_model, units):
+    model = make_model()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = generate(model, units, max_tokens=5)
+    assert [len(ids) <= 5 for ids in found] == [True] * len(units)
