@@ -21,7 +21,8 @@ _kept: "WeakKeyDictionary[nn.Linear, tuple[tuple[int, int], Tensor]]" = WeakKeyD
 def packed_linears(model: nn.Module) -> Iterator[None]:
     """Within it the model's Linears run through oneDNN, where torch can; without gradients only.
 
-    Under autocast they are left as they are: it multiplies in another precision. Weights that are changed within it are not seen.
+    Under autocast they are left as they are: it multiplies in another precision. Weights that are
+    changed within it are not seen.
     """
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     is_autocast = torch.is_autocast_enabled("cpu")
