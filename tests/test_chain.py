@@ -1,4 +1,4 @@
-"""The whole chain as a user runs it, offline, with what is bundled: pictures and sound to scores."""
+"""The whole chain as a user runs it, offline, with what is bundled: pictures to scores."""
 
 import json
 import shutil
