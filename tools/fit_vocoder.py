@@ -7,8 +7,12 @@
         --rate 2e-4 --adversary-rate 2e-4 --adversary-from 0 --discriminator-width 1 \
         --num-scales 3 --mel-windows 1024
 
+    python tools/fit_vocoder.py --audio dataset_flickr8k.json --audio-root flickr_audio \
+        --shards shards/spoken --out runs/ours
+
 The second has the published sizes and losses. Clips are either captions that flite speaks in one
-voice or recordings of any source that `im2sp-tokenize` reads; they are turned into units once.
+voice or recordings of any source that `im2sp-tokenize` reads; they are turned into units once, or
+taken with their durations from a dataset that was made of them (`--shards`).
 Everything is kept in `--out`, with a checkpoint every other minute; the same command goes on where
 it was. Writes `vocoder.safetensors` with each checkpoint, and in the end `g_*` with `config.json`,
 as speech-resynthesis has them, and `card.json` with figures on clips that were held back.
@@ -18,7 +22,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -26,9 +30,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from im2sp.pipeline.hubert_units import SpeechTokenizer, load_speech_tokenizer
+from im2sp.pipeline.hubert_units import load_speech_tokenizer
 from im2sp.pipeline.vocoder import load_vocoder
 from im2sp.pipeline.vocoder_weights import RATE_HZ, vocoder_bytes
+from im2sp.shards import ShardDataset
 from im2sp.shards.files import atomic_file
 from im2sp.tools.flite import VOICES
 from im2sp.tools.speech_corpus import Corpus
@@ -38,6 +43,8 @@ from im2sp.tools.vocoder_corpus import (
     read_recordings,
     read_texts,
     speak_captions,
+    take_units,
+    units_of_dataset,
 )
 from im2sp.tools.vocoder_network import NetworkSizes
 from im2sp.tools.vocoder_quality import measure, pocketsphinx_ears
@@ -48,15 +55,21 @@ CHECKPOINT_S = 120
 # A step that took longer was interrupted: its process was stopped, or its machine slept.
 MAX_STEP_S = 30
 WEIGHTS_FILE = "vocoder.safetensors"
+TOKENIZER_KEYS = ("name", "fingerprint", "num_units")
 Watch = Callable[[Trainer, dict[str, float]], None]
 
 
-def open_corpora(arguments: argparse.Namespace) -> tuple[Corpus, Corpus]:
+def open_corpora(
+    arguments: argparse.Namespace, names: Container[str] | None
+) -> tuple[Corpus, Corpus]:
     """The corpora to train and to measure with, made if they are not there yet."""
     train_dir, val_dir = arguments.out / "train", arguments.out / "val"
     seed, num_val = arguments.seed, arguments.num_val
     if arguments.captions is None:
-        return read_recordings(train_dir, val_dir, arguments.audio, num_val, seed)
+        source, root = arguments.audio, arguments.audio_root
+        return read_recordings(
+            train_dir, val_dir, source, num_val, seed, audio_root=root, names=names
+        )
     voice, path = arguments.voice, arguments.captions
     train = speak_captions(train_dir, path, "train", voice, arguments.num_captions, seed)
     return train, speak_captions(val_dir, path, "val", voice, num_val, seed)
@@ -163,18 +176,27 @@ def fit(arguments: argparse.Namespace) -> None:
     # What is missing is to be told now, not after the training.
     hear = pocketsphinx_ears() if arguments.measure_clips else None
     out.mkdir(parents=True, exist_ok=True)
-    corpus, val = open_corpora(arguments)
-    tokenizer = load_speech_tokenizer(arguments.speech_tokenizer, arguments.kmeans)
-    units, val_units = (
-        encode_corpus(out / name, one, tokenizer) for name, one in (("train", corpus), ("val", val))
-    )
+    if arguments.shards is not None:
+        dataset = ShardDataset(arguments.shards)
+        whose = _described(dataset)
+        kept = units_of_dataset(dataset, arguments.audio, arguments.audio_root)
+        corpus, val = open_corpora(arguments, kept)
+        units, val_units = take_units(corpus, kept), take_units(val, kept)
+    else:
+        tokenizer = load_speech_tokenizer(arguments.speech_tokenizer, arguments.kmeans)
+        whose = {key: getattr(tokenizer, key) for key in TOKENIZER_KEYS}
+        corpus, val = open_corpora(arguments, None)
+        units, val_units = (
+            encode_corpus(out / name, one, tokenizer)
+            for name, one in (("train", corpus), ("val", val))
+        )
     recipe = Recipe(**_chosen(arguments, Recipe))
-    sizes = NetworkSizes(num_units=tokenizer.num_units, **_chosen(arguments, NetworkSizes))
+    sizes = NetworkSizes(num_units=whose["num_units"], **_chosen(arguments, NetworkSizes))
     trainer = Trainer(recipe, sizes, device)
     notes = {
         "recipe": _as_json(recipe),
         "sizes": _as_json(sizes),
-        "speech_tokenizer": _described(tokenizer),
+        "speech_tokenizer": whose,
     }
     watch = tensorboard(out, val, val_units, 20 * EVERY_STEPS) if arguments.tensorboard else None
     segments = Segments(corpus, units, recipe)
@@ -200,12 +222,14 @@ def fit(arguments: argparse.Namespace) -> None:
     print(json.dumps(card, indent=2))
 
 
-def _described(tokenizer: SpeechTokenizer) -> dict[str, Any]:
-    return {
-        "name": tokenizer.name,
-        "fingerprint": tokenizer.fingerprint,
-        "num_units": tokenizer.num_units,
-    }
+def _described(dataset: ShardDataset) -> dict[str, Any]:
+    told = dataset.manifest.speech_tokenizer or {}
+    if missing := [key for key in TOKENIZER_KEYS if key not in told]:
+        raise ValueError(
+            f"--shards {dataset.path}: does not tell the {missing[0]} of its speech tokenizer;"
+            " expected a dataset with speech"
+        )
+    return {key: told[key] for key in TOKENIZER_KEYS}
 
 
 def _as_json(settings: Recipe | NetworkSizes) -> dict[str, Any]:
@@ -238,6 +262,10 @@ def main(argv: list[str] | None = None) -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--captions", type=Path, help="a Karpathy .json for flite to speak")
     source.add_argument("--audio", type=Path, help="recordings of one voice, such as LJSpeech")
+    parser.add_argument("--audio-root", type=Path, help="of --audio, as im2sp-tokenize takes it")
+    parser.add_argument(
+        "--shards", type=Path, help="dataset made of --audio: take its units and durations"
+    )
     parser.add_argument("--voice", choices=VOICES, default="slt", help="of flite")
     parser.add_argument("--num-captions", type=int, default=4000, help="to speak for training")
     parser.add_argument("--num-val", type=int, default=300, help="clips to measure with")
@@ -254,6 +282,8 @@ def main(argv: list[str] | None = None) -> int:
     for kind in (NetworkSizes, Recipe):
         _add_fields(parser, kind)
     arguments = parser.parse_args(argv)
+    if arguments.captions is not None and (arguments.shards or arguments.audio_root):
+        parser.error("--shards and --audio-root go with --audio, not with --captions")
     try:
         fit(arguments)
     except (ValueError, OSError) as error:

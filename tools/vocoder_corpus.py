@@ -6,7 +6,7 @@ A corpus (`speech_corpus`) gets two more files: `texts.json` (what its clips say
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from im2sp.pipeline.audio import AudioError, read_audio
 from im2sp.pipeline.hubert_units import CHUNK_SAMPLES, SpeechTokenizer
 from im2sp.pipeline.sources import list_source
+from im2sp.shards import ShardDataset
 from im2sp.shards.files import atomic_file
 from im2sp.tools.speech_corpus import Corpus, Manner, make_corpus, read_captions
 from im2sp.tools.vocoder_trainer import Batch, Recipe
@@ -42,19 +43,40 @@ def speak_captions(
 
 
 def read_recordings(
-    train_dir: Path, val_dir: Path, source: Path, num_val: int, seed: int
+    train_dir: Path,
+    val_dir: Path,
+    source: Path,
+    num_val: int,
+    seed: int,
+    *,
+    audio_root: Path | None = None,
+    names: Container[str] | None = None,
 ) -> tuple[Corpus, Corpus]:
     """Corpora of a source's audio, some clips of it held back; made once.
 
     A source is all that `list_source` reads: a folder, a tar, an LJSpeech folder, a manifest.
     Clips that cannot be read, or are longer than 100 s, are left out with a line on stderr.
 
+    Args:
+        train_dir: Folder of the corpus to train with.
+        val_dir: Folder of the one that is held back.
+        source: Where the audio is.
+        num_val: Clips to hold back.
+        seed: Which ones.
+        audio_root: As `list_source` takes it.
+        names: Take the clips of these names only.
+
     Raises:
         ValueError: Not more audio than is held back.
     """
     if not ((train_dir / "texts.json").exists() and (val_dir / "texts.json").exists()):
-        spoken = [utterance for item in list_source(source).items for utterance in item.utterances]
-        spoken = [utterance for utterance in spoken if utterance.audio is not None]
+        items = list_source(source, audio_root=audio_root).items
+        spoken = [utterance for item in items for utterance in item.utterances]
+        spoken = [
+            utterance
+            for utterance in spoken
+            if utterance.audio is not None and (names is None or utterance.name in names)
+        ]
         if len(spoken) <= num_val:
             raise ValueError(
                 f"{source}: {len(spoken)} recordings, expected more than the {num_val} that are"
@@ -109,6 +131,60 @@ def encode_corpus(folder: Path, corpus: Corpus, tokenizer: SpeechTokenizer) -> l
     if len(units) != ends[-1]:
         raise ValueError(f"{path}: {len(units)} units, expected {ends[-1]}; delete it")
     return np.split(units, ends[:-1])
+
+
+def units_of_dataset(
+    dataset: ShardDataset, source: Path, audio_root: Path | None = None
+) -> dict[str, np.ndarray]:
+    """What a dataset holds of the speech that it was made of: name of a clip -> its units.
+
+    Args:
+        dataset: With speech units and durations.
+        source: What it was tokenized from.
+        audio_root: As `im2sp-tokenize` was given it.
+
+    Returns:
+        (T,) uint16 of each clip, repeats kept: a unit each 20 ms. Samples of which clips were
+        refused are left out, for it is not known which.
+
+    Raises:
+        ValueError: The dataset has no speech of this source.
+    """
+    items = list_source(source, audio_root=audio_root).items
+    utterances = {item.key: item.utterances for item in items}
+    found: dict[str, np.ndarray] = {}
+    for sample in dataset:
+        clips = utterances.get(sample.key, ())
+        if sample.durations is None or len(clips) != len(sample.speech_units):
+            continue
+        for clip, units, durations in zip(
+            clips, sample.speech_units, sample.durations, strict=True
+        ):
+            found[clip.name] = np.repeat(units, durations.astype(np.int64))
+    if not found:
+        raise ValueError(
+            f"{dataset.path}: holds no speech of {source}; expected the dataset that im2sp-tokenize"
+            " made of it, with durations"
+        )
+    return found
+
+
+def take_units(corpus: Corpus, units: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The units of a corpus's clips, by name.
+
+    Raises:
+        ValueError: A clip has none, or not as many as it has frames of 20 ms.
+    """
+    taken = []
+    for clip in corpus.clips:
+        num_units = len(units.get(clip.name, ()))
+        if num_units != clip.num_frames:
+            raise ValueError(
+                f"{clip.name}: {num_units} units for {clip.num_frames} frames of sound; expected"
+                " the dataset that was made of this sound, or another --out"
+            )
+        taken.append(units[clip.name])
+    return taken
 
 
 def collapse(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

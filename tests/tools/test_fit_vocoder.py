@@ -5,12 +5,14 @@ import types
 
 import numpy as np
 import pytest
+import soundfile as sf
 import torch
 
 from im2sp.pipeline import load_vocoder
+from im2sp.pipeline.cli import main as tokenize
 from im2sp.tools import fit_vocoder, vocoder_quality
 from im2sp.tools.fit_vocoder import main
-from making.hubert import make_centres, make_hubert, save_folder
+from making.hubert import clip, make_centres, make_hubert, save_folder
 from making.speech import install_flite
 
 SMALL = [
@@ -113,10 +115,6 @@ def test_no_time_at_all(command, capsys):
 
 
 def test_recordings_instead_of_captions(command, tmp_path, out):
-    import soundfile as sf
-
-    from making.hubert import clip
-
     (tmp_path / "audio").mkdir()
     for number in range(5):
         sf.write(tmp_path / "audio" / f"{number}.wav", clip(9000, number), 16_000)
@@ -124,6 +122,42 @@ def test_recordings_instead_of_captions(command, tmp_path, out):
     assert main([*command, "--measure-clips", "0", "--minutes", "0.05"]) == 0
     card = json.loads((out / "card.json").read_text())
     assert (card["num_train_clips"], card["voice"]) == (3, None)
+
+
+def test_units_of_shards_are_those_that_encoding_gives(command, tmp_path, out, capsys):
+    audio, shards = tmp_path / "audio", tmp_path / "shards"
+    audio.mkdir()
+    for number in range(5):
+        sf.write(audio / f"{number}.wav", clip(9000 + 400 * number, number), 16_000)
+    tokenizer = command[4:8]
+    with pytest.raises(SystemExit) as left:
+        tokenize([str(audio), "--out", str(shards), *tokenizer, "--num-workers", "1", "--quiet"])
+    assert left.value.code == 0
+    options = [*SMALL, "--measure-clips", "0", "--minutes", "0.05", "--audio", str(audio)]
+    assert main([*options, *tokenizer, "--out", str(out)]) == 0
+    taken = tmp_path / "taken"
+    assert main([*options, "--shards", str(shards), "--out", str(taken)]) == 0
+    cards = [json.loads((folder / "card.json").read_text()) for folder in (out, taken)]
+    assert cards[0]["speech_tokenizer"] == cards[1]["speech_tokenizer"]
+    assert cards[0]["num_train_clips"] == cards[1]["num_train_clips"] == 3
+    weights = [(folder / "vocoder.safetensors").read_bytes() for folder in (out, taken)]
+    assert weights[0] == weights[1]
+    capsys.readouterr()
+    sf.write(audio / "0.wav", clip(30_000, 9), 16_000)
+    assert main([*options, "--shards", str(shards), "--out", str(tmp_path / "x")]) == 1
+    assert "0.wav: 27 units for 93 frames of sound; expected the dataset" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    sf.write(tmp_path / "other/a.wav", clip(9000, 1), 16_000)
+    options[options.index(str(audio))] = str(tmp_path / "other")
+    assert main([*options, "--shards", str(shards), "--out", str(tmp_path / "y")]) == 1
+    assert "shards: holds no speech of " in capsys.readouterr().err
+
+
+def test_shards_go_with_audio(command, tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([*command, "--shards", str(tmp_path)])
+    assert left.value.code == 2
+    assert "--shards and --audio-root go with --audio, not with" in capsys.readouterr().err
 
 
 def test_tensorboard_has_losses_and_sounds(command, out, monkeypatch):
