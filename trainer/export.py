@@ -57,18 +57,26 @@ def export_model(
     return notes
 
 
+def find_notes(path: Path) -> Mapping[str, Any] | None:
+    """The notes of an exported file, None of any other."""
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            header = json.loads((file.metadata() or {})[METADATA_KEY])
+        return header[NOTES_KEY]
+    except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError):
+        return None
+
+
 def read_notes(path: Path) -> Mapping[str, Any]:
     """The notes of an exported file.
 
     Raises:
         WeightsError: It is none.
     """
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            header = json.loads((file.metadata() or {})[METADATA_KEY])
-        return header[NOTES_KEY]
-    except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+    notes = find_notes(path)
+    if notes is None:
         raise WeightsError(
-            f"{path}: no exported captioner ({error}); expected a run of im2sp-train, or what"
+            f"{path}: no exported captioner; expected a run of im2sp-train, or what"
             " tools/export_captioner.py makes of one"
-        ) from None
+        )
+    return notes

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from im2sp.shards.hub import find_beside
-from im2sp.trainer.checkpoint import best_checkpoint
+from im2sp.trainer.checkpoint import STATE_NAME, best_checkpoint, read_checkpoint
 from im2sp.trainer.config import TrainConfig
+from im2sp.trainer.export import find_notes
 from im2sp.trainer.model import Im2SpModel
 from im2sp.trainer.model_config import PRESETS, preset_config
 from im2sp.trainer.text import GIT_NAME, TEXT_MODEL_NAME, TextModel, read_text_model
@@ -36,9 +37,29 @@ class Units:
 
 
 def former_state(init_from: str | None) -> Mapping[str, Any]:
-    """What is known of the units of `--init-from`: `state.json` of our runs, nothing of others."""
-    best = best_checkpoint(Path(init_from)) if init_from is not None else None
-    return best.state if best else {}
+    """What is known of the units of `--init-from`.
+
+    That is `state.json` of our runs and their steps, the notes of what was exported from one, and
+    nothing of other people's.
+    """
+    if init_from is None:
+        return {}
+    path = BUNDLED.get(init_from, Path(init_from))
+    if path.is_file():
+        return find_notes(path) or {}
+    found = read_checkpoint(path) if _is_step(path) else best_checkpoint(path)
+    return found.state if found else {}
+
+
+def _is_step(path: Path) -> bool:
+    """Whether it is one step of a run, whose pieces lie in the folder above."""
+    return (path / STATE_NAME).is_file()
+
+
+def _kept_pieces(init_from: str, name: str) -> Path:
+    """Where a run that is named by its folder or one of its steps would keep a file of pieces."""
+    path = Path(init_from)
+    return (path.parent if _is_step(path) else path) / name
 
 
 def former_text_model(init_from: str | None, target: str) -> TextModel | None:
@@ -49,7 +70,7 @@ def former_text_model(init_from: str | None, target: str) -> TextModel | None:
     """
     if init_from is None or init_from in BUNDLED:
         return None
-    own = Path(init_from) / TEXT_MODEL_NAME
+    own = _kept_pieces(init_from, TEXT_MODEL_NAME)
     path = own if own.is_file() else find_beside(init_from, GIT_NAME)
     if path is None or (model := read_text_model(path)).vocabulary.kind != target:
         return None
@@ -58,8 +79,10 @@ def former_text_model(init_from: str | None, target: str) -> TextModel | None:
 
 def former_unit_pieces(init_from: str | None, num_units: int) -> UnitPieces | None:
     """The unit pieces of the run that `--init-from` names, if it has some."""
-    path = Path(init_from or "") / UNITS_MODEL_NAME
-    if init_from is None or not path.is_file():
+    if init_from is None:
+        return None
+    path = _kept_pieces(init_from, UNITS_MODEL_NAME)
+    if not path.is_file():
         return None
     return UnitPieces(path.read_bytes(), str(path), num_units)
 

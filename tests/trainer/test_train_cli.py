@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from im2sp.tools.git_reference import git_from, git_state_dict
+from im2sp.trainer.checkpoint import read_checkpoint
 from im2sp.trainer.cli import main
 from im2sp.trainer.config import MAX_TOKENS
+from im2sp.trainer.export import export_model
 from im2sp.trainer.generation import generate
 from im2sp.trainer.model_config import PRESETS, StackConfig
 from im2sp.trainer.text import read_text_model
@@ -126,6 +128,30 @@ def test_from_words_to_text(shards, tmp_path, capsys):
     before, after = model.state_dict(), load_model(text_run).state_dict()
     for name in before.keys() - {"decoder.embedding.weight", "decoder.output_bias"}:
         torch.testing.assert_close(before[name], after[name], rtol=0, atol=1e-5)
+
+
+def test_from_one_step_or_an_exported_file(shards, tmp_path, capsys):
+    command = ["--shards", shards, *QUICK, "--quiet", "--checkpoint-every", 1]
+    text = [*command, "--target", "text"]
+    assert run(capsys, *text, "--steps", 2, "--out", tmp_path / "text")[0] == 0
+    again = ["--steps", 1, "--init-from", tmp_path / "text/step-000001"]
+    assert run(capsys, *text, *again, "--out", tmp_path / "again")[0] == 0
+    models = [(tmp_path / name / "text.model").read_bytes() for name in ("text", "again")]
+    assert models[0] == models[1]
+    pieces = [*command, "--unit-pieces", 30, "--steps", 1]
+    assert run(capsys, *pieces, "--out", tmp_path / "units")[0] == 0
+    step = tmp_path / "units/step-000001"
+    assert run(capsys, *pieces, "--init-from", step, "--out", tmp_path / "more")[0] == 0
+    models = [(tmp_path / name / "units.model").read_bytes() for name in ("units", "more")]
+    assert models[0] == models[1]
+    file = tmp_path / "captioner.safetensors"
+    export_model(read_checkpoint(step), file)
+    other = make_shards(tmp_path / "other", image_fingerprint="c" * 64)
+    for origin in (file, step):
+        options = ["--shards", other, *QUICK, "--steps", 1, "--init-from", origin]
+        status, _, error = run(capsys, *options, "--out", tmp_path / "refused")
+        assert (status, "its image units have the fingerprint cccc" in error) == (1, True)
+    assert run(capsys, *command, "--steps", 1, "--init-from", file, "--out", tmp_path / "x")[0] == 0
 
 
 def test_a_run_on_pieces_of_units(shards, tmp_path, capsys):
