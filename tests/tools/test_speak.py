@@ -447,6 +447,21 @@ def test_a_checkpoint_that_tells_less_is_completed_by_its_dataset(made, monkeypa
     assert read_run(made / "run") == expected
 
 
+def test_the_bundled_captioner_speaks_where_no_run_is_named(tmp_path, capsys):
+    picture = IMAGES / "koi-pond.jpg"
+    assert left(main, picture, "--out", tmp_path / "a", "--device", "cpu") == 0
+    told = capsys.readouterr().err
+    assert "run compact: step " in told
+    assert "images through compact, view squash-224" in told
+    assert left(main, picture, "--run", "compact", "--out", tmp_path / "b", "--device", "cpu") == 0
+    (row,), (again,) = (rows_of(tmp_path / out / "spoken.jsonl") for out in "ab")
+    assert row["units"] == again["units"]
+    # A caption takes some seconds.
+    assert 1 < row["duration_s"] < 15
+    samples, _ = soundfile.read(tmp_path / "a" / row["wav"])
+    assert samples.std() > 0.01
+
+
 def test_an_exported_run_says_what_the_run_says(made, tmp_path, capsys):
     file, half = made / "exported.safetensors", made / "half.safetensors"
     assert export([str(made / "run"), str(file), "--precision", "fp32"]) == 0

@@ -313,3 +313,12 @@ def test_narrow_published_weights_do_not_tell_their_heads(make_model, tmp_path):
     torch.save(timm_state_dict(make_model()), tmp_path / "x.ckpt")
     with pytest.raises(WeightsError, match="is 48 wide, expected a multiple of 64"):
         use_encoder(make_model(), tmp_path / "x.ckpt")
+
+
+def test_the_bundled_captioner():
+    model = load_model("compact", device="cpu")
+    assert model.config.vocabulary.kind == "speech"
+    assert model.config.vocabulary.num_units == 200
+    assert model.config.num_states == 50
+    assert model.encoder.get_buffer("codebook").shape == (8192, 32)
+    assert sum(p.numel() for p in model.parameters()) < 16e6
