@@ -20,7 +20,8 @@ from torch import nn
 from im2sp.pipeline.vitvqgan import TransformerConfig, ViTVQGAN, ViTVQGANConfig
 from im2sp.tools.git_reference import git_from, git_state_dict
 from im2sp.tools.java_metrics import METEOR_JAR, SPICE_JAR, SPICE_MODELS, TOKENIZER_JAR
-from im2sp.trainer.model import Im2SpModel, preset_config
+from im2sp.trainer.model import Im2SpModel
+from im2sp.trainer.model_config import preset_config
 from im2sp.trainer.vocabulary import Vocabulary
 from making.evaluation import make_ctc_model
 from making.hub import cached_repository
