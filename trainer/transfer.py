@@ -13,7 +13,7 @@ from im2sp.trainer.checkpoint import STATE_NAME, best_checkpoint, read_checkpoin
 from im2sp.trainer.config import TrainConfig
 from im2sp.trainer.export import find_notes
 from im2sp.trainer.model import Im2SpModel
-from im2sp.trainer.model_config import PRESETS, preset_config
+from im2sp.trainer.model_config import PRESETS, SEIT_STEM_STRIDE, preset_config
 from im2sp.trainer.text import GIT_NAME, TEXT_MODEL_NAME, TextModel, read_text_model
 from im2sp.trainer.unit_pieces import UNITS_MODEL_NAME, UnitPieces
 from im2sp.trainer.vocabulary import Vocabulary
@@ -111,7 +111,11 @@ def first_model(config: TrainConfig, units: Units, codebook: torch.Tensor) -> Im
             standardise_codebook=config.encoder_from is None,
         )
         dropout = config.dropout
-        sizes = dataclasses.replace(sizes, dropout=dropout, attention_dropout=dropout)
+        # SeiT's encoder has a stem of its own.
+        stride = SEIT_STEM_STRIDE if config.encoder_from is not None else sizes.stem_stride
+        sizes = dataclasses.replace(
+            sizes, stem_stride=stride, dropout=dropout, attention_dropout=dropout
+        )
         model = Im2SpModel(sizes, codebook)
         _set_odds(model, units)
         if config.encoder_from is not None:

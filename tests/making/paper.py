@@ -21,7 +21,7 @@ from im2sp.pipeline.vitvqgan import TransformerConfig, ViTVQGAN, ViTVQGANConfig
 from im2sp.tools.git_reference import git_from, git_state_dict
 from im2sp.tools.java_metrics import METEOR_JAR, SPICE_JAR, SPICE_MODELS, TOKENIZER_JAR
 from im2sp.trainer.model import Im2SpModel
-from im2sp.trainer.model_config import preset_config
+from im2sp.trainer.model_config import SEIT_STEM_STRIDE, preset_config
 from im2sp.trainer.vocabulary import Vocabulary
 from making.evaluation import make_ctc_model
 from making.hub import cached_repository
@@ -181,5 +181,7 @@ def make_image_tokenizer() -> ViTVQGAN:
 def make_model(vocabulary: Vocabulary) -> Im2SpModel:
     """A captioner of the preset `mini` for that codebook."""
     torch.manual_seed(5)
-    config = replace(preset_config("mini", vocabulary), max_positions=MAX_TOKENS)
+    # Published encoders have SeiT's stem.
+    mini = preset_config("mini", vocabulary)
+    config = replace(mini, max_positions=MAX_TOKENS, stem_stride=SEIT_STEM_STRIDE)
     return Im2SpModel(config, torch.randn(8192, 32)).eval()
