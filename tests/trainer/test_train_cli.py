@@ -211,6 +211,16 @@ def test_from_a_git_with_its_own_word_pieces(shards, tmp_path, capsys, make_mode
     assert (status, "tokenizer.json is not in the local cache" in error) == (1, True)
 
 
+def test_an_encoder_of_seit_brings_its_stem(shards, tmp_path, capsys, make_model):
+    encoder, _ = PRESETS["mini"]
+    model = make_model(encoder=encoder, num_codes=8192, code_width=4)
+    torch.save({"model": timm_state_dict(model)}, tmp_path / "seit.ckpt")
+    command = ["--shards", shards, *QUICK, "--quiet", "--steps", 1, "--preset", "mini"]
+    command += ["--encoder-from", tmp_path / "seit.ckpt", "--out", tmp_path / "run"]
+    assert run(capsys, *command) == (0, "", "")
+    assert load_model(tmp_path / "run").config.stem_stride == 2
+
+
 def test_what_cannot_be_begun_with_is_refused(shards, tmp_path, capsys):
     run_dir = tmp_path / "run"
     command = [*QUICK, "--steps", 1, "--quiet"]
