@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import sentencepiece
 import tokenizers
@@ -186,26 +186,42 @@ def fit_text_model(texts: Iterable[str], max_pieces: int) -> Sentencepieces:
     Raises:
         ValueError: There is no text, or its letters alone are more than `max_pieces`.
     """
-    written = io.BytesIO()
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
-            model_writer=written,
-            model_type="unigram",
-            vocab_size=max_pieces,
-            hard_vocab_limit=False,
-            character_coverage=1.0,
-            normalization_rule_name=_CASE_FOLDED,
-            num_threads=1,
-            bos_id=-1,
-            eos_id=-1,
-            pad_id=-1,
-            unk_id=0,
-            minloglevel=4,
+        data = train_sentencepieces(
+            texts, max_pieces, model_type="unigram", normalization_rule_name=_CASE_FOLDED
         )
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(
             f"no text model of {max_pieces} pieces can be fitted on these captions: {reason}"
         ) from None
-    return Sentencepieces(written.getvalue(), "the fitted model")
+    return Sentencepieces(data, "the fitted model")
+
+
+def train_sentencepieces(texts: Iterable[str], max_pieces: int, **settings: Any) -> bytes:
+    """A sentencepiece model without BOS, EOS and PAD; the same texts make the same bytes.
+
+    Args:
+        texts: What to learn from.
+        max_pieces: Most pieces; fewer where the texts do not hold so many.
+        settings: More of sentencepiece's own.
+
+    Raises:
+        RuntimeError: sentencepiece's, where nothing can be fitted.
+    """
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=written,
+        vocab_size=max_pieces,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        num_threads=1,
+        bos_id=-1,
+        eos_id=-1,
+        pad_id=-1,
+        unk_id=0,
+        minloglevel=4,
+        **settings,
+    )
+    return written.getvalue()

@@ -7,12 +7,12 @@ so that what is generated are units again. Shen et al., "Acoustic BPE for Speech
 Discrete Tokens" (ICASSP 2024), found the same of HuBERT units; the paper's own models have none.
 """
 
-import io
 import itertools
 from collections.abc import Iterable, Sequence
 
 import sentencepiece
 
+from im2sp.trainer.text import train_sentencepieces
 from im2sp.trainer.vocabulary import Vocabulary
 
 UNITS_MODEL_NAME = "units.model"
@@ -72,26 +72,17 @@ def fit_unit_pieces(
     Raises:
         ValueError: There is no utterance, or `max_pieces` is not above `num_units`.
     """
-    written = io.BytesIO()
+    # One more with all units, for some may occur in no other.
+    sentences = map(_letters, itertools.chain(utterances, [range(num_units)]))
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            # One more with all units, for some may occur in no other.
-            sentence_iterator=map(_letters, itertools.chain(utterances, [range(num_units)])),
-            model_writer=written,
+        data = train_sentencepieces(
+            sentences,
+            max_pieces,
             model_type="bpe",
-            vocab_size=max_pieces,
-            hard_vocab_limit=False,
-            character_coverage=1.0,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
             split_by_unicode_script=False,
-            num_threads=1,
-            bos_id=-1,
-            eos_id=-1,
-            pad_id=-1,
-            unk_id=0,
-            minloglevel=4,
         )
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
@@ -99,7 +90,7 @@ def fit_unit_pieces(
             f"no {max_pieces} pieces of {num_units} units can be fitted on these utterances:"
             f" {reason}"
         ) from None
-    return UnitPieces(written.getvalue(), "the fitted model", num_units)
+    return UnitPieces(data, "the fitted model", num_units)
 
 
 def _letters(units: Iterable[int]) -> str:
