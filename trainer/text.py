@@ -66,14 +66,11 @@ class Sentencepieces:
             ValueError: They are no sentencepiece model.
         """
         self.data = data
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)
-            num_pieces = self._processor.get_piece_size()
-        except RuntimeError:
-            num_pieces = 0
-        if not num_pieces:
+        processor = load_sentencepieces(data)
+        if processor is None:
             raise ValueError(f"{name}: no sentencepiece model; make one with tools/fit_text.py")
-        self.vocabulary = Vocabulary(kind="text", num_ids=num_pieces)
+        self._processor = processor
+        self.vocabulary = Vocabulary(kind="text", num_ids=processor.get_piece_size())
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text."""
@@ -196,6 +193,15 @@ def fit_text_model(texts: Iterable[str], max_pieces: int) -> Sentencepieces:
             f"no text model of {max_pieces} pieces can be fitted on these captions: {reason}"
         ) from None
     return Sentencepieces(data, "the fitted model")
+
+
+def load_sentencepieces(data: bytes) -> sentencepiece.SentencePieceProcessor | None:
+    """The processor of a sentencepiece model; None where the bytes are none."""
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=data)
+        return processor if processor.get_piece_size() else None
+    except RuntimeError:
+        return None
 
 
 def train_sentencepieces(texts: Iterable[str], max_pieces: int, **settings: Any) -> bytes:

@@ -10,9 +10,7 @@ Discrete Tokens" (ICASSP 2024), found the same of HuBERT units; the paper's own 
 import itertools
 from collections.abc import Iterable, Sequence
 
-import sentencepiece
-
-from im2sp.trainer.text import train_sentencepieces
+from im2sp.trainer.text import load_sentencepieces, train_sentencepieces
 from im2sp.trainer.vocabulary import Vocabulary
 
 UNITS_MODEL_NAME = "units.model"
@@ -35,16 +33,13 @@ class UnitPieces:
             ValueError: They are no sentencepiece model, or not one of `num_units` units.
         """
         self.data = data
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)
-            num_pieces = self._processor.get_piece_size()
-        except RuntimeError:
-            num_pieces = 0
-        if not num_pieces:
+        processor = load_sentencepieces(data)
+        if processor is None:
             raise ValueError(f"{name}: no sentencepiece model of speech units")
+        self._processor = processor
         pieces = [
-            () if self._processor.is_unknown(i) else _units(self._processor.id_to_piece(i))
-            for i in range(num_pieces)
+            () if processor.is_unknown(i) else _units(processor.id_to_piece(i))
+            for i in range(processor.get_piece_size())
         ]
         found = {piece[0] for piece in pieces if len(piece) == 1}
         if found != set(range(num_units)):
@@ -52,7 +47,7 @@ class UnitPieces:
                 f"{name}: its pieces are not those of {num_units} speech units; expected the"
                 f" {UNITS_MODEL_NAME} of a run on the same units"
             )
-        self.vocabulary = Vocabulary(kind="speech", num_ids=num_pieces, pieces=tuple(pieces))
+        self.vocabulary = Vocabulary(kind="speech", num_ids=len(pieces), pieces=tuple(pieces))
 
     def encode(self, utterances: Sequence[Sequence[int]]) -> list[list[int]]:
         """The ids of the pieces that each utterance's units are cut into."""
