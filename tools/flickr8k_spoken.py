@@ -13,11 +13,11 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import soundfile as sf
 import tyro
@@ -30,7 +30,7 @@ from im2sp.pipeline.job_summary import summary
 from im2sp.pipeline.source_flickr8k_audio import WAVS
 from im2sp.shards import MANIFEST_NAME
 from im2sp.shards.files import atomic_file
-from im2sp.tools.flite import RATE_HZ, VOICES, FliteError, speak
+from im2sp.tools.flite import RATE_HZ, VOICES, FliteError, find_flite, speak
 
 AUDIO_NAME = ".spoken"
 RECORD_NAME = "spoken.json"
@@ -150,12 +150,12 @@ def speak_lines(
     _check_record(lines, folder)
     there = set(os.listdir(folder / WAVS))
     left = [line for line in lines if line.wav not in there]
-    if shutil.which("flite") is None and left:
-        speak(left[0].text, left[0].voice)
-    with ThreadPoolExecutor(num_workers) as threads:
-        done = _bounded_map(threads, lambda line: _speak_one(line, folder), left, 4 * num_workers)
+    if left:
+        find_flite()
+    threads = ThreadPoolExecutor(num_workers)
+    try:
         bar = tqdm(
-            done,
+            threads.map(lambda line: _speak_one(line, folder), left),
             total=len(lines),
             initial=len(lines) - len(left),
             desc="speak",
@@ -164,6 +164,9 @@ def speak_lines(
             dynamic_ncols=True,
         )
         mute = [wav for wav in bar if wav is not None]
+    finally:
+        # What is interrupted ends with the clips that are being spoken.
+        threads.shutdown(cancel_futures=True)
     pairs = "".join(f"{line.wav} {line.image} #{line.place}\n" for line in lines)
     speakers = "".join(f"{line.wav} {line.voice}\n" for line in lines)
     for name, content in ((CAPTIONS_NAME, pairs), (SPEAKERS_NAME, speakers)):
@@ -202,17 +205,6 @@ def _speak_one(line: Line, folder: Path) -> str | None:
     with atomic_file(folder / WAVS / line.wav) as file:
         sf.write(file, spoken.samples, RATE_HZ, format="WAV", subtype="PCM_16")
     return None
-
-
-def _bounded_map(
-    threads: ThreadPoolExecutor, function: Any, values: Sequence[Any], ahead: int
-) -> Iterator[Any]:
-    """`threads.map` that submits a few at a time, so that an interruption ends at once."""
-    waiting = [threads.submit(function, value) for value in values[:ahead]]
-    for i in range(len(values)):
-        yield waiting.pop(0).result()
-        if i + ahead < len(values):
-            waiting.append(threads.submit(function, values[i + ahead]))
 
 
 def make_dataset(config: SpokenConfig) -> str:

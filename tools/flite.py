@@ -48,6 +48,18 @@ class Spoken:
         return numbers[places]
 
 
+def find_flite() -> str:
+    """The program's path.
+
+    Raises:
+        FliteError: It is not installed.
+    """
+    program = shutil.which("flite")
+    if program is None:
+        raise FliteError("flite is not installed; it speaks the text: apt-get install flite")
+    return program
+
+
 def speak(text: str, voice: str, *, stretch: float = 1.0, pitch_hz: float | None = None) -> Spoken:
     """Let flite say a text.
 
@@ -60,9 +72,7 @@ def speak(text: str, voice: str, *, stretch: float = 1.0, pitch_hz: float | None
     Raises:
         FliteError: flite is not installed, or says nothing.
     """
-    program = shutil.which("flite")
-    if program is None:
-        raise FliteError("flite is not installed; it speaks the text: apt-get install flite")
+    program = find_flite()
     if voice not in VOICES:
         raise FliteError(f"flite: no voice {voice!r}; expected one of {', '.join(VOICES)}")
     handle, path = tempfile.mkstemp(suffix=".wav")

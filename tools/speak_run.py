@@ -38,10 +38,9 @@ def find_step(path: Path) -> "Checkpoint":
     Raises:
         ValueError: There is none.
     """
-    from im2sp.trainer.checkpoint import STATE_NAME, best_checkpoint, read_checkpoint
+    from im2sp.trainer.checkpoint import named_checkpoint
 
-    is_step = (path / STATE_NAME).is_file()
-    found = read_checkpoint(path) if is_step else best_checkpoint(path)
+    found = named_checkpoint(path)
     if found is None:
         raise ValueError(
             f"--run {path}: holds no checkpoint; expected the --out of im2sp-train, or one of its"
@@ -56,6 +55,7 @@ def read_run(name_or_path: str | Path) -> Run:
     Raises:
         ValueError: There is none, or its target is text.
     """
+    from im2sp.trainer.checkpoint import is_step
     from im2sp.trainer.export import read_notes
     from im2sp.trainer.weights import BUNDLED
 
@@ -71,7 +71,6 @@ def read_run(name_or_path: str | Path) -> Run:
             image_tokenizer=notes["tokenizers"]["image"],
         )
     found = find_step(path)
-    is_step = found.path.resolve() == path.resolve()
     fingerprints = found.state["fingerprints"]
     if "speech" not in fingerprints:
         raise ValueError(
@@ -86,7 +85,7 @@ def read_run(name_or_path: str | Path) -> Run:
             " tokenized; run this where the dataset is that it was trained on"
         )
     return Run(
-        name=(path.resolve().parent if is_step else path.resolve()).name,
+        name=(path.resolve().parent if is_step(path) else path.resolve()).name,
         weights=found.path,
         step=found.step,
         image_fingerprint=fingerprints["image"],

@@ -191,6 +191,20 @@ def best_checkpoint(run_dir: Path, score: str | None = None) -> Checkpoint | Non
     return best
 
 
+def is_step(path: Path) -> bool:
+    """Whether a folder is one step of a run, and not the run's own."""
+    return (path / STATE_NAME).is_file()
+
+
+def named_checkpoint(path: Path) -> Checkpoint | None:
+    """The step whose folder is named, or the best one of the run whose folder is.
+
+    Raises:
+        CheckpointError: The step's record is damaged.
+    """
+    return read_checkpoint(path) if is_step(path) else best_checkpoint(path)
+
+
 def prune(run_dir: Path, keep_last: int) -> None:
     """Remove all checkpoints but the best and the last ones, and what killed writers left."""
     paths = checkpoint_dirs(run_dir)

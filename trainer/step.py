@@ -88,19 +88,18 @@ class Objective(nn.Module):
         """(B, bytes) uint8, (N, T) int64 and (N,) int64 -> a float32 scalar."""
         sizes = self.model.config
         units = unpack_units_on_device(images_packed, shape=(sizes.grid, sizes.grid))
-        is_words = sizes.vocabulary.kind == "words"
-        if not self.training:
-            loss = self.model.word_loss if is_words else self.model.loss
-            return loss(units, tokens, owner)
-        units = augment_units(
-            units,
-            num_codes=sizes.num_codes,
-            crop_area=self._crop_area,
-            code_noise=self._code_noise,
-        )
-        if is_words:
+        smoothing = 0.0
+        if self.training:
+            smoothing = self._label_smoothing
+            units = augment_units(
+                units,
+                num_codes=sizes.num_codes,
+                crop_area=self._crop_area,
+                code_noise=self._code_noise,
+            )
+        if sizes.vocabulary.kind == "words":
             return self.model.word_loss(units, tokens, owner)
-        return self.model.loss(units, tokens, owner, self._label_smoothing)
+        return self.model.loss(units, tokens, owner, smoothing)
 
 
 class Stepper:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from im2sp.shards.hub import find_beside
-from im2sp.trainer.checkpoint import STATE_NAME, best_checkpoint, read_checkpoint
+from im2sp.trainer.checkpoint import is_step, named_checkpoint
 from im2sp.trainer.config import TrainConfig
 from im2sp.trainer.export import find_notes
 from im2sp.trainer.model import Im2SpModel
@@ -47,19 +47,14 @@ def former_state(init_from: str | None) -> Mapping[str, Any]:
     path = BUNDLED.get(init_from, Path(init_from))
     if path.is_file():
         return find_notes(path) or {}
-    found = read_checkpoint(path) if _is_step(path) else best_checkpoint(path)
+    found = named_checkpoint(path)
     return found.state if found else {}
-
-
-def _is_step(path: Path) -> bool:
-    """Whether it is one step of a run, whose pieces lie in the folder above."""
-    return (path / STATE_NAME).is_file()
 
 
 def _kept_pieces(init_from: str, name: str) -> Path:
     """Where a run that is named by its folder or one of its steps would keep a file of pieces."""
     path = Path(init_from)
-    return (path.parent if _is_step(path) else path) / name
+    return (path.parent if is_step(path) else path) / name
 
 
 def former_text_model(init_from: str | None, target: str) -> TextModel | None:
