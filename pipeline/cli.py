@@ -53,7 +53,14 @@ class TokenizeConfig:
     """Where the encoders run, as torch names it; CUDA where there is one."""
     only: Literal["images", "audio"] | None = None
     """Take the pictures alone, or the sound alone, of a source that has both."""
-    view: Literal["squash-224", "squash-256-crop", "center-224"] = "squash-224"
+    view: Literal[
+        "squash-224",
+        "squash-256-crop",
+        "center-224",
+        "squash-224-mirrored",
+        "squash-256-crop-mirrored",
+        "center-224-mirrored",
+    ] = "squash-224"
     """How a picture becomes the square that is encoded."""
     layout: Literal["arrow", "webdataset"] = "arrow"
     """Kind of shard files."""

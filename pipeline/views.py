@@ -6,11 +6,15 @@
 | `squash-256-crop` | the whole picture resized to 256x256 (the paper's released code) | rows and columns 2..29 of 32x32 |
 | `center-224` | the centred square of the shorter side resized to 224x224 | 28x28, all |
 
+Each is there mirrored, left and right changed, as `squash-224-mirrored` and so on: a second look at
+the images that a model learns from. A mirrored picture has other units, not the same ones in
+another order.
+
 All resizing is Pillow's bicubic filter on the full-size pixels: no JPEG draft mode and no reducing
 gap, which are faster but change the result. A picture that has the size already is not resampled.
 """  # noqa: E501 - a table row cannot be broken
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,6 +38,9 @@ class View:
     keep_shape: bool
     """Cut the centred square first, instead of squashing the whole picture."""
 
+    is_mirrored: bool = False
+    """Left and right changed."""
+
     def apply(self, image: Image.Image) -> np.ndarray:
         """The picture as the tokenizer sees it.
 
@@ -52,9 +59,11 @@ class View:
         else:
             box = (0, 0, width, height)
         size = (self.image_size_px, self.image_size_px)
-        if box == (0, 0, *size) and image.size == size:
-            return np.array(image)
-        return np.array(image.resize(size, Image.Resampling.BICUBIC, box=box))
+        if box != (0, 0, *size) or image.size != size:
+            image = image.resize(size, Image.Resampling.BICUBIC, box=box)
+        if self.is_mirrored:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.array(image)
 
     def crop_units(self, units: _Units) -> _Units:
         """The 28x28 units that are kept.
@@ -79,12 +88,11 @@ class View:
         return units[..., kept, kept]
 
 
-VIEWS: dict[str, View] = {
-    view.name: view
-    for view in (
-        View(name="squash-224", image_size_px=224, keep_shape=False),
-        View(name="squash-256-crop", image_size_px=256, keep_shape=False),
-        View(name="center-224", image_size_px=224, keep_shape=True),
-    )
-}
+_UPRIGHT = (
+    View(name="squash-224", image_size_px=224, keep_shape=False),
+    View(name="squash-256-crop", image_size_px=256, keep_shape=False),
+    View(name="center-224", image_size_px=224, keep_shape=True),
+)
+_MIRRORED = (replace(view, name=f"{view.name}-mirrored", is_mirrored=True) for view in _UPRIGHT)
+VIEWS: dict[str, View] = {view.name: view for view in (*_UPRIGHT, *_MIRRORED)}
 """Every view by its name; the first is the default."""

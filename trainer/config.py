@@ -85,6 +85,9 @@ class TrainConfig:
     """Split to validate on; val where there is one."""
     val_images: int | None = None
     """Validate on so many images at most, from the split's first on."""
+    other_view: Path | None = None
+    """Dataset of the same images seen otherwise, such as mirrored (im2sp-tokenize --view
+    squash-224-mirrored): each epoch an image comes in one of the two, by chance."""
     items: Literal["all", "one"] = "all"
     """All utterances or captions of an image, or one that is drawn anew each epoch."""
     max_length: int | None = None

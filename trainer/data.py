@@ -1,10 +1,13 @@
 """Batches of tokens from shards: what a run learns from and is validated on."""
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -42,6 +45,50 @@ class TokenBatch:
         return first, second, third
 
 
+class OtherView:
+    """The same images seen otherwise, in memory: 1,274 bytes each.
+
+    Which of its two an image shows is drawn by seed, epoch and key, so it depends neither on the
+    batch nor on the process, and a run that goes on draws the same.
+    """
+
+    def __init__(self, dataset: ShardDataset, seed: int) -> None:
+        self._seed = seed
+        self._rows: dict[str, int] = {}
+        tables: list[NDArray[np.uint8]] = []
+        first = 0
+        for number in range(dataset.num_batches):
+            batch = dataset.batch(number)
+            tables.append(batch.image_units.copy())
+            for row in range(batch.num_samples):
+                if batch.image_valid is None or batch.image_valid[row]:
+                    self._rows[batch.keys.text(row)] = first + row
+            first += batch.num_samples
+        self._table = torch.from_numpy(np.concatenate(tables))
+
+    def __contains__(self, key: str) -> bool:
+        """Whether it has an image of that key."""
+        return key in self._rows
+
+    def mix(self, images_packed: Tensor, keys: Sequence[str], epoch: int) -> Tensor:
+        """(B, 1274) uint8, where half of the images that are here, too, have become those here."""
+        taken = [
+            (place, self._rows[key])
+            for place, key in enumerate(keys)
+            if key in self._rows and self._is_taken(key, epoch)
+        ]
+        if not taken:
+            return images_packed
+        places, rows = zip(*taken, strict=True)
+        mixed = images_packed.clone()
+        mixed[list(places)] = self._table[list(rows)]
+        return mixed
+
+    def _is_taken(self, key: str, epoch: int) -> bool:
+        text = f"{self._seed} {epoch} {key}".encode()
+        return hashlib.blake2b(text, digest_size=1).digest()[0] % 2 == 1
+
+
 class TokenBatches:
     """Batches of a loader with specials added and captions or units cut into pieces.
 
@@ -54,10 +101,12 @@ class TokenBatches:
         loader: ShardLoader,
         vocabulary: Vocabulary,
         text_model: TextModel | UnitPieces | None,
+        other_view: OtherView | None = None,
     ) -> None:
         self.loader = loader
         self._vocabulary = vocabulary
         self._text_model = text_model
+        self._other_view = other_view
 
     def __iter__(self) -> Iterator[TokenBatch]:
         """Batches from the loader's position on."""
@@ -76,8 +125,11 @@ class TokenBatches:
             lengths = torch.tensor([len(row) for row in rows], dtype=torch.int32)
             filled = [torch.tensor(row, dtype=torch.int32) for row in rows]
             ids = pad_sequence(filled, batch_first=True) if rows else ids
+        images_packed = batch.images_packed
+        if self._other_view is not None:
+            images_packed = self._other_view.mix(images_packed, batch.keys, batch.epoch)
         return TokenBatch(
-            images_packed=batch.images_packed,
+            images_packed=images_packed,
             tokens=self._vocabulary.encode_batch(ids, lengths),
             owner=batch.owner.long(),
             num_tokens=int(lengths.sum()) + len(lengths),
@@ -99,6 +151,29 @@ def open_train(config: TrainConfig) -> ShardDataset:
     if split is None and set(splits) - {""}:
         raise ValueError(f"{config.shards}: has splits {sorted(splits)}; give one with --split")
     return ShardDataset(config.shards, split)
+
+
+def open_other_view(config: TrainConfig, dataset: ShardDataset) -> OtherView | None:
+    """The dataset of `--other-view`, None where none is given.
+
+    Raises:
+        ShardError: It is missing or damaged.
+        ValueError: Another tokenizer made it, or it has none of the images to learn from.
+    """
+    if config.other_view is None:
+        return None
+    other = ShardDataset(config.other_view)
+    expected = fingerprints(dataset, "text")
+    check_fingerprints(
+        fingerprints(other, "text"), expected, f"--other-view {other.path}", str(dataset.path)
+    )
+    view = OtherView(other, config.seed)
+    if not any(sample.key in view for sample in dataset):
+        raise ValueError(
+            f"--other-view {other.path}: none of its {len(other)} images is among the"
+            f" {len(dataset)} of {dataset.path}; their keys have to be the same"
+        )
+    return view
 
 
 def open_val(config: TrainConfig) -> ShardDataset | None:

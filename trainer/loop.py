@@ -30,6 +30,7 @@ from im2sp.trainer.data import (
     check_fingerprints,
     fingerprints,
     make_loader,
+    open_other_view,
     open_train,
     open_val,
     speech_vocabulary,
@@ -143,7 +144,9 @@ class _Run:
             text_model.log_odds if isinstance(text_model, WordBag) else None,
         )
         self.train_loader = make_loader(dataset, config, ranks, is_train=True)
-        self.train_batches = TokenBatches(self.train_loader, vocabulary, text_model)
+        self.train_batches = TokenBatches(
+            self.train_loader, vocabulary, text_model, open_other_view(config, dataset)
+        )
         self.val_batches = None
         if val is not None:
             val_loader = make_loader(val, config, ranks, is_train=False)

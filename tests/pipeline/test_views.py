@@ -13,7 +13,8 @@ def noise(width: int, height: int) -> Image.Image:
 
 def test_the_names_and_sizes():
     sizes = {name: view.image_size_px for name, view in VIEWS.items()}
-    assert sizes == {"squash-224": 224, "squash-256-crop": 256, "center-224": 224}
+    upright = {"squash-224": 224, "squash-256-crop": 256, "center-224": 224}
+    assert sizes == upright | {f"{name}-mirrored": size for name, size in upright.items()}
     assert list(VIEWS)[0] == "squash-224"
     assert all(view.name == name for name, view in VIEWS.items())
 
@@ -37,7 +38,15 @@ def test_squash_is_pillows_bicubic(name):
     np.testing.assert_array_equal(VIEWS[name].apply(image), expected)
 
 
-@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("name", ["squash-224", "squash-256-crop", "center-224"])
+@pytest.mark.parametrize("size", [(300, 200), (224, 224)])
+def test_mirrored_changes_left_and_right_alone(name, size):
+    image = noise(*size)
+    pixels = VIEWS[f"{name}-mirrored"].apply(image)
+    np.testing.assert_array_equal(pixels, VIEWS[name].apply(image)[:, ::-1])
+
+
+@pytest.mark.parametrize("name", ["squash-224", "squash-256-crop", "center-224"])
 def test_the_right_size_is_not_resampled(name):
     side = VIEWS[name].image_size_px
     image = noise(side, side)

@@ -1,13 +1,15 @@
+import numpy as np
 import pytest
 import torch
 
-from im2sp.shards import ShardDataset, ShardLoader
+from im2sp.shards import Sample, ShardDataset, ShardLoader, unpack_units_on_device
 from im2sp.trainer.data import (
     TokenBatches,
     captions_of,
     check_fingerprints,
     fingerprints,
     make_loader,
+    open_other_view,
     open_train,
     open_val,
     speech_vocabulary,
@@ -91,3 +93,79 @@ def test_fingerprints(shards):
     message = r"here: its speech units have .* \(none\), those of there bbbbbbbbbbbb; units of diff"
     with pytest.raises(ValueError, match=message):
         check_fingerprints({"speech": None}, found, "here", "there")
+
+
+def mirrored_of(shards, folder, keys=None, **changes):
+    """The same samples with other image units, in another order."""
+    samples = [
+        Sample(key=sample.key, split=sample.split, image_units=8191 - sample.image_units)
+        for sample in ShardDataset(shards)
+        if keys is None or sample.key in keys
+    ][::-1]
+    splits = {split: sum(s.split == split for s in samples) for split in ("train", "val")}
+    splits = {split: count for split, count in splits.items() if count}
+    return make_shards(folder, splits, samples=samples, **changes)
+
+
+def units_of_epoch(shards, out, other, epoch, **changes):
+    """Key -> image units of one epoch, as a run sees them."""
+    config = make_config(shards, out, other_view=other, **changes)
+    dataset = open_train(config)
+    loader = make_loader(dataset, config, ONE, is_train=True)
+    batches = TokenBatches(
+        loader, speech_vocabulary(dataset), None, open_other_view(config, dataset)
+    )
+    found = {}
+    for batch in batches:
+        if batch.source.epoch > epoch:
+            return found
+        if batch.source.epoch == epoch:
+            units = unpack_units_on_device(batch.images_packed)
+            found |= dict(zip(batch.source.keys, units.numpy(), strict=True))
+    return found
+
+
+def test_another_view_is_shown_half_of_the_time(tmp_path):
+    shards = make_shards(tmp_path / "shards", {"train": 60, "val": 2})
+    other = mirrored_of(shards, tmp_path / "other")
+    own = {sample.key: sample.image_units for sample in ShardDataset(shards, "train")}
+    taken = []
+    for epoch in (0, 1):
+        found = units_of_epoch(shards, tmp_path / "run", other, epoch)
+        assert found.keys() == own.keys()
+        for key, units in found.items():
+            is_other = (units == 8191 - own[key]).all()
+            assert is_other or (units == own[key]).all()
+            taken.append(is_other)
+    assert 40 <= sum(taken) <= 80
+    first, second = np.array(taken[:60]), np.array(taken[60:])
+    assert 15 <= (first != second).sum() <= 45
+
+
+def test_which_view_is_shown_does_not_depend_on_the_batches(tmp_path):
+    shards = make_shards(tmp_path / "shards", {"train": 12, "val": 2})
+    other = mirrored_of(shards, tmp_path / "other")
+    one = units_of_epoch(shards, tmp_path / "run", other, 1, batch_size=2)
+    two = units_of_epoch(shards, tmp_path / "run", other, 1, batch_size=4, bucket_window=0)
+    assert one.keys() == two.keys()
+    for key, units in one.items():
+        np.testing.assert_array_equal(units, two[key])
+
+
+def test_images_without_another_view_show_their_own(tmp_path):
+    shards = make_shards(tmp_path / "shards", {"train": 12, "val": 2})
+    other = mirrored_of(shards, tmp_path / "other", keys=("train3",))
+    for sample in ShardDataset(shards, "train"):
+        found = units_of_epoch(shards, tmp_path / "run", other, 0)[sample.key]
+        if sample.key != "train3":
+            np.testing.assert_array_equal(found, sample.image_units)
+
+
+def test_another_view_of_other_images_or_units_is_refused(tmp_path):
+    shards = make_shards(tmp_path / "shards")
+    strange = make_shards(tmp_path / "strange", {"": 3})
+    with pytest.raises(ValueError, match="none of its 3 images is among the 8 of .*shards"):
+        units_of_epoch(shards, tmp_path / "run", strange, 0)
+    other = mirrored_of(shards, tmp_path / "other", image_fingerprint="c" * 64)
+    with pytest.raises(ValueError, match="--other-view .*other: its image units .* cccccccccccc"):
+        units_of_epoch(shards, tmp_path / "run", other, 0)
