@@ -152,7 +152,7 @@ class _Run:
             val_loader = make_loader(val, config, ranks, is_train=False)
             self.val_batches = TokenBatches(val_loader, vocabulary, text_model)
         if checkpoint is None:
-            model = first_model(config, units, torch.from_numpy(dataset.codebook()))
+            model = first_model(config, units, torch.from_numpy(dataset.codebook()), warn)
         else:
             model = load_model(checkpoint.path)
         self.stepper = Stepper(model.to(ranks.device), config, ranks)

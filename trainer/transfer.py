@@ -1,7 +1,7 @@
 """Beginning a run with the weights of another: `--init-from` and `--encoder-from`."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,12 @@ def former_unit_pieces(init_from: str | None, num_units: int) -> UnitPieces | No
     return UnitPieces(path.read_bytes(), str(path), num_units)
 
 
-def first_model(config: TrainConfig, units: Units, codebook: torch.Tensor) -> Im2SpModel:
+def first_model(
+    config: TrainConfig,
+    units: Units,
+    codebook: torch.Tensor,
+    warn: Callable[[str], object] = lambda _: None,
+) -> Im2SpModel:
     """The model that a run begins with, on the CPU.
 
     What is new of it is a function of --seed.
@@ -91,6 +96,7 @@ def first_model(config: TrainConfig, units: Units, codebook: torch.Tensor) -> Im
         config: Settings.
         units: Of the run.
         codebook: (num_codes, code_width) float32.
+        warn: Told of what is lost although both are of text.
 
     Raises:
         ValueError: The weights cannot be read or do not fit.
@@ -118,7 +124,15 @@ def first_model(config: TrainConfig, units: Units, codebook: torch.Tensor) -> Im
         return model
     origin = load_model(config.init_from, codebook, encoder=config.encoder_from, device="cpu")
     _check_sizes(config, origin)
-    return transferred(origin, units, former_state(config.init_from), config.dropout)
+    state = former_state(config.init_from)
+    kinds = {origin.config.vocabulary.kind, units.vocabulary.kind}
+    if kinds == {"text"} and not _is_same(units, origin.config.vocabulary, state):
+        warn(
+            f"--init-from {config.init_from}: its text pieces are not those of this run, so what it"
+            " knows of words is lost: embedding and output begin anew. To keep it, put its"
+            f" {GIT_NAME} beside its weights, or give it with --text-model"
+        )
+    return transferred(origin, units, state, config.dropout)
 
 
 def transferred(

@@ -209,6 +209,9 @@ def test_from_a_git_with_its_own_word_pieces(shards, tmp_path, capsys, make_mode
     (git / "tokenizer.json").unlink()
     status, _, error = run(capsys, *command, "--out", tmp_path / "without")
     assert (status, "tokenizer.json is not in the local cache" in error) == (1, True)
+    command += ["--init-from", git]
+    status, _, error = run(capsys, *command, "--out", tmp_path / "without")
+    assert (status, error.count("embedding and output begin anew")) == (0, 1)
 
 
 def test_an_encoder_of_seit_brings_its_stem(shards, tmp_path, capsys, make_model):
