@@ -89,6 +89,22 @@ def write_published(trainer: Trainer, out: Path) -> None:
         torch.save({"generator": trainer.average}, file)
 
 
+def restore_former(trainer: Trainer, path: Path, notes: dict[str, Any]) -> None:
+    """Take over what another run's checkpoint holds, its optimizers and steps, too.
+
+    Raises:
+        ValueError: It is of other units or of another size.
+    """
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for what in ("sizes", "speech_tokenizer"):
+        if state["notes"][what] != notes[what]:
+            raise ValueError(
+                f"--init-from {path}: its {what} are {state['notes'][what]}, those of this run"
+                f" {notes[what]}; a vocoder goes on with the same units and sizes only"
+            )
+    trainer.restore(state)
+
+
 def train(
     trainer: Trainer,
     segments: Segments,
@@ -96,6 +112,7 @@ def train(
     minutes: float,
     notes: dict[str, Any],
     watch: Watch | None = None,
+    init_from: Path | None = None,
 ) -> float:
     """Train until `minutes` are spent, those before a restart counted in; returns the hours."""
     path, spent_s = out / "checkpoint.pt", 0.0
@@ -108,6 +125,8 @@ def train(
             )
         trainer.restore(state)
         spent_s = state["spent_s"]
+    elif init_from is not None:
+        restore_former(trainer, init_from, notes)
     generator = np.random.default_rng((trainer.recipe.seed, trainer.step))
     means = dict[str, float]()
     kept_s = last_s = time.monotonic()
@@ -200,7 +219,7 @@ def fit(arguments: argparse.Namespace) -> None:
     }
     watch = tensorboard(out, val, val_units, 20 * EVERY_STEPS) if arguments.tensorboard else None
     segments = Segments(corpus, units, recipe)
-    hours = train(trainer, segments, out, arguments.minutes, notes, watch)
+    hours = train(trainer, segments, out, arguments.minutes, notes, watch, arguments.init_from)
     write_published(trainer, out)
     chosen = slice(arguments.measure_clips or len(val))
     waveforms = [val.waveform(row) for row in range(len(val))][chosen]
@@ -272,6 +291,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to work and write in")
     parser.add_argument("--speech-tokenizer", default="compact", help="as im2sp-tokenize takes it")
     parser.add_argument("--kmeans", type=Path, help="its centres, where it brings none")
+    parser.add_argument(
+        "--init-from", type=Path, help="checkpoint.pt of another run, to begin with what it learned"
+    )
     parser.add_argument("--minutes", type=float, default=60.0, help="of training")
     parser.add_argument(
         "--measure-clips", type=int, default=100, help="to count word errors of; 0 for none"

@@ -91,6 +91,22 @@ def test_it_goes_on_where_it_was(command, out):
     assert card["val"]["num_clips"] == 2
 
 
+def test_a_second_run_begins_with_what_the_first_one_learned(command, out, tmp_path, capsys):
+    silent = [*command, "--measure-clips", "0"]
+    assert main([*silent, "--minutes", "0.1"]) == 0
+    first = torch.load(out / "checkpoint.pt", weights_only=True)
+    more = ["--init-from", str(out / "checkpoint.pt"), "--out", str(tmp_path / "second")]
+    # A rate that leaves the weights as they are, and more recipe that may change.
+    assert main([*silent, *more, "--minutes", "0.1", "--rate", "1e-12", "--seed", "1"]) == 0
+    second = torch.load(tmp_path / "second" / "checkpoint.pt", weights_only=True)
+    assert second["step"] > first["step"] > 0
+    for name, tensor in first["generator"].items():
+        torch.testing.assert_close(second["generator"][name], tensor, rtol=0, atol=1e-6)
+    other = ["--out", str(tmp_path / "third"), "--minutes", "0.1", "--width", "16"]
+    assert main([*silent, *more[:2], *other]) == 1
+    assert "its sizes are {" in capsys.readouterr().err
+
+
 def test_the_time_that_a_process_was_stopped_does_not_count(command, out, monkeypatch):
     times = itertools.chain([0.0, 1.0, 5000.0], itertools.count(5001.0))
     monkeypatch.setattr(fit_vocoder.time, "monotonic", lambda: next(times))
