@@ -119,7 +119,7 @@ class DecodePool:
             self._is_first_up.wait()
         try:
             self._worker(index)
-        except OSError:
+        except (OSError, RuntimeError):
             pass  # the first task meets it again and tells
         finally:
             self._is_first_up.set()

@@ -1,6 +1,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -33,6 +35,18 @@ class OneBomb(type(Path())):
             open(path + ".exploded", "w").close()
             os.kill(os.getpid(), signal.SIGKILL)
         return path
+"""
+
+
+# What someone writes who does not know that processes import the main module again.
+UNGUARDED = """
+from pathlib import Path
+from im2sp.pipeline.decode_pool import DecodePool
+from im2sp.pipeline.source_items import SourceItem
+
+item = SourceItem(key="a", image=Path("a.jpg"), name="a.jpg")
+with DecodePool(num_workers=2, view="squash-224", max_pixels=10_000) as pool:
+    print(list(pool.decode([[item]])))
 """
 
 
@@ -298,3 +312,11 @@ def test_leaving_early_ends_workers_that_wait_for_room(speak, tmp_path):
         pool._room = Room(1000)
         next(pool.decode(tasks_of(clips, 2)))
     assert multiprocessing.active_children() == []
+
+
+def test_an_unguarded_program_is_told_and_does_not_hang(tmp_path):
+    (tmp_path / "unguarded.py").write_text(UNGUARDED)
+    command = [sys.executable, "-P", str(tmp_path / "unguarded.py")]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert found.returncode == 1
+    assert 'does what it runs stand under `if __name__ == "__main__":`?' in found.stderr
