@@ -20,7 +20,7 @@ from im2sp.pipeline.media import ImageError
 from im2sp.pipeline.source_items import SourceItem
 from im2sp.tools.asr import Recognizer, load_recognizer
 from im2sp.tools.speak_captioner import Captioner
-from im2sp.tools.speak_config import BUNDLED, SpeakConfig
+from im2sp.tools.speak_config import BUNDLED, BUNDLED_BEAMS, SpeakConfig
 from im2sp.tools.speak_folder import REJECTS_NAME, SPOKEN_NAME, SpeechFolder, file_stems
 from im2sp.tools.speak_items import Clip, Pictures, Reject, list_pictures, read_units
 from im2sp.tools.speak_page import PageItem, PagePicture, page
@@ -134,7 +134,7 @@ def _picture_parts(config: SpeakConfig, work: "_Work", tell: Tell) -> _Parts:
         run,
         image_tokenizer=config.image_tokenizer,
         codebook=config.codebook,
-        num_beams=config.num_beams,
+        num_beams=config.num_beams or (BUNDLED_BEAMS if config.run in (None, BUNDLED) else 1),
         max_tokens=config.max_tokens,
         device=config.device,
     )

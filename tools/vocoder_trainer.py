@@ -40,7 +40,7 @@ class Recipe:
     adversary_rate: float = 4e-4
     """Learning rate of the discriminators; falls likewise."""
     adversary_from: float = 0.4
-    """Share of the time after which the discriminators come in; 0 for all of it."""
+    """Share of the time after which the discriminators come in; 0: from the start, 1: never."""
     adversary_rate_factor: float = 0.5
     """Factor of the generator's rate from then on."""
     discriminator_width: float = 0.25

@@ -453,9 +453,11 @@ def test_the_bundled_captioner_speaks_where_no_run_is_named(tmp_path, capsys):
     told = capsys.readouterr().err
     assert "run compact: step " in told
     assert "images through compact, view squash-224" in told
-    assert left(main, picture, "--run", "compact", "--out", tmp_path / "b", "--device", "cpu") == 0
-    (row,), (again,) = (rows_of(tmp_path / out / "spoken.jsonl") for out in "ab")
-    assert row["units"] == again["units"]
+    for out, num_beams in (("b", 4), ("c", 1)):
+        command = [picture, "--run", "compact", "--num-beams", num_beams, "--device", "cpu"]
+        assert left(main, *command, "--out", tmp_path / out) == 0
+    (row,), (again,), (greedy,) = (rows_of(tmp_path / out / "spoken.jsonl") for out in "abc")
+    assert row["units"] == again["units"] != greedy["units"]
     # A caption takes some seconds.
     assert 1 < row["duration_s"] < 15
     samples, _ = soundfile.read(tmp_path / "a" / row["wav"])
