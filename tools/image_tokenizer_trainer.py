@@ -1,13 +1,12 @@
 """One step of training an image tokenizer; `fit_image_tokenizer` is the program around it."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from im2sp.pipeline.packed_encoder import argmax_rows
 from im2sp.pipeline.vitvqgan import (
@@ -69,12 +68,7 @@ class Trainer:
         self.network.to(device)
         self.network.quantizer.requires_grad_(False)
         self.codes = self.network.quantizer.embedding.weight
-        self.muon, self.adamw = make_optimizers(
-            self.network,
-            block_rate=recipe.block_rate,
-            encoder_rate=recipe.block_rate * recipe.encoder_rate_factor,
-            other_rate=recipe.other_rate,
-        )
+        self.muon, self.adamw = self._optimizers()
         average = recipe.batch_size * recipe.crop_patches**2 / len(self.codes)
         self.counts = torch.full((len(self.codes),), average, device=device)
         self.sums = self.codes.detach().clone() * average
@@ -82,9 +76,49 @@ class Trainer:
         self.code_unit = statistics.scale**2 * (CONSTANT**2 + 1) / (3 * PATCH_PX**2)
         self.step = 0
 
+    def _optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+        recipe = self.recipe
+        blocks: dict[str, list[Tensor]] = {"encoder": [], "decoder": []}
+        sensitive: list[Tensor] = []
+        others: list[Tensor] = []
+        for name, parameter in self.network.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if ".transformer.layers." in name and parameter.ndim == 2:
+                blocks[name.split(".")[0]].append(parameter)
+            elif any(part in name for part in ("to_pixel", "pre_quant", "to_patch_embedding")):
+                sensitive.append(parameter)
+            else:
+                others.append(parameter)
+        muon = torch.optim.Muon(
+            [
+                {"params": blocks["decoder"], "rate": recipe.block_rate},
+                {
+                    "params": blocks["encoder"],
+                    "rate": recipe.block_rate * recipe.encoder_rate_factor,
+                },
+            ],
+            weight_decay=0.0,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        adamw = torch.optim.AdamW(
+            [
+                {"params": sensitive, "rate": recipe.other_rate},
+                {"params": others, "rate": 10 * recipe.other_rate},
+            ],
+            betas=(0.9, 0.99),
+            weight_decay=0.0,
+        )
+        return muon, adamw
+
     def train_step(self, pixels: Tensor, origin: tuple[int, int], progress: float) -> float:
         """One step on (B, 3, S, S) float32; returns the mean squared error."""
-        set_rates((self.muon, self.adamw), self.step, progress)
+        rate = min(1.0, (self.step + 1) / WARM_UP_STEPS)
+        if progress > CONSTANT_SHARE:
+            rate *= max(0.0, 1 - progress) / (1 - CONSTANT_SHARE)
+        for optimizer in (self.muon, self.adamw):
+            for group in optimizer.param_groups:
+                group["lr"] = group["rate"] * rate
         network = self.network
         features = network.encode_features(pixels, origin, torch.bfloat16)
         features = F.normalize(features, dim=-1)
@@ -141,55 +175,6 @@ class Trainer:
         self.counts.copy_(state["counts"])
         self.sums.copy_(state["sums"])
         self.step = state["step"]
-
-
-def make_optimizers(
-    network: nn.Module, *, block_rate: float, encoder_rate: float, other_rate: float
-) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks that are trained, AdamW for all else.
-
-    Args:
-        network: A ViT-VQGAN; parameters without gradient are left out.
-        block_rate: Highest rate of the decoder's blocks, kept in the groups as `rate`.
-        encoder_rate: Likewise, of the encoder's blocks.
-        other_rate: Likewise, of what touches pixels and codes; norms and biases get ten times.
-    """
-    blocks: dict[str, list[Tensor]] = {"encoder": [], "decoder": []}
-    sensitive: list[Tensor] = []
-    others: list[Tensor] = []
-    for name, parameter in network.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if ".transformer.layers." in name and parameter.ndim == 2:
-            blocks[name.split(".")[0]].append(parameter)
-        elif any(part in name for part in ("to_pixel", "pre_quant", "to_patch_embedding")):
-            sensitive.append(parameter)
-        else:
-            others.append(parameter)
-    muon = torch.optim.Muon(
-        [
-            {"params": blocks["decoder"], "rate": block_rate},
-            {"params": blocks["encoder"], "rate": encoder_rate},
-        ],
-        weight_decay=0.0,
-        adjust_lr_fn="match_rms_adamw",
-    )
-    adamw = torch.optim.AdamW(
-        [{"params": sensitive, "rate": other_rate}, {"params": others, "rate": 10 * other_rate}],
-        betas=(0.9, 0.99),
-        weight_decay=0.0,
-    )
-    return muon, adamw
-
-
-def set_rates(optimizers: Iterable[torch.optim.Optimizer], step: int, progress: float) -> None:
-    """The rate of a step: a short rise, constant, then a straight fall to zero at progress 1."""
-    factor = min(1.0, (step + 1) / WARM_UP_STEPS)
-    if progress > CONSTANT_SHARE:
-        factor *= max(0.0, 1 - progress) / (1 - CONSTANT_SHARE)
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * factor
 
 
 def network_config(recipe: Recipe) -> ViTVQGANConfig:
