@@ -20,6 +20,7 @@ as speech-resynthesis has them, and `card.json` with figures on clips that were 
 
 import argparse
 import json
+import pickle
 import sys
 import time
 from collections.abc import Callable, Container
@@ -93,13 +94,20 @@ def restore_former(trainer: Trainer, path: Path, notes: dict[str, Any]) -> None:
     """Take over what another run's checkpoint holds, its optimizers and steps, too.
 
     Raises:
-        ValueError: It is of other units or of another size.
+        ValueError: It is no checkpoint, or of other units, or of another size.
     """
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        former = state["notes"]
+    except (RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError):
+        raise ValueError(
+            f"--init-from {path}: no checkpoint of fit_vocoder; expected the checkpoint.pt in the"
+            " --out of another run"
+        ) from None
     for what in ("sizes", "speech_tokenizer"):
-        if state["notes"][what] != notes[what]:
+        if former[what] != notes[what]:
             raise ValueError(
-                f"--init-from {path}: its {what} are {state['notes'][what]}, those of this run"
+                f"--init-from {path}: its {what} are {former[what]}, those of this run"
                 f" {notes[what]}; a vocoder goes on with the same units and sizes only"
             )
     trainer.restore(state)

@@ -45,7 +45,7 @@ class SpeakConfig:
     """Voice of a vocoder that has several; its first one unless given."""
     num_beams: int | None = None
     """Beams of the search for the best description; 1 is greedy, as in the paper. Unless given 4
-    for the bundled captioner, which says more that is true with them, and 1 for others."""
+    for the bundled captioner, which scores better with them, and 1 for others."""
     max_tokens: int = 511
     """Most speech units of a description."""
     play_text: Flag = False

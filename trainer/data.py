@@ -64,7 +64,8 @@ class OtherView:
                 if batch.image_valid is None or batch.image_valid[row]:
                     self._rows[batch.keys.text(row)] = first + row
             first += batch.num_samples
-        self._table = torch.from_numpy(np.concatenate(tables))
+        empty = np.empty((0, dataset.codecs.image_size_bytes), np.uint8)
+        self._table = torch.from_numpy(np.concatenate([empty, *tables]))
 
     def __contains__(self, key: str) -> bool:
         """Whether it has an image of that key."""

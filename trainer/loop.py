@@ -133,6 +133,7 @@ class _Run:
         if val is not None:
             found = fingerprints(val, config.target)
             check_fingerprints(found, self.fingerprints, str(val.path), str(dataset.path))
+        other_view = open_other_view(config, dataset)
         checkpoint = find_checkpoint(config, ranks, warn)
         check_same_units(self.fingerprints, checkpoint, config)
         text_model = find_text_model(config, dataset, checkpoint, ranks)
@@ -145,9 +146,7 @@ class _Run:
             text_model.log_odds if isinstance(text_model, WordBag) else None,
         )
         self.train_loader = make_loader(dataset, config, ranks, is_train=True)
-        self.train_batches = TokenBatches(
-            self.train_loader, vocabulary, text_model, open_other_view(config, dataset)
-        )
+        self.train_batches = TokenBatches(self.train_loader, vocabulary, text_model, other_view)
         self.val_batches = None
         if val is not None:
             val_loader = make_loader(val, config, ranks, is_train=False)

@@ -129,8 +129,8 @@ def first_model(
     if kinds == {"text"} and not _is_same(units, origin.config.vocabulary, state):
         warn(
             f"--init-from {config.init_from}: its text pieces are not those of this run, so what it"
-            " knows of words is lost: embedding and output begin anew. To keep it, put its"
-            f" {GIT_NAME} beside its weights, or give it with --text-model"
+            " knows of words is lost: embedding and output begin anew. To keep it, give its pieces"
+            f" with --text-model; a GIT's are its {GIT_NAME}, found beside its weights, too"
         )
     return transferred(origin, units, state, config.dropout)
 

@@ -105,6 +105,9 @@ def test_a_second_run_begins_with_what_the_first_one_learned(command, out, tmp_p
     other = ["--out", str(tmp_path / "third"), "--minutes", "0.1", "--width", "16"]
     assert main([*silent, *more[:2], *other]) == 1
     assert "its sizes are {" in capsys.readouterr().err
+    no_checkpoint = ["--init-from", str(out / "vocoder.safetensors"), "--out", str(tmp_path / "4")]
+    assert main([*silent, *no_checkpoint, "--minutes", "0.1"]) == 1
+    assert "no checkpoint of fit_vocoder; expected" in capsys.readouterr().err
 
 
 def test_the_time_that_a_process_was_stopped_does_not_count(command, out, monkeypatch):
