@@ -119,8 +119,8 @@ class DecodePool:
             self._is_first_up.wait()
         try:
             self._worker(index)
-        except (OSError, RuntimeError):
-            pass  # the first task meets it again and tells
+        except Exception:  # whatever it is, the first task meets it again and tells
+            pass
         finally:
             self._is_first_up.set()
         for task in iter(self._queue.get, None):
