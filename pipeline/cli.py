@@ -60,6 +60,14 @@ class TokenizeConfig:
         "squash-224-mirrored",
         "squash-256-crop-mirrored",
         "center-224-mirrored",
+        "random-224-1",
+        "random-224-2",
+        "random-224-3",
+        "random-224-4",
+        "random-224-5",
+        "random-224-6",
+        "random-224-7",
+        "random-224-8",
     ] = "squash-224"
     """How a picture becomes the square that is encoded."""
     layout: Literal["arrow", "webdataset"] = "arrow"

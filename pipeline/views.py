@@ -10,18 +10,31 @@ Each is there mirrored, left and right changed, as `squash-224-mirrored` and so 
 the images that a model learns from. A mirrored picture has other units, not the same ones in
 another order.
 
+`random-224-1` to `random-224-8` are eight further looks, for `im2sp-train --other-view`: a rectangle
+of 35 to 100 % of the picture, 3:4 to 4:3 of its own proportions, resized to 224x224; brightness,
+contrast and saturation times 0.7 to 1.3 each; mirrored or not. What is drawn depends on the
+picture's pixels and the view's number alone: the same picture gives the same units in every run and
+dataset. The cut follows Szegedy et al., "Going Deeper with Convolutions" (2015).
+
 All resizing is Pillow's bicubic filter on the full-size pixels: no JPEG draft mode and no reducing
 gap, which are faster but change the result. A picture that has the size already is not resampled.
 """  # noqa: E501 - a table row cannot be broken
 
+import hashlib
+import math
 from dataclasses import dataclass, replace
+from random import Random
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 UNITS_PER_SIDE = 28
 _PATCH_PX = 8
+_NUM_RANDOM = 8
+_LEAST_AREA = 0.35
+_LOG_RATIO = math.log(4 / 3)
+_LIGHT = 0.3
 _Units = TypeVar("_Units", bound=Any)
 
 
@@ -41,6 +54,9 @@ class View:
     is_mirrored: bool = False
     """Left and right changed."""
 
+    draw: int = 0
+    """Number of the random look, from 1 on; 0 for none."""
+
     def apply(self, image: Image.Image) -> np.ndarray:
         """The picture as the tokenizer sees it.
 
@@ -50,6 +66,8 @@ class View:
         Returns:
             uint8 [image_size_px, image_size_px, 3], contiguous and writable.
         """
+        if self.draw:
+            return _random_look(image, self.image_size_px, self.draw)
         width, height = image.size
         if self.keep_shape:
             # An odd remainder leaves the extra column on the right, the extra row at the bottom.
@@ -88,11 +106,33 @@ class View:
         return units[..., kept, kept]
 
 
+def _random_look(image: Image.Image, size_px: int, draw: int) -> np.ndarray:
+    """Cut, light and side by chance; uint8 [size_px, size_px, 3]."""
+    width, height = image.size
+    state = hashlib.blake2b(f"{draw} {width} {height} ".encode() + image.tobytes(), digest_size=8)
+    chance = Random(int.from_bytes(state.digest(), "little"))
+    area = chance.uniform(_LEAST_AREA, 1)
+    ratio = math.exp(chance.uniform(-_LOG_RATIO, _LOG_RATIO))
+    wide, high = width * min(1, (area * ratio) ** 0.5), height * min(1, (area / ratio) ** 0.5)
+    left, top = chance.uniform(0, width - wide), chance.uniform(0, height - high)
+    box = (left, top, min(width, left + wide), min(height, top + high))
+    image = image.resize((size_px, size_px), Image.Resampling.BICUBIC, box=box)
+    if chance.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = enhance(image).enhance(chance.uniform(1 - _LIGHT, 1 + _LIGHT))
+    return np.array(image)
+
+
 _UPRIGHT = (
     View(name="squash-224", image_size_px=224, keep_shape=False),
     View(name="squash-256-crop", image_size_px=256, keep_shape=False),
     View(name="center-224", image_size_px=224, keep_shape=True),
 )
 _MIRRORED = (replace(view, name=f"{view.name}-mirrored", is_mirrored=True) for view in _UPRIGHT)
-VIEWS: dict[str, View] = {view.name: view for view in (*_UPRIGHT, *_MIRRORED)}
+_RANDOM = (
+    View(name=f"random-224-{draw}", image_size_px=224, keep_shape=False, draw=draw)
+    for draw in range(1, _NUM_RANDOM + 1)
+)
+VIEWS: dict[str, View] = {view.name: view for view in (*_UPRIGHT, *_MIRRORED, *_RANDOM)}
 """Every view by its name; the first is the default."""

@@ -85,9 +85,10 @@ class TrainConfig:
     """Split to validate on; val where there is one."""
     val_images: int | None = None
     """Validate on so many images at most, from the split's first on."""
-    other_view: Path | None = None
-    """Dataset of the same images seen otherwise, such as mirrored (im2sp-tokenize --view
-    squash-224-mirrored): each epoch an image comes in one of the two, by chance."""
+    other_view: tuple[Path, ...] = ()
+    """Datasets of the same images seen otherwise, mirrored or cut at random (im2sp-tokenize --view
+    squash-224-mirrored, random-224-1 and so on): each epoch an image comes in one of its views, by
+    chance."""
     items: Literal["all", "one"] = "all"
     """All utterances or captions of an image, or one that is drawn anew each epoch."""
     max_length: int | None = None
@@ -113,7 +114,8 @@ class TrainConfig:
     """Run, or anything else that load_model reads, whose weights to begin with. Where its
     vocabulary differs, embedding and output begin anew and the rest is kept."""
     encoder_from: Path | None = None
-    """SeiT's weights to begin the image encoder with; with --init-from only where that is a GIT."""
+    """A run whose image encoder and projection to begin with, beside the decoder of --init-from or
+    a new one; or SeiT's weights, with --init-from only where that is a GIT."""
     freeze: Literal["none", "encoder", "image"] = "none"
     """What is not trained: the image encoder, or that and the projection behind it."""
     dropout: float = 0.1
@@ -221,8 +223,15 @@ def to_toml(config: TrainConfig) -> bytes:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value is not None and field.name not in _UNSAVED:
-            values[field.name] = str(value) if isinstance(value, Path) else value
+            values[field.name] = _plain(value)
     return tomli_w.dumps(values).encode()
+
+
+def _plain(value: Any) -> Any:
+    """A setting as TOML has it: paths are texts."""
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def write_config(config: TrainConfig, folder: Path) -> None:
@@ -258,8 +267,10 @@ def flags_of(values: Mapping[str, Any]) -> list[str]:
             flags.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, str | int | float | Path):
             flags.append(f"--{flag}={value}")
-        elif isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value):
-            flags += [f"--{flag}", *map(str, value)]
+        elif isinstance(value, list | tuple) and all(
+            isinstance(one, str | int | float | Path) for one in value
+        ):
+            flags += [f"--{flag}", *map(str, value)] if value else []
         else:
             raise ValueError(f"{name} is {value!r}; expected a number, a text, true or false")
     return flags

@@ -45,38 +45,39 @@ class TokenBatch:
         return first, second, third
 
 
-class OtherView:
-    """The same images seen otherwise, in memory: 1,274 bytes each.
+class OtherViews:
+    """The same images seen otherwise, in memory: 1,274 bytes for each image and view.
 
-    Which of its two an image shows is drawn by seed, epoch and key, so it depends neither on the
+    Which of its views an image shows is drawn by seed, epoch and key, so it depends neither on the
     batch nor on the process, and a run that goes on draws the same.
     """
 
-    def __init__(self, dataset: ShardDataset, seed: int) -> None:
+    def __init__(self, datasets: Sequence[ShardDataset], seed: int) -> None:
         self._seed = seed
-        self._rows: dict[str, int] = {}
-        tables: list[NDArray[np.uint8]] = []
+        self._rows: dict[str, list[int]] = {}
+        size_bytes = datasets[0].codecs.image_size_bytes
+        tables: list[NDArray[np.uint8]] = [np.empty((0, size_bytes), np.uint8)]
         first = 0
-        for number in range(dataset.num_batches):
-            batch = dataset.batch(number)
-            tables.append(batch.image_units.copy())
-            for row in range(batch.num_samples):
-                if batch.image_valid is None or batch.image_valid[row]:
-                    self._rows[batch.keys.text(row)] = first + row
-            first += batch.num_samples
-        empty = np.empty((0, dataset.codecs.image_size_bytes), np.uint8)
-        self._table = torch.from_numpy(np.concatenate([empty, *tables]))
+        for dataset in datasets:
+            for number in range(dataset.num_batches):
+                batch = dataset.batch(number)
+                tables.append(batch.image_units.copy())
+                for row in range(batch.num_samples):
+                    if batch.image_valid is None or batch.image_valid[row]:
+                        self._rows.setdefault(batch.keys.text(row), []).append(first + row)
+                first += batch.num_samples
+        self._table = torch.from_numpy(np.concatenate(tables))
 
     def __contains__(self, key: str) -> bool:
-        """Whether it has an image of that key."""
+        """Whether there is an image of that key."""
         return key in self._rows
 
     def mix(self, images_packed: Tensor, keys: Sequence[str], epoch: int) -> Tensor:
-        """(B, 1274) uint8, where half of the images that are here, too, have become those here."""
+        """(B, 1274) uint8: each image as it is or as one of its views here, all equally likely."""
         taken = [
-            (place, self._rows[key])
+            (place, row)
             for place, key in enumerate(keys)
-            if key in self._rows and self._is_taken(key, epoch)
+            if (row := self._draw(key, epoch)) is not None
         ]
         if not taken:
             return images_packed
@@ -85,9 +86,12 @@ class OtherView:
         mixed[list(places)] = self._table[list(rows)]
         return mixed
 
-    def _is_taken(self, key: str, epoch: int) -> bool:
-        text = f"{self._seed} {epoch} {key}".encode()
-        return hashlib.blake2b(text, digest_size=1).digest()[0] % 2 == 1
+    def _draw(self, key: str, epoch: int) -> int | None:
+        """The row that an image shows, None for itself."""
+        rows = self._rows.get(key, [])
+        digest = hashlib.blake2b(f"{self._seed} {epoch} {key}".encode(), digest_size=8).digest()
+        drawn = int.from_bytes(digest, "little") % (len(rows) + 1)
+        return rows[drawn - 1] if drawn else None
 
 
 class TokenBatches:
@@ -102,12 +106,12 @@ class TokenBatches:
         loader: ShardLoader,
         vocabulary: Vocabulary,
         text_model: TextModel | UnitPieces | None,
-        other_view: OtherView | None = None,
+        other_views: OtherViews | None = None,
     ) -> None:
         self.loader = loader
         self._vocabulary = vocabulary
         self._text_model = text_model
-        self._other_view = other_view
+        self._other_views = other_views
 
     def __iter__(self) -> Iterator[TokenBatch]:
         """Batches from the loader's position on."""
@@ -127,8 +131,8 @@ class TokenBatches:
             filled = [torch.tensor(row, dtype=torch.int32) for row in rows]
             ids = pad_sequence(filled, batch_first=True) if rows else ids
         images_packed = batch.images_packed
-        if self._other_view is not None:
-            images_packed = self._other_view.mix(images_packed, batch.keys, batch.epoch)
+        if self._other_views is not None:
+            images_packed = self._other_views.mix(images_packed, batch.keys, batch.epoch)
         return TokenBatch(
             images_packed=images_packed,
             tokens=self._vocabulary.encode_batch(ids, lengths),
@@ -154,27 +158,27 @@ def open_train(config: TrainConfig) -> ShardDataset:
     return ShardDataset(config.shards, split)
 
 
-def open_other_view(config: TrainConfig, dataset: ShardDataset) -> OtherView | None:
-    """The dataset of `--other-view`, None where none is given.
+def open_other_views(config: TrainConfig, dataset: ShardDataset) -> OtherViews | None:
+    """The datasets of `--other-view`, None where none is given.
 
     Raises:
-        ShardError: It is missing or damaged.
-        ValueError: Another tokenizer made it, or it has none of the images to learn from.
+        ShardError: One is missing or damaged.
+        ValueError: Another tokenizer made one, or it has none of the images to learn from.
     """
-    if config.other_view is None:
+    if not config.other_view:
         return None
-    other = ShardDataset(config.other_view)
     expected = fingerprints(dataset, "text")
-    check_fingerprints(
-        fingerprints(other, "text"), expected, f"--other-view {other.path}", str(dataset.path)
-    )
-    view = OtherView(other, config.seed)
-    if not any(sample.key in view for sample in dataset):
-        raise ValueError(
-            f"--other-view {other.path}: none of its {len(other)} images is among the"
-            f" {len(dataset)} of {dataset.path}; their keys have to be the same"
-        )
-    return view
+    wanted = {sample.key for sample in dataset}
+    others = [ShardDataset(path) for path in config.other_view]
+    for other in others:
+        place = f"--other-view {other.path}"
+        check_fingerprints(fingerprints(other, "text"), expected, place, str(dataset.path))
+        if not any(sample.key in wanted for sample in other):
+            raise ValueError(
+                f"{place}: none of its {len(other)} images is among the {len(dataset)} of"
+                f" {dataset.path}; their keys have to be the same"
+            )
+    return OtherViews(others, config.seed)
 
 
 def open_val(config: TrainConfig) -> ShardDataset | None:

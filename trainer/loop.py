@@ -30,7 +30,7 @@ from im2sp.trainer.data import (
     check_fingerprints,
     fingerprints,
     make_loader,
-    open_other_view,
+    open_other_views,
     open_train,
     open_val,
     speech_vocabulary,
@@ -133,7 +133,7 @@ class _Run:
         if val is not None:
             found = fingerprints(val, config.target)
             check_fingerprints(found, self.fingerprints, str(val.path), str(dataset.path))
-        other_view = open_other_view(config, dataset)
+        other_views = open_other_views(config, dataset)
         checkpoint = find_checkpoint(config, ranks, warn)
         check_same_units(self.fingerprints, checkpoint, config)
         text_model = find_text_model(config, dataset, checkpoint, ranks)
@@ -146,7 +146,7 @@ class _Run:
             text_model.log_odds if isinstance(text_model, WordBag) else None,
         )
         self.train_loader = make_loader(dataset, config, ranks, is_train=True)
-        self.train_batches = TokenBatches(self.train_loader, vocabulary, text_model, other_view)
+        self.train_batches = TokenBatches(self.train_loader, vocabulary, text_model, other_views)
         self.val_batches = None
         if val is not None:
             val_loader = make_loader(val, config, ranks, is_train=False)

@@ -1,7 +1,7 @@
 """The sizes of a model, and the presets of them."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from im2sp.trainer.vocabulary import Vocabulary
 
@@ -41,6 +41,9 @@ class ModelConfig:
     stem_stride: int = SEIT_STEM_STRIDE
     """Rows and columns of image units that make one image state; even. The stem's kernel is twice
     as large. SeiT's is 2; 4 gives a quarter of the states, for less than half the cost."""
+    conv_stem: bool = False
+    """Whether the stem is a row of small convolutions in place of SeiT's single large one (see
+    `model.conv_stem`), which learns from far fewer images; for strides that are powers of 2."""
     num_codes: int = 8192
     """Rows of the codebook."""
     code_width: int = 32
@@ -65,6 +68,12 @@ class ModelConfig:
         if self.stem_stride < 2 or self.stem_stride % 2:
             raise ValueError(
                 f"stem_stride is {self.stem_stride}, expected an even number from 2 on"
+            )
+        is_power = self.stem_stride & (self.stem_stride - 1) == 0
+        if self.conv_stem and not (is_power and self.stem_stride <= self.encoder.width):
+            raise ValueError(
+                f"stem_stride is {self.stem_stride}, expected a power of 2 for a conv_stem, and not"
+                f" above the encoder's width, {self.encoder.width}"
             )
         if self.grid < self.stem_stride or self.grid % self.stem_stride:
             raise ValueError(
@@ -92,7 +101,7 @@ PRESETS: dict[str, tuple[StackConfig, StackConfig]] = {
     "base": (_BASE, replace(_BASE, depth=6)),
 }
 """Encoder and decoder: for seconds on a CPU, for an hour on one, for a GPU, and the paper's."""
-_STEM_STRIDES = {"mini": 4}
+_STEMS: dict[str, dict[str, Any]] = {"mini": {"stem_stride": 4, "conv_stem": True}}
 
 
 def preset_config(
@@ -116,5 +125,5 @@ def preset_config(
         code_width=code_width,
         normalise_codebook=normalise_codebook,
         standardise_codebook=standardise_codebook,
-        stem_stride=_STEM_STRIDES.get(preset, SEIT_STEM_STRIDE),
+        **_STEMS.get(preset, {}),
     )

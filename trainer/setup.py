@@ -71,9 +71,14 @@ def check_same_units(
     if checkpoint is not None:
         expected = checkpoint.state["fingerprints"]
         check_fingerprints(found, expected, place, f"the run {config.out}")
-    elif former := former_state(config.init_from).get("fingerprints"):
-        expected = {"image": former["image"]}
-        check_fingerprints(found, expected, place, f"--init-from {config.init_from}")
+    else:
+        encoder = None if config.encoder_from is None else str(config.encoder_from)
+        origins = {"--encoder-from": encoder, "--init-from": config.init_from}
+        for flag, origin in origins.items():
+            # Whose encoder it is, is asked for its image units.
+            if former := former_state(origin).get("fingerprints"):
+                check_fingerprints(found, {"image": former["image"]}, place, f"{flag} {origin}")
+                break
 
 
 def find_text_model(

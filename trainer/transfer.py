@@ -17,7 +17,7 @@ from im2sp.trainer.model_config import PRESETS, SEIT_STEM_STRIDE, preset_config
 from im2sp.trainer.text import GIT_NAME, TEXT_MODEL_NAME, TextModel, read_text_model
 from im2sp.trainer.unit_pieces import UNITS_MODEL_NAME, UnitPieces
 from im2sp.trainer.vocabulary import Vocabulary
-from im2sp.trainer.weights import BUNDLED, load_model, use_encoder
+from im2sp.trainer.weights import BUNDLED, is_own, load_model, use_encoder, with_image_side
 
 _DEFAULT_PRESET = "small"
 _OF_VOCABULARY = ("decoder.embedding.weight", "decoder.output_bias")
@@ -103,25 +103,28 @@ def first_model(
     """
     torch.manual_seed(config.seed)
     if config.init_from is None:
+        is_seit = config.encoder_from is not None and not is_own(config.encoder_from)
         sizes = preset_config(
             config.preset or _DEFAULT_PRESET,
             units.vocabulary,
             num_codes=codebook.shape[0],
             code_width=codebook.shape[1],
             # SeiT's encoder knows the rows as they are.
-            standardise_codebook=config.encoder_from is None,
+            standardise_codebook=not is_seit,
         )
         dropout = config.dropout
-        # SeiT's encoder has a stem of its own.
-        stride = SEIT_STEM_STRIDE if config.encoder_from is not None else sizes.stem_stride
-        sizes = dataclasses.replace(
-            sizes, stem_stride=stride, dropout=dropout, attention_dropout=dropout
-        )
+        sizes = dataclasses.replace(sizes, dropout=dropout, attention_dropout=dropout)
+        if is_seit:  # its encoder has a stem of its own
+            sizes = dataclasses.replace(sizes, stem_stride=SEIT_STEM_STRIDE, conv_stem=False)
         model = Im2SpModel(sizes, codebook)
         _set_odds(model, units)
-        if config.encoder_from is not None:
+        if config.encoder_from is None:
+            return model
+        if is_seit:
             use_encoder(model, config.encoder_from)
-        return model
+            return model
+        other = load_model(config.encoder_from, codebook, device="cpu")
+        return with_image_side(model, other, f"--preset {config.preset or _DEFAULT_PRESET}")
     origin = load_model(config.init_from, codebook, encoder=config.encoder_from, device="cpu")
     _check_sizes(config, origin)
     state = former_state(config.init_from)

@@ -7,7 +7,7 @@ their tensors' names (see `published`) and go through the restricted reader.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,9 @@ def load_model(
             pixels, so the image encoder is new (see `encoder`), and so is the projection.
         codebook: (codes, width) vectors behind the image units, or their file. Ours holds them;
             the others do not.
-        encoder: With a GIT, SeiT's weights for the image encoder. Without, it is random, of the
-            paper's size, and has to be trained.
+        encoder: A model of ours, whose image encoder and projection take the place of those at
+            `path`; or with a GIT, SeiT's weights for the image encoder. A GIT without has a random
+            one of the paper's size, which has to be trained.
         device: None for CUDA where there is one, else the CPU.
 
     Raises:
@@ -87,9 +88,15 @@ def load_model(
     """
     found = _find(path)
     tensors, metadata = read_tensors(found)
+    other = None
+    if encoder is not None and is_own(encoder):
+        other, encoder = load_model(encoder, codebook, device="cpu"), None
     if METADATA_KEY in metadata:
         if encoder is not None:
-            raise WeightsError(f"{found}: holds an encoder; leave out encoder={str(encoder)!r}")
+            raise WeightsError(
+                f"{found}: holds an encoder; leave out encoder={str(encoder)!r}, or give a model"
+                " of im2sp"
+            )
         model = _own_model(found, tensors, metadata[METADATA_KEY], codebook)
     else:
         if codebook is None:
@@ -102,6 +109,8 @@ def load_model(
             model = _published_model(found, tensors, rows, encoder)
         except PublishedError as error:
             raise WeightsError(f"{found}: {error}") from error
+    if other is not None:
+        model = with_image_side(model, other, str(found))
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval()
@@ -171,6 +180,47 @@ def use_encoder(model: Im2SpModel, path: str | Path) -> None:
     found = _find(path)
     part = _seit(found)
     _take(found, model.encoder, part, model.config.encoder)
+
+
+def is_own(path: str | Path) -> bool:
+    """Whether weights are of our own form.
+
+    Raises:
+        WeightsError: There are no weights.
+    """
+    return METADATA_KEY in read_tensors(_find(path))[1]
+
+
+def with_image_side(model: Im2SpModel, other: Im2SpModel, name: str) -> Im2SpModel:
+    """A model of the image encoder, codebook and projection of `other` and the decoder of `model`.
+
+    Args:
+        model: Where the decoder comes from.
+        other: Where the rest comes from.
+        name: Of `model`, for messages.
+
+    Raises:
+        WeightsError: Their decoders differ in width, which the projection leads to.
+    """
+    widths = model.config.decoder.width, other.config.decoder.width
+    if widths[0] != widths[1]:
+        raise WeightsError(
+            f"{name}: has a decoder of width {widths[0]}, expected {widths[1]}, which the encoder's"
+            " projection leads to"
+        )
+    own = model.config
+    sizes = replace(
+        other.config,
+        vocabulary=own.vocabulary,
+        decoder=own.decoder,
+        max_positions=own.max_positions,
+        dropout=own.dropout,
+        attention_dropout=own.attention_dropout,
+    )
+    mixed = Im2SpModel(sizes, other.encoder.get_buffer("codebook"))
+    kept = {n: t for n, t in model.state_dict().items() if n.startswith("decoder.")}
+    mixed.load_state_dict(other.state_dict() | kept)
+    return mixed
 
 
 def _is_git_vocabulary(vocabulary: Vocabulary, part: Part) -> bool:

@@ -49,7 +49,9 @@ def pictures(draw, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("view", list(VIEWS))
+@pytest.mark.parametrize(
+    "view", ["squash-224", "squash-256-crop", "center-224-mirrored", "random-224-8"]
+)
 def test_a_folder_with_real_workers_reads_back_what_the_tokenizer_gives(
     pictures, tiny_checkpoint, tmp_path, view
 ):

@@ -14,7 +14,8 @@ def noise(width: int, height: int) -> Image.Image:
 def test_the_names_and_sizes():
     sizes = {name: view.image_size_px for name, view in VIEWS.items()}
     upright = {"squash-224": 224, "squash-256-crop": 256, "center-224": 224}
-    assert sizes == upright | {f"{name}-mirrored": size for name, size in upright.items()}
+    mirrored = {f"{name}-mirrored": size for name, size in upright.items()}
+    assert sizes == upright | mirrored | {f"random-224-{draw}": 224 for draw in range(1, 9)}
     assert list(VIEWS)[0] == "squash-224"
     assert all(view.name == name for name, view in VIEWS.items())
 
@@ -85,3 +86,40 @@ def test_crop_units():
 def test_units_of_another_view_are_refused(name, side):
     with pytest.raises(ValueError, match=rf"view {name}: units have shape \(1, {side}, {side}\)"):
         VIEWS[name].crop_units(np.zeros((1, side, side)))
+
+
+def slopes(width: int, height: int) -> Image.Image:
+    """Red rises to the right, green downwards; blue is the same everywhere."""
+    x = np.broadcast_to(np.linspace(60, 180, width), (height, width))
+    y = np.broadcast_to(np.linspace(60, 180, height)[:, None], (height, width))
+    return Image.fromarray(np.stack([x, y, np.full_like(x, 120)], -1).astype(np.uint8))
+
+
+def test_a_random_look_depends_on_the_picture_and_its_number_alone():
+    image = slopes(300, 200)
+    one, two = VIEWS["random-224-1"], VIEWS["random-224-2"]
+    np.testing.assert_array_equal(one.apply(image), one.apply(image.copy()))
+    assert (one.apply(image) != two.apply(image)).any()
+    other = image.copy()
+    other.putpixel((0, 0), (0, 0, 0))
+    assert np.abs(one.apply(image).astype(int) - one.apply(other)).mean() > 1
+
+
+def test_random_looks_cut_mirror_and_light_the_picture():
+    areas, ratios, is_mirrored, brightness = [], [], [], []
+    for number in range(30):
+        image = slopes(300 + number, 200)
+        for draw in range(1, 9):
+            pixels = VIEWS[f"random-224-{draw}"].apply(image).astype(float)
+            # Contrast stretches both slopes alike and saturation nearly so.
+            x, y = np.ptp(pixels[:, :, 0].mean(0)), np.ptp(pixels[:, :, 1].mean(1))
+            ratios.append(x / y)
+            areas.append(x * y / 120**2)
+            is_mirrored.append(pixels[0, 0, 0] > pixels[0, -1, 0])
+            brightness.append(pixels[:, :, 2].mean() / 120)
+    assert 0.65 < min(ratios) < 0.85
+    assert 1.2 < max(ratios) < 1.5
+    assert min(areas) < 0.3
+    assert 90 <= sum(is_mirrored) <= 150
+    assert min(brightness) < 0.8
+    assert max(brightness) > 1.2

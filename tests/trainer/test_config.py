@@ -1,4 +1,5 @@
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,18 @@ def test_order_of_recipe_file_and_flags(tmp_path):
     path.write_text('recipe = "paper"\n')
     assert "--freeze=image" in with_files(["--config", str(path)])
     assert with_files(["--steps", "5"]) == ["--steps", "5"]
+
+
+def test_several_paths_come_back_as_they_were(tmp_path):
+    path = tmp_path / "run.toml"
+    config = make_config("shards", "run", other_view=(Path("a b"), Path("c")))
+    path.write_bytes(to_toml(config))
+    args = with_files(["--config", str(path)])
+    first = args.index("--other-view")
+    assert args[first + 1 : first + 3] == ["a b", "c"]
+    path.write_bytes(to_toml(make_config("shards", "run")))
+    assert "--other-view" not in with_files(["--config", str(path)])
+    assert differences(config, tomllib.loads(to_toml(config).decode())) == []
 
 
 def test_a_recipe_names_settings_only():

@@ -9,7 +9,7 @@ from im2sp.trainer.data import (
     check_fingerprints,
     fingerprints,
     make_loader,
-    open_other_view,
+    open_other_views,
     open_train,
     open_val,
     speech_vocabulary,
@@ -107,13 +107,13 @@ def mirrored_of(shards, folder, keys=None, **changes):
     return make_shards(folder, splits, samples=samples, **changes)
 
 
-def units_of_epoch(shards, out, other, epoch, **changes):
+def units_of_epoch(shards, out, others, epoch, **changes):
     """Key -> image units of one epoch, as a run sees them."""
-    config = make_config(shards, out, other_view=other, **changes)
+    config = make_config(shards, out, other_view=tuple(others), **changes)
     dataset = open_train(config)
     loader = make_loader(dataset, config, ONE, is_train=True)
     batches = TokenBatches(
-        loader, speech_vocabulary(dataset), None, open_other_view(config, dataset)
+        loader, speech_vocabulary(dataset), None, open_other_views(config, dataset)
     )
     found = {}
     for batch in batches:
@@ -131,7 +131,7 @@ def test_another_view_is_shown_half_of_the_time(tmp_path):
     own = {sample.key: sample.image_units for sample in ShardDataset(shards, "train")}
     taken = []
     for epoch in (0, 1):
-        found = units_of_epoch(shards, tmp_path / "run", other, epoch)
+        found = units_of_epoch(shards, tmp_path / "run", [other], epoch)
         assert found.keys() == own.keys()
         for key, units in found.items():
             is_other = (units == 8191 - own[key]).all()
@@ -142,11 +142,27 @@ def test_another_view_is_shown_half_of_the_time(tmp_path):
     assert 15 <= (first != second).sum() <= 45
 
 
+def test_several_views_are_shown_equally_often(tmp_path):
+    shards = make_shards(tmp_path / "shards", {"train": 60, "val": 2})
+    others = [
+        mirrored_of(shards, tmp_path / "a"),
+        make_shards(tmp_path / "b", {"train": 60}, seed=9),
+    ]
+    own = {sample.key: sample.image_units for sample in ShardDataset(shards, "train")}
+    counts = [0, 0, 0]
+    for epoch in (0, 1):
+        for key, units in units_of_epoch(shards, tmp_path / "run", others, epoch).items():
+            is_own, is_first = (units == own[key]).all(), (units == 8191 - own[key]).all()
+            counts[0 if is_own else 1 if is_first else 2] += 1
+    assert sum(counts) == 120
+    assert all(28 <= count <= 52 for count in counts)
+
+
 def test_which_view_is_shown_does_not_depend_on_the_batches(tmp_path):
     shards = make_shards(tmp_path / "shards", {"train": 12, "val": 2})
     other = mirrored_of(shards, tmp_path / "other")
-    one = units_of_epoch(shards, tmp_path / "run", other, 1, batch_size=2)
-    two = units_of_epoch(shards, tmp_path / "run", other, 1, batch_size=4, bucket_window=0)
+    one = units_of_epoch(shards, tmp_path / "run", [other], 1, batch_size=2)
+    two = units_of_epoch(shards, tmp_path / "run", [other], 1, batch_size=4, bucket_window=0)
     assert one.keys() == two.keys()
     for key, units in one.items():
         np.testing.assert_array_equal(units, two[key])
@@ -156,7 +172,7 @@ def test_images_without_another_view_show_their_own(tmp_path):
     shards = make_shards(tmp_path / "shards", {"train": 12, "val": 2})
     other = mirrored_of(shards, tmp_path / "other", keys=("train3",))
     for sample in ShardDataset(shards, "train"):
-        found = units_of_epoch(shards, tmp_path / "run", other, 0)[sample.key]
+        found = units_of_epoch(shards, tmp_path / "run", [other], 0)[sample.key]
         if sample.key != "train3":
             np.testing.assert_array_equal(found, sample.image_units)
 
@@ -165,7 +181,7 @@ def test_another_view_of_other_images_or_units_is_refused(tmp_path):
     shards = make_shards(tmp_path / "shards")
     strange = make_shards(tmp_path / "strange", {"": 3})
     with pytest.raises(ValueError, match="none of its 3 images is among the 8 of .*shards"):
-        units_of_epoch(shards, tmp_path / "run", strange, 0)
+        units_of_epoch(shards, tmp_path / "run", [strange], 0)
     other = mirrored_of(shards, tmp_path / "other", image_fingerprint="c" * 64)
     with pytest.raises(ValueError, match="--other-view .*other: its image units .* cccccccccccc"):
-        units_of_epoch(shards, tmp_path / "run", other, 0)
+        units_of_epoch(shards, tmp_path / "run", [other], 0)

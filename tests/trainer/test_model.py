@@ -159,6 +159,11 @@ def test_presets():
         ({"grid": 27}, "grid is 27, expected a multiple of stem_stride, 2"),
         ({"stem_stride": 8}, "grid is .*, expected a multiple of stem_stride, 8"),
         ({"stem_stride": 3}, "stem_stride is 3, expected an even number from 2 on"),
+        ({"stem_stride": 14, "conv_stem": True}, "stem_stride is 14, expected a power of 2 for a"),
+        (
+            {"stem_stride": 128, "grid": 128, "conv_stem": True},
+            "stem_stride is 128, .* and not above the encoder's width, 64",
+        ),
         ({"code_width": 0}, "code_width is 0, expected at least 1"),
         ({"dropout": 1.0}, r"dropout is 1.0, expected \[0, 1\)"),
     ],
@@ -240,3 +245,24 @@ def test_words_are_learned(word_batch):
         optimizer.step()
     least = torch.nn.functional.binary_cross_entropy(shares, shares, reduction="sum") / 2
     assert loss.item() == pytest.approx(least.item(), abs=0.1)
+
+
+@pytest.mark.parametrize("stride", [2, 4])
+def test_states_of_a_stem_of_convolutions(make_model, make_batch, stride):
+    model = make_model(conv_stem=True, stem_stride=stride)
+    image_units, _, _ = make_batch(model)
+    states = model.encoder(image_units)
+    assert states.shape == (3, 1 + (28 // stride) ** 2, 48)
+    torch.testing.assert_close(model.encoder(image_units[1:2]), states[1:2])
+    kernels = [module for module in model.encoder.stem if isinstance(module, torch.nn.Conv2d)]
+    assert [kernel.stride[0] for kernel in kernels] == [1, *[2] * (stride // 2), 1]
+    widths = {2: [24, 48, 48], 4: [12, 24, 48, 48]}[stride]
+    assert [kernel.out_channels for kernel in kernels] == widths
+
+
+def test_a_new_stem_of_convolutions_keeps_the_size_of_what_it_sees():
+    torch.manual_seed(0)
+    config = preset_config("mini", SPEECH, standardise_codebook=True)
+    assert config.conv_stem
+    stem = Im2SpModel(config, torch.randn(8192, 32)).encoder.stem
+    assert 0.3 < stem(torch.randn(8, 32, 28, 28)).std() < 3

@@ -221,7 +221,33 @@ def test_an_encoder_of_seit_brings_its_stem(shards, tmp_path, capsys, make_model
     command = ["--shards", shards, *QUICK, "--quiet", "--steps", 1, "--preset", "mini"]
     command += ["--encoder-from", tmp_path / "seit.ckpt", "--out", tmp_path / "run"]
     assert run(capsys, *command) == (0, "", "")
-    assert load_model(tmp_path / "run").config.stem_stride == 2
+    sizes = load_model(tmp_path / "run").config
+    assert (sizes.stem_stride, sizes.conv_stem) == (2, False)
+
+
+@pytest.mark.parametrize("has_decoder", [False, True])
+def test_an_encoder_of_another_run(shards, tmp_path, capsys, has_decoder):
+    quick = [*QUICK, "--quiet", "--steps", 1]
+    words = ["--target", "words", "--seed", 5]
+    assert run(capsys, *quick, *words, "--shards", shards, "--out", tmp_path / "words")[0] == 0
+    begin = []
+    if has_decoder:
+        former = tmp_path / "former"
+        assert run(capsys, *quick, "--shards", shards, "--out", former)[0] == 0
+        begin = ["--init-from", former]
+    command = [*quick, *begin, "--encoder-from", tmp_path / "words", "--learning-rate", 1e-12]
+    assert run(capsys, *command, "--shards", shards, "--out", tmp_path / "run") == (0, "", "")
+    found = load_model(tmp_path / "run").state_dict()
+    encoder = load_model(tmp_path / "words").state_dict()
+    for name, tensor in found.items():
+        if not name.startswith("decoder."):
+            torch.testing.assert_close(tensor, encoder[name])
+        elif has_decoder:
+            torch.testing.assert_close(tensor, load_model(former).state_dict()[name])
+    other = make_shards(tmp_path / "other", image_fingerprint="c" * 64)
+    status, _, error = run(capsys, *command, "--shards", other, "--out", tmp_path / "refused")
+    assert status == 1
+    assert "its image units have the fingerprint cccccccccccc, those of --encoder-from" in error
 
 
 def test_what_cannot_be_begun_with_is_refused(shards, tmp_path, capsys):

@@ -286,6 +286,27 @@ def test_a_checkpoint_that_calls_something_is_refused_and_not_run(original, tmp_
     assert not mark.exists()
 
 
+def test_a_model_of_ours_gives_encoder_and_projection(make_model, make_batch, git, tmp_path):
+    encoder = StackConfig(width=64, depth=1, heads=1, mlp_width=64)
+    image_side = make_model(
+        seed=5, encoder=encoder, conv_stem=True, stem_stride=4, num_codes=60, max_positions=7
+    )
+    other = make_model()
+    for folder, model in (("encoder", image_side), ("decoder", other)):
+        (tmp_path / folder).mkdir()
+        save_model(tmp_path / folder, model)
+    found = load(tmp_path / "decoder", encoder=tmp_path / "encoder")
+    assert (found.config.decoder, found.config.max_positions) == (other.config.decoder, 40)
+    assert (found.config.encoder, found.config.conv_stem) == (encoder, True)
+    assert found.config.num_codes == 60
+    image_units, tokens, _ = make_batch(image_side)
+    states = image_side.projection_norm(image_side.projection(image_side.encoder(image_units)))
+    expected = other.decoder(tokens[:3], other.decoder.prefix(states), None)
+    torch.testing.assert_close(found(image_units, tokens[:3]), expected)
+    with pytest.raises(WeightsError, match="has a decoder of width 128, expected 32, which"):
+        load(git[1], torch.zeros(60, 8), encoder=tmp_path / "encoder")
+
+
 def test_what_is_missing_or_too_much_is_said(original, git, seit, make_model, tmp_path):
     with pytest.raises(WeightsError, match="holds no codebook; pass codebook="):
         load(original[1])
