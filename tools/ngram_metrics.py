@@ -12,10 +12,10 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from im2sp.trainer.bleu import MAX_ORDER
+from im2sp.trainer.bleu import bleu_sums as counted
+
 Tokens = Sequence[Hashable]
-MAX_ORDER = 4
-BLEU_SUMS = 2 + 2 * MAX_ORDER
-"""Numbers of `bleu_sums`: length, closest reference's length, n-grams, n-grams found; n is 1..4."""
 _SMALL, _TINY = 1e-9, 1e-15  # pycocoevalcap's, against a division by zero
 _ROUGE_BETA = 1.2
 _CIDER_SIGMA = 6.0
@@ -31,28 +31,19 @@ def _ngrams(tokens: Tokens) -> Counter[tuple[Hashable, ...]]:
 
 
 def bleu_sums(candidate: Tokens, references: Sequence[Tokens]) -> NDArray[np.float64]:
-    """(BLEU_SUMS,) what one candidate adds to its corpus; see `bleu`.
+    """(NUM_SUMS,) what one candidate adds to its corpus, as `trainer.bleu` counts it; see `bleu`.
 
     Args:
         candidate: Its tokens, none is allowed.
         references: Those of one or more references.
     """
-    allowed: Counter[tuple[Hashable, ...]] = Counter()
-    for reference in references:
-        allowed |= _ngrams(reference)
-    length = len(candidate)
-    closest = min((abs(len(r) - length), len(r)) for r in references)[1]
-    found = [0] * MAX_ORDER
-    for ngram, count in _ngrams(candidate).items():
-        found[len(ngram) - 1] += min(count, allowed[ngram])
-    tried = [max(0, length - order) for order in range(MAX_ORDER)]
-    return np.array([length, closest, *tried, *found], np.float64)
+    return np.array(counted(candidate, references), np.float64)
 
 
 def bleu(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(..., 4) BLEU-1 to BLEU-4, 0 to 1, of (..., BLEU_SUMS) sums over a corpus."""
-    length, closest = sums[..., :1], sums[..., 1:2]
-    tried, found = sums[..., 2 : 2 + MAX_ORDER], sums[..., 2 + MAX_ORDER :]
+    """(..., 4) BLEU-1 to BLEU-4, 0 to 1, of (..., NUM_SUMS) sums over a corpus."""
+    found, tried = sums[..., :MAX_ORDER], sums[..., MAX_ORDER : 2 * MAX_ORDER]
+    length, closest = sums[..., 2 * MAX_ORDER, None], sums[..., 2 * MAX_ORDER + 1, None]
     products = np.cumprod((found + _TINY) / (tried + _SMALL), axis=-1)
     ratio = (length + _TINY) / (closest + _SMALL)
     brevity = np.exp(np.minimum(0.0, 1 - 1 / ratio))
