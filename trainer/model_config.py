@@ -1,5 +1,6 @@
 """The sizes of a model, and the presets of them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -127,3 +128,20 @@ def preset_config(
         standardise_codebook=standardise_codebook,
         **_STEMS.get(preset, {}),
     )
+
+
+def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
+    """Undo `dataclasses.asdict`.
+
+    Raises:
+        ValueError: A value no model can have, or a name that is missing or unknown.
+    """
+    try:
+        parts = {
+            "vocabulary": Vocabulary(**values["vocabulary"]),
+            "encoder": StackConfig(**values["encoder"]),
+            "decoder": StackConfig(**values["decoder"]),
+        }
+        return ModelConfig(**{**values, **parts})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no model configuration: {error}") from error

@@ -23,7 +23,13 @@ from im2sp.shards.rebuild import BFLOAT16
 from im2sp.shards.weight_files import describe, read_weights
 from im2sp.trainer.checkpoint import best_checkpoint
 from im2sp.trainer.model import Im2SpModel
-from im2sp.trainer.model_config import PRESETS, SEIT_STEM_STRIDE, ModelConfig, StackConfig
+from im2sp.trainer.model_config import (
+    PRESETS,
+    SEIT_STEM_STRIDE,
+    ModelConfig,
+    StackConfig,
+    config_from_dict,
+)
 from im2sp.trainer.published import (
     GIT_MARK,
     ORIGINAL_ENCODER,
@@ -260,23 +266,6 @@ def _find(path: str | Path) -> Path:
             " expected a run, a step of one, or a model of transformers"
         )
     return find_model(path, WEIGHT_FILES)
-
-
-def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
-    """Undo `dataclasses.asdict`.
-
-    Raises:
-        ValueError: A value no model can have, or a name that is missing or unknown.
-    """
-    try:
-        parts = {
-            "vocabulary": Vocabulary(**values["vocabulary"]),
-            "encoder": StackConfig(**values["encoder"]),
-            "decoder": StackConfig(**values["decoder"]),
-        }
-        return ModelConfig(**{**values, **parts})
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"no model configuration: {error}") from error
 
 
 def _own_model(

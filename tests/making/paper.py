@@ -183,5 +183,5 @@ def make_model(vocabulary: Vocabulary) -> Im2SpModel:
     torch.manual_seed(5)
     # Published encoders have SeiT's stem.
     mini = preset_config("mini", vocabulary)
-    config = replace(mini, max_positions=MAX_TOKENS, stem_stride=SEIT_STEM_STRIDE)
+    config = replace(mini, max_positions=MAX_TOKENS, stem_stride=SEIT_STEM_STRIDE, conv_stem=False)
     return Im2SpModel(config, torch.randn(8192, 32)).eval()
