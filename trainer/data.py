@@ -68,10 +68,6 @@ class OtherViews:
                 first += batch.num_samples
         self._table = torch.from_numpy(np.concatenate(tables))
 
-    def __contains__(self, key: str) -> bool:
-        """Whether there is an image of that key."""
-        return key in self._rows
-
     def mix(self, images_packed: Tensor, keys: Sequence[str], epoch: int) -> Tensor:
         """(B, 1274) uint8: each image as it is or as one of its views here, all equally likely."""
         taken = [
@@ -168,12 +164,14 @@ def open_other_views(config: TrainConfig, dataset: ShardDataset) -> OtherViews |
     if not config.other_view:
         return None
     expected = fingerprints(dataset, "text")
-    wanted = {sample.key for sample in dataset}
     others = [ShardDataset(path) for path in config.other_view]
     for other in others:
         place = f"--other-view {other.path}"
         check_fingerprints(fingerprints(other, "text"), expected, place, str(dataset.path))
-        if not any(sample.key in wanted for sample in other):
+        batches = map(other.batch, range(other.num_batches))
+        theirs = {batch.keys.text(row) for batch in batches for row in range(batch.num_samples)}
+        # One image in common is soon found; no sample of either is decoded for more.
+        if not any(sample.key in theirs for sample in dataset):
             raise ValueError(
                 f"{place}: none of its {len(other)} images is among the {len(dataset)} of"
                 f" {dataset.path}; their keys have to be the same"
