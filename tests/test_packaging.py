@@ -81,6 +81,15 @@ def test_im2sp_itself_holds_no_code_but_its_version():
     )
 
 
+def test_the_root_of_a_clone_as_working_directory_holds_every_package():
+    # -S hides an installation: what is found lies in the clone.
+    program = "import im2sp.tools; print(im2sp.tools.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", program], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.stdout.strip(), done.stderr) == (str(ROOT / "tools" / "__init__.py"), "")
+
+
 def test_typings_link_to_the_rooms():
     links = {p.name: os.readlink(p) for p in (ROOT / "typings/im2sp").iterdir()}
     expected = {room: f"../../{room}" for room in ROOMS}
