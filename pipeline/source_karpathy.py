@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from im2sp.pipeline.source_audio import check_some_audio
 from im2sp.pipeline.source_flickr8k_audio import WAVS, add_flickr8k_audio
 from im2sp.pipeline.source_items import (
     SourceError,
@@ -14,7 +13,13 @@ from im2sp.pipeline.source_items import (
     clean_key,
     strip_suffix,
 )
-from im2sp.pipeline.source_rows import Row, check_some_found, items_of_rows, make_resolver
+from im2sp.pipeline.source_rows import (
+    Row,
+    check_some_audio,
+    check_some_found,
+    items_of_rows,
+    make_resolver,
+)
 from im2sp.pipeline.source_spoken_coco import SPOKEN_COCO_FILES, add_spoken_coco
 
 _EXPECTED = 'expected {"images": [{"filename", "split", "sentences": [{"raw"}]}]}'

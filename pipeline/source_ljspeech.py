@@ -3,9 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from im2sp.pipeline.source_audio import check_some_audio, make_audio_finder
 from im2sp.pipeline.source_items import SourceError, SourceListing, clean_key
-from im2sp.pipeline.source_rows import Row, Spoken, items_of_rows
+from im2sp.pipeline.source_rows import (
+    Row,
+    Spoken,
+    check_some_audio,
+    items_of_rows,
+    make_audio_finder,
+)
 
 _METADATA = "metadata.csv"
 _WAVS = "wavs"

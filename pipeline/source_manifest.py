@@ -6,9 +6,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from im2sp.pipeline.source_audio import check_some_audio, make_audio_finder
 from im2sp.pipeline.source_items import SourceError, SourceListing
-from im2sp.pipeline.source_rows import Row, Spoken, items_of_rows, make_resolver
+from im2sp.pipeline.source_rows import (
+    Row,
+    Spoken,
+    check_some_audio,
+    items_of_rows,
+    make_audio_finder,
+    make_resolver,
+)
 
 _EXPECTED = (
     "expected an 'image' column with paths, an 'audio' column or both and, as wanted, 'key', "

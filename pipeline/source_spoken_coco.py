@@ -6,9 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from im2sp.pipeline.source_audio import ImageNames, make_audio_finder
 from im2sp.pipeline.source_items import SourceError, SourceItem, Utterance, is_utf8, printable_utf8
-from im2sp.pipeline.source_rows import Resolver, Spoken, spoken_utterance
+from im2sp.pipeline.source_rows import (
+    ImageNames,
+    Resolver,
+    Spoken,
+    make_audio_finder,
+    spoken_utterance,
+)
 
 SPOKEN_COCO_FILES = ("SpokenCOCO_train.json", "SpokenCOCO_val.json")
 

@@ -26,11 +26,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from im2sp.pipeline.source_files import list_media
 from im2sp.pipeline.source_items import SourceError, SourceItem, SourceListing, Utterance
 from im2sp.pipeline.source_karpathy import list_karpathy
 from im2sp.pipeline.source_ljspeech import is_ljspeech, list_ljspeech
 from im2sp.pipeline.source_manifest import MANIFEST_READERS, list_manifest
-from im2sp.pipeline.source_media import list_media
 
 __all__ = ["SourceError", "SourceItem", "SourceListing", "Utterance", "list_source"]
 
