@@ -6,8 +6,9 @@ Members of a tar are read in place and never written anywhere.
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from im2sp.pipeline.images import ByteRange
 from im2sp.pipeline.source_items import (
@@ -81,11 +82,10 @@ def _find_apart(audio_root: Path) -> list[Found]:
 def _find_in_folder(folder: Path, kinds: Collection[str], ignored: Counter[str]) -> list[Found]:
     """All files below a folder that are of `kinds` by their name, sorted by path.
 
-    Hidden files, linked folders and other files are left out and counted in `ignored`. A linked
-    file counts when what it links to lies in the folder too, else it is a reject.
+    Hidden and other files are left out and counted in `ignored`. Links are followed, wherever they
+    lead.
     """
     found: list[Found] = []
-    root = os.path.realpath(folder)
     base = str(folder)
     for name, entry in _walk(base, "", ignored):
         shown = printable_utf8(name)
@@ -96,7 +96,7 @@ def _find_in_folder(folder: Path, kinds: Collection[str], ignored: Counter[str])
         if kind not in kinds:
             count_ignored(name, ignored)
             continue
-        place = _file_problem(entry, root) or Path(f"{base}/{name}")
+        place = _file_problem(entry) or Path(f"{base}/{name}")
         found.append(Found(name=name, shown=shown, place=place, kind=kind))
     found.sort(key=lambda one: one.name)
     return found
@@ -105,10 +105,29 @@ def _find_in_folder(folder: Path, kinds: Collection[str], ignored: Counter[str])
 def _walk(
     folder: str, prefix: str, ignored: Counter[str]
 ) -> Iterator[tuple[str, "os.DirEntry[str] | str"]]:
-    """Relative posix path and entry of each file; a message for a folder that cannot be listed."""
-    pending = [(folder, prefix)]
-    while pending:
+    """Relative posix path and entry of each file; a message for a folder that cannot be listed.
+
+    Links to folders are followed after all that is no link. Each folder is entered once and those
+    around the first one never, so that links that lead round in a circle end; a link to such a
+    folder is counted in `ignored`.
+    """
+    above = os.path.realpath(folder).rstrip(os.sep) + os.sep
+    pending, links = [(folder, prefix)], list[tuple[str, str]]()
+    entered = set[tuple[int, int] | None]()
+    while pending or links:
+        if not pending:
+            links.sort(key=lambda link: link[1])
+            pending.append(links.pop(0))
+            if above.startswith(os.path.realpath(pending[0][0]).rstrip(os.sep) + os.sep):
+                ignored[LINKED_FOLDER] += 1
+                pending.clear()
+                continue
         folder, prefix = pending.pop()
+        identity = _identity(folder)
+        if identity is not None and identity in entered:
+            ignored[LINKED_FOLDER] += 1
+            continue
+        entered.add(identity)
         try:
             entries = list(os.scandir(folder))
         except OSError as error:
@@ -120,27 +139,35 @@ def _walk(
             elif entry.is_dir(follow_symlinks=False):
                 pending.append((entry.path, f"{prefix}{entry.name}/"))
             elif entry.is_symlink() and os.path.isdir(entry.path):
-                ignored[LINKED_FOLDER] += 1
+                links.append((entry.path, f"{prefix}{entry.name}/"))
             else:
                 yield prefix + entry.name, entry
 
 
-def _file_problem(entry: "os.DirEntry[str]", root: str) -> str | None:
+def _identity(folder: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(folder)
+    except OSError:  # listing it will say why
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _file_problem(entry: "os.DirEntry[str]") -> str | None:
     """Why a directory entry with a candidate's name cannot be read; None when it can."""
-    if not entry.is_symlink():
-        return None if entry.is_file(follow_symlinks=False) else "not a regular file"
-    target = os.path.realpath(entry.path)
-    if not target.startswith(root.rstrip(os.sep) + os.sep):
-        return "link that leaves the folder; not followed"
-    return None if os.path.isfile(target) else "link to nothing"
+    try:
+        if entry.is_file():
+            return None
+    except OSError:  # a link that leads round in a circle
+        return "link to nothing"
+    return "link to nothing" if entry.is_symlink() else "not a regular file"
 
 
 def _find_in_tar(path: Path, kinds: Collection[str], ignored: Counter[str]) -> list[Found]:
     """All members of an uncompressed tar that are of `kinds` by their name, in its order.
 
-    Hidden and other members are left out and counted in `ignored`. Links, sparse members and names
-    that leave the archive are rejects, and so is what follows the point where an archive is cut or
-    damaged (one reject, as nobody knows how much it was).
+    Hidden and other members are left out and counted in `ignored`. Symbolic links, sparse members
+    and names that leave the archive are rejects, and so is what follows the point where an archive
+    is cut or damaged (one reject, as nobody knows how much it was).
 
     Raises:
         SourceError: The file cannot be read, is compressed, or is no tar.
@@ -161,37 +188,71 @@ def _find_in_tar(path: Path, kinds: Collection[str], ignored: Counter[str]) -> l
 def tar_members(path: Path) -> Iterator[tuple[str, Place]]:
     """Name and place of every member but folders; the name "" stands for a cut or damaged rest.
 
+    Archives that were joined end to end are read on, as `tar -i` does.
+
     Raises:
         SourceError: The file cannot be opened, is compressed, or does not begin like a tar.
     """
     size_bytes = path.stat().st_size
-    try:
-        archive = tarfile.open(path, "r:")  # noqa: SIM115 - closed below, not at the first yield
-    except (OSError, tarfile.TarError) as error:
-        raise SourceError(
-            f"{path}: not a tar that can be read in place ({error}); expected an uncompressed "
-            ".tar; unpack or decompress it first"
-        ) from None
-    with archive:
-        try:
-            for member in archive:
-                # A listing of 100,000s keeps none of tarfile's own records.
-                archive.members = []  # pyright: ignore[reportAttributeAccessIssue] - not in typeshed
-                if not member.isdir():
-                    yield member.name.removeprefix("./"), _place(path, member, size_bytes)
-            problem = _end_problem(path, archive.offset)
-        except (OSError, tarfile.TarError, ValueError) as error:
-            problem = str(error)
-    if problem is not None:
-        yield "", f"the tar is cut or damaged at byte {archive.offset:,}: {problem}"
+    places: dict[str, Place] = {}
+    with open(path, "rb") as file:
+        start: int | None = 0
+        while start is not None:
+            file.seek(start)
+            try:
+                archive = tarfile.TarFile(fileobj=file)
+            except (OSError, tarfile.TarError, RecursionError) as error:
+                if start == 0:
+                    raise SourceError(
+                        f"{path}: not a tar that can be read in place ({error}); expected an "
+                        "uncompressed .tar; unpack or decompress it first"
+                    ) from None
+                yield "", _cut_at(start, str(error))
+                return
+            try:
+                for member in _members(archive):
+                    name = member.name.removeprefix("./")
+                    place = places[name] = _place(path, member, size_bytes, places)
+                    yield name, place
+            except (OSError, tarfile.TarError, ValueError, RecursionError) as error:
+                yield "", _cut_at(archive.offset, str(error))
+                return
+            start = _next_archive(file, archive.offset)
+            if start == archive.offset:
+                yield "", _cut_at(start, "not a member's header")
+                return
 
 
-def _place(path: Path, member: tarfile.TarInfo, size_bytes: int) -> Place:
-    """Where a member's bytes lie, or why it is refused."""
+def _cut_at(offset: int, problem: str) -> str:
+    return f"the tar is cut or damaged at byte {offset:,}: {problem}"
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members that are no folders.
+
+    Raises:
+        ValueError: A member's size is negative, so that nobody knows where the next one begins.
+    """
+    for member in archive:
+        # A listing of 100,000s keeps none of tarfile's own records.
+        archive.members = []  # pyright: ignore[reportAttributeAccessIssue] - not in typeshed
+        if member.size < 0:
+            raise ValueError(f"a member of {member.size:,} bytes")
+        if not member.isdir():
+            yield member
+
+
+def _place(
+    path: Path, member: tarfile.TarInfo, size_bytes: int, earlier: Mapping[str, Place]
+) -> Place:
+    """Where a member's bytes lie, or why it is refused; a hard link's are those of its target."""
     if member.name.startswith("/") or ".." in member.name.split("/"):
         return "its name leaves the archive"
-    if member.issym() or member.islnk():
+    if member.issym():
         return f"a link (to {printable_utf8(member.linkname)}); links in a tar are not followed"
+    if member.islnk():
+        missing = f"a hard link to {printable_utf8(member.linkname)}, which does not come before it"
+        return earlier.get(member.linkname.removeprefix("./"), missing)
     if member.issparse():
         return "a sparse member; repack the tar without --sparse"
     if not member.isreg():
@@ -201,12 +262,16 @@ def _place(path: Path, member: tarfile.TarInfo, size_bytes: int) -> Place:
     return ByteRange(path=path, offset=member.offset_data, size_bytes=member.size)
 
 
-def _end_problem(path: Path, offset: int) -> str | None:
-    """Why reading stopped at `offset`, if not at the end of the archive.
+def _next_archive(file: BinaryIO, offset: int) -> int | None:
+    """Where the first block that is not zero lies; None where there is none.
 
-    `tarfile` takes a header it cannot read for the end.
+    An archive ends with blocks of zeros, behind which another one may follow. `tarfile` takes a
+    header it cannot read for the end, too: then the result is `offset` itself.
     """
-    with open(path, "rb") as file:
-        file.seek(offset)
-        block = file.read(tarfile.BLOCKSIZE)
-    return "not a member's header" if block.strip(b"\0") else None
+    file.seek(offset)
+    while chunk := file.read(tarfile.RECORDSIZE * 16):
+        rest = chunk.lstrip(b"\0")
+        if rest:
+            return offset + (len(chunk) - len(rest)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        offset += len(chunk)
+    return None

@@ -81,13 +81,16 @@ class SourceListing:
     """Everything one source holds."""
 
     kind: str
-    """`folder`, `tar`, `karpathy`, `jsonl`, `csv`, `parquet` or `ljspeech`."""
+    """`folder`, `tar`, `karpathy`, `coco`, `jsonl`, `csv`, `parquet` or `ljspeech`."""
 
     items: list[SourceItem]
     """The inputs, in an order that depends on the source alone."""
 
     ignored: dict[str, int]
     """Files that are no candidates, counted by suffix, sorted by it."""
+
+    notes: tuple[str, ...] = ()
+    """What else of the source is not used, a sentence each."""
 
     def describe(self) -> dict[str, str | int]:
         """Kind, number of items and a sha256 over all that was listed.
@@ -117,6 +120,14 @@ def kind_of_name(name: str) -> Literal["image", "audio", "other"]:
     if suffix in IMAGE_SUFFIXES:
         return "image"
     return "audio" if suffix in AUDIO_SUFFIXES else "other"
+
+
+def split_name(name: str) -> str:
+    """The name of a split: train, val or test for its usual spellings, any other as it stands."""
+    folded = name.strip().casefold()
+    if folded in ("valid", "validation", "dev", "development"):
+        return "val"
+    return folded if folded in ("train", "val", "test") else name.strip()
 
 
 def count_ignored(name: str, ignored: Counter[str]) -> None:

@@ -30,7 +30,7 @@ from im2sp.pipeline.source_files import list_media
 from im2sp.pipeline.source_items import SourceError, SourceItem, SourceListing, Utterance
 from im2sp.pipeline.source_karpathy import list_karpathy
 from im2sp.pipeline.source_ljspeech import is_ljspeech, list_ljspeech
-from im2sp.pipeline.source_manifest import MANIFEST_READERS, list_manifest
+from im2sp.pipeline.source_tables import TABLE_READERS, list_table
 
 __all__ = ["SourceError", "SourceItem", "SourceListing", "Utterance", "list_source"]
 
@@ -89,8 +89,8 @@ def _list(path: Path, image_root: Path | None, audio_root: Path | None) -> Sourc
         return list_media(path, audio_root)
     if suffix == ".json":
         return list_karpathy(path, image_root, audio_root)
-    if suffix in MANIFEST_READERS:
-        return list_manifest(path, image_root, audio_root)
+    if suffix in TABLE_READERS:
+        return list_table(path, image_root, audio_root)
     raise SourceError(
         f"{path}: cannot tell what kind of source {suffix or 'a file without suffix'} is; "
         "expected a folder, a .tar (not compressed) of images or sound, a Karpathy .json, or a "
