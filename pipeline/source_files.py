@@ -102,6 +102,15 @@ def _find_in_folder(folder: Path, kinds: Collection[str], ignored: Counter[str])
     return found
 
 
+def count_files(folder: Path, used: Collection[str]) -> dict[str, int]:
+    """The files below a folder by suffix, but for those whose relative path is in `used`."""
+    ignored: Counter[str] = Counter()
+    for name, _ in _walk(str(folder), "", ignored):
+        if name not in used:
+            count_ignored(name, ignored)
+    return dict(sorted(ignored.items()))
+
+
 def _walk(
     folder: str, prefix: str, ignored: Counter[str]
 ) -> Iterator[tuple[str, "os.DirEntry[str] | str"]]:

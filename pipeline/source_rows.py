@@ -1,10 +1,11 @@
 """From rows (of a Karpathy file or a manifest) to items: keys, gathered captions, image paths."""
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -223,9 +224,36 @@ def _find_file(image_root: Path, image: str) -> Path | str:
     try:
         if path.is_file():
             return path
-        return "not a regular file" if path.exists() else "no such image file"
+        if path.exists():
+            return "not a regular file"
+        return "no such image file" + _spelling_hint(path)
     except OSError as error:  # for example a name that is too long
         return f"image file cannot be looked up: {error.strerror}"
+
+
+def _spelling_hint(path: Path) -> str:
+    """Which file was probably meant where a path leads nowhere; empty where there is none."""
+    if "\\" in path.name and (as_posix := Path(str(path).replace("\\", "/"))).is_file():
+        return f"; {as_posix} is there: write / for \\"
+    here = _names_by_folded(path.parent).get(_folded(path.name))
+    if here is None:
+        return ""
+    same_case = unicodedata.normalize("NFC", here) == unicodedata.normalize("NFC", path.name)
+    how = "in another Unicode form (NFC or NFD)" if same_case else "in other letter case"
+    return f"; {printable_utf8(here)} is there, {how}"
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+@lru_cache(maxsize=16)
+def _names_by_folded(folder: Path) -> dict[str, str]:
+    """The files of a folder, by their names in one Unicode form and one letter case."""
+    try:
+        return {_folded(name): name for name in sorted(os.listdir(folder))}
+    except OSError:
+        return {}
 
 
 def check_some_found(path: Path, items: list[SourceItem], image_root: Path) -> None:

@@ -146,9 +146,7 @@ def list_table(
         check_some_audio(path, items, audio_root, unnamed=unnamed)
     unused = known.unused()
     note = f"columns not used: {', '.join(map(repr, unused))} (--columns FIELD=COLUMN takes one)"
-    return SourceListing(
-        kind=kind[1:], items=items, ignored={}, notes=(note,) if unused else ()
-    )
+    return SourceListing(kind=kind[1:], items=items, ignored={}, notes=(note,) if unused else ())
 
 
 def _read_jsonl(path: Path, columns: _Columns) -> Iterator[Row]:
@@ -228,10 +226,12 @@ def _csv_records(file: Iterable[str]) -> Iterator[tuple[int, list[str] | str]]:
             number += 1
             reader = csv.reader(lines(), strict=True, skipinitialspace=spaced)
             continue
-        if number == 1 and any(name.startswith(" ") for name in fields):
-            # `image, caption`: the space after a comma belongs to no field.
+        if number == 1 and not spaced and any(name.startswith(" ") for name in fields):
+            # `image, caption`: the space after a comma belongs to no field. The header again.
             spaced = True
+            waiting.extendleft(reversed(taken))
             reader = csv.reader(lines(), strict=True, skipinitialspace=True)
+            continue
         yield number, fields
         number += len(taken)
 
