@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from im2sp.pipeline.image_formats import Format, find_format
+from im2sp.pipeline.jpeg import SplitJpeg, split_jpeg
 from im2sp.pipeline.media import (
     ByteRange,
     ImageError,
@@ -79,17 +80,27 @@ def _decode(image_format: Format, data: bytes, max_pixels: int) -> Image.Image:
     """Check, decode, convert and turn; `data` is known to begin like `image_format`."""
     if image_format.declared_size is not None:
         _check_size(image_format.declared_size(data), max_pixels)
+    jpeg = split_jpeg(data) if image_format.name == "JPEG" else None
+    if jpeg is not None:
+        data = jpeg.join()
+    elif image_format.check is not None:
+        data = image_format.check(data)
     image = image_format.open(BytesIO(data))
     _check_size(image.size, max_pixels)
-    if image_format.check is not None:
-        replacement = image_format.check(data)
-        if replacement is not None:
-            image = image_format.open(BytesIO(replacement))
-    image.load()
+    rgb = _to_rgb(image) if jpeg is None else _decode_jpeg(jpeg, image)
     # Asked after loading: a TIFF turns itself then, and no longer has the tag.
     orientation = _orientation(image)
-    rgb = _to_rgb(image)
     return rgb.transpose(_TURNS[orientation]) if orientation in _TURNS else rgb
+
+
+def _decode_jpeg(jpeg: SplitJpeg, image: ImageFile.ImageFile) -> Image.Image:
+    """The pixels of a JPEG that must be whole; `image` is the same one, opened by Pillow."""
+    is_cmyk = image.mode == "CMYK"
+    pixels = jpeg.decode("CMYK" if is_cmyk else "RGBX")
+    if pixels is None or is_cmyk:
+        return _to_rgb(image)
+    # Four bytes a pixel, as Pillow stores them, are copied faster than three.
+    return Image.frombytes("RGB", image.size, pixels.data, "raw", "RGBX")
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
