@@ -57,7 +57,9 @@ def check_tiff(data: bytes) -> bytes:
     """A TIFF whose first image has all its strips or tiles within the file."""
     tags = TiffImagePlugin.TiffImageFile(BytesIO(data)).tag_v2
     for offsets_tag, sizes_tag in _TIFF_PARTS:
-        for start, size_bytes in zip(tags.get(offsets_tag, ()), tags.get(sizes_tag, ())):
+        for start, size_bytes in zip(
+            tags.get(offsets_tag, ()), tags.get(sizes_tag, ()), strict=False
+        ):
             if start + size_bytes > len(data):
                 raise ImageError(
                     f"cut: a TIFF strip or tile lies at bytes {start:,} to {start + size_bytes:,}, "
@@ -119,6 +121,8 @@ def ico_size(data: bytes) -> tuple[int, int]:
                 f"the file holds {len(data):,}"
             )
         is_png = data[at : at + 8] == _PNG_MAGIC
-        width, height = struct.unpack_from(*((">II", data, at + 16) if is_png else ("<ii", data, at + 4)))
+        width, height = struct.unpack_from(
+            *((">II", data, at + 16) if is_png else ("<ii", data, at + 4))
+        )
         largest = max(largest, (abs(width), abs(height)), key=lambda size: size[0] * size[1])
     return largest

@@ -1,8 +1,8 @@
-"""Which format a file's content is, and what the content of a file that is no picture seems to be.
+"""The image formats that are read, recognised by content.
 
 Pillow's plugins are used one by one, chosen by content. Formats that Pillow opens by starting
 another program (EPS, WMF), that hold no pixels of their own (GRIB, BUFR, HDF5, MPEG) or that
-nobody keeps photographs in are left out on purpose: each is more code that hostile bytes reach.
+no data set uses (PSD, DDS, SGI, TGA, PCX) are left out on purpose: each is more code that hostile bytes reach.
 """
 
 import importlib
@@ -29,16 +29,16 @@ _JPEG = b"\xff\xd8\xff"
 
 @dataclass(frozen=True)
 class Format:
-    """One format: how it is known, which Pillow plugin reads it, and what Pillow does not check."""
+    """One format: its signature, Pillow's plugin, and what Pillow does not check."""
 
     name: str
-    """What messages call it."""
+    """The name in messages."""
 
     plugin: str
     """`module.class` of the reader below `PIL`."""
 
     matches: Callable[[bytes], bool]
-    """Whether a file that begins with these (up to 64) bytes is one."""
+    """The test of a file's first (up to 64) bytes."""
 
     check: Callable[[bytes], bytes] | None = None
     """Raises `ImageError` for a cut or damaged file; returns the bytes to decode."""
@@ -102,7 +102,7 @@ def find_format(data: bytes) -> Format:
     """The format of a file's content.
 
     Raises:
-        ImageError: It is none that is read; the message says what it seems to be.
+        ImageError: It is no format that is read; the message says what it seems to be.
     """
     if not data:
         raise ImageError("the file is empty (0 bytes)")

@@ -20,19 +20,21 @@ from im2sp.pipeline.media import ImageError
 _MAX_SCANS = 100
 """Encoders write ten or so; each one costs a pass over the whole image."""
 _MAX_STRAY_BYTES, _MAX_PADDING_BYTES = 8192, 64
-"""Bytes between the last block and the next marker that are ignored: in a sequential image of one
-scan, where they can be distinguished from blocks, and in others. Zeros or 0xFF are ignored in any number."""
+"""Bytes between the last block and the next marker that are ignored: of the scan of
+a sequential image, where they can be distinguished from blocks, and of others. Any number of zeros
+or of 0xFF is ignored."""
 _MAX_ATTEMPTS = 6
-_WALKED_BYTES = 4096
-"""Bytes of a scan before stray bytes that are read to find out if these are blocks."""
+_SYNC_BYTES, _LATE_SYNC_BYTES = 2048, 64
+"""Bytes before stray bytes from which the codes are read to find out if these are blocks, and the
+stray bytes (at most half of them) after which no more errors are allowed."""
 
 _DHT, _EOI, _SOS, _APP0, _APP2, _APP14 = 0xC4, 0xD9, 0xDA, 0xE0, 0xE2, 0xEE
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA)
 _FRAMES = {*range(0xC0, 0xD0)} - {_DHT, 0xC8, 0xCC}
 _SEGMENTS = _FRAMES | {_DHT, 0xCC, 0xDB, 0xDD, _SOS, *range(_APP0, 0xF0)}
 """Markers of segments that matter; others (comments) are passed over."""
-_SCAN_END = re.compile(rb"\xff+(?:[^\x00\xff\xd0-\xd7]|\Z)|\Z")
-"""A marker that is no restart marker, its fill bytes included, or the end of the file."""
+_SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+"""Any marker but a restart marker."""
 
 _Codes = dict[str, int]
 """A Huffman table: from a code's bits, as text, to its value."""
@@ -61,7 +63,7 @@ class SplitJpeg:
         return sum(any(bits) for bits in self.missing_bits.values())
 
     def decode(self, colorspace: str) -> np.ndarray | None:
-        """uint8 [H, W, 4], or None for a subsampling that simplejpeg does not decode.
+        """uint8 [H, W, 4], or None for an unusual subsampling, which simplejpeg does not decode.
 
         Args:
             colorspace: "RGBX" or "CMYK".
@@ -75,7 +77,7 @@ class SplitJpeg:
                 return simplejpeg.decode_jpeg(self.join(), colorspace, strict=True)
             except ValueError as error:
                 message = str(error)
-            if "subsampling" in message:
+            if "subsampling" in message and self.has_end:
                 return None
             stray = re.search(r"(\d+) extraneous bytes before marker 0x(..)", message)
             if stray is None:
@@ -90,8 +92,10 @@ class SplitJpeg:
                 f"cut: the JPEG ends without its end marker, {num_bytes:,} bytes follow its last "
                 "block"
             )
-        markers = [*(part[1] for part in self.parts[1:]), _EOI]
-        at = max((scan for scan in self.scans if markers[scan] == next_marker), default=0)
+        nexts = [*self.parts[1:], b"\xff\xd9"]
+        at = max(
+            (at for at in self.scans if nexts[at][:2] == bytes([0xFF, next_marker])), default=0
+        )
         stray = self.parts[at][-num_bytes:]
         is_padding = not stray.strip(b"\0") or not stray.strip(b"\xff")
         if len(self.scans) == 1 and self.frame[1] in _SEQUENTIAL:
@@ -109,8 +113,9 @@ class SplitJpeg:
         place. Codes resynchronise, so it is enough to read from somewhere before the stray bytes.
         """
         data = re.split(rb"\xff[\xd0-\xd7]", self.parts[self.scans[0]])[-1]
-        data = data[-num_stray - _WALKED_BYTES :].replace(b"\xff\0", b"\xff")
+        data = data[-num_stray - _SYNC_BYTES :].replace(b"\xff\0", b"\xff")
         bits = "".join(f"{byte:08b}" for byte in data)
+        sync_end = len(bits) - 8 * num_stray + 8 * min(num_stray // 2, _LATE_SYNC_BYTES)
         blocks = list(self._blocks())
         at = 0
         while at < len(bits) - 7:
@@ -119,16 +124,16 @@ class SplitJpeg:
                 at = _after_block(bits, at, dc_codes, ac_codes)
                 if at < 0:  # no block begins at `start`
                     at = start + 1
-                    if at > len(bits) - 4 * num_stray:
-                        return False
                     break
+            if at == start + 1 and at > sync_end:
+                return False
         return at <= len(bits) and "0" not in bits[at:]
 
     def _blocks(self) -> Iterator[tuple[_Codes, _Codes]]:
         """The tables of the DC and AC coefficients of each block of an MCU of the first scan."""
         tables: dict[int, _Codes] = {}
         for part in self.parts:
-            if part[1] == _DHT:
+            if part[:2] == bytes([0xFF, _DHT]):
                 _read_tables(part[4:], tables)
         names, selectors = _scan_components(self.parts[self.scans[0] - 1])
         for name, selector in zip(names, selectors, strict=True):
@@ -172,7 +177,7 @@ def split_jpeg(data: bytes) -> SplitJpeg:
             found = _SCAN_END.search(data, end)
             at = found.start() if found else len(data)
             jpeg.scans.append(len(jpeg.parts))
-            jpeg.parts.append(data[end:at])
+            jpeg.parts.append(data[end:at].rstrip(b"\xff"))
             if not jpeg.num_missing():
                 jpeg.has_end = data.find(b"\xff\xd9", at, at + _MAX_STRAY_BYTES) >= 0
                 break
@@ -196,7 +201,7 @@ def _note_frame(jpeg: SplitJpeg) -> None:
     jpeg.missing_bits = {frame[10 + 3 * index]: 64 * [255] for index in range(frame[9])}
     for index, part in enumerate(jpeg.parts):
         # libjpeg takes unknown colour transforms for YCbCr or YCCK, with a warning.
-        if part[1] == _APP14 and part[4:9] == b"Adobe" and part[15:16] > b"\0":
+        if part[:2] == bytes([0xFF, _APP14]) and part[4:9] == b"Adobe" and part[15:16] > b"\0":
             jpeg.parts[index] = part[:15] + (b"\2" if frame[9] == 4 else b"\1") + part[16:]
 
 
