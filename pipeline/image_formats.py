@@ -2,7 +2,8 @@
 
 Pillow's plugins are used one by one, chosen by content. Formats that Pillow opens by starting
 another program (EPS, WMF), that hold no pixels of their own (GRIB, BUFR, HDF5, MPEG) or that
-no data set uses (PSD, DDS, SGI, TGA, PCX) are left out on purpose: each is more code that hostile bytes reach.
+no data set uses (PSD, DDS, SGI, TGA, PCX) are left out on purpose: each is more code that hostile
+bytes reach.
 """
 
 import importlib
