@@ -231,8 +231,6 @@ def _start(view: str, max_pixels: int, max_audio_s: float) -> _Worker:
 
 def _work(connection: Connection, view: str, max_pixels: int, max_audio_s: float) -> None:
     """What a worker does: take lists of media, give each one's result, until the pipe ends."""
-    import im2sp.pipeline.jpeg_scan  # noqa: F401 - compiled, or loaded, before the first picture
-
     try:
         connection.send("up")
         # Decoders in C may print what they think of a file; the output belongs to the command.
