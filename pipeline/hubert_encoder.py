@@ -7,7 +7,7 @@ The arithmetic is transformers' `HubertModel`; what differs is the order of the 
   ten-sample windows' mean and covariance), so all convolutions run in blocks of a few frames that
   stay in the cache, and memory does not grow with what they would hold for the whole clip.
 - A convolution over frames is a Linear over windows of them, and runs through oneDNN on a CPU with
-  its GELU fused in (see `packed_encoder`).
+  its GELU fused in (see `onednn`).
 
 Legend: `B` clips of one length, `S` samples, `T` frames, `C` channels, `D` width, `H` heads,
 `K` head width.
@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from im2sp.pipeline.hubert_weights import CONV_STRIDES, POSITIONS, HubertWeights
-from im2sp.pipeline.packed_encoder import PackedLinear, PackedNorm, is_supported, packed_attention
+from im2sp.pipeline.hubert_published import CONV_STRIDES, POSITIONS
+from im2sp.pipeline.hubert_weights import HubertWeights
+from im2sp.pipeline.onednn import PackedLinear, PackedNorm, is_supported, packed_attention
 
 FIRST_FRAME_SAMPLES = 400
 FRAME_SAMPLES = 320

@@ -7,20 +7,24 @@ each other.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from im2sp.pipeline.core_threads import SingleCorePool
 from im2sp.pipeline.hubert_encoder import FIRST_FRAME_SAMPLES, HubertEncoder, num_frames
-from im2sp.pipeline.hubert_weights import BUNDLED, HubertWeights, fingerprint, load_hubert
-from im2sp.pipeline.image_threads import ImageThreads
-from im2sp.pipeline.kmeans import load_centres
+from im2sp.pipeline.hubert_weights import (
+    BUNDLED,
+    HubertWeights,
+    fingerprint,
+    load_centres,
+    load_hubert,
+)
+from im2sp.pipeline.tensors import DTYPES, Precision, check_precision
 from im2sp.shards.pickles import WeightsError
 
-Precision = Literal["fp32", "bf16"]
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RATE_HZ = 16_000
 CHUNK_SAMPLES = 1_600_000
 # Samples encoded at once on a GPU; bounds the memory of a batch of any size.
@@ -48,7 +52,7 @@ class SpeechTokenizer:
         precision: Precision = "fp32",
         device: str | torch.device | None = None,
     ) -> None:
-        _check_precision(precision)
+        check_precision(precision)
         if centres.shape[1] != weights.width:
             raise WeightsError(
                 f"{name}: its features are {weights.width} wide, the k-means centres"
@@ -62,7 +66,7 @@ class SpeechTokenizer:
         self.centres = centres
         self.num_units = len(centres)
         self._encoder = HubertEncoder(weights, DTYPES[precision], self.device)
-        self._threads = ImageThreads()
+        self._threads = SingleCorePool()
         # |x - c|^2 = |x|^2 - 2 (x c - |c|^2 / 2): the largest bracket is the nearest centre.
         self._directions = centres.t().contiguous().to(self.device)
         self._half_norms = (centres.double().square().sum(1) / 2).float().to(self.device)
@@ -173,11 +177,6 @@ def _resample(samples: Tensor, rate_hz: int) -> Tensor:
     return torch.from_numpy(soxr.resample(samples.numpy(), rate_hz, RATE_HZ))
 
 
-def _check_precision(precision: str) -> None:
-    if precision not in DTYPES:
-        raise ValueError(f"precision {precision!r}, expected one of {', '.join(DTYPES)}")
-
-
 def load_speech_tokenizer(
     name_or_path: str | Path = "compact",
     kmeans: str | Path | Tensor | np.ndarray | None = None,
@@ -192,8 +191,8 @@ def load_speech_tokenizer(
         name_or_path: "compact" (bundled), transformers' folder (`config.json` and weights),
             fairseq's `hubert_base_ls960.pt`, our own file, or a hub id such as
             `facebook/hubert-base-ls960`, with `@revision` to pin it.
-        kmeans: The centres [units, width] or their file; see `kmeans.load_centres`. None for those
-            in our own file.
+        kmeans: The centroids [units, width] or their file; see `hubert_weights.load_centres`. None
+            for those in our own file.
         device: None for CUDA where there is one, else the CPU.
         precision: Arithmetic of the encoder. "bf16" is several times as fast on a CPU that has it
             and gives other units for some frames.
@@ -203,7 +202,7 @@ def load_speech_tokenizer(
     Raises:
         WeightsError: (a ValueError) no such files, or not those of a HuBERT; one line.
     """
-    _check_precision(precision)
+    check_precision(precision)
     weights = load_hubert(name_or_path, layer)
     kmeans = weights.centres if kmeans is None else kmeans
     if kmeans is None:

@@ -6,93 +6,52 @@ not tell, its records. Our own form is one safetensors file with the centres of 
 the settings in its metadata. All end here as one dictionary under transformers' names.
 """
 
-import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from im2sp.pipeline.weights import Weights, checked_tensor, describe, read_weights
-from im2sp.shards.hub import CONFIG_FILE, find_model, find_weights
+from im2sp.pipeline.hubert_published import (
+    CONV_KERNELS,
+    POSITIONS,
+    WEIGHT_FILES,
+    HubertSettings,
+    config_settings,
+    fairseq_settings,
+    fairseq_tensors,
+)
+from im2sp.pipeline.tensors import (
+    Weights,
+    checked_tensor,
+    describe,
+    finite_float32,
+    read_weights,
+    tensors_fingerprint,
+)
+from im2sp.shards.hub import find_model, find_weights
 from im2sp.shards.pickles import Record, WeightsError
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 BUNDLED = {"compact": Path(__file__).parent / "compact_speech_tokenizer.safetensors"}
 METADATA_KEY = "im2sp"
 CENTRES = "centres"
+# Names of the centroids in a file that holds more than one array, best first.
+CENTRE_NAMES = (CENTRES, "cluster_centers_")
+MAX_UNITS = 2**16
 # The layer whose features the published centres were fitted to.
 DEFAULT_LAYER = 6
-# The one front end of all published HuBERTs: 400 samples for the first frame, 320 for each more.
-CONV_KERNELS = (10, 3, 3, 3, 3, 2, 2)
-CONV_STRIDES = (5, 2, 2, 2, 2, 2, 2)
 HF_MARK = "feature_extractor.conv_layers.0.conv.weight"
 FAIRSEQ_MARK = "feature_extractor.conv_layers.0.0.weight"
-POSITIONS = "encoder.pos_conv_embed.conv"
-HEAD_WIDTH = 64
-MAX_RECORD_DEPTH = 20
-# What this code computes, where config.json could ask for something else.
-_FIXED: dict[str, Any] = {
-    "model_type": "hubert",
-    "hidden_act": "gelu",
-    "feat_extract_activation": "gelu",
-    "conv_kernel": list(CONV_KERNELS),
-    "conv_stride": list(CONV_STRIDES),
-    "feat_proj_layer_norm": True,
-    "conv_pos_batch_norm": False,
-    "adapter_attn_dim": None,
-}
-# fairseq's name -> transformers' name; `N` is a layer's number.
-_FAIRSEQ_NAMES = [
-    (r"feature_extractor\.conv_layers\.(\d+)\.0\.", r"feature_extractor.conv_layers.\1.conv."),
-    (
-        r"feature_extractor\.conv_layers\.(\d+)\.2\.(?:1\.)?",
-        r"feature_extractor.conv_layers.\1.layer_norm.",
-    ),
-    (r"layer_norm\.", r"feature_projection.layer_norm."),
-    (r"post_extract_proj\.", r"feature_projection.projection."),
-    (r"encoder\.pos_conv\.0\.", rf"{POSITIONS}."),
-    (r"(encoder\.layers\.\d+)\.self_attn\.", r"\1.attention."),
-    (r"(encoder\.layers\.\d+)\.self_attn_layer_norm\.", r"\1.layer_norm."),
-    (r"(encoder\.layers\.\d+)\.fc1\.", r"\1.feed_forward.intermediate_dense."),
-    (r"(encoder\.layers\.\d+)\.fc2\.", r"\1.feed_forward.output_dense."),
-]
 # Names of torch's newer weight norm -> the published ones.
 _WEIGHT_NORM_NAMES = {
     f"{POSITIONS}.parametrizations.weight.original0": f"{POSITIONS}.weight_g",
     f"{POSITIONS}.parametrizations.weight.original1": f"{POSITIONS}.weight_v",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class HubertSettings:
-    """What the shapes of the tensors do not tell, and the layer."""
-
-    heads: int
-    """Attention heads of every layer."""
-    layer: int
-    """Layers to compute; their output is the features."""
-    norm_eps: float = 1e-5
-    """Of every LayerNorm of the transformer."""
-    conv_norm: str = "group"
-    """"group": the first convolution's channels over time; "layer": every convolution's frames."""
-    is_pre_norm: bool = False
-    """Norms before attention and MLP, as in the larger models, instead of after."""
-
-    def __post_init__(self) -> None:
-        """Check types and ranges, which come from files."""
-        numbers = (self.heads, self.layer)
-        if any(type(number) is not int or number < 1 for number in numbers):
-            raise ValueError(f"{self.heads!r} heads and layer {self.layer!r}, expected 1 or more")
-        if not isinstance(self.norm_eps, float) or self.conv_norm not in ("group", "layer"):
-            raise ValueError(f"norm_eps {self.norm_eps!r}, conv_norm {self.conv_norm!r}")
-        if not isinstance(self.is_pre_norm, bool):
-            raise ValueError(f"is_pre_norm is {self.is_pre_norm!r}, expected a bool")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,11 +96,11 @@ def load_hubert(name_or_path: str | Path, layer: int | None = None) -> HubertWei
         if own is not None:
             settings = own
         elif (prefix := _prefix_before(tensors, FAIRSEQ_MARK)) is not None:
-            tensors = _fairseq_tensors(_below(tensors, prefix))
-            settings = _fairseq_settings(weights, tensors)
+            tensors = fairseq_tensors(_below(tensors, prefix))
+            settings = fairseq_settings(weights, tensors)
         elif (prefix := _prefix_before(tensors, HF_MARK)) is not None:
             tensors = _below(tensors, prefix)
-            settings = _config_settings(path)
+            settings = config_settings(path)
         else:
             raise WeightsError(f"{path}: holds {describe(weights.content)}, expected a HuBERT")
         if not 1 <= layer <= settings.layer:
@@ -213,103 +172,49 @@ def _own_settings(weights: Weights) -> HubertSettings | None:
         ) from None
 
 
-# transformers -------------------------------------------------------------------------------------
+# k-means ------------------------------------------------------------------------------------------
 
 
-def _config_settings(path: Path) -> HubertSettings:
-    """The settings in `config.json`; the layer is the last one."""
-    config_path = path.parent / CONFIG_FILE
-    if path.name not in WEIGHT_FILES or not config_path.is_file():
+def load_centres(source: str | Path | Tensor | np.ndarray) -> Tensor:
+    """(K, D) float32 from a table or its file.
+
+    Args:
+        source: The table; or the published `km.bin` (scikit-learn's k-means as joblib writes it,
+            read without running anything in it); or a safetensors, `.npy` or torch file of one
+            table or with one named `centres`.
+
+    Raises:
+        WeightsError: Anything but one table of finite numbers.
+    """
+    if not isinstance(source, str | Path):
+        return _checked_centres("centres", torch.as_tensor(source))
+    weights = read_weights(source)
+    tensors, content = weights.tensors(), weights.content
+    if isinstance(content, Record):
+        table = content.state.get("cluster_centers_")
+        if isinstance(table, np.ndarray) and table.dtype.kind == "f":
+            native = np.ascontiguousarray(table, dtype=table.dtype.newbyteorder("="))
+            tensors = {"cluster_centers_": torch.from_numpy(native)}
+    for name in (*CENTRE_NAMES, *(tensors if len(tensors) == 1 else ())):
+        if name in tensors:
+            return _checked_centres(str(source), tensors[name])
+    raise WeightsError(
+        f"{source}: holds {describe(content)}, expected the k-means centres [units, width] as"
+        " joblib's km.bin, safetensors with a table `centres`, or .npy"
+    )
+
+
+def _checked_centres(name: str, table: Tensor) -> Tensor:
+    is_table = table.ndim == 2 and table.is_floating_point() and 0 not in table.shape
+    if not is_table or len(table) > MAX_UNITS:
         raise WeightsError(
-            f"{path}: transformers' weights without their {CONFIG_FILE}; pass the folder that"
-            f" holds both, the weights as {' or '.join(WEIGHT_FILES)}"
+            f"{name}: the centres are {table.dtype} of shape {list(table.shape)}, expected real"
+            f" numbers of shape [units, width] with at most {MAX_UNITS} units"
         )
-    try:
-        config = json.loads(config_path.read_text("utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{config_path}: no JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise WeightsError(f"{config_path}: a {type(config).__name__}, expected a JSON object")
-    for key, expected in _FIXED.items():
-        found = config.get(key, expected)
-        if found != expected:
-            raise WeightsError(f"{config_path}: {key} is {found!r}, expected {expected!r}")
-    heads = config.get("num_attention_heads", 12)
-    num_layers = config.get("num_hidden_layers", 12)
-    norm_eps, conv_norm = config.get("layer_norm_eps", 1e-5), config.get("feat_extract_norm")
-    if any(type(number) is not int or number < 1 for number in (heads, num_layers)):
-        raise WeightsError(f"{config_path}: {heads!r} heads and {num_layers!r} layers")
-    if not isinstance(norm_eps, float) or conv_norm not in (None, "group", "layer"):
-        raise WeightsError(f"{config_path}: layer_norm_eps {norm_eps!r}, norm {conv_norm!r}")
-    return HubertSettings(
-        heads=heads,
-        layer=num_layers,
-        norm_eps=norm_eps,
-        conv_norm=conv_norm or "group",
-        is_pre_norm=config.get("do_stable_layer_norm", False) is True,
-    )
+    return finite_float32(table, f"{name}: the table of centroids").clone()
 
 
-# fairseq ------------------------------------------------------------------------------------------
-
-
-def _fairseq_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename; what is no part of the network (`label_embs_concat`, `final_proj`) stays unused."""
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        for pattern, replacement in _FAIRSEQ_NAMES:
-            found, count = re.subn(f"^{pattern}", replacement, name)
-            if count:
-                name = found
-                break
-        renamed[name] = tensor
-    return renamed
-
-
-def _fairseq_settings(weights: Weights, tensors: Mapping[str, Tensor]) -> HubertSettings:
-    """Sizes from the shapes; heads and the norms' places from the records where there are some."""
-    records = _plain_records(weights.content)
-    width = len(tensors["encoder.layer_norm.weight"])
-    numbers = re.compile(r"encoder\.layers\.(\d+)\.")
-    num_layers = 1 + max(int(m[1]) for name in tensors if (m := numbers.match(name)))
-    heads = records.get("encoder_attention_heads", max(1, width // HEAD_WIDTH))
-    if type(heads) is not int or heads < 1:
-        raise ValueError(f"{heads!r} attention heads")
-    is_layer = "feature_extractor.conv_layers.1.layer_norm.weight" in tensors
-    activation = records.get("activation_fn", "gelu")
-    if activation != "gelu":
-        raise ValueError(f"activation_fn is {activation!r}, expected 'gelu'")
-    return HubertSettings(
-        heads=heads,
-        layer=num_layers,
-        conv_norm="layer" if is_layer else "group",
-        is_pre_norm=records.get("layer_norm_first", is_layer) is True,
-    )
-
-
-def _plain_records(content: Any) -> dict[str, Any]:
-    """The model's settings: `cfg["model"]`, or `args` of before, of any kind of record."""
-    if not isinstance(content, dict):
-        return {}
-    model = _plain(_plain(content.get("cfg")).get("model"))
-    return {key: _value(value) for key, value in (model or _plain(content.get("args"))).items()}
-
-
-def _plain(record: Any) -> dict[Any, Any]:
-    """A dict, an argparse.Namespace or an omegaconf node as a dict; {} for anything else."""
-    for _ in range(MAX_RECORD_DEPTH):
-        if not isinstance(record, Record):
-            break
-        record = record.state.get("_content", record.state)
-    return record if isinstance(record, dict) else {}
-
-
-def _value(value: Any) -> Any:
-    """A scalar, out of its omegaconf node where it is in one."""
-    return value.state.get("_val") if isinstance(value, Record) else value
-
-
-# Both ---------------------------------------------------------------------------------------------
+# Shapes and fingerprint ---------------------------------------------------------------------------
 
 
 def expected_shapes(
@@ -375,8 +280,4 @@ def fingerprint(weights: HubertWeights, centres: Tensor, precision: str) -> str:
         "precision": precision,
         **asdict(weights.settings),
     }
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, tensor in sorted({**weights.tensors, "centres": centres}.items()):
-        digest.update(f"\n{name} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().astype("<f4").tobytes())
-    return digest.hexdigest()
+    return tensors_fingerprint(settings, [*weights.tensors.items(), ("centres", centres)])

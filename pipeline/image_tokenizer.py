@@ -1,21 +1,21 @@
 """Images to units and back with a ViT-VQGAN."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from im2sp.pipeline import packed_encoder
-from im2sp.pipeline.image_threads import ImageThreads
+from im2sp.pipeline.core_threads import SingleCorePool
+from im2sp.pipeline.cpu_encoder import CodeSearch, PackedEncoder
+from im2sp.pipeline.onednn import is_supported
+from im2sp.pipeline.tensors import DTYPES, Precision, check_precision, read_weights
 from im2sp.pipeline.vitvqgan import ViTVQGAN
 from im2sp.pipeline.vitvqgan_weights import fingerprint, load_codebook, load_network
-from im2sp.pipeline.weights import read_weights
 from im2sp.shards.hub import find_weights
 
-Precision = Literal["fp32", "bf16"]
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BUNDLED = {"compact": Path(__file__).parent / "compact_image_tokenizer.safetensors"}
 # Images encoded or decoded at once on a GPU; bounds the memory of a batch of any size.
 GPU_CHUNK_IMAGES = 64
@@ -43,33 +43,33 @@ class ImageTokenizer:
         precision: Precision = "fp32",
         device: str | torch.device | None = None,
     ) -> None:
-        if precision not in DTYPES:
-            raise ValueError(f"precision {precision!r}, expected one of {', '.join(DTYPES)}")
+        check_precision(precision)
         self.name = name
         self.precision = precision
         self.fingerprint = fingerprint(network, precision)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.network = network.eval().requires_grad_(False).to(self.device)
-        self.quantizer = self.network.vector_quantizer()
-        self.codebook = self.network.quantizer.embedding.weight.detach().float().cpu().clone()
+        rows = self.network.quantizer.embedding.weight.detach().float()
+        self.codebook = rows.cpu().clone()
+        self._codes = F.normalize(rows, dim=-1)
         self.patch_size_px = network.config.patch_size_px
         self.num_codes = network.config.num_codes
         dtype = DTYPES[precision]
-        self._encoder = packed_encoder.PackedEncoder(network, dtype) if self._packs(dtype) else None
-        self._threads = ImageThreads()
+        self._encoder = PackedEncoder(network, dtype) if self._packs(dtype) else None
+        self._threads = SingleCorePool()
         self._search = None
         if self.device.type == "cpu":
-            self._search = packed_encoder.CodeSearch(self.quantizer.codebook)
+            self._search = CodeSearch(self._codes)
 
     def _packs(self, dtype: torch.dtype) -> bool:
-        return self.device.type == "cpu" and packed_encoder.is_supported(dtype)
+        return self.device.type == "cpu" and is_supported(dtype)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """Image units of a batch of any size.
 
         An image's units do not depend on the others in its batch: on a CPU, images are encoded one
-        by one, each on a core of its own (see `image_threads`).
+        by one, each on a core of its own (see `core_threads`).
 
         Args:
             pixels: (B, 3, H, W) float32 in [0, 1]; H and W multiples of `patch_size_px`.
@@ -81,19 +81,48 @@ class ImageTokenizer:
             ValueError: Another type, shape or range, or a value that is not finite.
         """
         self._check_pixels(pixels)
+        return self._encode(pixels)
+
+    @torch.no_grad()
+    def encode_uint8(self, images: np.ndarray | Tensor) -> Tensor:
+        """Image units of decoded images: those that `encode` finds in `images / 255`.
+
+        Args:
+            images: (B, H, W, 3) uint8; H and W multiples of `patch_size_px`.
+
+        Returns:
+            (B, H / patch_size_px, W / patch_size_px) int64, on the CPU.
+
+        Raises:
+            ValueError: Another type or shape.
+        """
+        batch = torch.as_tensor(images)
+        if batch.dtype != torch.uint8 or batch.ndim != 4:
+            raise ValueError(
+                f"images are {batch.dtype} of shape {list(batch.shape)}, expected torch.uint8"
+                f" [B, H, W, {self.network.config.channels}]"
+            )
+        planes = batch.permute(0, 3, 1, 2)
+        self._check_shape(planes)
+        return self._encode(planes)
+
+    def _encode(self, planes: Tensor) -> Tensor:
+        """(B, channels, H, W), float32 in [0, 1] or uint8 -> units; see `encode`."""
         size = self.patch_size_px
-        rows, columns = pixels.shape[2] // size, pixels.shape[3] // size
-        if not len(pixels):
+        rows, columns = planes.shape[2] // size, planes.shape[3] // size
+        if not len(planes):
             return torch.empty(0, rows, columns, dtype=torch.int64)
         if self.device.type == "cpu":
-            found = self._threads.map(self._encode_chunk, pixels.split(1))
+            found = self._threads.map(self._encode_chunk, planes.split(1))
         else:
-            found = [self._encode_chunk(chunk) for chunk in pixels.split(GPU_CHUNK_IMAGES)]
+            found = [self._encode_chunk(chunk) for chunk in planes.split(GPU_CHUNK_IMAGES)]
         return torch.cat(found).view(-1, rows, columns)
 
     @torch.no_grad()
-    def _encode_chunk(self, pixels: Tensor) -> Tensor:
-        return self.nearest(self.features(pixels.to(self.device))).cpu()
+    def _encode_chunk(self, planes: Tensor) -> Tensor:
+        if planes.dtype == torch.uint8:  # on the CPU: a GPU's quotient may differ in the last bit
+            planes = planes.cpu().contiguous().to(torch.float32) / 255
+        return self.nearest(self.features(planes.to(self.device))).cpu()
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
@@ -106,12 +135,13 @@ class ImageTokenizer:
     def nearest(self, features: Tensor) -> Tensor:
         """(..., C) features -> (...) int64 ids of the nearest codes, both L2-normalised.
 
-        The same ids as the library's quantiser, which builds all distances and a second table.
+        The same ids as `ViTVQGAN.vector_quantizer` finds, which builds all distances and a second
+        table.
         """
         flat = F.normalize(features.float().flatten(0, -2), dim=-1, eps=1e-6)
         if self._search is not None:
             return self._search(flat).view(features.shape[:-1])
-        return (flat @ self.quantizer.codebook.t()).argmax(-1).view(features.shape[:-1])
+        return (flat @ self._codes.t()).argmax(-1).view(features.shape[:-1])
 
     @torch.no_grad()
     def decode(self, units: Tensor) -> Tensor:
@@ -126,8 +156,7 @@ class ImageTokenizer:
         Raises:
             ValueError: Another shape or type, an id out of range, or no decoder in these weights.
         """
-        decoder = self.network.decoder
-        if decoder is None:
+        if self.network.decoder is None:
             raise ValueError(f"{self.name}: these weights hold no decoder, so units stay units")
         self._check_units(units)
         batch, rows, columns = units.shape
@@ -136,23 +165,15 @@ class ImageTokenizer:
         chunk_images = DECODE_CHUNK_IMAGES if self.device.type == "cpu" else GPU_CHUNK_IMAGES
         for start in range(0, batch, chunk_images):
             chunk = units[start : start + chunk_images].to(self.device, torch.int64)
-            features = self.quantizer.get_output_from_indices(chunk.flatten(1))
-            image = decoder(features, (rows, columns))
-            pixels[start : start + chunk_images] = image.clamp(0, 1)
+            found = self.network.decode_features(self._codes[chunk.flatten(1)], (rows, columns))
+            pixels[start : start + chunk_images] = found.clamp(0, 1)
         return pixels
 
     def _check_pixels(self, pixels: Any) -> None:
-        channels, size = self.network.config.channels, self.patch_size_px
         if not isinstance(pixels, Tensor) or pixels.dtype != torch.float32:
             found = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__
             raise ValueError(f"pixels are {found}, expected a torch.float32 tensor in [0, 1]")
-        if pixels.ndim != 4 or pixels.shape[1] != channels:
-            raise ValueError(
-                f"pixels have shape {list(pixels.shape)}, expected [B, {channels}, H, W]"
-            )
-        height, width = pixels.shape[2:]
-        if height % size or width % size or not height or not width:
-            raise ValueError(f"pixels are {height}x{width}, expected multiples of {size}")
+        self._check_shape(pixels)
         if not len(pixels):
             return
         low, high = (float(value) for value in torch.aminmax(pixels))
@@ -160,6 +181,16 @@ class ImageTokenizer:
             raise ValueError("pixels hold values that are not finite, expected [0, 1]")
         if low < 0 or high > 1:
             raise ValueError(f"pixels reach from {low:.6g} to {high:.6g}, expected [0, 1]")
+
+    def _check_shape(self, planes: Tensor) -> None:
+        channels, size = self.network.config.channels, self.patch_size_px
+        if planes.ndim != 4 or planes.shape[1] != channels:
+            raise ValueError(
+                f"pixels have shape {list(planes.shape)}, expected [B, {channels}, H, W]"
+            )
+        height, width = planes.shape[2:]
+        if height % size or width % size or not height or not width:
+            raise ValueError(f"pixels are {height}x{width}, expected multiples of {size}")
 
     def _check_units(self, units: Any) -> None:
         if not isinstance(units, Tensor) or units.is_floating_point() or units.dtype == torch.bool:
@@ -196,8 +227,7 @@ def load_image_tokenizer(
     Raises:
         WeightsError: (a ValueError) no such weights, or not those of a ViT-VQGAN; one line.
     """
-    if precision not in DTYPES:
-        raise ValueError(f"precision {precision!r}, expected one of {', '.join(DTYPES)}")
+    check_precision(precision)
     path = find_weights(name_or_path, BUNDLED)
     rows = None if codebook is None else load_codebook(codebook)
     network = load_network(read_weights(path), rows)

@@ -94,9 +94,6 @@ class MediaEncoder:
         self._is_cpu = all(one.device.type == "cpu" for one in tokenizers)
         self._batch_inputs = MEDIA_PER_TASK if self._is_cpu else GPU_BATCH_INPUTS
         self._group_samples = FIRST_GROUP_SAMPLES if self._is_cpu else MAX_GROUP_SAMPLES
-        size = self._view.image_size_px
-        most = max(self._batch_inputs, MAX_CPU_BATCH_INPUTS) if image_tokenizer else 0
-        self._planes = np.empty((most, 3, size, size), np.float32)
         self.num_images = self.num_utterances = self.num_samples = 0
 
     def encode(
@@ -175,15 +172,8 @@ class MediaEncoder:
 
     def _image_units(self, pixels: list[np.ndarray]) -> np.ndarray:
         """uint8 [S, S, 3] each -> uint16 [B, 28, 28]."""
-        import torch
-
         assert self._image_tokenizer is not None
-        # One buffer for all batches: fresh memory of this size costs more than filling it.
-        planes = self._planes[: len(pixels)]
-        for plane, picture in zip(planes, pixels, strict=True):
-            plane[:] = picture.transpose(2, 0, 1)
-        np.divide(planes, np.float32(255), out=planes)
-        units = self._image_tokenizer.encode(torch.from_numpy(planes))
+        units = self._image_tokenizer.encode_uint8(np.stack(pixels))
         return self._view.crop_units(units).numpy().astype(np.uint16)
 
     def _encode_clips(self, group: _Group) -> None:

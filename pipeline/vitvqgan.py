@@ -9,13 +9,15 @@ Legend: `B` batch, `N` patches = `h` x `w`, `D` width, `H` heads, `K` head width
 """
 
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vector_quantize_pytorch import VectorQuantize
+
+if TYPE_CHECKING:
+    from vector_quantize_pytorch import VectorQuantize
 
 HEAD_WIDTH = 64
 
@@ -357,12 +359,16 @@ class ViTVQGAN(nn.Module):
         side = round(codes.shape[1] ** 0.5)
         return self.decoder(self.post_quant(codes), grid or (side, side), origin, block_dtype)
 
-    def vector_quantizer(self) -> VectorQuantize:
+    def vector_quantizer(self) -> "VectorQuantize":
         """vector-quantize-pytorch's quantiser with this network's projections and codes.
 
         Its `project_in` and `project_out` *are* `pre_quant` and `post_quant`; its codebook is a
         copy of the rows, L2-normalised, as the library expects them for cosine similarity.
+        `ImageTokenizer` does not need it.
         """
+        # Imports torch._dynamo, which takes as long as torch itself.
+        from vector_quantize_pytorch import VectorQuantize
+
         config = self.config
         quantizer = VectorQuantize(
             config.encoder.width,

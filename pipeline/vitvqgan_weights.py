@@ -5,7 +5,6 @@ The published forms differ in names only: a Lightning checkpoint has `encoder.`,
 quantisation, under whatever names its module has, and its codebook is a file of its own.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from im2sp.pipeline.tensors import (
+    Weights,
+    checked_tensor,
+    describe,
+    finite_float32,
+    read_weights,
+    tensors_fingerprint,
+)
 from im2sp.pipeline.vitvqgan import (
     HEAD_WIDTH,
     TransformerConfig,
@@ -23,7 +30,6 @@ from im2sp.pipeline.vitvqgan import (
     ViTVQGANConfig,
     position_table,
 )
-from im2sp.pipeline.weights import Weights, describe, read_weights
 from im2sp.shards.pickles import WeightsError
 
 ENCODER_MARK = "to_patch_embedding.0.weight"
@@ -228,14 +234,8 @@ def _fill(network: ViTVQGAN, tensors: dict[str, Tensor], path: Path) -> None:
         if tensor is None:
             missing = [key for key in network.state_dict() if key not in tensors]
             raise WeightsError(f"{path}: lacks {name} of a ViT-VQGAN ({len(missing)} names in all)")
-        if tensor.shape != target.shape or not tensor.is_floating_point():
-            raise WeightsError(
-                f"{path}: {name} is {tensor.dtype} of shape {list(tensor.shape)}, expected numbers"
-                f" of shape {list(target.shape)}"
-            )
-        if not torch.isfinite(tensor).all():
-            raise WeightsError(f"{path}: {name} holds values that are not finite")
-        target.copy_(tensor)
+        shape = tuple(target.shape)
+        target.copy_(checked_tensor(path, tensors, name, shape, what="a ViT-VQGAN"))
     for name, part in zip(POSITIONS, (network.encoder, network.decoder), strict=True):
         if part is not None and name in tensors:
             formula = torch.from_numpy(position_table(part.grid, tensors[name].shape[-1]))
@@ -263,9 +263,9 @@ def load_codebook(source: str | Path | Tensor | np.ndarray) -> Tensor:
         tables = [tensors[CODEBOOK]]
     if len(tables) != 1 or not 1 <= tables[0].shape[0] <= 2**16:
         raise WeightsError(f"{name}: holds {found}, expected one codebook [rows, width]")
-    rows = tables[0].detach().float().clone()
-    if not torch.isfinite(rows).all() or not rows.any(dim=-1).all():
-        raise WeightsError(f"{name}: a codebook row is zero or not finite")
+    rows = finite_float32(tables[0], f"{name}: the codebook").clone()
+    if not rows.any(dim=-1).all():
+        raise WeightsError(f"{name}: a codebook row is zero")
     return rows
 
 
@@ -284,15 +284,11 @@ def fingerprint(network: ViTVQGAN, precision: str) -> str:
         "heads": network.config.encoder.heads,
         "precision": precision,
     }
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, tensor in sorted(network.state_dict().items()):
-        is_computed = name == POSITIONS[0] and network.encoder.has_fixed_positions
-        if name.startswith(_UNIT_PARTS) and not is_computed:
-            digest.update(f"\n{name} {list(tensor.shape)}\n".encode())
-            digest.update(
-                tensor.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes()
-            )
-    return digest.hexdigest()
+    tensors = network.state_dict()
+    if network.encoder.has_fixed_positions:
+        del tensors[POSITIONS[0]]
+    parts = [pair for pair in tensors.items() if pair[0].startswith(_UNIT_PARTS)]
+    return tensors_fingerprint(settings, parts)
 
 
 def image_tokenizer_bytes(

@@ -5,13 +5,14 @@ As facebookresearch/speech-resynthesis and fairseq's CodeHiFiGAN do it: 16 kHz, 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from im2sp.pipeline.image_threads import ImageThreads
+from im2sp.pipeline.core_threads import SingleCorePool
+from im2sp.pipeline.tensors import DTYPES, Precision, check_precision
 from im2sp.pipeline.vocoder_generator import UnitGenerator
 from im2sp.pipeline.vocoder_weights import (
     BUNDLED,
@@ -22,8 +23,6 @@ from im2sp.pipeline.vocoder_weights import (
     load_weights,
 )
 
-Precision = Literal["fp32", "bf16"]
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Longer clips are made piece by piece, which bounds their memory; pieces overlap by as much as a
 # sample depends on, so that they join without a trace.
 PIECE_FRAMES = 1000
@@ -54,7 +53,7 @@ class Vocoder:
         precision: Precision = "fp32",
         device: str | torch.device | None = None,
     ) -> None:
-        _check_precision(precision)
+        check_precision(precision)
         self.name = name
         self.precision = precision
         self.fingerprint = fingerprint(weights, precision)
@@ -65,7 +64,31 @@ class Vocoder:
         self.rate_hz = RATE_HZ
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._generator = UnitGenerator(weights, DTYPES[precision], self.device)
-        self._threads = ImageThreads()
+        self._threads = SingleCorePool()
+
+    def check_units(self, num_units: int | None, fingerprint: str | None, whose: str) -> None:
+        """Refuse units of another speech tokenizer.
+
+        Args:
+            num_units: How many units there are; None where it is not known.
+            fingerprint: Of the speech tokenizer that made them; None where it is not known.
+            whose: Whose units they are, for the message.
+
+        Raises:
+            ValueError: The vocoder is for another number of units, or for another tokenizer's.
+        """
+        if num_units is not None and num_units != self.num_units:
+            raise ValueError(
+                f"vocoder {self.name}: speaks {self.num_units} units, {whose} has {num_units};"
+                " name the vocoder of those units with --vocoder"
+            )
+        own = self.speech_fingerprint
+        if own is not None and fingerprint is not None and own != fingerprint:
+            raise ValueError(
+                f"vocoder {self.name}: made for units of the speech tokenizer {own[:12]}..,"
+                f" {whose} has those of {fingerprint[:12]}..; name the vocoder of those units with"
+                " --vocoder"
+            )
 
     def synthesize(
         self,
@@ -246,11 +269,6 @@ def _checked(durations: Sequence[Any], clips: list[Tensor]) -> list[Tensor]:
     return counts
 
 
-def _check_precision(precision: str) -> None:
-    if precision not in DTYPES:
-        raise ValueError(f"precision {precision!r}, expected one of {', '.join(DTYPES)}")
-
-
 def load_vocoder(
     name_or_path: str | Path = "compact",
     *,
@@ -269,7 +287,7 @@ def load_vocoder(
     Raises:
         WeightsError: (a ValueError) no such files, or not those of a unit vocoder; one line.
     """
-    _check_precision(precision)
+    check_precision(precision)
     weights = load_weights(name_or_path)
     is_file = str(name_or_path) not in BUNDLED
     name = Path(name_or_path).expanduser().resolve().name if is_file else str(name_or_path)

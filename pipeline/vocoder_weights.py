@@ -6,7 +6,6 @@ own form is one safetensors file with the settings in its metadata. All end here
 under the published names, each convolution as one `weight`, its weight norm multiplied out.
 """
 
-import hashlib
 import json
 import math
 import re
@@ -19,7 +18,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from im2sp.pipeline.weights import Weights, checked_tensor, describe, named_tensors, read_weights
+from im2sp.pipeline.tensors import (
+    Weights,
+    checked_tensor,
+    describe,
+    named_tensors,
+    read_weights,
+    tensors_fingerprint,
+)
 from im2sp.shards.hub import CONFIG_FILE, find_weights
 from im2sp.shards.pickles import WeightsError
 
@@ -336,8 +342,4 @@ def fingerprint(weights: VocoderWeights, precision: str) -> str:
         "precision": precision,
         **asdict(weights.settings),
     }
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, tensor in sorted(weights.tensors.items()):
-        digest.update(f"\n{name} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().astype("<f4").tobytes())
-    return digest.hexdigest()
+    return tensors_fingerprint(settings, weights.tensors.items())

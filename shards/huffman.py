@@ -16,11 +16,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from im2sp.shards.errors import ShardError, check_int
+from im2sp.shards.packing import SmallWork
 
 MAX_CODE_BITS = 12
 MAX_COLUMNS = 1024
 RESERVED_BITS = 8
 """No code starts with so many ones: fewer fill the last byte, and more are an error."""
+small_work = SmallWork(2**19)
 
 
 class _Tables(NamedTuple):
@@ -67,12 +69,30 @@ class HuffmanCodec:
             raise ShardError(
                 f"id {index} is {ids[index]}, not in {self.minimum} to {self.num_ids - 1}"
             )
+        if small_work.takes(ids.size):
+            return self._encode_with_numpy(ids.astype(np.int64))
         tables = _tables(self)
         bound = ids.size * (MAX_CODE_BITS + self.escape_bits) // 8 + 1
         data = np.empty(bound, np.uint8)
         plain = np.require(ids, np.uint16, ["C", "A"])
         size_bytes = int(_kernels().encode(plain, tables.codes, tables.settings, data))
         return data[:size_bytes].tobytes()
+
+    def _encode_with_numpy(self, ids: NDArray[np.int64]) -> bytes:
+        """`huffman_kernels.encode` of ids in range."""
+        codes = self.codes
+        escape = codes.shape[1] - 1
+        contexts = self.order * np.concatenate([[self.num_ids], ids[:-1]])[: ids.size]
+        found = np.where(ids < escape, codes[contexts, np.minimum(ids, escape)], 0)
+        is_escaped = found == 0
+        found = np.where(is_escaped, codes[contexts, escape], found).astype(np.int64)
+        lengths, values = found >> 16, found & 65535
+        values |= np.where(is_escaped, ids << lengths, 0)
+        lengths += np.where(is_escaped, self.escape_bits, 0)
+        places = np.arange(MAX_CODE_BITS + self.escape_bits)
+        stream = (values[:, None] >> places & 1)[places < lengths[:, None]]
+        padded = np.concatenate([stream, np.ones(-stream.size % 8, np.int64)])
+        return np.packbits(padded.astype(np.uint8), bitorder="little").tobytes()
 
     def decode(self, data: NDArray[np.uint8]) -> NDArray[np.uint16]:
         """Read ids until the bytes end."""

@@ -23,6 +23,26 @@ IMAGE_UNIT_BITS = 13
 NUM_IMAGE_UNITS = 784
 
 
+class SmallWork:
+    """The choice between numpy and compiled kernels that do the same.
+
+    Kernels are up to 20 times as fast, but importing numba takes a second, and several where they
+    are compiled first. So the first `limit` ids of a process go through numpy, which takes about
+    half a second for all of them.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+
+    def takes(self, num_ids: int) -> bool:
+        """Count so many ids more; False once there are more than the limit."""
+        self._left -= num_ids
+        return self._left >= 0
+
+
+small_work = SmallWork(2**25)
+
+
 def packed_size_bytes(count: int, bits: int) -> int:
     """Bytes that `count` units of `bits` bits need: ceil(count * bits / 8)."""
     return (count * bits + 7) // 8
@@ -58,6 +78,12 @@ def pack_units(units: ArrayLike, bits: int = IMAGE_UNIT_BITS) -> NDArray[np.uint
     if array.size == 0:
         return packed
     rows, packed_rows = array.reshape(-1, num_units), packed.reshape(-1, size_bytes)
+    if small_work.takes(rows.size):
+        _refuse_ids_out_of_range(array, bits)
+        ids_bits = np.unpackbits(rows.astype("<u2").view(np.uint8), -1, bitorder="little")
+        stream = ids_bits.reshape(-1, num_units, 16)[..., :bits].reshape(len(rows), -1)
+        packed_rows[:] = np.packbits(stream, -1, bitorder="little")
+        return packed
     num_fast, seen = 0, 0
     if bits == IMAGE_UNIT_BITS:
         num_fast = num_units // 8 * 8
@@ -104,6 +130,12 @@ def unpack_units(
             f"is it really {count} units of {bits} bits?"
         )
     rows, packed_rows = units.reshape(-1, count), array.reshape(-1, size_bytes)
+    if small_work.takes(rows.size):
+        ids_bits = np.zeros((len(rows), count, 16), np.uint8)
+        stream = np.unpackbits(packed_rows, -1, count=count * bits, bitorder="little")
+        ids_bits[..., :bits] = stream.reshape(-1, count, bits)
+        rows[:] = np.packbits(ids_bits.reshape(len(rows), -1), -1, bitorder="little").view("<u2")
+        return units
     num_fast = 0
     if bits == IMAGE_UNIT_BITS:
         num_fast = count // 8 * 8

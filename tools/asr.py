@@ -6,7 +6,6 @@
 Clips are recognized one by one, so that what is heard does not depend on the others.
 """
 
-import hashlib
 import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,6 +94,8 @@ class TransformersRecognizer:
             ) from None
         import torch
 
+        from im2sp.pipeline.tensors import state_fingerprint
+
         self._torch = torch
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.name = Path(name).name if Path(name).exists() else name
@@ -130,18 +131,6 @@ class TransformersRecognizer:
             else:
                 ids = self._model.generate(**inputs)
         return self._processor.batch_decode(ids, skip_special_tokens=True)[0].strip()
-
-
-def state_fingerprint(model: Any) -> str:
-    """sha256 of a torch module's tensors and their names."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def words_of(text: str) -> list[str]:

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from im2sp.pipeline.image_tokenizer import BUNDLED, ImageTokenizer, Precision
+from im2sp.pipeline.tensors import read_weights
 from im2sp.pipeline.vitvqgan import TransformerConfig, ViTVQGAN, ViTVQGANConfig
 from im2sp.pipeline.vitvqgan_weights import load_network
-from im2sp.pipeline.weights import read_weights
 from im2sp.shards.hub import find_weights
 from im2sp.tools.bench_turns import BASELINE, check_cases, table, take_turns
 

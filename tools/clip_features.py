@@ -15,9 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from im2sp.pipeline.audio import DEFAULT_MAX_SECONDS, read_audio
+from im2sp.pipeline.core_threads import SingleCorePool
 from im2sp.pipeline.hubert_encoder import FIRST_FRAME_SAMPLES, FRAME_SAMPLES, num_frames
 from im2sp.pipeline.hubert_units import CHUNK_SAMPLES, RATE_HZ
-from im2sp.pipeline.image_threads import ImageThreads
 from im2sp.pipeline.media import AudioError
 from im2sp.pipeline.source_items import SourceError, Utterance, kind_of_name
 from im2sp.pipeline.sources import list_source
@@ -99,7 +99,7 @@ class FeatureReader:
         self._labels = labels
         self._max_audio_s = max_audio_s
         self._quiet = quiet
-        self._threads = ImageThreads()
+        self._threads = SingleCorePool()
 
     def read(
         self, utterances: Iterable[Utterance]

@@ -15,11 +15,10 @@ from tqdm import tqdm
 
 from im2sp.shards import Sample, ShardDataset
 from im2sp.shards.files import atomic_file
-from im2sp.tools.asr import RATE_HZ, load_recognizer, state_fingerprint
+from im2sp.tools.asr import RATE_HZ, load_recognizer
 from im2sp.tools.evaluate_stages import Row, StageFolder
 from im2sp.tools.flite import speak
 from im2sp.tools.mos import Dnsmos
-from im2sp.tools.speak_run import check_vocoder
 
 SOUND_DIR = "speech"
 BATCH_IMAGES = 8
@@ -225,6 +224,7 @@ class _Model:
     """A trained run."""
 
     def __init__(self, settings: ChainSettings, dataset: ShardDataset) -> None:
+        from im2sp.pipeline.tensors import state_fingerprint
         from im2sp.trainer import load_model
         from im2sp.trainer.text import TEXT_MODEL_NAME, read_text_model
 
@@ -277,8 +277,8 @@ class _UnitVoice:
 
         self._vocoder = load_vocoder(settings.vocoder, device=settings.device)
         told = dataset.manifest.speech_tokenizer or {}
-        check_vocoder(
-            self._vocoder, told.get("num_units"), told.get("fingerprint"), "the shards' speech"
+        self._vocoder.check_units(
+            told.get("num_units"), told.get("fingerprint"), "the shards' speech"
         )
         self._speaker = 0 if self._vocoder.num_speakers else None
         self.inputs: dict[str, Any] = {

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from im2sp.pipeline.packed_encoder import argmax_rows
+from im2sp.pipeline.cpu_encoder import argmax_rows
 from im2sp.pipeline.vitvqgan import (
     TransformerConfig,
     ViTVQGAN,

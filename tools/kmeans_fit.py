@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from im2sp.pipeline.kmeans import MAX_UNITS
+from im2sp.pipeline.hubert_weights import MAX_UNITS
 from im2sp.tools.reservoir import Reservoir
 
 Rows = Tensor | NDArray[np.floating]

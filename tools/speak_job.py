@@ -24,7 +24,7 @@ from im2sp.tools.speak_config import BUNDLED, BUNDLED_BEAMS, SpeakConfig
 from im2sp.tools.speak_folder import REJECTS_NAME, SPOKEN_NAME, SpeechFolder, file_stems
 from im2sp.tools.speak_items import Clip, Pictures, Reject, list_pictures, read_units
 from im2sp.tools.speak_page import PageItem, PagePicture, page
-from im2sp.tools.speak_run import check_vocoder, read_run
+from im2sp.tools.speak_run import read_run
 
 Tell = Callable[[str], object]
 _T = TypeVar("_T")
@@ -104,7 +104,7 @@ def _unit_parts(config: SpeakConfig, work: "_Work") -> _Parts:
     """Title, batches of clips, number of inputs and of those left out, for a file of units."""
     assert config.units is not None
     found = read_units(config.units, config.split, config.limit)
-    check_vocoder(work.vocoder, found.num_units, found.fingerprint, str(config.units))
+    work.vocoder.check_units(found.num_units, found.fingerprint, str(config.units))
     work.check_durations(any(clip.durations is None for clip in found.clips))
     work.rejects += found.rejects
     clips: list[Clip] = []
@@ -127,7 +127,7 @@ def _unit_parts(config: SpeakConfig, work: "_Work") -> _Parts:
 def _picture_parts(config: SpeakConfig, work: "_Work", tell: Tell) -> _Parts:
     """The same for pictures."""
     run = read_run(config.run or BUNDLED)
-    check_vocoder(work.vocoder, None, run.speech_fingerprint, f"the run {run.name}")
+    work.vocoder.check_units(None, run.speech_fingerprint, f"the run {run.name}")
     work.check_durations(True)
     found = list_pictures(config.pictures, config.image_root, config.split, config.limit)
     captioner = Captioner(
@@ -138,7 +138,7 @@ def _picture_parts(config: SpeakConfig, work: "_Work", tell: Tell) -> _Parts:
         max_tokens=config.max_tokens,
         device=config.device,
     )
-    check_vocoder(work.vocoder, captioner.num_units, None, f"the run {run.name}")
+    work.vocoder.check_units(captioner.num_units, None, f"the run {run.name}")
     tell(
         f"run {run.name}: step {run.step:,}, images through {captioner.tokenizer.name},"
         f" view {captioner.view.name}"

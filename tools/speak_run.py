@@ -10,7 +10,7 @@ from im2sp.pipeline.views import VIEWS
 from im2sp.shards import Manifest, ShardError
 
 if TYPE_CHECKING:
-    from im2sp.pipeline import ImageTokenizer, Vocoder
+    from im2sp.pipeline import ImageTokenizer
     from im2sp.trainer.checkpoint import Checkpoint
 
 
@@ -141,33 +141,6 @@ def load_tokenizer_of(
             " --codebook)"
         )
     return tokenizer
-
-
-def check_vocoder(
-    vocoder: "Vocoder", num_units: int | None, fingerprint: str | None, whose: str
-) -> None:
-    """Refuse to speak units with the vocoder of others.
-
-    Args:
-        vocoder: The vocoder.
-        num_units: How many units there are; None where it is not known.
-        fingerprint: Of the speech tokenizer that made them; None where it is not known.
-        whose: Whose units they are, for the message.
-
-    Raises:
-        ValueError: The vocoder is for another number of units, or for another tokenizer's.
-    """
-    if num_units is not None and num_units != vocoder.num_units:
-        raise ValueError(
-            f"vocoder {vocoder.name}: speaks {vocoder.num_units} units, {whose} has {num_units};"
-            " name the vocoder of those units with --vocoder"
-        )
-    own = vocoder.speech_fingerprint
-    if None not in (own, fingerprint) and own != fingerprint:
-        raise ValueError(
-            f"vocoder {vocoder.name}: made for units of the speech tokenizer {_short(own)}, {whose}"
-            f" has those of {_short(fingerprint)}; name the vocoder of those units with --vocoder"
-        )
 
 
 def _short(fingerprint: str | None) -> str:

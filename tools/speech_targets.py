@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from im2sp.pipeline.core_threads import SingleCorePool
 from im2sp.pipeline.hubert_encoder import HubertEncoder
 from im2sp.pipeline.hubert_weights import HubertSettings, HubertWeights
-from im2sp.pipeline.image_threads import ImageThreads
 from im2sp.shards import deduplicate
 from im2sp.tools.hubert_trainer import MaskedPredictor
 from im2sp.tools.kmeans_fit import fit_kmeans, nearest_centres
@@ -57,7 +57,7 @@ def features_of_clips(
     corpus: Corpus, numbers: np.ndarray, features: Features, *, snr_db: float | None = None
 ) -> Iterator[Tensor]:
     """(T, D) of each clip, in order; with white noise `snr_db` below the speech if given."""
-    threads = ImageThreads()
+    threads = SingleCorePool()
 
     def one(number: int) -> Tensor:
         samples = torch.from_numpy(corpus.waveform(number))

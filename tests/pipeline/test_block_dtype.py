@@ -3,7 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from im2sp.pipeline.packed_encoder import PackedEncoder, is_supported
+from im2sp.pipeline.cpu_encoder import PackedEncoder
+from im2sp.pipeline.onednn import is_supported
 from im2sp.pipeline.vitvqgan import TransformerConfig, ViTVQGAN, ViTVQGANConfig
 
 

@@ -10,7 +10,7 @@ import im2sp.pipeline
 from im2sp.pipeline import hubert_encoder, hubert_units
 from im2sp.pipeline.hubert_encoder import num_frames, window_moments
 from im2sp.pipeline.hubert_units import load_speech_tokenizer
-from im2sp.pipeline.packed_encoder import is_supported
+from im2sp.pipeline.onednn import is_supported
 from im2sp.shards.pickles import WeightsError
 from making.hubert import (
     clip,

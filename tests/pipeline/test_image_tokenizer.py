@@ -115,6 +115,35 @@ def test_the_fingerprint_tells_weights_and_precision_apart(lightning, network, t
     assert len(fingerprints) == 4
 
 
+def test_uint8_images_give_the_units_of_their_quotients(lightning):
+    rng = np.random.default_rng(6)
+    images = rng.integers(0, 256, (3, 32, 40, 3), dtype=np.uint8)
+    images.reshape(-1)[:256] = np.arange(256)
+    planes = images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    tokenizer = load_image_tokenizer(lightning)
+    seen = []
+    features = tokenizer.features
+    tokenizer.features = lambda pixels: (seen.append(pixels), features(pixels))[1]
+    units = tokenizer.encode_uint8(images)
+    assert torch.equal(torch.cat(seen), torch.from_numpy(planes))  # to the last bit
+    assert torch.equal(units, tokenizer.encode(torch.from_numpy(planes)))
+    assert tokenizer.encode_uint8(torch.from_numpy(images[:0])).shape == (0, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 8, 8, 3), np.float32), r"torch.float32 of shape \[2, 8, 8, 3\], expected"),
+        (np.zeros((8, 8, 3), np.uint8), r"expected torch.uint8 \[B, H, W, 3\]"),
+        (np.zeros((2, 3, 8, 8), np.uint8), r"shape \[2, 8, 3, 8\], expected \[B, 3, H, W\]"),
+        (np.zeros((2, 8, 12, 3), np.uint8), "8x12, expected multiples of 8"),
+    ],
+)
+def test_images_that_are_refused(lightning, images, message):
+    with pytest.raises(ValueError, match=message):
+        load_image_tokenizer(lightning).encode_uint8(images)
+
+
 def test_bfloat16_keeps_most_units(lightning, pixels):
     exact = load_image_tokenizer(lightning).encode(pixels)
     reduced = load_image_tokenizer(lightning, precision="bf16").encode(pixels)
@@ -125,7 +154,7 @@ def test_bfloat16_keeps_most_units(lightning, pixels):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_without_onednn_the_module_itself_runs(lightning, pixels, precision, monkeypatch):
     packed = load_image_tokenizer(lightning, precision=precision).encode(pixels)
-    monkeypatch.setattr(image_tokenizer.packed_encoder, "is_supported", lambda dtype: False)
+    monkeypatch.setattr(image_tokenizer, "is_supported", lambda dtype: False)
     plain = load_image_tokenizer(lightning, precision=precision)
     assert plain._encoder is None
     share = (plain.encode(pixels) == packed).float().mean()

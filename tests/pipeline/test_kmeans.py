@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from im2sp.pipeline.kmeans import load_centres
-from im2sp.pipeline.weights import read_weights
+from im2sp.pipeline.hubert_weights import load_centres
+from im2sp.pipeline.tensors import read_weights
 from im2sp.shards.pickles import WeightsError
 from making.damage import refusals_of_flipped_bytes
 from making.hubert import joblib_bytes, km_bytes, stand_in
@@ -71,7 +71,7 @@ def test_other_forms(tmp_path):
         (np.ones((2, 3), np.int64), "torch.int64 of shape"),
         (np.ones((0, 3)), r"shape \[0, 3\]"),
         (np.ones((65_537, 1)), "at most 65536 units"),
-        (np.array([[np.nan, 1]]), "a centre is not finite"),
+        (np.array([[np.nan, 1]]), "the table of centroids holds values that are not finite"),
     ],
 )
 def test_tables_that_are_refused(table, message):

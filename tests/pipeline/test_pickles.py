@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from im2sp.pipeline.weights import load_pickle_tensors, named_tensors
+from im2sp.pipeline.tensors import named_tensors, read_weights
 from im2sp.shards.pickles import GlobalName, InertUnpickler, Record, WeightsError
 
 
@@ -69,7 +69,7 @@ def test_a_call_into_the_standard_library_is_named_and_not_made(tmp_path, module
     path = write(tmp_path, call_by_name(module, name, argument))
     shown = {"__builtin__": "builtins"}.get(module, module)
     with pytest.raises(WeightsError, match=rf"evil\.ckpt: holds .*{shown}\.{name}") as caught:
-        load_pickle_tensors(path)
+        read_weights(path)
     assert "\n" not in str(caught.value)
     assert not mark.exists()
 
@@ -89,7 +89,7 @@ def test_a_call_into_the_standard_library_is_named_and_not_made(tmp_path, module
 def test_a_call_into_another_package_is_named_and_not_made(tmp_path, module, name):
     path = write(tmp_path, call_by_name(module, name, "x"))
     with pytest.raises(WeightsError, match=rf"holds a call of {module}\.{name}"):
-        load_pickle_tensors(path)
+        read_weights(path)
 
 
 def test_a_harmless_looking_checkpoint_with_one_call_inside_is_refused(tmp_path):
@@ -98,10 +98,10 @@ def test_a_harmless_looking_checkpoint_with_one_call_inside_is_refused(tmp_path)
     path = tmp_path / "evil.ckpt"
     torch.save(content, path)
     with pytest.raises(WeightsError, match=r"holds posix\.system"):
-        load_pickle_tensors(path)
+        read_weights(path)
     torch.save(content, path, _use_new_zipfile_serialization=False)
     with pytest.raises(WeightsError, match=r"holds posix\.system"):
-        load_pickle_tensors(path)
+        read_weights(path)
     assert not mark.exists()
 
 
@@ -109,7 +109,7 @@ def test_a_harmless_looking_checkpoint_with_one_call_inside_is_refused(tmp_path)
 def test_every_protocol_is_refused_by_name(tmp_path, protocol):
     path = write(tmp_path, pickle.dumps(Call(eval, "1"), protocol))
     with pytest.raises(WeightsError, match=r"holds builtins\.eval"):
-        load_pickle_tensors(path)
+        read_weights(path)
 
 
 @pytest.mark.parametrize(
@@ -157,26 +157,26 @@ def test_every_protocol_is_refused_by_name(tmp_path, protocol):
 )
 def test_hand_written_attacks(tmp_path, code, message):
     with pytest.raises(WeightsError, match=message) as caught:
-        load_pickle_tensors(write(tmp_path, code))
+        read_weights(write(tmp_path, code))
     assert "evil.ckpt" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_deep_nesting_costs_no_stack(tmp_path):
-    deep = load_pickle_tensors(write(tmp_path, b"\x80\x02)" + b"\x85" * 100_000 + b"."))
+    deep = read_weights(write(tmp_path, b"\x80\x02)" + b"\x85" * 100_000 + b".")).content
     assert type(deep) is tuple
     # Hashing it would overflow the C stack.
     path = write(tmp_path, b"\x80\x02})" + b"\x85" * 100_000 + b"K\x01s.")
     with pytest.raises(WeightsError, match="a key that holds a tuple"):
-        load_pickle_tensors(path)
+        read_weights(path)
     path = write(tmp_path, b"\x80\x04(" + b")" + b"\x85" * 100_000 + b"\x91.")
     with pytest.raises(WeightsError, match="a key that holds a tuple"):
-        load_pickle_tensors(path)
+        read_weights(path)
 
 
 def test_a_memo_index_takes_no_memory(tmp_path):
     path = write(tmp_path, b"\x80\x02K\x07r\xff\xff\xff\x7fj\xff\xff\xff\x7f\x86.")
-    assert load_pickle_tensors(path) == (7, 7)
+    assert read_weights(path).content == (7, 7)
 
 
 def test_modules_that_hold_themselves_are_refused():
@@ -210,12 +210,10 @@ def test_a_torch_file_inside_a_plain_pickle_cannot_hide_a_call(tmp_path):
     torch.save(Call(os.system, f"touch {mark}"), inner)
     path = write(tmp_path, call_by_name("torch.storage", "_load_from_bytes", inner.getvalue()))
     with pytest.raises(WeightsError, match=r"posix\.system"):
-        load_pickle_tensors(path)
+        read_weights(path)
     inner = call_by_name("torch.storage", "_load_from_bytes", b"x")
     with pytest.raises(WeightsError, match=r"a tensor that is no torch file"):
-        load_pickle_tensors(
-            write(tmp_path, call_by_name("torch.storage", "_load_from_bytes", inner))
-        )
+        read_weights(write(tmp_path, call_by_name("torch.storage", "_load_from_bytes", inner)))
     assert not mark.exists()
 
 
@@ -229,14 +227,14 @@ def test_a_torch_file_inside_a_plain_pickle_cannot_hide_a_call(tmp_path):
 )
 def test_arrays_of_other_than_numbers_are_refused(tmp_path, value):
     with pytest.raises(WeightsError, match="something other than numbers"):
-        load_pickle_tensors(write(tmp_path, pickle.dumps(value, 2)))
+        read_weights(write(tmp_path, pickle.dumps(value, 2)))
 
 
 def test_an_array_larger_than_its_bytes_is_refused(tmp_path):
     data = pickle.dumps(np.zeros(7, dtype="u1"), 2)
     path = write(tmp_path, data.replace(b"K\x07\x85", b"K\x09\x85"))
     with pytest.raises(WeightsError, match="cannot reshape"):
-        load_pickle_tensors(path)
+        read_weights(path)
 
 
 def test_a_module_is_read_although_its_class_is_gone(tmp_path):
@@ -261,7 +259,7 @@ def test_a_module_is_read_although_its_class_is_gone(tmp_path):
 
     Writer(stream, 2).dump(module)
     path.write_bytes(stream.getvalue())
-    tensors = named_tensors(load_pickle_tensors(path))
+    tensors = read_weights(path).tensors()
     assert {name: tensor.tolist() for name, tensor in tensors.items()} == {
         name: tensor.tolist() for name, tensor in module.state_dict().items()
     }

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 import torch
 
-from im2sp.pipeline.weights import load_pickle_tensors
+from im2sp.pipeline.tensors import read_weights
 from im2sp.shards.pickles import WeightsError
 
 
@@ -54,7 +54,7 @@ DATA = struct.pack("<4f", 1, 2, 3, 4)
 
 def test_the_tensor_that_the_attacks_vary_is_readable(tmp_path):
     path = write_torch_zip(tmp_path, pickled_tensor(1, (3,), (1,)), members=[("data/0", DATA)])
-    assert load_pickle_tensors(path).tolist() == [2, 3, 4]
+    assert read_weights(path).content.tolist() == [2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_view_beyond_its_storage_is_refused(tmp_path, offset, size, stride, me
     pickled = pickled_tensor(offset, size, stride)
     path = write_torch_zip(tmp_path, pickled, members=[("data/0", DATA), ("data/1", DATA * 100)])
     with pytest.raises(WeightsError, match=message):
-        load_pickle_tensors(path)
+        read_weights(path)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_storage_that_is_not_there_is_refused(tmp_path, storage, message):
     pickled = pickled_tensor(0, (1,), (1,), storage)
     path = write_torch_zip(tmp_path, pickled, members=[("data/0", DATA)])
     with pytest.raises(WeightsError, match=message):
-        load_pickle_tensors(path)
+        read_weights(path)
 
 
 def test_one_storage_under_two_descriptions_is_refused(tmp_path):
@@ -112,7 +112,7 @@ def test_one_storage_under_two_descriptions_is_refused(tmp_path):
     Storages(stream, 2).dump(calls)
     path = write_torch_zip(tmp_path, stream.getvalue(), members=[("data/0", DATA)])
     with pytest.raises(WeightsError, match="described in two ways"):
-        load_pickle_tensors(path)
+        read_weights(path)
 
 
 def test_zip_bombs_and_foreign_zips_are_refused(tmp_path):
@@ -122,16 +122,16 @@ def test_zip_bombs_and_foreign_zips_are_refused(tmp_path):
     )
     assert path.stat().st_size < 200_000
     with pytest.raises(WeightsError, match="is compressed"):
-        load_pickle_tensors(path)
+        read_weights(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "no weights")
     with pytest.raises(WeightsError, match="without one data.pkl"):
-        load_pickle_tensors(path)
+        read_weights(path)
     path = write_torch_zip(
         tmp_path, pickled_tensor(0, (1,), (1,)), members=[("byteorder", "big"), ("data/0", DATA)]
     )
     with pytest.raises(WeightsError, match="byte order b'big'"):
-        load_pickle_tensors(path)
+        read_weights(path)
 
 
 def test_a_zip_directory_that_points_elsewhere_is_refused(tmp_path):
@@ -141,7 +141,7 @@ def test_a_zip_directory_that_points_elsewhere_is_refused(tmp_path):
     data[entry + 42 : entry + 46] = struct.pack("<L", 7)
     path.write_bytes(data)
     with pytest.raises(WeightsError, match="outside the file|BadZip|magic"):
-        load_pickle_tensors(path)
+        read_weights(path)
 
 
 def legacy_parts(tmp_path):
@@ -155,11 +155,11 @@ def test_a_cut_file_of_old_is_refused(tmp_path, cut_bytes):
     path, data = legacy_parts(tmp_path)
     path.write_bytes(data[:-cut_bytes])
     with pytest.raises(WeightsError, match=r"legacy\.ckpt"):
-        load_pickle_tensors(path)
+        read_weights(path)
 
 
 def test_a_storage_of_another_size_than_described_is_refused(tmp_path):
     path, data = legacy_parts(tmp_path)
     path.write_bytes(data[:-24] + struct.pack("<q", 3) + data[-16:])
     with pytest.raises(WeightsError, match="has 3 elements or is cut, expected 4"):
-        load_pickle_tensors(path)
+        read_weights(path)

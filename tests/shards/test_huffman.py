@@ -1,5 +1,5 @@
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,22 @@ from im2sp.shards import (
     ShardError,
     fit_durations_codec,
     fit_speech_codec,
+    huffman,
     verify_dataset,
 )
 from im2sp.shards.codecs import make_codecs
 from im2sp.shards.huffman import HuffmanCodec, lengths_to_text, text_to_lengths
 from im2sp.shards.huffman_fit import code_lengths
+from im2sp.shards.packing import SmallWork
 from making.huffman import naive_decode
+
+
+@pytest.fixture(autouse=True, scope="module", params=[2**60, 0], ids=["numpy", "kernels"])
+def limit(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Encode by both ways; decoding has one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huffman, "small_work", SmallWork(request.param))
+        yield
 
 
 def codec_of(column: dict[str, Any]) -> HuffmanCodec:

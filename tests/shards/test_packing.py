@@ -1,10 +1,24 @@
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from im2sp.shards import ShardError, deduplicate, pack_units, unpack_units
+from im2sp.shards import ShardError, deduplicate, pack_units, packing, unpack_units
+
+
+@pytest.fixture(autouse=True, scope="module", params=[2**60, 0], ids=["numpy", "kernels"])
+def limit(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "small_work", packing.SmallWork(request.param))
+        yield
+
+
+def test_small_work_ends_for_good() -> None:
+    work = packing.SmallWork(10)
+    assert [work.takes(size) for size in (4, 6, 1, 0)] == [True, True, False, False]
 
 
 def naive_pack(units: list[int], bits: int) -> list[int]:

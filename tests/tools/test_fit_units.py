@@ -10,7 +10,7 @@ import torch
 from im2sp.pipeline import load_speech_tokenizer
 from im2sp.pipeline.hubert_units import CHUNK_SAMPLES
 from im2sp.pipeline.source_items import Utterance
-from im2sp.pipeline.weights import read_weights
+from im2sp.pipeline.tensors import read_weights
 from im2sp.tools import fit_units
 from im2sp.tools.clip_features import Clips, FeatureReader, frame_times_s
 from im2sp.tools.phone_labels import NO_PHONE, PhoneLabels

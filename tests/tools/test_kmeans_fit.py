@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from im2sp.pipeline.kmeans import load_centres
+from im2sp.pipeline.hubert_weights import load_centres
 from im2sp.tools import kmeans_fit
 from im2sp.tools.kmeans_fit import draw, fit_kmeans, nearest_centres, plus_plus
 from im2sp.tools.reservoir import Reservoir

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from im2sp.pipeline.weights import describe, load_pickle_tensors, named_tensors, read_weights
+from im2sp.pipeline.tensors import describe, named_tensors, read_weights
 from im2sp.shards.pickles import Record, WeightsError
 from making.damage import refusals_of_flipped_bytes
 
@@ -46,7 +46,7 @@ def test_tensors_of_every_type_come_back(tmp_path, dtype, zipped):
         "parameter": nn.Parameter(base.clone(), requires_grad=False),
     }
     torch.save({"state_dict": tensors}, path, _use_new_zipfile_serialization=zipped)
-    found = named_tensors(load_pickle_tensors(path))
+    found = read_weights(path).tensors()
     assert list(found) == list(tensors)
     for name, tensor in tensors.items():
         assert found[name].dtype == dtype
@@ -57,7 +57,7 @@ def test_tensors_of_every_type_come_back(tmp_path, dtype, zipped):
 def test_a_pickled_module_gives_its_state_dict(tmp_path, zipped):
     path, module = tmp_path / "x.pt", make_module()
     torch.save(module, path, _use_new_zipfile_serialization=zipped)
-    found = named_tensors(load_pickle_tensors(path))
+    found = read_weights(path).tensors()
     expected = module.state_dict()
     assert set(found) == set(expected)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -76,7 +76,7 @@ def test_plain_pickles_of_every_protocol(tmp_path, protocol):
         "path": Path("a/b"),
     }
     path.write_bytes(pickle.dumps(content, protocol))
-    found = load_pickle_tensors(path)
+    found = read_weights(path).content
     assert set(named_tensors(found)) == set(module.state_dict())
     for array, expected in zip(found["arrays"], content["arrays"], strict=True):
         np.testing.assert_array_equal(array, expected)
@@ -112,7 +112,7 @@ def test_writing_to_what_was_read_leaves_the_file_alone(tmp_path):
     path = tmp_path / "x.pt"
     torch.save({"w": torch.zeros(5)}, path)
     before = path.read_bytes()
-    named_tensors(load_pickle_tensors(path))["w"].fill_(7)
+    read_weights(path).tensors()["w"].fill_(7)
     assert path.read_bytes() == before
 
 
@@ -177,4 +177,4 @@ def test_any_flipped_byte_is_read_or_refused_but_never_crashes(tmp_path, zipped)
 )
 def test_descriptions(tmp_path, content, message):
     torch.save(content, tmp_path / "x.pt")
-    assert message in describe(load_pickle_tensors(tmp_path / "x.pt"))
+    assert message in describe(read_weights(tmp_path / "x.pt").content)

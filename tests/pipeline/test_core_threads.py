@@ -4,7 +4,7 @@ import threading
 import pytest
 import torch
 
-from im2sp.pipeline.image_threads import ImageThreads
+from im2sp.pipeline.core_threads import SingleCorePool
 
 
 @pytest.fixture
@@ -21,17 +21,17 @@ def where(item):
 
 @pytest.mark.usefixtures("two_cores")
 def test_items_in_order_on_one_core_each():
-    threads = ImageThreads()
+    threads = SingleCorePool()
     found = threads.map(where, range(20))
     assert [item for item, _, _ in found] == list(range(20))
     assert {cores for _, cores, _ in found} == {1}
-    assert all(name.startswith("im2sp-image") for _, _, name in found)
+    assert all(name.startswith("im2sp-core") for _, _, name in found)
     assert torch.get_num_threads() == 2
 
 
 @pytest.mark.usefixtures("two_cores")
 def test_other_threads_keep_all_cores():
-    ImageThreads().map(where, range(4))
+    SingleCorePool().map(where, range(4))
     found = []
     other = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
     other.start()
@@ -41,12 +41,12 @@ def test_other_threads_keep_all_cores():
 
 @pytest.mark.usefixtures("two_cores")
 def test_few_items_get_all_cores():
-    assert ImageThreads().map(where, [7]) == [(7, 2, threading.current_thread().name)]
+    assert SingleCorePool().map(where, [7]) == [(7, 2, threading.current_thread().name)]
 
 
 @pytest.mark.usefixtures("two_cores")
 def test_the_number_of_cores_may_change():
-    threads = ImageThreads()
+    threads = SingleCorePool()
     threads.map(where, range(4))
     torch.set_num_threads(1)
     assert {cores for _, cores, _ in threads.map(where, range(4))} == {1}
@@ -62,7 +62,7 @@ def test_an_error_reaches_the_caller():
         raise ValueError(f"image {item}")
 
     with pytest.raises(ValueError, match="image 0"):
-        ImageThreads().map(fail, range(4))
+        SingleCorePool().map(fail, range(4))
 
 
 def work_in_child(threads, queue):
@@ -73,7 +73,7 @@ def work_in_child(threads, queue):
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_child_makes_its_own_threads():
     context = multiprocessing.get_context("fork")
-    threads = ImageThreads()
+    threads = SingleCorePool()
     threads.map(where, range(4))
     queue = context.Queue()
     child = context.Process(target=work_in_child, args=(threads, queue))

@@ -1,63 +1,23 @@
-"""The encoder's forward pass on a CPU, with weights laid out for oneDNN beforehand.
+"""The image encoder's forward pass on a CPU, and the search for the nearest code.
 
-torch sends a float32 `Linear` to MKL, which on AMD processors runs at less than half of oneDNN's
-speed, and its fused attention reaches a third of what the bfloat16 units can do. Here every
-Linear runs through oneDNN with its Tanh or residual sum fused in. The arithmetic is the module's
-own; float32 differs by rounding only.
+The arithmetic is the module's own; every Linear runs through oneDNN (see `onednn`) with its Tanh or
+residual sum fused in. float32 differs by rounding only.
 
-Legend: `B` batch, `N` patches, `D` width, `H` heads, `K` head width.
+Legend: `B` batch, `N` patches, `D` width, `C` code width.
 """
 
 from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from im2sp.pipeline.onednn import PackedLinear, PackedNorm, is_supported, packed_attention
 from im2sp.pipeline.vitvqgan import Attention, FeedForward, PreNorm, ViTVQGAN, to_patches
 
 # Patches compared with all codes at once: 196 x 8192 floats stay in the cache.
 SEARCH_CHUNK_PATCHES = 196
-# exp() of scores within this bound neither overflows nor vanishes, so softmax needs no maximum.
-SAFE_SCORE = 60.0
-# Rows of ones below the values; 16 keep the product's rows aligned.
-SUM_ROWS = 16
 ARGMAX_BLOCK = 256
-
-
-class PackedLinear:
-    """A Linear through oneDNN, with an optional Tanh, GELU or residual sum in the same pass."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(
-            weight.detach().to(dtype).contiguous(), None
-        )
-        self.bias = None if bias is None else bias.detach().to(dtype)
-
-    def __call__(self, x: Tensor, activation: str = "none") -> Tensor:
-        """`activation` is "none", "tanh" or "gelu" (the exact one)."""
-        algorithm = "none" if activation == "gelu" else ""
-        return torch.ops.mkldnn._linear_pointwise(
-            x, self.weight, self.bias, activation, [], algorithm
-        )
-
-    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
-        """The Linear of `x`, plus `residual`."""
-        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PackedNorm:
-    """A LayerNorm's parameters."""
-
-    weight: Tensor
-    bias: Tensor
-    eps: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Normalise the last axis."""
-        return F.layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.eps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,67 +44,6 @@ class PackedBlock:
     def _plus(self, linear: PackedLinear, x: Tensor, residual: Tensor) -> Tensor:
         """The sum fused into the Linear needs one type for all."""
         return linear.plus(x, residual) if x.dtype == residual.dtype else residual + linear(x)
-
-
-def multiply(x: Tensor, weight: Tensor) -> Tensor:
-    """(M, K) and (N, K) -> (M, N) through oneDNN."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-
-
-def packed_attention(qkv: Tensor) -> Tensor:
-    """Head by head, so that the scores stay in the cache.
-
-    Args:
-        qkv: (B, N, 3, H, K); the queries are scaled by K ** -0.5 already.
-
-    Returns:
-        (B, N, H * K).
-    """
-    batch, num_patches, _, heads, head_width = qkv.shape
-    out = qkv.new_empty(batch, num_patches, heads, head_width)
-    for image, mixed in zip(qkv, out, strict=True):
-        q, k = image[:, :2].permute(1, 2, 0, 3).contiguous().unbind(0)  # (H, N, K) each
-        values = image[:, 2].permute(1, 2, 0)  # (H, K, N)
-        if qkv.dtype == torch.bfloat16 and largest_score(q, k) <= SAFE_SCORE:
-            _mix_bounded(q, k, values, mixed)
-        else:
-            values = values.contiguous()
-            for head in range(heads):
-                weights = torch.softmax(multiply(q[head], k[head]), dim=-1)
-                mixed[:, head] = multiply(weights, values[head])
-    return out.flatten(2)
-
-
-def largest_score(q: Tensor, k: Tensor) -> float:
-    """A bound on the scores of all pairs of patches; NaN where a feature is."""
-    q_norm = torch.linalg.vector_norm(q, dim=-1).amax(-1)
-    k_norm = torch.linalg.vector_norm(k, dim=-1).amax(-1)
-    return float((q_norm * k_norm).max())
-
-
-def _mix_bounded(q: Tensor, k: Tensor, values: Tensor, mixed: Tensor) -> None:
-    """Softmax without its maximum, normalised after the product with the values.
-
-    Rows of ones below the values make that product yield the sums of the weights too. Saves two of
-    three passes over the weights.
-    """
-    heads, head_width, num_patches = values.shape
-    rows = values.new_ones(heads, head_width + SUM_ROWS, num_patches)
-    rows[:, :head_width] = values
-    for head in range(heads):
-        sums = multiply(multiply(q[head], k[head]).exp_(), rows[head])
-        torch.div(sums[:, :head_width], sums[:, head_width, None], out=mixed[:, head])
-
-
-def is_supported(dtype: torch.dtype) -> bool:
-    """Whether this build of torch and this CPU have what `PackedLinear` calls."""
-    try:
-        linear = PackedLinear(torch.ones(16, 16), torch.ones(16), dtype)
-        x = torch.ones(2, 16, dtype=dtype)
-        summed = linear.plus(linear(linear(x, "tanh"), "gelu"), linear(x))
-    except (AttributeError, RuntimeError):
-        return False
-    return bool((summed > 30).all())
 
 
 def argmax_rows(values: Tensor) -> Tensor:

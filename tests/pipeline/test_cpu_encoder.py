@@ -2,13 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from im2sp.pipeline.packed_encoder import (
-    CodeSearch,
-    PackedEncoder,
-    argmax_rows,
-    is_supported,
-    packed_attention,
-)
+from im2sp.pipeline.cpu_encoder import CodeSearch, PackedEncoder, argmax_rows
+from im2sp.pipeline.onednn import is_supported, packed_attention
 from im2sp.pipeline.vitvqgan import TransformerConfig, ViTVQGAN, ViTVQGANConfig
 
 needs_packing = pytest.mark.skipif(not is_supported(torch.float32), reason="torch lacks oneDNN")

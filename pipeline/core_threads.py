@@ -1,8 +1,8 @@
-"""One image a thread, one core a thread.
+"""One input (an image or a clip) a thread, one core a thread.
 
 torch spreads each operation over all cores and waits for the slowest; an encoder makes hundreds of
-such stops an image, and where other processes (image decoding, say) share the cores, each stop
-waits for a core to come back. Whole images side by side need none.
+such stops an input, and where other processes (image decoding, say) share the cores, each stop
+waits for a core to come back. Whole inputs side by side need none.
 """
 
 import os
@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class ImageThreads:
+class SingleCorePool:
     """Threads that start on the first use and end with the process.
 
     As many as `torch.get_num_threads()` says, so `torch.set_num_threads` governs them.
@@ -56,7 +56,7 @@ def _single_core_threads(num_threads: int) -> ThreadPoolExecutor:
     started = threading.Barrier(num_threads + 1)
     executor = ThreadPoolExecutor(
         num_threads,
-        thread_name_prefix="im2sp-image",
+        thread_name_prefix="im2sp-core",
         initializer=_use_one_core,
     )
     for _ in range(num_threads):

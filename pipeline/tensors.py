@@ -1,0 +1,140 @@
+"""Tensors of weights files: reading, checks, precision and fingerprints.
+
+The files themselves are read by `shards/weight_files.py`.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from im2sp.shards import weight_files
+from im2sp.shards.pickles import WeightsError
+from im2sp.shards.rebuild import BFLOAT16
+from im2sp.shards.weight_files import describe, named_arrays
+
+__all__ = [
+    "DTYPES",
+    "Precision",
+    "Weights",
+    "as_tensor",
+    "check_precision",
+    "checked_tensor",
+    "describe",
+    "finite_float32",
+    "named_tensors",
+    "read_weights",
+    "state_fingerprint",
+    "tensors_fingerprint",
+]
+
+Precision = Literal["fp32", "bf16"]
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def check_precision(precision: str) -> None:
+    """Raise ValueError unless `precision` is a key of `DTYPES`."""
+    if precision not in DTYPES:
+        raise ValueError(f"precision {precision!r}, expected one of {', '.join(DTYPES)}")
+
+
+class Weights(weight_files.Weights):
+    """What a file holds, with tensors."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `weight_files.named_arrays`.
+
+        Raises:
+            WeightsError: A module nested without end.
+        """
+        return {name: as_tensor(array) for name, array in self.arrays().items()}
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """The same memory as a tensor.
+
+    `trainer/weights.py` holds the same lines: it may not import pipeline, and shards no torch.
+    """
+    if array.dtype == BFLOAT16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def read_weights(path: str | Path) -> Weights:
+    """Read a weights file of any known form.
+
+    Raises:
+        WeightsError: One line: no such file, no known form, damaged, or it holds something that is
+            not data.
+    """
+    return Weights(**vars(weight_files.read_weights(path)))
+
+
+def named_tensors(content: Any) -> dict[str, Tensor]:
+    """The tensors in a file's content; see `weight_files.named_arrays`."""
+    return {name: as_tensor(array) for name, array in named_arrays(content).items()}
+
+
+def checked_tensor(
+    path: Path, tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...], *, what: str
+) -> Tensor:
+    """A tensor of a model as contiguous float32 on the CPU.
+
+    Args:
+        path: The file, for messages.
+        tensors: All tensors of the model.
+        name: Of the one that is wanted.
+        shape: The shape it must have.
+        what: The kind of model, for messages, such as "a HuBERT".
+
+    Raises:
+        WeightsError: It is missing, of another shape, not real numbers, or not finite.
+    """
+    if name not in tensors:
+        raise WeightsError(f"{path}: lacks {name} of {what}")
+    tensor = tensors[name]
+    if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+        raise WeightsError(
+            f"{path}: {name} is {tensor.dtype} of shape {list(tensor.shape)}, expected numbers of"
+            f" shape {list(shape)}"
+        )
+    return finite_float32(tensor, f"{path}: {name}")
+
+
+def finite_float32(tensor: Tensor, where: str) -> Tensor:
+    """The tensor as contiguous float32 on the CPU.
+
+    Raises:
+        WeightsError: It holds NaN or an infinity; `where` begins the message.
+    """
+    tensor = tensor.detach().to("cpu", torch.float32).contiguous()
+    # One pass without a temporary: NaN and infinities reach the extremes.
+    if tensor.numel() and not all(map(math.isfinite, map(float, tensor.aminmax()))):
+        raise WeightsError(f"{where} holds values that are not finite")
+    return tensor
+
+
+def tensors_fingerprint(settings: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """sha256 (hex) of settings, and of tensors as float32 in the order of their names."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        digest.update(f"\n{name} {list(tensor.shape)}\n".encode())
+        values = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+        digest.update(values.reshape(-1).astype("<f4", copy=False).data)
+    return digest.hexdigest()
+
+
+def state_fingerprint(module: nn.Module) -> str:
+    """sha256 (hex) of a module's tensors in their own number types, and of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
