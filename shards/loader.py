@@ -91,11 +91,6 @@ class LoaderBatch:
         """Captions that are not empty: the N to take where the target is text, else all."""
         return self.texts.captions.texts
 
-    @property
-    def caption_owner(self) -> Tensor:
-        """(captions,) int32 on the CPU: the row of `images_packed` that each caption is of."""
-        return _tensor(self.texts.captions.owner)
-
     def to(self, device: torch.device | str) -> "LoaderBatch":
         """The batch with its tensors on a device."""
 

@@ -84,9 +84,6 @@ def test_fields_of_a_batch(train_dir: Path) -> None:
     samples = {sample.key: sample for sample in ShardDataset(train_dir)}
     captions = [text for key in batch.keys for text in samples[key].captions]
     assert batch.captions == captions
-    assert [batch.keys[row] for row in batch.caption_owner] == [
-        key for key in batch.keys for _ in samples[key].captions
-    ]
     moved = batch.to("cpu")
     assert content_of(moved) == content_of(batch)
     assert next(iter(loader_of(train_dir, 8, device="meta"))).ids.is_meta

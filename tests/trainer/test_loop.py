@@ -248,7 +248,7 @@ def test_what_another_process_did_is_not_blamed_on_ones_own_images(shards):
 
 def test_the_best_and_the_last_are_kept(shards, tmp_path, monkeypatch):
     scores = iter([3.0, 1.0, 2.0, 1.5, 1.6, 1.7])
-    monkeypatch.setattr("im2sp.trainer.step.Stepper.evaluate", lambda *_: next(scores))
+    monkeypatch.setattr("im2sp.trainer.step.TrainStep.evaluate", lambda *_: next(scores))
     result = train(make_config(shards, tmp_path / "run", checkpoint_every=1))
     kept = sorted(path.name for path in (tmp_path / "run").glob("step-*"))
     assert kept == ["step-000002", "step-000005", "step-000006"]

@@ -324,7 +324,7 @@ def test_no_memory_is_told(shards, tmp_path, capsys, monkeypatch):
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
 
-    monkeypatch.setattr("im2sp.trainer.step.Stepper.step", fail)
+    monkeypatch.setattr("im2sp.trainer.step.TrainStep.step", fail)
     command = ["--shards", shards, "--out", tmp_path / "run", *QUICK, "--quiet"]
     status, _, error = run(capsys, *command)
     assert (status, error.count("\n")) == (1, 1)

@@ -1,6 +1,6 @@
 import pytest
 
-from im2sp.trainer.schedule import rate_factor
+from im2sp.trainer.step import rate_factor
 
 
 def test_rise_and_cosine():
