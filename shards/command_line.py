@@ -12,14 +12,17 @@ that takes one. `ValueError` in `__post_init__` is wrong usage.
 | 141 | the reader of the output went away, such as `head`; nothing is printed |
 """
 
+import ast
 import dataclasses
 import inspect
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Annotated, Any, TypeVar, Union, cast, get_type_hints
 
 import tyro
@@ -162,7 +165,7 @@ def parse_flags(
     flags = tyro.cli(
         flags_type,
         prog=program,
-        description=f"{text}\n\n--version prints the version.",
+        description=f"{text}\n--version prints the version.",
         args=args,
         config=(tyro.conf.DisallowNone, tyro.conf.OmitArgPrefixes),
     )
@@ -182,8 +185,9 @@ def _settings(flags: Any) -> Any:
 def _flags_of(config_type: type[Any], paired: Sequence[str]) -> type[Any]:
     """A copy of the dataclass for tyro: not checked, and without defaults that say nothing."""
     changed: dict[str, Any] = {}
+    helps = _helps(config_type)
     for name, kind in get_type_hints(config_type, include_extras=True).items():
-        hint = tyro.conf.arg(help_behavior_hint=_shown_default)
+        hint = tyro.conf.arg(help=helps.get(name), help_behavior_hint=_shown_default)
         changed[name] = Annotated[kind, hint]
         if kind is bool and name not in paired:
             changed[name] = tyro.conf.FlagCreatePairsOff[changed[name]]
@@ -194,6 +198,20 @@ def _flags_of(config_type: type[Any], paired: Sequence[str]) -> type[Any]:
         "config_type": config_type,
     }
     return type(config_type.__name__, (config_type,), names)
+
+
+def _helps(config_type: type[Any]) -> dict[str, str]:
+    """Docstrings of fields, each on one line but for items that begin with a dash."""
+    found: dict[str, str] = {}
+    for kind in reversed(config_type.__mro__[:-1]):
+        (tree,) = ast.parse(inspect.cleandoc(inspect.getsource(kind))).body
+        for field, text in pairwise(cast(ast.ClassDef, tree).body):
+            match field, text:
+                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(doc))):
+                    found[name] = re.sub(r"\s*\n\s*(?!\s|- )", " ", doc.strip())
+                case _:
+                    pass
+    return {name: re.sub(r"\n\s+", "\n", doc) for name, doc in found.items()}
 
 
 def _shown_default(default: str) -> str:
