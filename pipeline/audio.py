@@ -27,6 +27,7 @@ import soxr
 from im2sp.pipeline.audio_formats import find_audio_format
 from im2sp.pipeline.declared_audio import DeclaredAudio, declared_rate
 from im2sp.pipeline.media import (
+    DEFAULT_MAX_SECONDS,
     AudioError,
     ByteRange,
     MediaError,
@@ -51,9 +52,6 @@ SAMPLE_RATE_HZ = 16_000
 
 MIN_SAMPLES = 400
 """Shortest clip that is read: what one speech unit is made of."""
-
-DEFAULT_MAX_SECONDS = 3600.0
-"""Longest clip that is read: an hour is 220 MiB at 16 kHz, and twice that while it is joined."""
 
 RESAMPLING_QUALITY = "HQ"
 """soxr's recipe, and its default: 20 bits of precision, flat to 0.91 of the lower rate's half.

@@ -24,6 +24,7 @@ from PIL import Image, ImageFile
 from im2sp.pipeline.image_formats import Format, find_format
 from im2sp.pipeline.jpeg import SplitJpeg, split_jpeg
 from im2sp.pipeline.media import (
+    DEFAULT_MAX_PIXELS,
     ByteRange,
     ImageError,
     MediaError,
@@ -33,9 +34,6 @@ from im2sp.pipeline.media import (
 )
 
 __all__ = ["DEFAULT_MAX_PIXELS", "ByteRange", "ImageError", "read_image", "source_size_bytes"]
-
-DEFAULT_MAX_PIXELS = 2**28 // 3
-"""Largest image that is read: 89,478,485 pixels, 256 MiB as RGB (Pillow's own limit)."""
 
 _ORIENTATION_TAG = 0x0112
 _TURNS = {

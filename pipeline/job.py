@@ -34,11 +34,11 @@ from im2sp.pipeline.job_codecs import (
     recode,
     speech_coding,
 )
-from im2sp.pipeline.job_config import JobConfig, check_image_tokenizer, describe_job
+from im2sp.pipeline.job_config import JobConfig, JobError, check_image_tokenizer, describe_job
 from im2sp.pipeline.job_encode import MediaEncoder
 from im2sp.pipeline.job_media import has_images, has_speech, narrowed
 from im2sp.pipeline.job_output import check_output, prepare_output
-from im2sp.pipeline.job_state import JobError, JobState, Tally
+from im2sp.pipeline.job_state import JobState, Tally
 from im2sp.pipeline.source_items import SourceItem, SourceListing
 from im2sp.pipeline.sources import list_source
 from im2sp.shards import (
@@ -146,7 +146,7 @@ def _load(
         speech = speech_tokenizer() if callable(speech_tokenizer) else speech_tokenizer
         if speech is None:
             raise JobError(f"{config.source}: holds speech; a speech tokenizer is needed for it")
-        coding = speech_coding(config.speech_codec, config.layout, speech.num_units)
+        coding = speech_coding(config.speech_codec, config.shard_layout, speech.num_units)
     return _Tokenizers(image=image, speech=speech, coding=coding)
 
 
@@ -158,12 +158,12 @@ def _told_errors(dataset_dir: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise  # not of the disk
-        again = "what is done is kept: run the same command again to go on"
+        again = "what is done is kept: run the same command again to resume"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             message = f"{dataset_dir}: no space left on the disk; free some; {again}"
         else:
             where = error.filename or dataset_dir
-            message = f"{where}: {error.strerror}; choose another --out, or mend it: {again}"
+            message = f"{where}: {error.strerror}; choose another --out, or fix it: {again}"
         raise JobError(message) from None
 
 
@@ -243,7 +243,7 @@ class _Run:
         assert self.columns is not None
         for shard in shards:
             coded = partial(recode, columns=self.columns)
-            self.state.finish_shard(shard, self.shards[shard], self.config.layout, coded)
+            self.state.finish_shard(shard, self.shards[shard], self.config.shard_layout, coded)
         shards.clear()
 
     def _bar(self, todo: list[int]) -> "tqdm[Any]":
@@ -315,7 +315,7 @@ class _Run:
         manifest = Manifest(
             num_samples=sum(shard.num_samples for shard in shards),
             splits=splits,
-            layout=self.config.layout,
+            layout=self.config.shard_layout,
             columns=columns,
             shards=shards,
             image_tokenizer=image_tokenizer,

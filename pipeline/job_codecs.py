@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from im2sp.pipeline.job_state import JobError
+from im2sp.pipeline.job_config import FITTED, PLAIN, JobError
 from im2sp.shards import (
     DEFAULT_COLUMNS,
     Layout,
@@ -29,7 +29,6 @@ from im2sp.shards.schema import (
 
 CodedColumns = dict[str, dict[str, Any]]
 
-FITTED, PLAIN = "huffman", "plain"
 MAX_FITTED_UNITS = 1024
 _SPEECH_COLUMNS = ("speech_units", "durations")
 

@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
+from im2sp.pipeline.job_config import Only
 from im2sp.pipeline.source_items import SourceError, SourceItem, SourceListing, Utterance
-
-Only = Literal["images", "audio"]
 
 
 def narrowed(listing: SourceListing, only: Only | None, name: object) -> SourceListing:

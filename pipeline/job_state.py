@@ -25,16 +25,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from im2sp.pipeline.job_config import JobError
 from im2sp.shards import BatchInfo, Layout, ShardError, ShardInfo, write_shard
 from im2sp.shards.codecs import make_codecs
 from im2sp.shards.files import atomic_file, is_plain_name
 
 JOB_DIR_NAME = ".im2sp-job"
 _TALLY_KEY = b"tally"
-
-
-class JobError(ValueError):
-    """The job cannot start or go on; the message says what to do."""
 
 
 @dataclass(kw_only=True)

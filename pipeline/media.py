@@ -7,6 +7,10 @@ from pathlib import Path
 
 MAX_FILE_BYTES = 2**30
 """Largest file that is read into memory. Any sane picture or clip is smaller."""
+DEFAULT_MAX_PIXELS = 2**28 // 3
+"""Largest image that is read: 89,478,485 pixels, 256 MiB as RGB (Pillow's own limit)."""
+DEFAULT_MAX_SECONDS = 3600.0
+"""Longest clip that is read: an hour is 220 MiB at 16 kHz, and twice that while it is joined."""
 
 
 class MediaError(ValueError):

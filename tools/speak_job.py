@@ -75,7 +75,7 @@ def speak(config: SpeakConfig, tell: Tell) -> SpeakResult:
     start_s = time.perf_counter()
     tell = (lambda _: None) if config.quiet else tell
     vocoder = load_vocoder(config.vocoder, device=config.device)
-    recognizer = load_recognizer(config.asr, config.device) if config.play_text else None
+    recognizer = load_recognizer(config.asr, config.device) if config.transcribe else None
     work = _Work(config, vocoder, recognizer)
     if config.units is not None:
         title, parts, num_inputs, num_without = _unit_parts(config, work)

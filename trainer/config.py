@@ -52,7 +52,9 @@ CHANGEABLE = frozenset(
         "json",
     }
 )  # fmt: skip
-_UNSAVED = frozenset({"config", "quiet", "json"})
+_PLAIN_FLAGS = frozenset({"quiet", "json"})
+"""Flags without an opposite."""
+_UNSAVED = frozenset({"config", *_PLAIN_FLAGS})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +266,8 @@ def flags_of(values: Mapping[str, Any]) -> list[str]:
     for name, value in values.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
+            is_implied = not value and name in _PLAIN_FLAGS
+            flags += [] if is_implied else [f"--{flag}" if value else f"--no-{flag}"]
         elif isinstance(value, str | int | float | Path):
             flags.append(f"--{flag}={value}")
         elif isinstance(value, list | tuple) and all(
