@@ -195,6 +195,7 @@ def _terminate(*_: object) -> None:
 
 def _run(config: TokenizeConfig) -> int:
     config.check()
+    _say(config, f"reading {config.source} ...")
     from im2sp.pipeline.job import run_job
     from im2sp.pipeline.job_summary import counted, summary, summary_json
 
@@ -217,6 +218,7 @@ def _run(config: TokenizeConfig) -> int:
 
 def _load_image_tokenizer(config: TokenizeConfig) -> "ImageTokenizer":
     """Load the image tokenizer and say on stderr which one is used."""
+    _say(config, f"loading the image tokenizer {config.image_tokenizer} ...")
     from im2sp.pipeline.image_tokenizer import load_image_tokenizer
 
     with _told_device(config):
@@ -232,6 +234,7 @@ def _load_image_tokenizer(config: TokenizeConfig) -> "ImageTokenizer":
 
 def _load_speech_tokenizer(config: TokenizeConfig) -> "SpeechTokenizer":
     """The same for speech."""
+    _say(config, f"loading the speech tokenizer {config.speech_tokenizer} ...")
     from im2sp.pipeline.hubert_units import load_speech_tokenizer
 
     with _told_device(config):
@@ -261,12 +264,16 @@ def _told_device(config: TokenizeConfig) -> Iterator[None]:
 def _tell(
     config: TokenizeConfig, kind: str, tokenizer: "ImageTokenizer | SpeechTokenizer", more: str
 ) -> None:
+    _say(
+        config,
+        f"{kind} tokenizer {tokenizer.name}: {tokenizer.precision} on {tokenizer.device}, "
+        f"fingerprint {tokenizer.fingerprint[:12]}, {more}",
+    )
+
+
+def _say(config: TokenizeConfig, line: str) -> None:
     if not config.quiet:
-        print(
-            f"{kind} tokenizer {tokenizer.name}: {tokenizer.precision} on {tokenizer.device}, "
-            f"fingerprint {tokenizer.fingerprint[:12]}, {more}",
-            file=sys.stderr,
-        )
+        print(line, file=sys.stderr, flush=True)
 
 
 def _fail(message: str, *, status: int) -> NoReturn:

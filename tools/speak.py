@@ -46,9 +46,14 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _run(config: SpeakConfig) -> int:
+    def tell(line: str) -> None:
+        print(f"im2sp-speak: {line}", file=sys.stderr, flush=True)
+
+    if not config.quiet:
+        tell(f"loading the vocoder {config.vocoder} ...")
     from im2sp.tools.speak_job import speak
 
-    result = speak(config, lambda line: print(f"im2sp-speak: {line}", file=sys.stderr))
+    result = speak(config, tell)
     if config.json:
         print(json.dumps(dataclasses.asdict(result), default=os.fspath))
     elif not config.quiet:
