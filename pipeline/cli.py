@@ -78,6 +78,7 @@ def main(args: list[str] | None = None) -> None:
 
 def _run(config: TokenizeConfig) -> int:
     config.check_paths()
+    _log(config, f"reading {config.source} ...")
     from im2sp.pipeline.job import run_job
     from im2sp.pipeline.job_summary import summary, summary_json
 
@@ -101,6 +102,7 @@ def _run(config: TokenizeConfig) -> int:
 
 def _load_image_tokenizer(config: TokenizeConfig) -> "ImageTokenizer":
     """Load the image tokenizer and log which one is used."""
+    _log(config, f"loading the image tokenizer {config.image_tokenizer} ...")
     from im2sp.pipeline.image_tokenizer import load_image_tokenizer
 
     with _device_errors(config):
@@ -110,12 +112,13 @@ def _load_image_tokenizer(config: TokenizeConfig) -> "ImageTokenizer":
             device=config.device,
             precision=config.precision,
         )
-    _log(config, "image", tokenizer, f"view {config.view}")
+    _log_tokenizer(config, "image", tokenizer, f"view {config.view}")
     return tokenizer
 
 
 def _load_speech_tokenizer(config: TokenizeConfig) -> "SpeechTokenizer":
     """Load the speech tokenizer and log which one is used."""
+    _log(config, f"loading the speech tokenizer {config.speech_tokenizer} ...")
     from im2sp.pipeline.hubert_units import load_speech_tokenizer
 
     with _device_errors(config):
@@ -127,7 +130,7 @@ def _load_speech_tokenizer(config: TokenizeConfig) -> "SpeechTokenizer":
             layer=config.speech_layer,
         )
     units = f"layer {tokenizer.layer}, {tokenizer.num_units:,} units"
-    _log(config, "speech", tokenizer, units)
+    _log_tokenizer(config, "speech", tokenizer, units)
     return tokenizer
 
 
@@ -142,16 +145,20 @@ def _device_errors(config: TokenizeConfig) -> Iterator[None]:
         raise UsageError(f"--device {config.device}: {error}") from None
 
 
-def _log(
+def _log_tokenizer(
     config: TokenizeConfig, kind: str, tokenizer: "ImageTokenizer | SpeechTokenizer", more: str
 ) -> None:
     """Log a tokenizer on stderr."""
+    _log(
+        config,
+        f"{kind} tokenizer {tokenizer.name}: {tokenizer.precision} on {tokenizer.device}, "
+        f"fingerprint {tokenizer.fingerprint[:12]}, {more}",
+    )
+
+
+def _log(config: TokenizeConfig, line: str) -> None:
     if not config.quiet:
-        print(
-            f"{kind} tokenizer {tokenizer.name}: {tokenizer.precision} on {tokenizer.device}, "
-            f"fingerprint {tokenizer.fingerprint[:12]}, {more}",
-            file=sys.stderr,
-        )
+        print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

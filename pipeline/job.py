@@ -11,6 +11,7 @@ it, so shards before the first one with speech wait for that one.
 
 import errno
 import hashlib
+import itertools
 import json
 import sys
 import time
@@ -74,7 +75,7 @@ class JobResult:
     audio_s: float = 0.0
     """Seconds of sound in them."""
     encode_s: float = 0.0
-    """Seconds from the first task for the decoding processes to the last shard."""
+    """Seconds from the first decoded input to the last shard."""
     was_finished: bool = False
     """Whether the very dataset was there already, so that nothing was done."""
 
@@ -204,8 +205,9 @@ class _Run:
         ]
         waiting: list[int] = []
         with self._bar(todo) as bar:
-            decoded = pool.decode(task for chunk in todo for task in self._tasks(chunk))
-            begin_s = time.monotonic()
+            tasks = (task for chunk in todo for task in self._tasks(chunk))
+            decoded = self._clocked(pool.decode(tasks), bar)
+            self._begin_s = time.monotonic()
             for shard, chunks in enumerate(self.shards):
                 if self.state.has_shard(shard):
                     self.state.drop_chunks(chunks)
@@ -219,7 +221,7 @@ class _Run:
             if self.columns is None:  # there was not one good clip to fit tables to
                 self.columns = self.chunk_columns
             self._finish(waiting)
-            encode_s = time.monotonic() - begin_s
+            encode_s = time.monotonic() - self._begin_s
         return JobResult(
             manifest=self._publish(self.columns),
             listing=self.listing,
@@ -228,6 +230,15 @@ class _Run:
             audio_s=self.encoder.num_samples / SAMPLE_RATE_HZ,
             encode_s=encode_s,
         )
+
+    def _clocked(self, decoded: Iterator[Decoded], bar: "tqdm[Any]") -> Iterator[Decoded]:
+        """Start the clocks when the first medium arrives: waiting for workers is no encoding."""
+        first = list(itertools.islice(decoded, 1))
+        bar.unpause()
+        self._begin_s = time.monotonic()
+        while first:
+            yield first.pop()  # not named, where a clip would live on
+        yield from decoded
 
     def _find_columns(self, chunks: range) -> bool:
         """Whether the shards' codecs are known; they are fitted to the first speech there is."""

@@ -1,5 +1,6 @@
 """A sample, the six Arrow columns it is stored in, and the way in: `encode_batch`."""
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -119,10 +120,36 @@ def encode_batch(samples: Sequence[Sample], columns: Columns = DEFAULT_COLUMNS) 
 def batch_of_rows(rows: Sequence[RawRow], schema: pa.Schema) -> pa.RecordBatch:
     """Build a record batch; the same rows always make the same buffers."""
     arrays = [
-        pa.array([getattr(row, name) for row in rows], type=schema.field(name).type)
+        _array([getattr(row, name) for row in rows], schema.field(name).type)
         for name in schema.names
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _array(values: list[Any], type_: pa.DataType) -> pa.Array:
+    """Text, bytes, or lists of either, some of them None, as `pa.array` makes it.
+
+    `pa.array` imports pandas where it is installed, which takes a second.
+    """
+    present = np.array([value is not None for value in values], np.bool_)
+    validity = None if present.all() else pa.py_buffer(np.packbits(present, bitorder="little"))
+    if isinstance(type_, pa.FixedSizeBinaryType):
+        blank = bytes(type_.byte_width)
+        filled = pa.py_buffer(b"".join(blank if value is None else value for value in values))
+        return pa.Array.from_buffers(type_, len(values), [validity, filled])
+    data: list[pa.Buffer] = []
+    children: list[pa.Array] = []
+    if isinstance(type_, pa.ListType):
+        values = [[] if value is None else value for value in values]
+        children = [_array(list(itertools.chain(*values)), type_.value_type)]
+    else:
+        values = [v.encode() if isinstance(v, str) else v or b"" for v in values]
+        data = [pa.py_buffer(b"".join(values))]
+    offsets = np.cumsum([0, *map(len, values)])
+    if offsets[-1] >= 2**31:
+        raise ShardError(f"{len(values)} values of {offsets[-1]} bytes; at most 2 GiB a batch")
+    buffers = [validity, pa.py_buffer(offsets.astype(np.int32)), *data]
+    return pa.Array.from_buffers(type_, len(values), buffers, children=children)
 
 
 def rows_of_batch(batch: pa.RecordBatch) -> list[RawRow]:

@@ -21,9 +21,14 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _run(config: SpeakConfig) -> int:
+    def log(line: str) -> None:
+        print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
+
+    if not config.quiet:
+        log(f"loading the vocoder {config.vocoder} ...")
     from im2sp.tools.speak_job import speak
 
-    result = speak(config, lambda line: print(f"{PROGRAM}: {line}", file=sys.stderr))
+    result = speak(config, log)
     if config.json:
         print(json.dumps(dataclasses.asdict(result), default=os.fspath))
     elif not config.quiet:

@@ -15,6 +15,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from im2sp.shards.files import atomic_file
 from im2sp.shards.hub import CONFIG_FILE, find_model
@@ -256,9 +257,20 @@ def _own_model(
     return _filled(path, config, tensors)
 
 
+class _WithoutNoise(TorchFunctionMode):
+    """Skip `normal_`: on the meta device it fills nothing, but imports all of torch._dynamo."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func.__name__ == "normal_":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def _filled(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> Im2SpModel:
     """A model that has all of its tensors from a file."""
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutNoise():
         model = Im2SpModel(config, torch.empty(config.num_codes, config.code_width))
     own = model.state_dict()
     if missing := sorted(own.keys() - tensors.keys()):

@@ -104,7 +104,10 @@ def test_a_run_says_what_it_uses_shows_a_bar_and_sums_up(tokenize, pictures, tmp
     assert code == 0
     assert out.startswith("read      40 inputs of ")
     assert out.count("\n") == 4
-    first = err.splitlines()[0]
+    reading, loading, first = err.splitlines()[:3]
+    assert reading == f"reading {pictures} ..."
+    assert loading.startswith("loading the image tokenizer ")
+    assert loading.endswith("tiny.safetensors ...")
     assert first.startswith("image tokenizer tiny.safetensors: fp32 on cpu, fingerprint ")
     assert "view squash-224" in first
     assert "40/40" in err

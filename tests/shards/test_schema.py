@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from im2sp.shards import ARROW_SCHEMA, Sample, ShardError, encode_batch
+from im2sp.shards import ARROW_SCHEMA, Sample, ShardError, encode_batch, schema
 
 IMAGE = np.zeros((28, 28), np.uint16)
 
@@ -48,6 +48,27 @@ def test_values_are_coded() -> None:
     assert row["speech_units"] == [b"\x00\xc7", b""]
     assert row["durations"] == [b"\x00\xab\x02", b""]
     assert row["captions"] == ["zwei Hünde", ""]
+
+
+@pytest.mark.parametrize(
+    ("values", "type_"),
+    [
+        ([], pa.string()),
+        (["a", "", "ü", None], pa.string()),
+        ([None, b"x", b"", None], pa.binary()),
+        ([None, b"xy", b"ab"], pa.binary(2)),
+        ([b"xy", b"ab"], pa.binary(2)),
+        ([["a"], [], ["b", "c"]], pa.list_(pa.string())),
+        ([None, [b"1", None], [], None], pa.list_(pa.binary())),
+        ([None] * 9, pa.list_(pa.binary())),
+    ],
+)
+def test_arrays_are_those_of_arrow_to_the_byte(values: list[Any], type_: pa.DataType) -> None:
+    found, expected = schema._array(values, type_), pa.array(values, type=type_)
+    found.validate(full=True)
+    assert found.to_pylist() == values
+    messages = [pa.record_batch([one], ["x"]).serialize().to_pybytes() for one in (found, expected)]
+    assert messages[0] == messages[1]
 
 
 def test_units_may_be_any_integers() -> None:

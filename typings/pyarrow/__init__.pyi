@@ -16,6 +16,12 @@ class Buffer:
 
 class DataType: ...
 
+class FixedSizeBinaryType(DataType):
+    byte_width: int
+
+class ListType(DataType):
+    value_type: DataType
+
 class Field:
     type: DataType
 
@@ -29,6 +35,15 @@ class Array:
     null_count: int
     offset: int
     values: Array
+    @staticmethod
+    def from_buffers(
+        type: DataType,
+        length: int,
+        buffers: list[Buffer | None],
+        null_count: int = ...,
+        offset: int = ...,
+        children: list[Array] | None = ...,
+    ) -> Array: ...
     def __len__(self) -> int: ...
     def buffers(self) -> list[Buffer | None]: ...
     def to_pylist(self) -> list[Any]: ...
