@@ -88,6 +88,8 @@ class TokenizeConfig:
     """Pictures that declare more pixels are refused unread."""
     max_audio_s: float = 3600.0
     """Clips that declare more seconds are refused unread."""
+    decode_timeout_s: float = 60.0
+    """Time limit of one decode, tried twice; what exceeds it is refused."""
     max_rejects: int | None = None
     """Exit with 1 if more inputs than this were refused; the dataset is written all the same."""
     num_workers: int | None = None
@@ -105,8 +107,10 @@ class TokenizeConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise _UsageError(f"--{name.replace('_', '-')} is {value}; expected at least 1")
-        if not self.max_audio_s > 0:
-            raise _UsageError(f"--max-audio-s is {self.max_audio_s}; expected more than 0")
+        for name in ("max_audio_s", "decode_timeout_s"):
+            if not getattr(self, name) > 0:
+                flag = name.replace("_", "-")
+                raise _UsageError(f"--{flag} is {getattr(self, name)}; expected more than 0")
         if self.samples_per_member > 256:
             raise _UsageError(f"--samples-per-member is {self.samples_per_member}; at most 256")
         if self.layout == "arrow" and self.samples_per_member != 256:
@@ -143,6 +147,7 @@ class TokenizeConfig:
             speech_codec=self.speech_codec,
             max_pixels=self.max_pixels,
             max_audio_s=self.max_audio_s,
+            decode_timeout_s=self.decode_timeout_s,
             num_workers=self.num_workers or min(16, _num_cores()),
             overwrite=self.overwrite,
             quiet=self.quiet,

@@ -25,8 +25,7 @@ from tqdm import tqdm
 
 from im2sp.pipeline import job_config
 from im2sp.pipeline.audio import SAMPLE_RATE_HZ
-from im2sp.pipeline.decode import Decoded, Medium, media_of
-from im2sp.pipeline.decode_pool import MEDIA_PER_TASK, DecodePool
+from im2sp.pipeline.decode_pool import IMAGES_PER_TASK, Decoded, DecodePool, media_of
 from im2sp.pipeline.job_codecs import (
     CodedColumns,
     SpeechCoding,
@@ -34,9 +33,15 @@ from im2sp.pipeline.job_codecs import (
     recode,
     speech_coding,
 )
-from im2sp.pipeline.job_config import JobConfig, check_image_tokenizer, describe_job
+from im2sp.pipeline.job_config import (
+    JobConfig,
+    check_image_tokenizer,
+    describe_job,
+    has_images,
+    has_speech,
+    narrowed,
+)
 from im2sp.pipeline.job_encode import MediaEncoder
-from im2sp.pipeline.job_media import has_images, has_speech, narrowed
 from im2sp.pipeline.job_output import check_output, prepare_output
 from im2sp.pipeline.job_state import JobError, JobState, Tally
 from im2sp.pipeline.source_items import SourceItem, SourceListing
@@ -110,12 +115,13 @@ def run_job(
     listing = list_source(config.source, image_root=config.image_root, audio_root=config.audio_root)
     listing = narrowed(listing, config.only, config.source)
     state = JobState(config.dataset_dir)
-    num_tasks = -(-sum(len(media_of(item)) for item in listing.items) // MEDIA_PER_TASK)
+    num_tasks = -(-sum(len(media_of(item)) for item in listing.items) // IMAGES_PER_TASK)
     with DecodePool(
         num_workers=min(config.num_workers, num_tasks),
         view=config.view,
         max_pixels=config.max_pixels,
         max_audio_s=config.max_audio_s,
+        timeout_s=config.decode_timeout_s,
     ) as pool:
         if config.overwrite or not (config.dataset_dir / MANIFEST_NAME).exists():
             pool.start()
@@ -204,7 +210,9 @@ class _Run:
         ]
         waiting: list[int] = []
         with self._bar(todo) as bar:
-            decoded = pool.decode(task for chunk in todo for task in self._tasks(chunk))
+            decoded = pool.decode(
+                medium for chunk in todo for item in self._items(chunk) for medium in media_of(item)
+            )
             begin_s = time.monotonic()
             for shard, chunks in enumerate(self.shards):
                 if self.state.has_shard(shard):
@@ -262,12 +270,6 @@ class _Run:
     def _items(self, chunk: int) -> list[SourceItem]:
         size = job_config.CHUNK_SIZE
         return self.items[chunk * size : (chunk + 1) * size]
-
-    def _tasks(self, chunk: int) -> list[list[Medium]]:
-        """What the decoding processes get at once."""
-        media = [medium for item in self._items(chunk) for medium in media_of(item)]
-        starts = range(0, len(media), MEDIA_PER_TASK)
-        return [media[start : start + MEDIA_PER_TASK] for start in starts]
 
     def _encode_chunk(self, chunk: int, decoded: Iterator[Decoded], bar: "tqdm[Any]") -> None:
         """Encode the inputs of one chunk and keep them in the job folder."""

@@ -1,21 +1,23 @@
-"""What a tokenize job is told, and what of it decides the bytes of the dataset."""
+"""Configuration of a tokenize job, and the part of it that determines the output."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from im2sp.pipeline.audio import DEFAULT_MAX_SECONDS
 from im2sp.pipeline.images import DEFAULT_MAX_PIXELS
 from im2sp.pipeline.job_codecs import FITTED, PLAIN, SpeechCoding
-from im2sp.pipeline.job_media import Only
 from im2sp.pipeline.job_state import JobError
-from im2sp.pipeline.source_items import SourceListing
+from im2sp.pipeline.source_items import SourceError, SourceItem, SourceListing, Utterance
 from im2sp.pipeline.views import VIEWS
 from im2sp.shards import Layout
 
 if TYPE_CHECKING:
     from im2sp.pipeline.hubert_units import SpeechTokenizer
     from im2sp.pipeline.image_tokenizer import ImageTokenizer
+
+Only = Literal["images", "audio"]
 
 CHUNK_SIZE = 256
 """Inputs whose samples are kept on disk together while the job runs."""
@@ -48,6 +50,8 @@ class JobConfig:
     """Largest picture that is decoded."""
     max_audio_s: float = DEFAULT_MAX_SECONDS
     """Longest clip that is decoded."""
+    decode_timeout_s: float = 60.0
+    """Time limit of decoding one input."""
     num_workers: int = 2
     """Processes that decode."""
     overwrite: bool = False
@@ -64,8 +68,9 @@ class JobConfig:
         for name in ("samples_per_shard", "max_pixels", "num_workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if not self.max_audio_s > 0:
-            raise ValueError(f"max_audio_s is {self.max_audio_s}; expected more than 0")
+        for name in ("max_audio_s", "decode_timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
         if self.layout.is_plain and self.speech_codec not in (FITTED, PLAIN):
             raise ValueError(
                 f"speech_codec is {self.speech_codec}; one sample a member goes with {PLAIN} codecs"
@@ -132,3 +137,58 @@ def check_image_tokenizer(config: JobConfig, tokenizer: "ImageTokenizer") -> Non
             f"image tokenizer {tokenizer.name}: has {tokenizer.num_codes} codes; shards hold ids "
             "of 13 bits, at most 8192"
         )
+
+
+def narrowed(listing: SourceListing, only: Only | None, name: object) -> SourceListing:
+    """The listing as if the source held images alone, or audio alone; as it is for None.
+
+    Without audio, transcripts are captions like any other. Inputs of which nothing is left are
+    left out; those that cannot be used stay, and are refused.
+
+    Args:
+        listing: What the source holds.
+        only: What to keep.
+        name: What the message calls the source.
+
+    Raises:
+        SourceError: Nothing is left.
+    """
+    if only is None:
+        return listing
+    items: list[SourceItem] = []
+    for item in listing.items:
+        if item.error is not None:
+            items.append(replace(item, utterances=()))
+        elif only == "images" and item.image is not None:
+            captions = (*texts_of(item.utterances), *item.captions)
+            items.append(replace(item, utterances=(), captions=captions))
+        elif only == "audio" and item.utterances:
+            items.append(replace(item, image=None))
+    if not items:
+        raise SourceError(f"{name}: holds no {only}; leave --only {only} out")
+    return replace(listing, items=items)
+
+
+def has_speech(items: Sequence[SourceItem]) -> bool:
+    """True where a speech tokenizer is needed: there is a clip that may be good."""
+    return any(
+        utterance.error is None
+        for item in items
+        if item.error is None
+        for utterance in item.utterances
+    )
+
+
+def has_images(items: Sequence[SourceItem]) -> bool:
+    """True where an image tokenizer is needed.
+
+    It is for a source of neither, all of whose inputs cannot be used: those are missing images.
+    """
+    return any(item.error is None and item.image is not None for item in items) or not any(
+        item.error is None and item.utterances for item in items
+    )
+
+
+def texts_of(utterances: Sequence[Utterance]) -> list[str]:
+    """Transcripts of the clips that have one."""
+    return [utterance.text for utterance in utterances if utterance.text]

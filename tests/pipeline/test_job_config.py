@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from im2sp.pipeline.job_media import captions_of, has_images, has_speech, narrowed
+from im2sp.pipeline.job_config import has_images, has_speech, narrowed
+from im2sp.pipeline.job_encode import captions_of
 from im2sp.pipeline.source_items import SourceError, SourceItem, SourceListing, Utterance
 
 
