@@ -1,7 +1,7 @@
 """How a job codes speech: while it runs, in its shards, and with which tables."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,7 @@ from im2sp.shards import (
     fit_speech_codec,
 )
 from im2sp.shards.codecs import make_codecs
-from im2sp.shards.schema import (
-    arrow_schema,
-    batch_of_rows,
-    columns_of_schema,
-    compact_json,
-    rows_of_batch,
-)
+from im2sp.shards.schema import arrow_schema, columns_of_schema, compact_json
 
 CodedColumns = dict[str, dict[str, Any]]
 
@@ -129,18 +123,15 @@ def recode(batch: pa.RecordBatch, columns: CodedColumns) -> pa.RecordBatch:
     before = columns_of_schema(batch.schema)
     if before == columns:
         return batch
-    old, new = make_codecs(before), make_codecs(columns)
-
-    def recoded(column: str, values: list[bytes]) -> list[bytes]:
-        decode, encode = getattr(old, column).decode, getattr(new, column).encode
-        return [encode(decode(np.frombuffer(value, np.uint8))) for value in values]
-
-    rows = [
-        replace(
-            row,
-            speech_units=recoded("speech_units", row.speech_units),
-            durations=None if row.durations is None else recoded("durations", row.durations),
-        )
-        for row in rows_of_batch(batch)
-    ]
-    return batch_of_rows(rows, arrow_schema(columns))
+    old, new, schema = make_codecs(before), make_codecs(columns), arrow_schema(columns)
+    arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
+    for name in _SPEECH_COLUMNS:
+        decode, encode = getattr(old, name).decode, getattr(new, name).encode
+        recoded = [
+            None
+            if values is None
+            else [encode(decode(np.frombuffer(value, np.uint8))) for value in values]
+            for values in batch.column(name).to_pylist()
+        ]
+        arrays[name] = pa.array(recoded, type=schema.field(name).type)
+    return pa.RecordBatch.from_arrays(list(arrays.values()), schema=schema)

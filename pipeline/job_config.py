@@ -80,6 +80,8 @@ class JobConfig:
     """Images with more pixels are refused without being decoded."""
     max_audio_s: float = DEFAULT_MAX_SECONDS
     """Clips longer than this many seconds are refused without being decoded."""
+    decode_timeout_s: float = 60.0
+    """Time limit of decoding one input; an input that takes longer twice is refused."""
     num_workers: int = field(default_factory=lambda: min(MAX_WORKERS, num_cores()))
     """Processes that decode; by default one per core, at most 16."""
     overwrite: bool = False
@@ -97,8 +99,12 @@ class JobConfig:
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise ValueError(f"--{flag} is {getattr(self, name)}; expected at least 1")
-        if not self.max_audio_s > 0:
-            raise ValueError(f"--max-audio-s is {self.max_audio_s}; expected more than 0")
+        for name in ("max_audio_s", "decode_timeout_s"):
+            if not 0 < getattr(self, name) < float("inf"):
+                flag = name.replace("_", "-")
+                raise ValueError(
+                    f"--{flag} is {getattr(self, name)}; expected a number of seconds above 0"
+                )
         if self.samples_per_member > 256:
             raise ValueError(f"--samples-per-member is {self.samples_per_member}; at most 256")
         if self.layout == "arrow" and self.samples_per_member != 256:

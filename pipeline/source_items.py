@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -203,3 +204,60 @@ def reject_repeated_keys(items: list[SourceItem]) -> list[SourceItem]:
             error = f"its key {item.key!r} is already that of {items[first].name}"
             items[index] = replace(item, image=None, utterances=(), error=error)
     return items
+
+
+def narrowed(
+    listing: SourceListing, only: Literal["images", "audio"] | None, name: object
+) -> SourceListing:
+    """The listing as if the source held images alone, or audio alone; as it is for None.
+
+    Without audio, transcripts are captions like any other. Inputs of which nothing is left are
+    left out; those that cannot be used stay, and are refused.
+
+    Args:
+        listing: What the source holds.
+        only: What to keep.
+        name: What the message calls the source.
+
+    Raises:
+        SourceError: Nothing is left.
+    """
+    if only is None:
+        return listing
+    items: list[SourceItem] = []
+    for item in listing.items:
+        if item.error is not None:
+            items.append(replace(item, utterances=()))
+        elif only == "images" and item.image is not None:
+            captions = (*texts_of(item.utterances), *item.captions)
+            items.append(replace(item, utterances=(), captions=captions))
+        elif only == "audio" and item.utterances:
+            items.append(replace(item, image=None))
+    if not items:
+        raise SourceError(f"{name}: holds no {only}; leave --only {only} out")
+    return replace(listing, items=items)
+
+
+def has_speech(items: Sequence[SourceItem]) -> bool:
+    """True where a speech tokenizer is needed: there is a clip that may be good."""
+    return any(
+        utterance.error is None
+        for item in items
+        if item.error is None
+        for utterance in item.utterances
+    )
+
+
+def has_images(items: Sequence[SourceItem]) -> bool:
+    """True where an image tokenizer is needed.
+
+    It is for a source of neither, all of whose inputs cannot be used: those are missing images.
+    """
+    return any(item.error is None and item.image is not None for item in items) or not any(
+        item.error is None and item.utterances for item in items
+    )
+
+
+def texts_of(utterances: Sequence[Utterance]) -> list[str]:
+    """Transcripts of the clips that have one."""
+    return [utterance.text for utterance in utterances if utterance.text]

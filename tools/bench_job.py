@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from im2sp.pipeline.decode import decode
-from im2sp.pipeline.decode_pool import MEDIA_PER_TASK
+from im2sp.pipeline.decode_pool import decode
 from im2sp.pipeline.image_tokenizer import load_image_tokenizer
 from im2sp.pipeline.images import DEFAULT_MAX_PIXELS, ByteRange
+from im2sp.pipeline.job_encode import MIN_CPU_BATCH_INPUTS
 from im2sp.pipeline.sources import list_source
 from im2sp.pipeline.vitvqgan_weights import image_tokenizer_bytes
 from im2sp.tools.bench_tokenize import SIZES, Settings, make_network, photographs
@@ -82,10 +82,10 @@ def decoded_pixels(folder: Path) -> list[Tensor]:
     """The pictures of a folder as the job hands them to the encoder: float32 batches."""
     items = list_source(folder).items
     batches = []
-    for start in range(0, len(items), MEDIA_PER_TASK):
+    for start in range(0, len(items), MIN_CPU_BATCH_INPUTS):
         rows = (
             decode(item, "squash-224", DEFAULT_MAX_PIXELS).pixels
-            for item in items[start : start + MEDIA_PER_TASK]
+            for item in items[start : start + MIN_CPU_BATCH_INPUTS]
         )
         pixels = torch.stack([torch.from_numpy(row) for row in rows if row is not None])
         batches.append(pixels.permute(0, 3, 1, 2).contiguous().float() / 255)

@@ -52,9 +52,7 @@ def read_pictures(sources: Sequence[Path]) -> np.ndarray:
     workers = min(16, os.cpu_count() or 1)
     with DecodePool(num_workers=workers, view="squash-224", max_pixels=2**27) as pool:
         for source in sources:
-            items = list_source(source).items
-            tasks = [items[start : start + 16] for start in range(0, len(items), 16)]
-            decoded = pool.decode(tasks)
+            decoded = pool.decode(list_source(source).items)
             pictures += [one.pixels for one in decoded if one.pixels is not None]
     if not pictures:
         raise ValueError(f"{', '.join(map(str, sources))}: not one readable picture")

@@ -261,7 +261,7 @@ def test_groups_change_no_byte_and_stay_small(
 @pytest.mark.parametrize("num_samples", [1_600_000, 1_600_399, 1_600_400, 3_300_000])
 def test_a_long_clip_is_cut_as_the_tokenizer_would(fake_speech, tmp_path, monkeypatch, num_samples):
     wave = np.random.default_rng(3).uniform(-0.3, 0.3, num_samples).astype(np.float32)
-    monkeypatch.setattr("im2sp.pipeline.decode.read_audio", lambda *_, **__: wave)
+    monkeypatch.setattr("im2sp.pipeline.decode_pool.read_audio", lambda *_, **__: wave)
     monkeypatch.setattr(job_encode, "_MAX_CALL_SAMPLES", 1_700_000)
     (tmp_path / "p").mkdir()
     (tmp_path / "p/a.wav").write_bytes(b"")

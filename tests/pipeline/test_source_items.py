@@ -2,8 +2,16 @@ from pathlib import Path
 
 import pytest
 
-from im2sp.pipeline.job_media import captions_of, has_images, has_speech, narrowed
-from im2sp.pipeline.source_items import SourceError, SourceItem, SourceListing, Utterance
+from im2sp.pipeline.job_encode import captions_of
+from im2sp.pipeline.source_items import (
+    SourceError,
+    SourceItem,
+    SourceListing,
+    Utterance,
+    has_images,
+    has_speech,
+    narrowed,
+)
 
 
 def spoken(text, **settings):
