@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from im2sp.pipeline.images import ByteRange
 
@@ -31,6 +31,29 @@ LINKED_FOLDER = "(linked folder)"
 
 class SourceError(ValueError):
     """A source as a whole cannot be used; the message says what was found and what to do."""
+
+
+def read_json_list(path: Path, key: str, expected: str) -> list[Any]:
+    """The list under a key of a JSON file.
+
+    Args:
+        path: The file.
+        key: Name of the list in the file's object.
+        expected: Form of the file, for messages.
+
+    Raises:
+        SourceError: The file cannot be read, is not JSON, or has no such list.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror}; expected {expected}") from None
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path}: not JSON ({error}); expected {expected}") from None
+    if isinstance(content, dict) and isinstance(content.get(key), list):
+        return content[key]
+    found = f"keys {sorted(content)[:8]}" if isinstance(content, dict) else type(content).__name__
+    raise SourceError(f"{path}: found {found}; expected {expected}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,5 @@
 """A Karpathy `dataset_*.json` as a source: images, captions and splits in one file."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ from im2sp.pipeline.source_items import (
     SourceItem,
     SourceListing,
     clean_key,
+    read_json_list,
     strip_suffix,
 )
 from im2sp.pipeline.source_rows import Row, check_some_found, items_of_rows, make_resolver
 from im2sp.pipeline.source_spoken_coco import SPOKEN_COCO_FILES, add_spoken_coco
 
-_EXPECTED = 'expected {"images": [{"filename", "split", "sentences": [{"raw"}]}]}'
+_EXPECTED = 'a Karpathy file, {"images": [{"filename", "split", "sentences": [{"raw"}]}]}'
 
 
 def list_karpathy(path: Path, image_root: Path | None, audio_root: Path | None) -> SourceListing:
@@ -33,18 +33,9 @@ def list_karpathy(path: Path, image_root: Path | None, audio_root: Path | None) 
         SourceError: It is no such file, it lists no images, or none of them is there; or the
             audio root is of neither layout, or has no clip for these images.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"{path}: not JSON ({error}); {_EXPECTED}") from None
-    images = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(images, list):
-        found = (
-            f"keys {sorted(content)[:8]}" if isinstance(content, dict) else type(content).__name__
-        )
-        raise SourceError(f"{path}: not a Karpathy file: found {found}; {_EXPECTED}")
+    images = read_json_list(path, "images", _EXPECTED)
     if not images:
-        raise SourceError(f"{path}: lists no images; {_EXPECTED}")
+        raise SourceError(f"{path}: lists no images; expected {_EXPECTED}")
     root = path.parent if image_root is None else image_root
     find = make_resolver(root)
     rows = [_row(f"images[{index}]", entry) for index, entry in enumerate(images)]

@@ -268,10 +268,8 @@ def test_bad_data_is_one_line_and_exit_code_1(dataset_dir, capsys, damage, messa
 
 
 def test_wrong_usage_is_exit_code_2(capsys):
-    with pytest.raises(SystemExit) as exit_:
-        main(["--jsn"])
-    assert exit_.value.code == 2
-    assert "usage:" in capsys.readouterr().err
+    assert main(["--jsn"]) == 2
+    assert "--jsn" in capsys.readouterr().err
 
 
 def test_it_runs_as_a_program_without_torch(dataset_dir):
