@@ -287,7 +287,7 @@ def test_the_summary_counts_images_utterances_and_hours(
     text = summary(spoken, out, result)
     assert re.search(
         r"read      14 inputs of \S+ \(folder\); encoded 11 images and 14 utterances "
-        r"\(0.00 hours\) in [\d.]+ s: [\d.]+ images/s and \d+ s of sound a second\n"
+        r"\(0.00 hours\) in [\d.]+ s: [\d.]+ images/s and \d+ s of audio per second\n"
         r"refused   3, listed with reasons in \S+\n"
         r"written   12 samples in 1 shard to \S+, [\d,]+ bytes: [\d,]+ a sample, [\d.]+% of the "
         r"raw bits\n"

@@ -109,7 +109,7 @@ def test_without_originals_the_decoded_pictures_stand_alone(tmp_path, grey, caps
     out = tmp_path / "sheet.png"
     arguments = ["--num-images", "2", "--image-tokenizer", "mine", "--codebook", "c.safetensors"]
     assert main([str(tmp_path), "--out", str(out), *arguments]) == 0
-    assert grey == [("mine", "c.safetensors", "bf16")]
+    assert grey == [("mine", Path("c.safetensors"), "bf16")]
     assert "2 pictures decoded" in capsys.readouterr().out
     with Image.open(out) as sheet:
         assert sheet.size == (3 * (224 + 8) + 8, 224 + 20 + 8 + 8)
