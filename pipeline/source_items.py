@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from im2sp.pipeline.images import ByteRange
 
@@ -32,6 +32,41 @@ LINKED_FOLDER = "(linked folder)"
 
 class SourceError(ValueError):
     """A source as a whole cannot be used; the message says what was found and what to do."""
+
+
+def read_json(path: Path, expected: str) -> Any:
+    """The content of a JSON file.
+
+    Args:
+        path: The file.
+        expected: Form of the file, for messages.
+
+    Raises:
+        SourceError: The file cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror}; expected {expected}") from None
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path}: not JSON ({error}); expected {expected}") from None
+
+
+def read_json_list(path: Path, key: str, expected: str) -> list[Any]:
+    """The list under a key of a JSON file's object; see `read_json` and `list_under`."""
+    return list_under(path, read_json(path, expected), key, expected)
+
+
+def list_under(path: Path, content: Any, key: str, expected: str) -> list[Any]:
+    """The list under a key of what a JSON file holds.
+
+    Raises:
+        SourceError: There is no such list.
+    """
+    if isinstance(content, dict) and isinstance(content.get(key), list):
+        return content[key]
+    found = f"keys {sorted(content)[:8]}" if isinstance(content, dict) else type(content).__name__
+    raise SourceError(f"{path}: found {found}; expected {expected}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

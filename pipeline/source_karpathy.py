@@ -1,6 +1,5 @@
 """A Karpathy `dataset_*.json` or COCO's own `captions_*.json` as a source."""
 
-import json
 import os
 import re
 from pathlib import Path
@@ -12,6 +11,8 @@ from im2sp.pipeline.source_items import (
     SourceItem,
     SourceListing,
     clean_key,
+    list_under,
+    read_json,
     split_name,
     strip_suffix,
 )
@@ -24,7 +25,7 @@ from im2sp.pipeline.source_rows import (
 )
 from im2sp.pipeline.source_spoken_coco import SPOKEN_COCO_FILES, add_spoken_coco
 
-_EXPECTED = 'expected {"images": [{"filename", "split", "sentences": [{"raw"}]}]}'
+_EXPECTED = 'a Karpathy file, {"images": [{"filename", "split", "sentences": [{"raw"}]}]}'
 
 
 def list_karpathy(path: Path, image_root: Path | None, audio_root: Path | None) -> SourceListing:
@@ -40,20 +41,12 @@ def list_karpathy(path: Path, image_root: Path | None, audio_root: Path | None) 
         SourceError: It is no such file, it lists no images, or none of them is there; or the
             audio root is of neither layout, or has no clip for these images.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"{path}: not JSON ({error}); {_EXPECTED}") from None
+    content = read_json(path, _EXPECTED)
     if isinstance(content, dict) and "annotations" in content:
         return _list_coco(path, content, image_root, audio_root)
-    images = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(images, list):
-        found = (
-            f"keys {sorted(content)[:8]}" if isinstance(content, dict) else type(content).__name__
-        )
-        raise SourceError(f"{path}: not a Karpathy file: found {found}; {_EXPECTED}")
+    images = list_under(path, content, "images", _EXPECTED)
     if not images:
-        raise SourceError(f"{path}: lists no images; {_EXPECTED}")
+        raise SourceError(f"{path}: lists no images; expected {_EXPECTED}")
     root = path.parent if image_root is None else image_root
     find = make_resolver(root)
     rows = [_row(f"images[{index}]", entry) for index, entry in enumerate(images)]
@@ -89,7 +82,7 @@ def _list_coco(
     Raises:
         SourceError: There is a field missing, or none of the images is there.
     """
-    expected = 'expected COCO\'s {"images": [{"id", "file_name"}], "annotations": [{"image_id", '
+    expected = 'COCO\'s {"images": [{"id", "file_name"}], "annotations": [{"image_id", '
     expected += '"caption"}]}'
     images, annotations = content.get("images"), content["annotations"]
     if audio_root is not None:
@@ -97,9 +90,9 @@ def _list_coco(
             f"{path}: an audio root ({audio_root}) goes with a Karpathy file or a source list"
         )
     if not isinstance(images, list) or not isinstance(annotations, list) or not images:
-        raise SourceError(f"{path}: found keys {sorted(content)[:8]}; {expected}")
+        raise SourceError(f"{path}: found keys {sorted(content)[:8]}; expected {expected}")
     if annotations and not any(isinstance(a, dict) and "caption" in a for a in annotations):
-        raise SourceError(f"{path}: its annotations hold no captions; {expected}")
+        raise SourceError(f"{path}: its annotations hold no captions; expected {expected}")
     name = path.stem.removeprefix("captions_")
     split = re.match("train|val|test", name)
     rows: list[Row] = []

@@ -20,7 +20,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Annotated, Any, TypeVar, Union, cast, get_type_hints
@@ -114,7 +114,7 @@ def _explained(error: BaseException, resume: str, memory_advice: str) -> tuple[i
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def _sigterm_raises() -> Generator[None]:
     """Turn SIGTERM into an exception, so that files and processes are cleaned up."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -191,13 +191,17 @@ def _flags_of(config_type: type[Any], paired: Sequence[str]) -> type[Any]:
         changed[name] = Annotated[kind, hint]
         if kind is bool and name not in paired:
             changed[name] = tyro.conf.FlagCreatePairsOff[changed[name]]
-    names = {
+    names: dict[str, Any] = {
         "__annotations__": changed,
         "__doc__": config_type.__doc__,
-        "__post_init__": lambda self: None,  # pyright: ignore[reportUnknownLambdaType]
+        "__post_init__": _unchecked,
         "config_type": config_type,
     }
     return type(config_type.__name__, (config_type,), names)
+
+
+def _unchecked(_: object) -> None:
+    """Check nothing: `parse_flags` does, and reports in one line what tyro would put in a box."""
 
 
 def _helps(config_type: type[Any]) -> dict[str, str]:

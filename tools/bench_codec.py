@@ -8,22 +8,25 @@ Three of four clips make the tables, every fourth is measured, byte alignment in
 runs on one core. A call includes allocating the result; `values` is the clips one call decodes.
 """
 
-import argparse
 import gzip
 import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numba
 import numpy as np
+import tyro
 from numpy.typing import NDArray
 
 from im2sp.shards import DEFAULT_COLUMNS, deduplicate, fit_durations_codec, fit_speech_codec
 from im2sp.shards.codecs import Codec, make_codecs
+from im2sp.shards.command_line import run_command
 from im2sp.shards.huffman import HuffmanCodec
 from im2sp.tools.bench_turns import markdown_table
 
@@ -106,14 +109,26 @@ def compare(clips: list[Clip], num_units: int, num_rounds: int) -> list[dict[str
     return rows
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description="Measure the coding of speech on one core.")
-    parser.add_argument("units", nargs="*", type=Path, help=".jsonl.gz files of frame units")
-    parser.add_argument("--num-units", type=int, default=200, help="vocabulary (default 200)")
-    parser.add_argument("--num-rounds", type=int, default=25, help="rounds a case (default 25)")
-    parser.add_argument("--json", action="store_true", help="no table, JSON rows alone")
-    config = parser.parse_args(argv)
+@dataclass(frozen=True, kw_only=True)
+class BenchCodecConfig:
+    """Measure the codecs of speech units and durations on one core."""
+
+    units: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """.jsonl.gz files with {"units": [...]} per line, one unit per frame; by default synthetic."""
+    num_units: int = 200
+    """Vocabulary size."""
+    num_rounds: int = 25
+    """Rounds per case."""
+    json: bool = False
+    """Print JSON rows only, no table."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command and return the exit code."""
+    return run_command("bench_codec", BenchCodecConfig, _run, args)
+
+
+def _run(config: BenchCodecConfig) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     clips = read_clips(config.units) if config.units else made_up_clips()
@@ -131,4 +146,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

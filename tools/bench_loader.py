@@ -16,7 +16,6 @@ The last figure is the time from imports to the first batch, in a process of its
 in the page cache and the kernels in numba's cache: opening, checksums and index included.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -24,7 +23,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ import pyarrow as pa
 import torch
 
 from im2sp.shards import DEFAULT_COLUMNS, ShardDataset, ShardLoader
+from im2sp.shards.command_line import run_command
 from im2sp.tools import bench_loader_rivals as rivals
 from im2sp.tools.bench_loader_data import fitted_columns, write_dataset
 from im2sp.tools.bench_turns import markdown_table
@@ -63,7 +64,7 @@ def ours(
 
 
 def our_cases(
-    packed: ShardDataset, huffman: ShardDataset, threads: list[int]
+    packed: ShardDataset, huffman: ShardDataset, threads: Sequence[int]
 ) -> dict[str, Callable[[], rivals.Batches]]:
     """Our contenders by name."""
     cases: dict[str, Callable[[], rivals.Batches]] = {}
@@ -131,19 +132,32 @@ def cold_start_s(dataset_dir: Path) -> float:
     return float(done.stdout)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description="Measure the loader and its rivals.")
-    parser.add_argument("--dir", type=Path, required=True, help="folder for the generated data")
-    parser.add_argument("--num-samples", type=int, default=100_000)
-    parser.add_argument(
-        "--num-rival-samples", type=int, default=20_000, help="in the copies for other formats"
-    )
-    parser.add_argument("--num-threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--num-rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of each round of a case")
-    parser.add_argument("--only-ours", action="store_true", help="leave the other readers out")
-    config = parser.parse_args(argv)
+@dataclass(frozen=True, kw_only=True)
+class BenchLoaderConfig:
+    """Measure `ShardLoader` next to other readers of the same samples."""
+
+    dir: Path
+    """Folder for the generated data."""
+    num_samples: int = 100_000
+    """Samples to generate."""
+    num_rival_samples: int = 20_000
+    """Samples in the copies for other formats."""
+    num_threads: tuple[int, ...] = (1, 2)
+    """Threads of the loader."""
+    num_rounds: int = 9
+    """Rounds per case."""
+    seconds: float = 0.5
+    """Duration of a round."""
+    only_ours: bool = False
+    """Leave the other readers out."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command and return the exit code."""
+    return run_command("bench_loader", BenchLoaderConfig, _run, args)
+
+
+def _run(config: BenchLoaderConfig) -> None:
     torch.set_num_threads(1)
     packed_dir, huffman_dir = config.dir / "packed", config.dir / "huffman"
     write_dataset(packed_dir, config.num_samples, DEFAULT_COLUMNS)
@@ -178,4 +192,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

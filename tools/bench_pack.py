@@ -7,19 +7,21 @@ all of them alike; the figure is the median over the rounds. A call includes eve
 the result, and for packing the check that every id fits. Our kernels and numpy give the same bytes.
 """
 
-import argparse
 import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from im2sp.shards import pack_units, unpack_units
+from im2sp.shards.command_line import run_command
 from im2sp.shards.packing import small_work
 
 NUM_UNITS = 784
@@ -80,12 +82,22 @@ def measure(num_rows: int, num_rounds: int) -> list[dict[str, object]]:
     ]
 
 
-def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description="Measure bit packing on one core.")
-    parser.add_argument("--num-rounds", type=int, default=15, help="rounds a case (default 15)")
-    parser.add_argument("--json", action="store_true", help="no table, JSON rows alone")
-    config = parser.parse_args()
+@dataclass(frozen=True, kw_only=True)
+class BenchPackConfig:
+    """Measure the bit packing of image units on one core."""
+
+    num_rounds: int = 15
+    """Rounds per case."""
+    json: bool = False
+    """Print JSON rows only, no table."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command and return the exit code."""
+    return run_command("bench_pack", BenchPackConfig, _run, args)
+
+
+def _run(config: BenchPackConfig) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     rows = [row for num_rows in (1, 256, 4096) for row in measure(num_rows, config.num_rounds)]
@@ -104,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

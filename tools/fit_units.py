@@ -19,7 +19,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import tyro
@@ -29,6 +29,7 @@ from im2sp.pipeline.audio import DEFAULT_MAX_SECONDS, SAMPLE_RATE_HZ
 from im2sp.pipeline.hubert_encoder import HubertEncoder
 from im2sp.pipeline.hubert_units import DTYPES, Precision, SpeechTokenizer
 from im2sp.pipeline.hubert_weights import DEFAULT_LAYER, HubertWeights, load_hubert
+from im2sp.shards.command_line import run_command
 from im2sp.shards.files import atomic_file
 from im2sp.tools.clip_features import Clips, FeatureReader
 from im2sp.tools.kmeans_fit import fit_kmeans
@@ -41,7 +42,7 @@ METADATA_KEY = "im2sp"
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """Fit k-means centres to HuBERT features of a folder of audio."""
+    """Fit k-means centroids to HuBERT features of a folder of audio."""
 
     source: tyro.conf.Positional[Path]
     """Folder of audio (with all below it), or any other source that im2sp-tokenize takes."""
@@ -52,7 +53,7 @@ class FitConfig:
     layer: int = DEFAULT_LAYER
     """Layer whose output is clustered, counted from 1."""
     num_units: int = 200
-    """Centres."""
+    """Number of centroids."""
     precision: Precision = "fp32"
     """Arithmetic of the encoder."""
     audio_root: Path | None = None
@@ -68,15 +69,15 @@ class FitConfig:
     max_rounds: int = 50
     """Rounds of k-means at most."""
     seed: int = 0
-    """For the drawn frames and the start."""
+    """Random seed of the frame sample and of k-means."""
     val: Path | None = None
     """Other clips to measure on; without it, the figures are of the frames that were fitted."""
     labels: Path | None = None
     """Phone timings: a folder of `<stem>.lab` files, or one file for all clips."""
     device: str | None = None
-    """Where the encoder runs, as torch names it; CUDA where there is one."""
-    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Show no bars."""
+    """torch device, such as cuda:1; by default CUDA if available."""
+    quiet: bool = False
+    """No progress bars."""
 
     def __post_init__(self) -> None:
         if self.out.suffix != ".safetensors":
@@ -277,16 +278,13 @@ def _data_text(what: str, data: dict[str, Any]) -> str:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(args: list[str] | None = None) -> int:
     """Run the command and return the exit code."""
-    try:
-        config = tyro.cli(FitConfig, prog="fit_units.py", description=__doc__, args=argv)
-        card = fit_units(config)
-    except (ValueError, OSError) as error:
-        print(f"fit_units: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    print(json.dumps(card, indent=2))
-    return 0
+    return run_command("fit_units", FitConfig, _run, args)
+
+
+def _run(config: FitConfig) -> None:
+    print(json.dumps(fit_units(config), indent=2))
 
 
 if __name__ == "__main__":

@@ -43,6 +43,9 @@ class FakeTokenizer:
         weights = torch.tensor([1.0, 3.0, 7.0])[:, None, None]
         return ((corners * weights).sum(1).round().long() + self.seed) % 64
 
+    def encode_uint8(self, images):
+        return self.encode(torch.as_tensor(images).permute(0, 3, 1, 2) / 255)
+
 
 @pytest.fixture
 def fake_tokenizer():

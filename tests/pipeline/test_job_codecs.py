@@ -199,16 +199,19 @@ def test_the_plain_layout_has_plain_codecs(tmp_path):
     for codec in ("huffman", "plain"):
         coding = speech_coding(codec, PLAIN, 200)
         assert (coding.label, coding.columns) == ("plain", DEFAULT_COLUMNS)
-    with pytest.raises(ValueError, match="speech_codec is x; one sample a member goes with plain"):
-        JobConfig(source=tmp_path, dataset_dir=tmp_path, layout=PLAIN, speech_codec="x")
+    with pytest.raises(ValueError, match="--speech-codec x: --samples-per-member 1 takes no tabl"):
+        JobConfig(
+            source=tmp_path, dataset_dir=tmp_path, layout="webdataset", samples_per_member=1,
+            speech_codec="x",
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"only": "text"}, "only 'text'; expected one of images, audio"),
-        ({"max_audio_s": 0}, "max_audio_s is 0; expected more than 0"),
-        ({"max_audio_s": float("nan")}, "max_audio_s is nan"),
+        ({"only": "text"}, "--only is text; expected one of images, audio"),
+        ({"max_audio_s": 0}, "--max-audio-s is 0; expected more than 0"),
+        ({"max_audio_s": float("nan")}, "--max-audio-s is nan"),
     ],
 )
 def test_settings_are_checked(tmp_path, settings, message):

@@ -105,9 +105,9 @@ def test_broken_karpathy_entries_are_rejects(tmp_path):
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        ("{", r"not JSON \(.*\); expected \{\"images\""),
+        ("{", r"not JSON \(.*\); expected a Karpathy file, \{\"images\""),
         ("[" * 100_000, "not JSON"),
-        ("[1]", "not a Karpathy file: found list; expected"),
+        ("[1]", "found list; expected a Karpathy file"),
         ('{"data": []}', r"found keys \['data'\]"),
         ('{"images": []}', "lists no images"),
         ('{"images": [{"filename": "a.jpg"}]}', r"none of its 1 images .* --image-root"),

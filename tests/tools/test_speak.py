@@ -157,7 +157,7 @@ class FakeRecognizer:
 def test_from_pictures_to_a_page_that_speaks(made, pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(speak_job, "load_recognizer", lambda name, device: FakeRecognizer())
     out = tmp_path / "new" / "spoken"
-    assert speak(made, out, pictures, "--play-text", "--num-beams", 2) == 0
+    assert speak(made, out, pictures, "--transcribe", "--num-beams", 2) == 0
     printed, told = capsys.readouterr()
     assert "first: <script>1 & 2</script>" in printed
     assert "spoken    2 of 3 inputs: " in printed
@@ -521,7 +521,7 @@ def test_vocoders_that_are_refused(made, tmp_path, capsys):
         ([IMAGES, "--units", IMAGES], "expected pictures or --units, got both"),
         (["--units", IMAGES, "--run", IMAGES], "--run goes with pictures, not with --units"),
         (["--units", IMAGES, "--image-root", IMAGES], "--image-root goes with pictures"),
-        (["--units", IMAGES, "--asr", "x/y"], "--asr goes with --play-text"),
+        (["--units", IMAGES, "--asr", "x/y"], "--asr needs --transcribe"),
         (["--units", IMAGES, "--num-beams", 0], "--num-beams is 0; expected at least 1"),
         (["--units", IMAGES, "--speaker", -1], "--speaker is -1; expected at least 0"),
     ],
