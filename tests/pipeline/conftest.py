@@ -38,10 +38,9 @@ class FakeTokenizer:
         self.fingerprint = hashlib.sha256(bytes([seed])).hexdigest()
         self.codebook = torch.arange(2048.0).reshape(64, 32) + seed
 
-    def encode(self, pixels):
-        corners = pixels[:, :, ::8, ::8] * 255
-        weights = torch.tensor([1.0, 3.0, 7.0])[:, None, None]
-        return ((corners * weights).sum(1).round().long() + self.seed) % 64
+    def encode_uint8(self, images):
+        corners = torch.from_numpy(images[:, ::8, ::8]).long()
+        return ((corners * torch.tensor([1, 3, 7])).sum(-1) + self.seed) % 64
 
     def encode_uint8(self, images):
         return self.encode(torch.as_tensor(images).permute(0, 3, 1, 2) / 255)

@@ -199,9 +199,10 @@ def test_missing_paths_are_2(tokenize, pictures, tmp_path):
 def check_one_line(shown, message):
     code, out, err = shown
     assert (code, out) == (1, "")
-    assert err.count("\n") == 1
-    assert err.startswith("im2sp-tokenize: ")
-    assert message in err
+    *progress, error = err.splitlines()
+    assert all(line.endswith(" ...") for line in progress)
+    assert error.startswith("im2sp-tokenize: ")
+    assert message in error
 
 
 def test_failures_are_one_line(tokenize, pictures, tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from im2sp.pipeline import load_image_tokenizer
 from im2sp.pipeline.image_tokenizer import ImageTokenizer
@@ -27,8 +26,7 @@ def run(source, out, tokenizer, **settings):
 
 def units_of(tokenizer, path, view="squash-224"):
     pixels = VIEWS[view].apply(read_image(path, name=path.name))
-    planes = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
-    return VIEWS[view].crop_units(tokenizer.encode(planes)).numpy()[0]
+    return VIEWS[view].crop_units(tokenizer.encode_uint8(pixels[None])).numpy()[0]
 
 
 def check_sound(out):

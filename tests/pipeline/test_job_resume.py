@@ -92,17 +92,17 @@ def test_a_job_killed_again_and_again_gets_there(
     twenty, fake_tokenizer, tmp_path, monkeypatch, files_of
 ):
     run(twenty, tmp_path / "whole", fake_tokenizer)
-    encode, generator = fake_tokenizer.encode, random.Random(4)
+    encode, generator = fake_tokenizer.encode_uint8, random.Random(4)
     for _ in range(100):
         undo = stop_at(
-            monkeypatch, (fake_tokenizer, "encode", False), generator.randrange(4), Killed()
+            monkeypatch, (fake_tokenizer, "encode_uint8", False), generator.randrange(4), Killed()
         )
         try:
             run(twenty, tmp_path / "out", fake_tokenizer)
             break
         except Killed:
             undo()
-    fake_tokenizer.encode = encode
+    fake_tokenizer.encode_uint8 = encode
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
