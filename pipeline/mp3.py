@@ -3,9 +3,9 @@
 Most encoders make the first frame a note (`Xing`, `Info`) that counts the others; libsndfile then
 decodes as many samples as it counts, or too few where the file is cut. Without a right note it
 would guess the length from the first frame's bit rate and drop the rest, so frames without one get
-one here. Without a note of its own, a cut is seen when it goes through a frame; at the border of two
-frames nothing in the file tells. Joined MP3s (`cat a.mp3 b.mp3`), with ID3 tags between them, are
-one clip if their version, layer and rate are the same.
+one here. Without a note of its own, a cut is seen when it goes through a frame; at the border of
+two frames nothing in the file tells. Joined MP3s (`cat a.mp3 b.mp3`), with ID3 tags between them,
+are one clip if their version, layer and rate are the same.
 """
 
 import struct
@@ -45,7 +45,7 @@ def check_mp3(data: bytes) -> DeclaredAudio:
             f"an MP3 of another version, layer or rate begins at byte {at:,}; one clip a file is "
             "read: split it, or convert it to one rate"
         )
-    _check_rest(data[at:], first)
+    _check_rest(data, at, first)
     noted = _noted_frames(rows[0])
     if len(rows) == 1 and noted and noted + 1 >= num_frames:
         return DeclaredAudio(data=rows[0])
@@ -84,18 +84,21 @@ def _after_tags(data: bytes, at: int) -> int:
         at = end
 
 
-def _check_rest(rest: bytes, first: bytes) -> None:
-    """Judge what follows the last frame: tags and stray bytes are ignored, frames are not."""
-    if 0 < len(rest) < 4 and rest[:2] == first[:2][: len(rest)]:
+def _check_rest(data: bytes, at: int, first: bytes) -> None:
+    """Judge what follows the last frame: stray bytes are ignored, frames in a row are not."""
+    if 0 < len(data) - at < 4 and data[at : at + 2] == first[:2][: len(data) - at]:
         raise AudioError("cut: the MP3 ends within the header of a frame")
-    near = rest.find(first[:2])
+    near = data.find(first[:2], at)
     while near >= 0:
-        if _is_alike(rest[near : near + 4], first) and _frame_size(rest[near : near + 4]):
+        header = data[near : near + 4]
+        size = _frame_size(header) if _is_alike(header, first) else None
+        if size and (
+            near + size == len(data) or _is_alike(data[near + size : near + size + 4], first)
+        ):
             raise AudioError(
-                f"damaged: {near:,} bytes that are no MP3 frame, {len(rest):,} bytes before the "
-                "end of the file, yet more frames behind them"
+                f"damaged: no MP3 frame at byte {at:,}, yet more after {near - at:,} other bytes"
             )
-        near = rest.find(first[:2], near + 1)
+        near = data.find(first[:2], near + 1)
 
 
 def _noted_frames(first: bytes) -> int | None:
