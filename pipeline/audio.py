@@ -155,7 +155,7 @@ def read_audio(
         float32 [T], T >= 400, full scale of integer formats at 1.
 
     Raises:
-        AudioError: The clip is missing, damaged, cut, too long, too short or no sound at all. The
+        AudioError: The clip is missing, damaged, cut, too long, too short or no audio at all. The
             message begins with `name`. Nothing else is raised, whatever the bytes are.
     """
     try:

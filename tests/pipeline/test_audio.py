@@ -167,3 +167,13 @@ def test_real_clips_are_not_refused(shared_data: Path):
         for member in members[::step]:
             part = ByteRange(path=path, offset=member.offset_data, size_bytes=member.size)
             assert len(read_audio(part, name=member.name)) >= MIN_SAMPLES
+
+
+def test_whole_clips_in_odd_forms_are_read(shared_data: Path):
+    folder = shared_data / "cases"
+    plain = read_audio(folder / "plain.wav", name="x")
+    streamed = read_audio(folder / "stream_x7fffffff.wav", name="x")
+    np.testing.assert_array_equal(streamed, plain)
+    assert len(read_audio(folder / "no_eos.opus", name="x")) == SAMPLE_RATE_HZ
+    joined = read_audio(folder / "concat_id3.mp3", name="x")
+    assert 2 * SAMPLE_RATE_HZ <= len(joined) < 2.2 * SAMPLE_RATE_HZ
