@@ -52,7 +52,7 @@ def check_ogg(data: bytes) -> DeclaredAudio:
         if flags & _ENDS:
             break
         if at == len(data):
-            if num_segments == 0 or data[start - 1] == 255 or position < 0:
+            if data[start - 1] == 255 or position < 0:
                 raise AudioError(f"cut: the Ogg ends within a packet, after {number} pages")
             data = _with_end_flag(data, page_at)
             break
