@@ -13,7 +13,6 @@ from io import BytesIO
 
 from PIL import ImageFile
 
-from im2sp.pipeline.content import seems_to_be
 from im2sp.pipeline.image_checks import (
     check_png,
     check_tiff,
@@ -22,7 +21,7 @@ from im2sp.pipeline.image_checks import (
     ico_size,
     webp_size,
 )
-from im2sp.pipeline.media import ImageError
+from im2sp.pipeline.media import ImageError, seems_to_be
 
 _HEAD_BYTES = 64
 _JPEG = b"\xff\xd8\xff"

@@ -23,7 +23,7 @@ AUDIO_SUFFIXES = frozenset(
     (".wav", ".wave", ".bwf", ".rf64", ".w64", ".flac", ".mp3", ".ogg", ".oga", ".opus")
     + (".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".sph", ".nist")
 )
-"""The same for sound."""
+"""The same for audio; AU, CAF and Wave64 are listed to be refused by name."""
 
 HIDDEN = "(hidden)"
 NO_SUFFIX = "(no suffix)"

@@ -1,14 +1,16 @@
-"""Is an Ogg file whole? Every page with its checksum and number, up to the end-of-stream page.
+"""Ogg: every page with its checksum and number, up to the end of the stream.
 
-libogg drops pages that are damaged and decodes on, so a hole in the sound would stay unnoticed.
-The last page's position says how many samples there must be. One stream a file is read: a film, or
+libogg drops pages that are damaged and decodes on, so a hole in the audio would stay unnoticed. The
+last page's position says how many samples there must be. Android's writers leave the end-of-stream
+flag out: a file that ends where a page and a packet end is whole (a cut just there cannot be told
+from it), one that ends within a page or a packet is cut. One stream a file is read: a film, or
 several clips in a row, is not one spoken caption.
 """
 
 import struct
 import zlib
 
-from im2sp.pipeline.declared_audio import DeclaredAudio
+from im2sp.pipeline.audio_checks import DeclaredAudio
 from im2sp.pipeline.media import AudioError
 
 _BEGINS, _ENDS = 2, 4
@@ -23,8 +25,8 @@ def check_ogg(data: bytes) -> DeclaredAudio:
     """
     at, number, serial = 0, 0, -1
     while True:
-        if at + 27 > len(data):
-            raise AudioError(f"cut: the Ogg ends after {number} pages, without its last one")
+        if data[at : at + 4] == b"OggS"[: len(data) - at] and at + 27 > len(data):
+            raise AudioError(f"cut: the Ogg ends within page {number}, at byte {len(data):,}")
         if data[at : at + 5] != b"OggS\0":
             raise AudioError(f"damaged: no Ogg page at byte {at:,}, after {number} pages")
         flags, position, page_serial, page_number, crc, num_segments = struct.unpack_from(
@@ -46,14 +48,28 @@ def check_ogg(data: bytes) -> DeclaredAudio:
             raise AudioError("the Ogg holds several streams; one clip a file is read")
         if page_number != number:
             raise AudioError(f"damaged: Ogg page {number} is missing, page {page_number} follows")
-        number, at = number + 1, end
+        page_at, number, at = at, number + 1, end
         if flags & _ENDS:
+            break
+        if at == len(data):
+            if data[start - 1] == 255 or position < 0:
+                raise AudioError(f"cut: the Ogg ends within a packet, after {number} pages")
+            data = _with_end_flag(data, page_at)
             break
     if data[at : at + 4] == b"OggS":
         raise AudioError("the Ogg holds several streams; one clip a file is read")
     if position <= 0:
         raise AudioError("the Ogg declares no samples")
     return DeclaredAudio(data=data[:at], num_frames=None)
+
+
+def _with_end_flag(data: bytes, at: int) -> bytes:
+    """`data` whose last page, at byte `at`, ends the stream: libsndfile asks for that in Opus."""
+    page = bytearray(data[at:])
+    page[5] |= _ENDS
+    page[22:26] = bytes(4)
+    page[22:26] = struct.pack("<I", _crc(bytes(page)))
+    return data[:at] + page
 
 
 def _crc(page: bytes) -> int:
