@@ -22,14 +22,15 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
 from multiprocessing.context import SpawnContext, SpawnProcess
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pebble import ProcessExpired, ProcessPool
+from PIL import Image
 
 from im2sp.pipeline.audio import DEFAULT_MAX_SECONDS, read_audio
 from im2sp.pipeline.images import read_image
-from im2sp.pipeline.media import AudioError, ByteRange, ImageError, shown, source_size_bytes
+from im2sp.pipeline.media import AudioError, ImageError, shown, source_size_bytes
 from im2sp.pipeline.source_items import SourceItem, Utterance
 from im2sp.pipeline.views import VIEWS
 
@@ -50,6 +51,8 @@ class Decoded:
 
     pixels: np.ndarray | None = None
     """uint8 [S, S, 3] of an image."""
+    thumbnail: np.ndarray | None = None
+    """uint8 [H, W, 3] of an image, whole and reduced, where one is asked for."""
     waveform: np.ndarray | None = None
     """float32 [T] at 16 kHz of a clip."""
     size_bytes: int = 0
@@ -69,7 +72,11 @@ def media_of(item: SourceItem) -> list[Medium]:
 
 
 def decode(
-    medium: Medium, view: str, max_pixels: int, max_audio_s: float = DEFAULT_MAX_SECONDS
+    medium: Medium,
+    view: str,
+    max_pixels: int,
+    max_audio_s: float = DEFAULT_MAX_SECONDS,
+    thumbnail_px: int = 0,
 ) -> Decoded:
     """Decode an image, as the view shows it, or a clip; never raises for what it holds."""
     if medium.error is not None:
@@ -77,7 +84,7 @@ def decode(
     try:
         if isinstance(medium, Utterance):
             return _decode_clip(medium, max_audio_s)
-        return _decode_image(medium.image, medium.name, view, max_pixels)
+        return _decode_image(medium, view, max_pixels, thumbnail_px)
     except (ImageError, AudioError) as error:
         # The message begins with the name, which the reject has in a field of its own.
         return Decoded(reason=str(error).removeprefix(f"{shown(medium.name)}: "))
@@ -89,13 +96,16 @@ def decode(
         return Decoded(reason=_unexpected(error))
 
 
-def _decode_image(
-    source: Path | ByteRange | None, name: str, view: str, max_pixels: int
-) -> Decoded:
-    if source is None:
+def _decode_image(item: SourceItem, view: str, max_pixels: int, thumbnail_px: int) -> Decoded:
+    if item.image is None:
         return Decoded(reason="no image")
-    image = read_image(source, name=name, max_pixels=max_pixels)
-    return Decoded(pixels=VIEWS[view].apply(image), size_bytes=source_size_bytes(source))
+    image = read_image(item.image, name=item.name, max_pixels=max_pixels)
+    pixels, thumbnail = VIEWS[view].apply(image), None
+    if thumbnail_px:
+        image.thumbnail((thumbnail_px, thumbnail_px), Image.Resampling.BICUBIC)
+        thumbnail = np.asarray(image)
+    size_bytes = source_size_bytes(item.image)
+    return Decoded(pixels=pixels, thumbnail=thumbnail, size_bytes=size_bytes)
 
 
 def _decode_clip(utterance: Utterance, max_audio_s: float) -> Decoded:
@@ -118,6 +128,7 @@ class DecodePool:
         max_pixels: Largest image that is decoded.
         max_audio_s: Longest clip that is decoded.
         timeout_s: Time limit of one decode; a medium that exceeds it twice is refused.
+        thumbnail_px: Side of the square that thumbnails of images fit into; 0 for none.
     """
 
     def __init__(
@@ -128,9 +139,10 @@ class DecodePool:
         max_pixels: int,
         max_audio_s: float = DEFAULT_MAX_SECONDS,
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        thumbnail_px: int = 0,
     ) -> None:
         self._num_workers, self._timeout_s = num_workers, timeout_s
-        self._settings = (view, max_pixels, max_audio_s)
+        self._settings = (view, max_pixels, max_audio_s, thumbnail_px)
         self._changed = threading.Condition()
         self._tasks: deque[_Task] = deque()  # all that are not consumed, in order
         self._queue: deque[_Task] = deque()  # those of them that are not submitted, in order
@@ -289,10 +301,8 @@ def _silence() -> None:
     os.dup2(nowhere, 2)
 
 
-def _decode_all(
-    media: list[Medium], view: str, max_pixels: int, max_audio_s: float
-) -> list[Decoded]:
-    return [decode(medium, view, max_pixels, max_audio_s) for medium in media]
+def _decode_all(media: list[Medium], *settings: Any) -> list[Decoded]:
+    return [decode(medium, *settings) for medium in media]
 
 
 def _tasks_of(media: Iterable[Medium]) -> Iterator[_Task]:

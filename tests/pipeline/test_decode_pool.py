@@ -269,7 +269,7 @@ def test_a_worker_that_dies_holding_the_pipe_costs_nothing(draw, tmp_path, monke
     expected = expected_of(images)
     monkeypatch.setattr(decode_pool, "_MAX_SILENCE_S", 1)
     monkeypatch.setattr(decode_pool, "_decode_all", hostile.decode_and_die_in_the_pipe)
-    with pool_of(1, timeout_s=3) as pool:
+    with pool_of(1, timeout_s=2) as pool:
         check_equal(list(pool.decode(images)), expected)
     assert multiprocessing.active_children() == []
 

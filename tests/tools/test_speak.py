@@ -20,6 +20,7 @@ from im2sp.tools.speak_captioner import Captioner
 from im2sp.tools.speak_run import read_run
 from im2sp.trainer import load_model
 from im2sp.trainer.cli import main as train
+from making import hostile
 from making.training import SPEECH_FINGERPRINT, make_shards
 from making.vocoder import make_config, random_generator, save_published
 
@@ -218,11 +219,30 @@ def test_the_units_of_a_picture_are_those_of_the_dataset(made):
     dataset = ShardDataset(made / "images")
     files = {path.stem: path for path in IMAGES.iterdir()}
     samples = [dataset[i] for i in (0, 5)]
-    said = captioner.describe([Image.open(files[sample.key]).convert("RGB") for sample in samples])
+    said = captioner.describe(
+        [captioner.view.apply(Image.open(files[sample.key]).convert("RGB")) for sample in samples]
+    )
     for sample, units in zip(samples, asked[0], strict=True):
         np.testing.assert_array_equal(sample.image_units, units)
     assert all(len(one.units) <= 5 and one.decoded.shape == (224, 224, 3) for one in said)
     assert captioner.describe([]) == []
+
+
+def test_an_image_whose_decoder_crashes_is_a_reject(made, pictures, tmp_path, monkeypatch):
+    real = speak_job.list_pictures
+
+    def with_bomb(*args):
+        found = real(*args)
+        found.items[0] = dataclasses.replace(found.items[0], image=hostile.Killed("bomb.jpg"))
+        return found
+
+    monkeypatch.setattr(speak_job, "list_pictures", with_bomb)
+    out = tmp_path / "out"
+    assert speak(made, out, pictures / "first.jpg", IMAGES / "koi-pond.jpg", "--quiet") == 0
+    assert [row["key"] for row in rows_of(out / "spoken.jsonl")] == ["koi-pond"]
+    (reject,) = rows_of(out / "rejects.jsonl")
+    assert reject["file"] == "first.jpg"
+    assert "died twice" in reject["reason"]
 
 
 def test_the_same_command_again_gives_the_same_files(made, pictures, tmp_path, capsys):
