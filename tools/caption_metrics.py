@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from im2sp.tools.bootstrap import DEFAULT_RESAMPLES, interval
 from im2sp.tools.caption_tokens import tokenize, tokenize_with_java
+from im2sp.tools.intervals import DEFAULT_RESAMPLES, interval
 from im2sp.tools.java_metrics import (
     METEOR_JAR,
     TOKENIZER_JAR,

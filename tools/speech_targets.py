@@ -12,7 +12,7 @@ from im2sp.pipeline.hubert_weights import HubertSettings, HubertWeights
 from im2sp.pipeline.image_threads import ImageThreads
 from im2sp.shards import deduplicate
 from im2sp.tools.hubert_trainer import MaskedPredictor
-from im2sp.tools.kmeans_fit import fit_kmeans, nearest_centres
+from im2sp.tools.kmeans import fit_kmeans, nearest_centroids
 from im2sp.tools.speech_align import align_frames
 from im2sp.tools.speech_augment import add_noise
 from im2sp.tools.speech_corpus import UNLABELLED, Clip, Corpus
@@ -89,18 +89,18 @@ def make_targets(
         corpus: Captions in many manners, then recordings.
         reference: The same captions in one voice.
         features: Of a clip's samples.
-        num_clusters: Centres, fitted to a sample of the reference's clips.
+        num_clusters: Centroids, fitted to a sample of the reference's clips.
         num_sample_clips: Clips in that sample.
-        seed: Of the sample and the centres.
+        seed: Of the sample and the centroids.
     """
     numbers = np.arange(len(reference))
     drawn = np.sort(np.random.default_rng(seed).permutation(numbers)[:num_sample_clips])
     sample = torch.cat(list(features_of_clips(reference, drawn, features)))
-    centres = fit_kmeans(sample, num_clusters, seed=seed, restarts=2, max_rounds=20).centres
+    centroids = fit_kmeans(sample, num_clusters, seed=seed, max_rounds=20).centroids
 
     def clusters(of: Corpus, chosen: np.ndarray) -> Iterator[np.ndarray]:
         for rows in features_of_clips(of, chosen, features):
-            yield nearest_centres(rows, centres)[0].numpy().astype(np.uint16)
+            yield nearest_centroids(rows, centroids)[0].numpy().astype(np.uint16)
 
     of_caption = {
         _caption_of(clip): (number, found)
@@ -148,13 +148,13 @@ class UnitFigures:
         return {name: round(value, 4) for name, value in asdict(self).items()}
 
 
-def measure_units(corpus: Corpus, features: Features, centres: Tensor) -> UnitFigures:
+def measure_units(corpus: Corpus, features: Features, centroids: Tensor) -> UnitFigures:
     """Units of all labelled clips of a corpus against its phones and against noise."""
     numbers = np.arange(len(corpus))
     clean, noisy = (
         np.concatenate(
             [
-                nearest_centres(row, centres)[0].numpy()
+                nearest_centroids(row, centroids)[0].numpy()
                 for row in features_of_clips(corpus, numbers, features, snr_db=snr_db)
             ]
         )
@@ -163,7 +163,7 @@ def measure_units(corpus: Corpus, features: Features, centres: Tensor) -> UnitFi
     labels = np.concatenate([corpus.labels(int(number)) for number in numbers])
     is_labelled = labels != UNLABELLED
     labels, clean, noisy = labels[is_labelled], clean[is_labelled], noisy[is_labelled]
-    counts = np.bincount(clean, minlength=len(centres))
+    counts = np.bincount(clean, minlength=len(centroids))
     return UnitFigures(
         pnmi=pnmi(labels, clean),
         phone_purity=phone_purity(labels, clean),

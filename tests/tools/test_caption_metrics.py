@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from im2sp.tools.bootstrap import interval
 from im2sp.tools.caption_metrics import METRICS, check_captions, score_captions
+from im2sp.tools.intervals import interval
 from im2sp.tools.java_metrics import (
     METEOR_JAR,
     SPICE_MODELS,
