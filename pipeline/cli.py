@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 _GO_ON = "run the same command again to go on"
 _COUNTS = ("samples_per_member", "samples_per_shard", "max_pixels", "speech_layer", "num_workers")
-_CODECS = ("huffman", "plain")
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
@@ -81,9 +80,8 @@ class TokenizeConfig:
     audio_root: Path | None = None
     """Folder or .tar in which the audio paths begin; for a Karpathy file, Flickr8kAudio's or
     SpokenCOCO's folder."""
-    speech_codec: str = "huffman"
-    """How shards code speech: huffman, with tables fitted to the first shard's worth; plain; or a
-    dataset's folder, to take over its tables."""
+    speech_codec: Literal["huffman", "plain"] = "huffman"
+    """How shards code speech: huffman, with tables fitted to the first shard's worth; or plain."""
     max_pixels: int = 89_478_485
     """Pictures that declare more pixels are refused unread."""
     max_audio_s: float = 3600.0
@@ -114,12 +112,6 @@ class TokenizeConfig:
         if self.max_rejects is not None and self.max_rejects < 0:
             raise _UsageError(f"--max-rejects is {self.max_rejects}; expected at least 0")
         paths = [self.source, self.image_root, self.audio_root, self.codebook, self.kmeans]
-        if self.speech_codec not in _CODECS:
-            paths.append(Path(self.speech_codec))
-            if self.samples_per_member == 1:
-                raise _UsageError(
-                    f"--speech-codec {self.speech_codec}: --samples-per-member 1 takes no tables"
-                )
         for path in paths:
             if path is not None and not path.exists():
                 raise _UsageError(f"{path}: no such file or folder")

@@ -42,8 +42,7 @@ class JobConfig:
     samples_per_shard: int = 16384
     """Inputs that go into one shard file, rounded up to a multiple of 256."""
     speech_codec: str = FITTED
-    """How shards code speech: `huffman`, fitted to the first shard's worth; `plain`; or the folder
-    of a dataset whose tables are taken over."""
+    """How shards code speech: `huffman`, fitted to the first shard's worth, or `plain`."""
     max_pixels: int = DEFAULT_MAX_PIXELS
     """Largest picture that is decoded."""
     max_audio_s: float = DEFAULT_MAX_SECONDS
@@ -66,10 +65,8 @@ class JobConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
         if not self.max_audio_s > 0:
             raise ValueError(f"max_audio_s is {self.max_audio_s}; expected more than 0")
-        if self.layout.is_plain and self.speech_codec not in (FITTED, PLAIN):
-            raise ValueError(
-                f"speech_codec is {self.speech_codec}; one sample a member goes with {PLAIN} codecs"
-            )
+        if self.speech_codec not in (FITTED, PLAIN):
+            raise ValueError(f"speech_codec {self.speech_codec!r}; expected {FITTED} or {PLAIN}")
 
     @property
     def chunks_per_shard(self) -> int:

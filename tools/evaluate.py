@@ -28,10 +28,9 @@ import tyro
 
 from im2sp.shards import ShardDataset
 from im2sp.shards.files import atomic_file
-from im2sp.tools.caption_metrics import Scores, score_captions
+from im2sp.tools.captions import Scores, bleu, bleu_sums, score_captions
 from im2sp.tools.evaluate_table import report
 from im2sp.tools.intervals import DEFAULT_RESAMPLES, interval
-from im2sp.tools.ngram_metrics import bleu, bleu_sums
 
 if TYPE_CHECKING:
     from im2sp.tools.evaluate_chain import Chain, Judged

@@ -38,8 +38,8 @@ from im2sp.tools.flite import VOICES
 from im2sp.tools.hubert_trainer import Crops, Recipe, Trainer
 from im2sp.tools.kmeans import fit_kmeans
 from im2sp.tools.speech_corpus import Corpus, Manner, draw_manner, make_corpus, read_captions
-from im2sp.tools.speech_features import Cepstra
 from im2sp.tools.speech_targets import (
+    Cepstra,
     Features,
     features_of_clips,
     hubert_features,

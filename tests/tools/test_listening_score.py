@@ -210,8 +210,9 @@ def test_files_of_others_are_not_written_over(test_dir, answered, capsys):
 def test_it_runs_as_a_program_without_torch(test_dir, answered):
     args = ["listening_test.py", "score", str(test_dir / "key.json"), *map(str, answered)]
     program = (
-        f"import runpy, sys; sys.modules['torch'] = None; sys.argv = {args!r};"
-        "runpy.run_path('tools/listening_test.py', run_name='__main__')"
+        f"import runpy, sys\nsys.argv = {args!r}\n"
+        "try: runpy.run_path('tools/listening_test.py', run_name='__main__')\n"
+        "finally: assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
