@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from im2sp.pipeline.job_config import FITTED, PLAIN, JobConfig
+from im2sp.pipeline.job_config import JobConfig
 from im2sp.shards.command_line import UsageError, print_error, run_command
 from im2sp.shards.errors import counted
 
@@ -62,8 +62,6 @@ class TokenizeConfig(JobConfig):
     def check_paths(self) -> None:
         """Raise `UsageError` for a path that does not exist."""
         paths = [self.source, self.image_root, self.audio_root, self.codebook, self.kmeans]
-        if self.speech_codec not in (FITTED, PLAIN):
-            paths.append(Path(self.speech_codec))
         for path in paths:
             if path is not None and not path.exists():
                 raise UsageError(f"{path}: no such file or folder")

@@ -71,11 +71,10 @@ class JobConfig:
     which any webdataset tool reads, and is larger."""
     samples_per_shard: int = 16384
     """Inputs per shard file, rounded up to a multiple of 256."""
-    speech_codec: str = FITTED
+    speech_codec: Literal["huffman", "plain"] = FITTED
     """Coding of the speech units:
     - huffman: tables fitted to the first shard's worth of speech; smallest from some 100 clips on
-    - plain: fixed width
-    - a dataset's folder: with that dataset's tables"""
+    - plain: fixed width"""
     max_pixels: int = DEFAULT_MAX_PIXELS
     """Images with more pixels are refused without being decoded."""
     max_audio_s: float = DEFAULT_MAX_SECONDS
@@ -91,10 +90,12 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError, naming the flag, where a value cannot be used."""
-        for name, known in (("view", tuple(VIEWS)), ("only", (None, *get_args(Only)))):
+        choices = {"view": tuple(VIEWS), "only": (None, *get_args(Only))}
+        for name, known in (choices | {"speech_codec": (FITTED, PLAIN)}).items():
             if getattr(self, name) not in known:
-                expected = ", ".join(filter(None, known))
-                raise ValueError(f"--{name} is {getattr(self, name)}; expected one of {expected}")
+                expected = " or ".join(filter(None, known))
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} is {getattr(self, name)}; expected {expected}")
         for name in ("samples_per_member", "samples_per_shard", "max_pixels", "num_workers"):
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
@@ -109,10 +110,6 @@ class JobConfig:
             raise ValueError(f"--samples-per-member is {self.samples_per_member}; at most 256")
         if self.layout == "arrow" and self.samples_per_member != 256:
             raise ValueError("--samples-per-member applies to --layout webdataset only")
-        if self.samples_per_member == 1 and self.speech_codec not in (FITTED, PLAIN):
-            raise ValueError(
-                f"--speech-codec {self.speech_codec}: --samples-per-member 1 takes no tables"
-            )
 
     @property
     def shard_layout(self) -> "Layout":

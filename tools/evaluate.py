@@ -16,11 +16,10 @@ import numpy as np
 
 from im2sp.shards.command_line import run_command
 from im2sp.shards.files import atomic_file
-from im2sp.tools.bootstrap import interval
-from im2sp.tools.caption_metrics import Scores, score_captions
+from im2sp.tools.captions import Scores, bleu, bleu_sums, score_captions
 from im2sp.tools.evaluate_config import EvaluateConfig
 from im2sp.tools.evaluate_table import report
-from im2sp.tools.ngram_metrics import bleu, bleu_sums
+from im2sp.tools.intervals import interval
 
 if TYPE_CHECKING:
     from im2sp.tools.evaluate_chain import Chain, Judged

@@ -39,10 +39,10 @@ from im2sp.tools.image_tokenizer_start import (
     PATCH_PX,
     PatchStatistics,
     fit_patches,
-    nearest_centres,
     sample_patches,
 )
 from im2sp.tools.image_tokenizer_trainer import GRID, Recipe, Trainer, nearest_codes
+from im2sp.tools.kmeans import nearest_centroids
 
 EVERY_STEPS = 100
 
@@ -86,13 +86,13 @@ def measure_tokenizer(tokenizer: ImageTokenizer, pictures: np.ndarray) -> Qualit
 
 def measure_kmeans(statistics: PatchStatistics, pictures: np.ndarray) -> Quality:
     """Quality of plain k-means of projected patches, the bar to clear."""
-    meter = QualityMeter(len(statistics.centres))
+    meter = QualityMeter(len(statistics.centroids))
     for start in range(0, len(pictures), 8):
         pixels = to_pixels(pictures[start : start + 8], torch.device("cpu"))
         patches = to_patches(pixels, PATCH_PX)
         points = (patches - statistics.mean) @ statistics.components
-        units, _ = nearest_centres(points.flatten(0, 1), statistics.centres)
-        decoded = statistics.centres[units] @ statistics.components.T + statistics.mean
+        units, _ = nearest_centroids(points.flatten(0, 1), statistics.centroids)
+        decoded = statistics.centroids[units] @ statistics.components.T + statistics.mean
         decoded = decoded.view(*points.shape[:2], -1)
         meter.add(pixels, from_patches(decoded, (GRID, GRID), PATCH_PX), units)
     return meter.result()

@@ -1,4 +1,4 @@
-"""Train a small HuBERT and its 200 centres, such as the bundled speech tokenizer `compact`.
+"""Train a small HuBERT and its 200 centroids, such as the bundled speech tokenizer `compact`.
 
     python tools/fit_speech_tokenizer.py --captions dataset_flickr8k.json --out runs/speech \
         --recordings DIGITS.tar MORE/
@@ -10,7 +10,7 @@
    (`speech_targets`), so that units tell what is said and little of who says it.
 3. The clusters of its own features are the next targets, and so on, once for each further entry of
    `--minutes`. The network goes on from where it is; its prediction head starts anew.
-4. k-means on the features of `--layer` gives the centres.
+4. k-means on the features of `--layer` gives the centroids.
 
 Everything is kept in `--out`; the same command goes on where it was. Writes
 `speech_tokenizer.safetensors` and `card.json`.
@@ -37,10 +37,10 @@ from im2sp.shards.command_line import run_command
 from im2sp.shards.files import atomic_file
 from im2sp.tools.flite import VOICES
 from im2sp.tools.hubert_trainer import Crops, Recipe, Trainer
-from im2sp.tools.kmeans_fit import fit_kmeans
+from im2sp.tools.kmeans import fit_kmeans
 from im2sp.tools.speech_corpus import Corpus, Manner, draw_manner, make_corpus, read_captions
-from im2sp.tools.speech_features import Cepstra
 from im2sp.tools.speech_targets import (
+    Cepstra,
     Features,
     features_of_clips,
     hubert_features,
@@ -53,7 +53,7 @@ from im2sp.tools.speech_targets import (
 EVERY_STEPS = 100
 CHECKPOINT_STEPS = 500
 NUM_VAL_CAPTIONS = 200
-# Clips whose features the clusters of a stage, and the final centres, are fitted to.
+# Clips whose features the clusters of a stage, and the final centroids, are fitted to.
 CLUSTER_CLIPS = 1500
 CENTRE_CLIPS = 1500
 NUM_MFCC_CLUSTERS = 100
@@ -201,11 +201,11 @@ def train(config: FitSpeechTokenizerConfig, recipe: Recipe, corpora: Corpora) ->
     return hubert_weights(trainer.model, config.layer)
 
 
-def fit_centres(corpus: Corpus, features: Features, num_units: int, seed: int) -> Tensor:
+def fit_centroids(corpus: Corpus, features: Features, num_units: int, seed: int) -> Tensor:
     """(units, D) float32: k-means of the features of some clips."""
     drawn = np.random.default_rng(seed).permutation(len(corpus))[:CENTRE_CLIPS]
     sample = torch.cat(list(features_of_clips(corpus, np.sort(drawn), features)))
-    return fit_kmeans(sample, num_units, seed=seed).centres
+    return fit_kmeans(sample, num_units, seed=seed).centroids
 
 
 def measure(path: Path, corpus: Corpus) -> dict[str, Any]:
@@ -219,18 +219,18 @@ def measure(path: Path, corpus: Corpus) -> dict[str, Any]:
 
 
 def fit(config: FitSpeechTokenizerConfig) -> None:
-    """Do all of it: speak, train, fit centres, measure, write."""
+    """Do all of it: speak, train, fit centroids, measure, write."""
     names = Recipe.__dataclass_fields__
     recipe = Recipe(**{name: getattr(config, name) for name in names})
     config.out.mkdir(parents=True, exist_ok=True)
     corpora = open_corpora(config, recipe.seed)
     weights = train(config, recipe, corpora)
     features = hubert_features(weights, torch.device(config.device), torch.float32)
-    centres = fit_centres(corpora.train, features, config.num_units, recipe.seed)
+    centroids = fit_centroids(corpora.train, features, config.num_units, recipe.seed)
     path = config.out / "speech_tokenizer.safetensors"
     notes = {"recipe": asdict(recipe)}
     with atomic_file(path) as file:
-        file.write(speech_tokenizer_bytes(replace(weights, centres=centres), notes=notes))
+        file.write(speech_tokenizer_bytes(replace(weights, centres=centroids), notes=notes))
     card = {
         "recipe": asdict(recipe),
         "layer": config.layer,

@@ -12,7 +12,7 @@ and saves a JSON file. `--reference` adds speech by image name (x.wav or x_0.wav
 a system of its own, such as people's or flite's.
 
 `score` prints the paper's Table 4 of these files: mean opinions with 95 % intervals that allow for
-strict listeners and hard images (`tools/opinion_interval.py` says how).
+strict listeners and hard images (see `tools/intervals.py`).
 
 Exit codes: 0 done, 1 not possible, 2 usage.
 """

@@ -42,9 +42,6 @@ class FakeTokenizer:
         corners = torch.from_numpy(images[:, ::8, ::8]).long()
         return ((corners * torch.tensor([1, 3, 7])).sum(-1) + self.seed) % 64
 
-    def encode_uint8(self, images):
-        return self.encode(torch.as_tensor(images).permute(0, 3, 1, 2) / 255)
-
 
 @pytest.fixture
 def fake_tokenizer():

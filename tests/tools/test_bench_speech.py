@@ -79,7 +79,7 @@ def test_weights_are_random():
         ({"cases": ("theirs",)}, "unknown case 'theirs', expected some of plain-fp32"),
         ({"size": "small"}, "size 'small', expected tiny or base with --audio"),
         ({"num_clips": 0}, "0 clips of 1 s, expected at least 1 of 0.1 s"),
-        ({"num_units": 5000}, "147 features for 5000 centres"),
+        ({"num_units": 5000}, "5000 centroids for 147 rows"),
     ],
 )
 def test_what_cannot_be_timed_is_refused(changes, message):

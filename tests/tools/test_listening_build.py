@@ -6,8 +6,7 @@ import soundfile
 from PIL import Image
 
 from im2sp.tools import listening_build
-from im2sp.tools.listening_build import build
-from im2sp.tools.listening_sources import read_reference
+from im2sp.tools.listening_build import build, read_reference
 from im2sp.tools.listening_test import main
 from making.listening import KEYS, photo, save_reference, save_spoken, tone
 

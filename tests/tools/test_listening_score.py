@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from im2sp.tools.intervals import mean_opinion
 from im2sp.tools.listening_score import read_all, read_answers, read_key, report, score
 from im2sp.tools.listening_test import main
-from im2sp.tools.opinion_interval import mean_opinion
 from making.listening import save_answers, save_reference, save_spoken
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ from im2sp.pipeline.vocoder_weights import load_weights, vocoder_bytes
 from im2sp.shards import DEFAULT_COLUMNS, ShardDataset, encode_batch, write_shard
 from im2sp.tools import speak_job
 from im2sp.tools.export_captioner import main as export
-from im2sp.tools.listening_sources import read_spoken
+from im2sp.tools.listening_build import read_spoken
 from im2sp.tools.speak import main
 from im2sp.tools.speak_captioner import Captioner
 from im2sp.tools.speak_run import read_run

@@ -1,21 +1,10 @@
+import sys
+
 import numpy as np
 import pytest
+import scipy.stats
 
-from im2sp.tools.opinion_interval import mean_opinion, student_quantile
-
-
-@pytest.mark.parametrize(
-    ("freedom", "expected"),
-    [(1, 12.706205), (2, 4.302653), (3, 3.182446), (4, 2.776445), (9, 2.262157), (30, 2.042272),
-     (1000, 1.962339)],
-)  # fmt: skip
-def test_quantiles_are_those_of_the_tables(freedom, expected):
-    assert student_quantile(0.975, freedom) == pytest.approx(expected, abs=1e-6)
-
-
-def test_other_quantiles():
-    assert student_quantile(0.95, 5) == pytest.approx(2.015048, abs=1e-6)
-    assert student_quantile(0.5, 5) == pytest.approx(0, abs=1e-12)
+from im2sp.tools.intervals import mean_opinion
 
 
 def crossed(num_listeners, num_images):
@@ -35,7 +24,7 @@ def analysed(table):
         + (of_columns - rest) / num_listeners / num_images
         + rest / table.size
     )
-    return student_quantile(0.975, min(table.shape) - 1) * np.sqrt(variance)
+    return scipy.stats.t.ppf(0.975, min(table.shape) - 1) * np.sqrt(variance)
 
 
 def test_a_full_table_is_the_textbooks_analysis_of_variance():
@@ -85,3 +74,9 @@ def test_lopsided_ratings_still_have_an_interval():
     images = np.array([*range(10), 0])
     found = mean_opinion(np.array([4, 5, 3, 4, 4, 5, 2, 4, 4, 3, 2.0]), listeners, images)
     assert found.half_width > 0
+
+
+def test_without_scipy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    with pytest.raises(ValueError, match=r"scipy, .* pip install 'im2sp\[evaluate\]'"):
+        mean_opinion(np.arange(4.0), *crossed(2, 2))

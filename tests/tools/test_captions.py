@@ -3,8 +3,16 @@ import json
 import numpy as np
 import pytest
 
-from im2sp.tools.bootstrap import interval
-from im2sp.tools.caption_metrics import METRICS, check_captions, score_captions
+from im2sp.tools.captions import (
+    METRICS,
+    bleu,
+    bleu_sums,
+    check_captions,
+    cider,
+    rouge_l,
+    score_captions,
+)
+from im2sp.tools.intervals import interval
 from im2sp.tools.java_metrics import (
     METEOR_JAR,
     SPICE_MODELS,
@@ -13,7 +21,6 @@ from im2sp.tools.java_metrics import (
     meteor_statistics,
     spice,
 )
-from im2sp.tools.ngram_metrics import bleu, bleu_sums, cider, rouge_l
 from making.evaluation import CANDIDATES, REFERENCES, stand_in_java
 
 NO_JAVA = JavaTools(java=None, jars=None)

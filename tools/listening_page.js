@@ -1,11 +1,8 @@
-"""The script of the listening test's page: orders, answers, and what is still missing.
-
-Plain JavaScript for any browser of the last years; it asks nothing of the network. Answers lie in
-localStorage under `im2sp-listening-test/<test>/`, so that a reload loses nothing. The order of the
-samples follows from the test's id and the listener's name alone.
-"""
-
-SCRIPT = r"""
+// The listening test: order of the samples, answers, and what is still missing.
+//
+// It runs in any browser of the last years and asks nothing of the network. Answers are kept in
+// localStorage under im2sp-listening-test/<test>/, so a reload loses nothing. The order of the
+// samples depends on the test's id and the listener's name alone.
 "use strict";
 (() => {
   const test = JSON.parse(document.getElementById("test").textContent);
@@ -238,4 +235,3 @@ SCRIPT = r"""
   part("save").addEventListener("click", save);
   part("start").hidden = false;
 })();
-"""

@@ -1,10 +1,9 @@
-"""Mean opinions with 95 % intervals that allow for strict listeners and for hard images.
+"""95 % intervals: bootstrap of a score over items, and mean opinions of a listening test.
 
-The ratings of a listening test are crossed: each listener rates many images, each image is rated by
-many listeners, and both leave their mark on every rating of theirs. An interval that takes the
-ratings for independent draws is too narrow, and so is one that draws items of one kind again and
-again (`bootstrap.interval`). The model here is that of CrowdMOS (Ribeiro, Florencio, Zhang, Seltzer
-2011), by which speech synthesis from units has been scored:
+Ratings of a listening test are crossed: each listener rates many images and each image is rated by
+many listeners, so ratings are not independent, and an interval that resamples items of one kind
+(`interval`) is too narrow. `mean_opinion` uses the model of CrowdMOS (Ribeiro, Florencio, Zhang,
+Seltzer 2011):
 
     rating = mean + listener + image + rest
 
@@ -19,12 +18,57 @@ less than there are listeners or images, whichever are fewer.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
+DEFAULT_RESAMPLES = 1000
+_ROWS_AT_ONCE = 100
+
+
+def interval(
+    rows: NDArray[np.float64] | Sequence[float],
+    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
+    *,
+    resamples: int = DEFAULT_RESAMPLES,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """95 % interval of a figure, by the percentile bootstrap.
+
+    Args:
+        rows: (n,) or (n, k) numbers of each item.
+        statistic: Makes (resamples, ...) figures of the (resamples, k) sums of drawn rows; None for
+            the mean of (n,) rows.
+        resamples: How often n items are drawn with replacement.
+        seed: Random seed. The same seed draws the same items, whatever the figure.
+
+    Returns:
+        (2, ...) float64, the lower and the upper end.
+
+    Raises:
+        ValueError: No items, or fewer than two resamples.
+    """
+    table = np.asarray(rows, np.float64)
+    num_items = len(table)
+    if not num_items or resamples < 2:
+        raise ValueError(
+            f"{num_items} items and {resamples} resamples; an interval needs at least one item"
+            " and two resamples"
+        )
+    flat = table.reshape(num_items, -1)
+    rng = np.random.default_rng(seed)
+    sums = np.empty((resamples, flat.shape[1]))
+    for start in range(0, resamples, _ROWS_AT_ONCE):
+        part = sums[start : start + _ROWS_AT_ONCE]
+        drawn = rng.integers(num_items, size=(len(part), num_items))
+        for row, items in zip(part, drawn, strict=True):
+            row[:] = np.bincount(items, minlength=num_items) @ flat
+    figures = sums[:, 0] / num_items if statistic is None else statistic(sums)
+    edge = (1 - CONFIDENCE) / 2
+    return np.quantile(figures, [edge, 1 - edge], axis=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +108,7 @@ def mean_opinion(
         )
         variance = sum(part * share for part, share in zip(parts, shares, strict=True))
         freedom = int(min(num_listeners, num_images)) - 1
-        half_width = student_quantile((1 + CONFIDENCE) / 2, freedom) * math.sqrt(variance)
+        half_width = _student_quantile((1 + CONFIDENCE) / 2, freedom) * math.sqrt(variance)
     return Opinion(
         mean=float(np.mean(ratings)),
         half_width=half_width,
@@ -103,35 +147,12 @@ def _within(ratings: NDArray[np.float64], groups: NDArray[np.int64]) -> float:
     return float(np.sum((ratings - means[groups]) ** 2) / freedom)
 
 
-def student_quantile(probability: float, freedom: int) -> float:
-    """Quantile of Student's t; `student_quantile(0.975, 9)` is 2.262.
-
-    Args:
-        probability: From 0.5 up, below 1.
-        freedom: Degrees of freedom, at least 1.
-    """
-    low, high = 0.0, 1.0
-    while _student_below(high, freedom) < probability:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        if _student_below(middle, freedom) < probability:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
-
-
-def _student_below(t: float, freedom: int) -> float:
-    """Probability of less than t, t >= 0: the finite sums for whole degrees of freedom."""
-    angle = math.atan2(t, math.sqrt(freedom))
-    square = math.cos(angle) ** 2
-    total = term = 1.0
-    first = 2 if freedom % 2 else 1
-    for k in range(first, freedom - 2, 2):
-        term *= square * k / (k + 1)
-        total += term
-    if freedom % 2:
-        more = math.sin(angle) * math.cos(angle) * total if freedom > 1 else 0.0
-        return 0.5 + (angle + more) / math.pi
-    return 0.5 + math.sin(angle) * total / 2
+def _student_quantile(probability: float, freedom: int) -> float:
+    try:
+        from scipy.stats import t
+    except ImportError:
+        raise ValueError(
+            "intervals of opinions need scipy, which is not installed: pip install"
+            " 'im2sp[evaluate]'"
+        ) from None
+    return float(t.ppf(probability, freedom))
