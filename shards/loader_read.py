@@ -94,18 +94,14 @@ class SampleReader:
         places: list[int] = self._index.places[samples].tolist()
         return [self._index.batches[place >> 8].keys.text(place & 255) for place in places]
 
-    def _target_items(
-        self, samples: NDArray[np.int64], epoch: int, column: Any
-    ) -> _Items:
+    def _target_items(self, samples: NDArray[np.int64], epoch: int, column: Any) -> _Items:
         index, settings = self._index, self._settings
         is_drawn = settings.items == "one"
         key = key_of(settings.seed, epoch, "draw") if is_drawn else _NO_KEY
         how = (index.lengths, settings.min_length, index.max_length, is_drawn, key)
         return self._items(samples, column, index.max_items, how)
 
-    def _items(
-        self, samples: NDArray[np.int64], column: Any, max_items: int, how: Any
-    ) -> _Items:
+    def _items(self, samples: NDArray[np.int64], column: Any, max_items: int, how: Any) -> _Items:
         """Gather items; `how` is what `choose` needs to choose them."""
         index = self._index
         places = index.places[samples]

@@ -11,21 +11,17 @@ runs on one core. A call includes allocating the result; `values` is the clips o
 import argparse
 import gzip
 import json
-import os
-import platform
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from im2sp.shards import DEFAULT_COLUMNS, deduplicate, fit_durations_codec, fit_speech_codec
 from im2sp.shards.codecs import Codec, make_codecs
 from im2sp.shards.huffman import HuffmanCodec
-from im2sp.tools.bench_turns import markdown_table
+from im2sp.tools.bench_timing import machine, table, take_turns, use_one_core
 
 Clip = tuple[NDArray[np.uint16], NDArray[np.uint16]]
 """Units and durations of one clip."""
@@ -56,12 +52,7 @@ def made_up_clips(num_clips: int = 1000, num_units: int = 200) -> list[Clip]:
 
 def rate(call: Callable[[], object], num_ids: int, num_rounds: int) -> dict[str, int]:
     """Median, slowest and fastest in millions of ids a second."""
-    call()
-    times = []
-    for _ in range(num_rounds):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
+    times = take_turns({"": call}, num_rounds, num_warmups=1)[""]
     picks = {"million_a_s": statistics.median(times), "slowest": max(times), "fastest": min(times)}
     return {name: round(num_ids / seconds / 1e6) for name, seconds in picks.items()}
 
@@ -114,8 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--num-rounds", type=int, default=25, help="rounds a case (default 25)")
     parser.add_argument("--json", action="store_true", help="no table, JSON rows alone")
     config = parser.parse_args(argv)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    use_one_core()
     clips = read_clips(config.units) if config.units else made_up_clips()
     rows = compare(clips, config.num_units, config.num_rounds)
     for row in rows:
@@ -124,10 +114,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     print(
         f"\n{len(clips[::4])} clips, {sum(u.size for u, _ in clips[::4])} units; "
-        f"{platform.machine()}, one core; Python {platform.python_version()}, "
-        f"numpy {np.__version__}, numba {numba.__version__}\n"
+        f"one core of {machine('numpy', 'numba')}\n"
     )
-    print(markdown_table(rows))
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ from im2sp.pipeline.image_tokenizer import load_image_tokenizer
 from im2sp.pipeline.images import DEFAULT_MAX_PIXELS, ByteRange
 from im2sp.pipeline.sources import list_source
 from im2sp.pipeline.vitvqgan_weights import image_tokenizer_bytes
+from im2sp.tools.bench_timing import table
 from im2sp.tools.bench_tokenize import SIZES, Settings, make_network, photographs
-from im2sp.tools.bench_turns import table
 
 
 def copy_images(sources: list[Path], num_images: int, folder: Path) -> None:
