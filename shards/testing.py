@@ -5,12 +5,9 @@ check_resume(lambda: ShardLoader("shards/", batch_size=8, target="text"))
 """
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from im2sp.shards.loader import LoaderBatch
 
 Content = list[tuple[Any, ...]]
 
@@ -71,8 +68,8 @@ def record(
     return states, batches
 
 
-def batch_content(batch: "LoaderBatch") -> Content:
-    """A batch as plain values: for each image its key, packed row and items."""
+def batch_content(batch: Any) -> Content:
+    """A `LoaderBatch` as plain values: for each image its key, packed row and items."""
     images, owner = batch.images_packed.numpy(), batch.owner.tolist()
     lengths = batch.lengths.tolist()
     items = [list[Any]() for _ in images]
