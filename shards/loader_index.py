@@ -81,6 +81,7 @@ class SpeechDecoder:
             return codec.decode_values(data, offsets)
         if isinstance(codec, VarintCodec):
             return codec.decode_values(data, offsets)
+        assert isinstance(codec, PackedCodec)
         id_offsets = np.empty(offsets.size, np.int64)
         ids = np.empty(8 * data.size // codec.bits, np.uint16)
         count = -1 if codec.count is None else codec.count

@@ -10,16 +10,12 @@ runs on one core. A call includes allocating the result; `values` is the clips o
 
 import gzip
 import json
-import os
-import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numba
 import numpy as np
 import tyro
 from numpy.typing import NDArray
@@ -28,7 +24,7 @@ from im2sp.shards import DEFAULT_COLUMNS, deduplicate, fit_durations_codec, fit_
 from im2sp.shards.codecs import Codec, make_codecs
 from im2sp.shards.command_line import run_command
 from im2sp.shards.huffman import HuffmanCodec
-from im2sp.tools.bench_turns import markdown_table
+from im2sp.tools.bench_timing import machine, table, take_turns, use_one_core
 
 Clip = tuple[NDArray[np.uint16], NDArray[np.uint16]]
 """Units and durations of one clip."""
@@ -59,12 +55,7 @@ def made_up_clips(num_clips: int = 1000, num_units: int = 200) -> list[Clip]:
 
 def rate(call: Callable[[], object], num_ids: int, num_rounds: int) -> dict[str, int]:
     """Median, slowest and fastest in millions of ids a second."""
-    call()
-    times = []
-    for _ in range(num_rounds):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
+    times = take_turns({"": call}, num_rounds, num_warmups=1)[""]
     picks = {"million_a_s": statistics.median(times), "slowest": max(times), "fastest": min(times)}
     return {name: round(num_ids / seconds / 1e6) for name, seconds in picks.items()}
 
@@ -129,8 +120,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _run(config: BenchCodecConfig) -> None:
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    use_one_core()
     clips = read_clips(config.units) if config.units else made_up_clips()
     rows = compare(clips, config.num_units, config.num_rounds)
     for row in rows:
@@ -139,10 +129,9 @@ def _run(config: BenchCodecConfig) -> None:
         return
     print(
         f"\n{len(clips[::4])} clips, {sum(u.size for u, _ in clips[::4])} units; "
-        f"{platform.machine()}, one core; Python {platform.python_version()}, "
-        f"numpy {np.__version__}, numba {numba.__version__}\n"
+        f"one core of {machine('numpy', 'numba')}\n"
     )
-    print(markdown_table(rows))
+    print(table(rows))
 
 
 if __name__ == "__main__":

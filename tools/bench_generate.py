@@ -4,7 +4,7 @@
 
 Random weights at the preset's sizes; both generate from the same image units until `max-tokens`
 (EOS is made impossible, so that all rows are of one length) and the ids must be equal. Turns are
-interleaved; medians. See `tools/interleaved.py` for the clock.
+interleaved; medians. See `tools/bench_timing.py` for the clock.
 """
 
 import json
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from im2sp.shards.command_line import run_command
+from im2sp.tools.bench_timing import clock_of, machine, medians, table, take_turns
 from im2sp.tools.git_reference import git_from, git_generate
-from im2sp.tools.interleaved import interleaved_seconds, machine, print_table
 from im2sp.trainer.generation import generate
 from im2sp.trainer.model import Im2SpModel
 from im2sp.trainer.model_config import Preset, preset_config
@@ -64,7 +64,9 @@ def measure(
         rows = git_generate(reference, image_units, num_beams, max_tokens)
         results["transformers"] = [config.vocabulary.decode(row) for row in rows]
 
-    seconds = interleaved_seconds({"ours": ours, "transformers": transformers}, num_rounds, device)
+    calls = {"ours": ours, "transformers": transformers}
+    clock = clock_of(str(device))
+    seconds = medians(take_turns(calls, num_rounds, clock=clock, num_warmups=1))
     if results["ours"] != results["transformers"]:
         raise ValueError(f"batch {batch_size}, {num_beams} beams: the two generate other ids")
     num_units = sum(map(len, results["ours"]))
@@ -113,8 +115,8 @@ def _run(config: BenchGenerateConfig) -> None:
             rows.append({"preset": config.preset, **row})
             print(json.dumps(rows[-1]), flush=True)
     if not config.json:
-        print(f"\n{json.dumps(machine(device))}\n")
-        print_table(rows)
+        print(f"\none thread of {machine('torch', 'transformers', device=str(device))}\n")
+        print(table(rows))
 
 
 if __name__ == "__main__":

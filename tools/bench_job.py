@@ -34,8 +34,8 @@ from im2sp.pipeline.job_encode import MIN_CPU_BATCH_INPUTS
 from im2sp.pipeline.sources import list_source
 from im2sp.pipeline.vitvqgan_weights import image_tokenizer_bytes
 from im2sp.shards.command_line import run_command
+from im2sp.tools.bench_timing import table
 from im2sp.tools.bench_tokenize import SIZES, Settings, make_network, photographs
-from im2sp.tools.bench_turns import table
 
 
 def copy_images(sources: Sequence[Path], num_images: int, folder: Path) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from im2sp.pipeline.hubert_units import RATE_HZ, Precision, load_speech_tokenizer
 from im2sp.pipeline.hubert_weights import DEFAULT_LAYER
-from im2sp.tools.bench_turns import BASELINE, check_cases, take_turns
+from im2sp.tools.bench_timing import BASELINE, check_cases, take_turns
 from im2sp.tools.kmeans import fit_kmeans
 
 # transformers' defaults are HuBERT base.

@@ -28,7 +28,7 @@ from im2sp.pipeline.vitvqgan import TransformerConfig, ViTVQGAN, ViTVQGANConfig
 from im2sp.pipeline.vitvqgan_weights import load_network
 from im2sp.shards.command_line import run_command
 from im2sp.shards.hub import find_weights
-from im2sp.tools.bench_turns import BASELINE, check_cases, table, take_turns
+from im2sp.tools.bench_timing import BASELINE, check_cases, table, take_turns
 
 if TYPE_CHECKING:
     from im2sp.tools.bench_speech import SpeechSettings

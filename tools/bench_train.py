@@ -10,7 +10,7 @@ optimizer's own time is the same for all and left out. The losses must agree (dr
 that check).
 
 On a GPU the share of the measured rate of bfloat16 matrix products that the model's own
-multiplications reach is printed, too. Turns are interleaved; medians; `tools/interleaved.py` has
+multiplications reach is printed, too. Turns are interleaved; medians; `tools/bench_timing.py` has
 the clock.
 """
 
@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from im2sp.shards.command_line import run_command
+from im2sp.tools.bench_timing import clock_of, machine, medians, table, take_turns
 from im2sp.tools.git_reference import git_from, git_loss
-from im2sp.tools.interleaved import interleaved_seconds, machine, print_table
 from im2sp.trainer.model import Im2SpModel
 from im2sp.trainer.model_config import ModelConfig, Preset, preset_config
 from im2sp.trainer.vocabulary import Vocabulary
@@ -126,7 +126,8 @@ def measure(
     if max(check.values()) - min(check.values()) > 1e-3:
         raise ValueError(f"the losses differ: {check}")
     calls = make_calls(model.train(), batch, precision, names)
-    seconds = interleaved_seconds(calls, options.num_rounds, device)
+    clock = clock_of(str(device))
+    seconds = medians(take_turns(calls, options.num_rounds, clock=clock, num_warmups=1))
     num_tokens = tokens.shape[0] * (tokens.shape[1] - 1)
     rows: list[dict[str, Any]] = []
     for name in names:
@@ -183,8 +184,8 @@ def _run(options: BenchTrainConfig) -> None:
                 rows.append(row)
                 print(json.dumps(row), flush=True)
     if not options.json:
-        print(f"\n{json.dumps(machine(device))}\n")
-        print_table(rows)
+        print(f"\none thread of {machine('torch', 'transformers', device=str(device))}\n")
+        print(table(rows))
 
 
 if __name__ == "__main__":

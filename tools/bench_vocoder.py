@@ -25,6 +25,7 @@ from im2sp.pipeline.vocoder_weights import (
     VocoderWeights,
 )
 from im2sp.shards.command_line import run_command
+from im2sp.tools.bench_timing import medians, take_turns
 
 KERNELS = (3, 7, 11)
 UP_KERNELS = (11, 8, 8, 4, 4)
@@ -58,20 +59,19 @@ def published_size(num_units: int = 200, channels: int = 512, width: int = 128) 
 
 
 def measure(vocoder: Vocoder, num_clips: int, clip_s: float, rounds: int) -> dict[str, Any]:
-    """Best of some rounds: seconds of speech a second, by the clock and by the cores' own time."""
+    """Seconds of speech a second, by the clock and by the cores' own time; medians of rounds."""
     random = np.random.default_rng(0)
     frames = max(1, round(clip_s * RATE_HZ / FRAME_SAMPLES))
     units = [random.integers(0, vocoder.num_units, frames) for _ in range(num_clips)]
     durations = [np.ones(frames, np.int64)] * num_clips
     speaker = 0 if vocoder.num_speakers else None
     made = vocoder.synthesize_batch(units, durations, speaker)
-    walls_s: list[float] = []
-    cores_s: list[float] = []
-    for _ in range(rounds):
-        wall_s, core_s = time.perf_counter(), time.process_time()
-        vocoder.synthesize_batch(units, durations, speaker)
-        walls_s.append(time.perf_counter() - wall_s)
-        cores_s.append(time.process_time() - core_s)
+
+    def synthesize() -> object:
+        return vocoder.synthesize_batch(units, durations, speaker)
+
+    (wall_s,) = medians(take_turns({"": synthesize}, rounds)).values()
+    (core_s,) = medians(take_turns({"": synthesize}, rounds, clock=time.process_time)).values()
     speech_s = sum(len(samples) for samples in made) / RATE_HZ
     return {
         "vocoder": vocoder.name,
@@ -80,8 +80,8 @@ def measure(vocoder: Vocoder, num_clips: int, clip_s: float, rounds: int) -> dic
         "threads": torch.get_num_threads(),
         "clips": num_clips,
         "clip_s": clip_s,
-        "times_real_time": round(speech_s / min(walls_s), 1),
-        "times_real_time_of_a_core": round(speech_s / min(cores_s), 1),
+        "times_real_time": round(speech_s / wall_s, 1),
+        "times_real_time_of_a_core": round(speech_s / core_s, 1),
     }
 
 

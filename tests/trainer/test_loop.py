@@ -195,20 +195,20 @@ def test_bfloat16(shards, tmp_path):
 
 
 @pytest.mark.parametrize("target", ["speech", "text"])
-def test_a_few_images_are_learned_by_heart(tmp_path, target):
-    shards = make_shards(tmp_path / "shards", {"train": 4})
+def test_a_few_images_are_memorised(tmp_path, target):
+    shards = make_shards(tmp_path / "shards", {"train": 2})
     result = train(
         make_config(
             shards,
             tmp_path / "run",
             target=target,
             items="all",
-            steps=220,
-            batch_size=4,
+            steps=110,
+            batch_size=2,
             dropout=0.0,
             learning_rate=3e-3,
             warmup_steps=10,
-            checkpoint_every=220,
+            checkpoint_every=110,
             log_every=10,
             val_split="train",
             best_by="bleu",
@@ -282,7 +282,7 @@ def test_validation_is_the_mean_over_all_tokens(tmp_path):
 
 
 def test_no_validation(shards, tmp_path):
-    only_train = make_shards(tmp_path / "shards", {"train": 4})
+    only_train = make_shards(tmp_path / "shards", {"train": 2})
     result = train(make_config(only_train, tmp_path / "run", steps=2))
     assert (result.best_step, result.scores) == (2, {})
     message = "no split 'test'; it has"

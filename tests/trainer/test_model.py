@@ -124,7 +124,8 @@ def test_bfloat16_autocast(make_model, make_batch):
 
 
 def test_compiles_in_one_graph(make_model, make_batch):
-    model = make_model()
+    stack = StackConfig(width=32, depth=1, heads=2, mlp_width=48)
+    model = make_model(encoder=stack, decoder=stack)
     batch = make_batch(model)
     compiled = torch.compile(model.loss, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(*batch), model.loss(*batch))
