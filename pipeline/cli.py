@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from im2sp.pipeline.job_config import JobConfig
+from im2sp.pipeline.job.config import JobConfig
 from im2sp.shards.command_line import UsageError, print_error, run_command
 from im2sp.shards.errors import counted
 
 if TYPE_CHECKING:
-    from im2sp.pipeline.hubert_units import SpeechTokenizer
-    from im2sp.pipeline.image_tokenizer import ImageTokenizer
+    from im2sp.pipeline.image_tokenizer.tokenizer import ImageTokenizer
+    from im2sp.pipeline.speech_tokenizer.tokenizer import SpeechTokenizer
 
 PROGRAM = "im2sp-tokenize"
 _RESUME = "run the same command again to resume"
@@ -77,8 +77,8 @@ def main(args: list[str] | None = None) -> None:
 def _run(config: TokenizeConfig) -> int:
     config.check_paths()
     _log(config, f"reading {config.source} ...")
-    from im2sp.pipeline.job import run_job
-    from im2sp.pipeline.job_summary import summary, summary_json
+    from im2sp.pipeline.job.run import run_job
+    from im2sp.pipeline.job.summary import summary, summary_json
 
     result = run_job(
         config, lambda: _load_image_tokenizer(config), lambda: _load_speech_tokenizer(config)
@@ -101,7 +101,7 @@ def _run(config: TokenizeConfig) -> int:
 def _load_image_tokenizer(config: TokenizeConfig) -> "ImageTokenizer":
     """Load the image tokenizer and log which one is used."""
     _log(config, f"loading the image tokenizer {config.image_tokenizer} ...")
-    from im2sp.pipeline.image_tokenizer import load_image_tokenizer
+    from im2sp.pipeline.image_tokenizer.tokenizer import load_image_tokenizer
 
     with _device_errors(config):
         tokenizer = load_image_tokenizer(
@@ -117,7 +117,7 @@ def _load_image_tokenizer(config: TokenizeConfig) -> "ImageTokenizer":
 def _load_speech_tokenizer(config: TokenizeConfig) -> "SpeechTokenizer":
     """Load the speech tokenizer and log which one is used."""
     _log(config, f"loading the speech tokenizer {config.speech_tokenizer} ...")
-    from im2sp.pipeline.hubert_units import load_speech_tokenizer
+    from im2sp.pipeline.speech_tokenizer.tokenizer import load_speech_tokenizer
 
     with _device_errors(config):
         tokenizer = load_speech_tokenizer(

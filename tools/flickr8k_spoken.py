@@ -23,16 +23,16 @@ import soundfile as sf
 import tyro
 from tqdm import tqdm
 
-from im2sp.pipeline.hubert_units import load_speech_tokenizer
-from im2sp.pipeline.image_tokenizer import load_image_tokenizer
-from im2sp.pipeline.job import JobConfig, run_job
-from im2sp.pipeline.job_summary import summary
-from im2sp.pipeline.source_flickr8k_audio import WAVS
-from im2sp.pipeline.source_items import read_json_list
+from im2sp.pipeline.image_tokenizer.tokenizer import load_image_tokenizer
+from im2sp.pipeline.job.run import JobConfig, run_job
+from im2sp.pipeline.job.summary import summary
+from im2sp.pipeline.sources.flickr8k_audio import WAVS
+from im2sp.pipeline.sources.items import read_json_list
+from im2sp.pipeline.speech_tokenizer.tokenizer import load_speech_tokenizer
 from im2sp.shards import MANIFEST_NAME
 from im2sp.shards.command_line import run_command
 from im2sp.shards.files import atomic_file
-from im2sp.tools.flite import RATE_HZ, VOICES, FliteError, find_flite, speak
+from im2sp.tools.engines.flite import RATE_HZ, VOICES, FliteError, find_flite, speak
 
 AUDIO_NAME = ".spoken"
 RECORD_NAME = "spoken.json"

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from im2sp.shards.files import atomic_file
-from im2sp.shards.pickles import WeightsError
+from im2sp.shards.weights.pickles import WeightsError
 from im2sp.trainer.checkpoint import Checkpoint
 from im2sp.trainer.weights import FORM, METADATA_KEY, load_model
 

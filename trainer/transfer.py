@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from im2sp.shards.hub import find_beside
+from im2sp.shards.weights.hub import find_beside
 from im2sp.trainer.checkpoint import is_step, named_checkpoint
 from im2sp.trainer.config import TrainConfig
 from im2sp.trainer.export import find_notes

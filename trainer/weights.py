@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from im2sp.shards.files import atomic_file
-from im2sp.shards.hub import CONFIG_FILE, find_model
-from im2sp.shards.pickles import WeightsError
-from im2sp.shards.rebuild import BFLOAT16
-from im2sp.shards.weight_files import describe, read_weights
+from im2sp.shards.weights import describe, read_weights
+from im2sp.shards.weights.hub import CONFIG_FILE, find_model
+from im2sp.shards.weights.pickles import WeightsError
+from im2sp.shards.weights.rebuild import BFLOAT16
 from im2sp.trainer.checkpoint import best_checkpoint
 from im2sp.trainer.model import Im2SpModel
 from im2sp.trainer.model_config import (

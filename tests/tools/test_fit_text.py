@@ -2,7 +2,7 @@ import pytest
 
 from im2sp.tools.fit_text import main
 from im2sp.trainer.text import read_text_model
-from making.training import make_shards
+from support.training import make_shards
 
 
 def test_captions_of_a_dataset_and_lines_of_a_file_give_the_same_model(tmp_path, capsys):

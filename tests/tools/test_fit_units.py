@@ -8,15 +8,14 @@ import soundfile
 import torch
 
 from im2sp.pipeline import load_speech_tokenizer
-from im2sp.pipeline.hubert_units import CHUNK_SAMPLES
-from im2sp.pipeline.source_items import Utterance
+from im2sp.pipeline.sources.items import Utterance
+from im2sp.pipeline.speech_tokenizer.tokenizer import CHUNK_SAMPLES
 from im2sp.pipeline.tensors import read_weights
 from im2sp.tools import fit_units
-from im2sp.tools.clip_features import Clips, FeatureReader, frame_times_s
-from im2sp.tools.phone_labels import NO_PHONE, PhoneLabels
-from im2sp.tools.unit_quality import UnitMeter, pnmi
-from making.hubert import clip, features_of, make_hubert, save_folder
-from making.units import save_clips
+from im2sp.tools.evaluation.unit_quality import NO_PHONE, PhoneLabels, UnitMeter, pnmi
+from im2sp.tools.fitting.clip_features import Clips, FeatureReader, frame_times_s
+from support.hubert import clip, features_of, make_hubert, save_folder
+from support.units import save_clips
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import soundfile
 
 from im2sp.shards import ShardDataset
 from im2sp.tools import flickr8k_spoken
+from im2sp.tools.engines.flite import VOICES
 from im2sp.tools.flickr8k_spoken import main, read_lines, speak_lines
-from im2sp.tools.flite import VOICES
-from making.hubert import make_centres, make_hubert, save_folder
-from making.speech import install_flite
+from support.hubert import make_centres, make_hubert, save_folder
+from support.speech import install_flite
 
 IMAGES = sorted((Path(__file__).parents[2] / "docs/demo-images").glob("*.jpg"))[:2]
 TEXTS = [["a dog runs", "two cats", "break"], ["one man sleeps", "boats", "red boats"]]

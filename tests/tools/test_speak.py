@@ -10,19 +10,18 @@ import torch
 from PIL import Image
 
 from im2sp.pipeline.cli import main as tokenize
-from im2sp.pipeline.vocoder_weights import load_weights, vocoder_bytes
+from im2sp.pipeline.vocoder.weights import load_weights, vocoder_bytes
 from im2sp.shards import DEFAULT_COLUMNS, ShardDataset, encode_batch, write_shard
-from im2sp.tools import speak_job
 from im2sp.tools.export_captioner import main as export
-from im2sp.tools.listening_build import read_spoken
+from im2sp.tools.listening.build import read_spoken
 from im2sp.tools.speak import main
-from im2sp.tools.speak_captioner import Captioner
-from im2sp.tools.speak_run import read_run
+from im2sp.tools.speaking import run as speak_job
+from im2sp.tools.speaking.captioner import Captioner, read_run
 from im2sp.trainer import load_model
 from im2sp.trainer.cli import main as train
-from making import hostile
-from making.training import SPEECH_FINGERPRINT, make_shards
-from making.vocoder import make_config, random_generator, save_published
+from support import hostile
+from support.training import SPEECH_FINGERPRINT, make_shards
+from support.vocoder import make_config, random_generator, save_published
 
 IMAGES = Path(__file__).parents[2] / "docs/demo-images"
 NUM_UNITS = 20

@@ -12,7 +12,7 @@ from im2sp.trainer.config import (
     to_toml,
     with_files,
 )
-from making.training import make_config
+from support.training import make_config
 
 
 def test_order_of_recipe_file_and_flags(tmp_path):

@@ -17,7 +17,7 @@ from im2sp.trainer.data import (
 )
 from im2sp.trainer.ranks import Ranks
 from im2sp.trainer.text import fit_text_model
-from making.training import make_config, make_samples, make_shards
+from support.training import make_config, make_samples, make_shards
 
 ONE = Ranks(0, 1, torch.device("cpu"))
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from im2sp.tools.git_reference import git_from, git_generate
+from im2sp.tools.engines.git_reference import git_from, git_generate
 from im2sp.trainer import generate
 from im2sp.trainer.generation import kept_logits
 

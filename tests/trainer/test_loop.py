@@ -12,7 +12,7 @@ from im2sp.trainer.data import TokenBatches, speech_vocabulary
 from im2sp.trainer.loop import train
 from im2sp.trainer.metrics import read_metrics
 from im2sp.trainer.step import DivergedError, StepRecord
-from making.training import make_config, make_samples, make_shards, weights_of
+from support.training import make_config, make_samples, make_shards, weights_of
 
 
 @pytest.fixture(scope="module")

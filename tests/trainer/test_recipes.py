@@ -7,7 +7,7 @@ import pytest
 
 from im2sp.trainer.cli import main
 from im2sp.trainer.weights import load_model
-from making.training import make_shards
+from support.training import make_shards
 
 RECIPES = Path(__file__).parents[2] / "docs/recipes"
 STAGES = ["words", "text", "speech"]

@@ -11,7 +11,7 @@ from im2sp.trainer.text import (
     read_text_model,
 )
 from im2sp.trainer.vocabulary import Vocabulary
-from making.training import git_tokenizer
+from support.training import git_tokenizer
 
 TEXTS = [
     "A dog runs in the snow.",

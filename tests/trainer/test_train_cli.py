@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from im2sp.tools.git_reference import git_from, git_state_dict
+from im2sp.tools.engines.git_reference import git_from, git_state_dict
 from im2sp.trainer.checkpoint import read_checkpoint
 from im2sp.trainer.cli import main
 from im2sp.trainer.config import MAX_TOKENS
@@ -20,9 +20,9 @@ from im2sp.trainer.model_config import PRESETS, StackConfig
 from im2sp.trainer.text import read_text_model
 from im2sp.trainer.vocabulary import Vocabulary
 from im2sp.trainer.weights import load_model
-from making.hub import cached_repository
-from making.published import timm_state_dict
-from making.training import git_tokenizer, make_shards
+from support.hub import cached_repository
+from support.published import timm_state_dict
+from support.training import git_tokenizer, make_shards
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["--preset", "tiny", "--batch-size", "2", "--device", "cpu", "--no-tensorboard"]

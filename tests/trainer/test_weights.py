@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import GitForCausalLM
 
-from im2sp.shards.pickles import WeightsError
-from im2sp.tools.git_reference import UnitsEncoder, git_config, git_from, git_state_dict
+from im2sp.shards.weights.pickles import WeightsError
+from im2sp.tools.engines.git_reference import UnitsEncoder, git_config, git_from, git_state_dict
 from im2sp.trainer import generate, load_model, weights
 from im2sp.trainer.model_config import StackConfig
 from im2sp.trainer.vocabulary import Vocabulary
 from im2sp.trainer.weights import load_codebook, save_model, use_encoder
-from making.published import original_state_dict, timm_state_dict
+from support.published import original_state_dict, timm_state_dict
 
 WIDE = StackConfig(width=128, depth=2, heads=2, mlp_width=48)
 GIT = Vocabulary(kind="text", num_ids=120, layout="git")
