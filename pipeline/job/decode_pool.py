@@ -260,7 +260,8 @@ class DecodePool:
         self._num_running = self._silence_s = 0
         self._is_broken = self._has_answered = False
         # Spawned, not forked: torch's threads in this process would be copied in an unknown state.
-        self._pool = ProcessPool(self._num_workers, initializer=_silence, context=_Context())
+        context: Any = _Context()  # its stub names the Pipe of Windows, which pebble's type refuses
+        self._pool = ProcessPool(self._num_workers, initializer=_silence, context=context)
 
 
 @dataclass(kw_only=True, eq=False)

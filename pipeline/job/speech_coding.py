@@ -92,7 +92,7 @@ def recode(batch: pa.RecordBatch, columns: CodedColumns) -> pa.RecordBatch:
     if before == columns:
         return batch
     old, new, schema = make_codecs(before), make_codecs(columns), arrow_schema(columns)
-    arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
+    arrays = {name: batch.column(name) for name in batch.schema.names}
     for name in ("speech_units", "durations"):
         decode, encode = getattr(old, name).decode, getattr(new, name).encode
         recoded = [
