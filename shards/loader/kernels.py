@@ -10,8 +10,8 @@ A *place* is a row of a record batch: the batch's number << 8 | row.
 What is compiled is at least twice as fast as numpy over the same views (batches of 256 shuffled
 rows, page cache warm, `docs/benchmarks/2026-11-27-loader.md`): a whole batch with packed speech 4.5
 times (`gather_rows`, `choose`, `gather`, `spread`), `permute` 15, `spread` 11, `decode_packed` 34,
-`drawn_lengths` 2.7 times. Where no page is in memory the disk decides (1.2 to 1.3 times). Varints
-and the characters of captions are counted with numpy, which is fast enough.
+`drawn_lengths` 2.7 times. With nothing in memory the disk decides (1.2 to 1.3 times, measured on a
+virtual disk). Varints and the characters of captions are counted with numpy.
 """
 
 from typing import Any
