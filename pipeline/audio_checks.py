@@ -1,4 +1,4 @@
-"""Is a clip whole? AIFF, AU, CAF and NIST SPHERE: what each declares must be in the file.
+"""What the header of a clip declares, and the checks of AIFF and NIST SPHERE.
 
 WAV, FLAC, Ogg and MP3 have files of their own. Each check raises `AudioError` and reads only the
 bytes given.
@@ -6,13 +6,66 @@ bytes given.
 
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from im2sp.pipeline.declared_audio import DeclaredAudio, declared_rate
 from im2sp.pipeline.media import AudioError
 
 _AIFC_BITS = {b"ulaw": 8, b"alaw": 8, b"ULAW": 8, b"ALAW": 8, b"fl32": 32, b"FL32": 32}
 _AIFC_BITS |= {b"fl64": 64, b"FL64": 64, b"in24": 24, b"in32": 32}
-_AU_BYTES = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeclaredAudio:
+    """A clip whose container was checked and whose samples are decoded next."""
+
+    data: bytes
+    """What is decoded: the file, or the part and header of it that hold the samples."""
+
+    num_frames: int | None = None
+    """Samples of one channel that must come out; None where only the decoder can count them."""
+
+    is_open: bool = False
+    """Whether the header counts no samples and all that can be decoded are the clip."""
+
+    md5: bytes | None = None
+    """MD5 of the integer samples; None where the file has none."""
+
+    md5_bits: int = 16
+    """Width of a sample that `md5` counts."""
+
+
+def without_id3(data: bytes) -> bytes:
+    """`data` without the ID3v2 tags before it, which MP3 and FLAC files may have."""
+    return data[after_id3(data, 0) :]
+
+
+def after_id3(data: bytes, at: int) -> int:
+    """Where the ID3v2 tags from byte `at` on end; zero bytes behind a tag are padding of it.
+
+    Raises:
+        AudioError: A tag is longer than the file.
+    """
+    begin = at
+    while data[at : at + 3] == b"ID3" and len(data) >= at + 10:
+        size = 0
+        for byte in data[at + 6 : at + 10]:
+            size = size << 7 | byte & 0x7F
+        end = at + 10 + size + (10 if data[at + 5] & 0x10 else 0)
+        if end > len(data):
+            raise AudioError(f"cut: the ID3 tag declares {size:,} bytes, {len(data) - at:,} follow")
+        at = end
+    if at > begin:
+        while data[at : at + 1] == b"\0":
+            at += 1
+    return at
+
+
+def declared_rate(rate_hz: float, num_channels: int) -> None:
+    """Refuse a header without a rate or channels, before anything divides by them."""
+    if rate_hz <= 0:
+        raise AudioError(f"declares a sample rate of {rate_hz:g} Hz")
+    if num_channels <= 0:
+        raise AudioError("declares no channels")
 
 
 def check_aiff(data: bytes) -> DeclaredAudio:
@@ -68,65 +121,6 @@ def _extended_float(value: bytes) -> float:
     if exponent & 0x8000 or not 16383 <= exponent < 16383 + 63:
         return 0
     return mantissa / 2 ** (16383 + 63 - exponent)
-
-
-def check_au(data: bytes) -> DeclaredAudio:
-    """Sun's AU, big- or little-endian; a length of 0xFFFFFFFF is that of a writer to a pipe."""
-    order = ">" if data[:4] == b".snd" else "<"
-    if len(data) < 24:
-        raise AudioError(f"cut: {len(data)} bytes are less than an AU header")
-    start, size_bytes, codec, rate_hz, num_channels = struct.unpack_from(order + "5I", data, 4)
-    declared_rate(rate_hz, num_channels)
-    if size_bytes == 0xFFFFFFFF:
-        size_bytes = max(0, len(data) - start)
-    if start < 24 or start + size_bytes > len(data):
-        raise AudioError(
-            f"cut: the AU declares {size_bytes:,} bytes of samples from byte {start:,} on, the "
-            f"file holds {len(data):,}"
-        )
-    width = _AU_BYTES.get(codec)
-    if width is None:
-        return DeclaredAudio(data=data)
-    frame_bytes = width * num_channels
-    if size_bytes % frame_bytes:
-        raise AudioError(
-            f"cut: {size_bytes:,} bytes of samples end within a frame of {frame_bytes} bytes"
-        )
-    header = data[:4] + struct.pack(order + "5I", 24, size_bytes, codec, rate_hz, num_channels)
-    return DeclaredAudio(
-        data=header + data[start : start + size_bytes], num_frames=size_bytes // frame_bytes
-    )
-
-
-def check_caf(data: bytes) -> DeclaredAudio:
-    """Apple's CAF: every chunk up to the samples whole; a data length of -1 reaches to the end."""
-    at, packet_bytes, packet_frames = 8, 0, 0
-    while at + 12 <= len(data):
-        kind, size_bytes = struct.unpack_from(">4sq", data, at)
-        start = at + 12
-        if kind == b"data":
-            is_open = size_bytes == -1
-            size_bytes = len(data) - start if is_open else size_bytes
-            if not 4 <= size_bytes <= len(data) - start:
-                raise AudioError(
-                    f"cut: the CAF declares {size_bytes:,} bytes of samples, "
-                    f"{len(data) - start:,} follow"
-                )
-            if packet_bytes and (size_bytes - 4) % packet_bytes:
-                raise AudioError(f"cut: the CAF ends within a frame of {packet_bytes} bytes")
-            if is_open:
-                data = data[: at + 4] + struct.pack(">q", size_bytes) + data[start:]
-            num_frames = (size_bytes - 4) // packet_bytes * packet_frames if packet_bytes else None
-            return DeclaredAudio(data=data, num_frames=num_frames)
-        if size_bytes < 0 or start + size_bytes > len(data):
-            raise AudioError(f"cut: CAF chunk {ascii(kind)[2:-1]} is longer than the file")
-        if kind == b"desc" and size_bytes >= 32:
-            rate_hz, _, _, packet_bytes, packet_frames, num_channels = struct.unpack_from(
-                ">d4s4I", data, start
-            )
-            declared_rate(rate_hz if rate_hz == rate_hz else 0, num_channels)
-        at = start + size_bytes
-    raise AudioError(f"cut: the CAF ends after {len(data):,} bytes, before its samples")
 
 
 def check_nist(data: bytes) -> DeclaredAudio:

@@ -1,41 +1,135 @@
-"""Decoding in worker processes, in order, a bounded number of media ahead of the model.
+"""Decoding of images and clips, and the worker processes that do it.
 
-Every worker process is led by a thread of this process, which gives it one task at a time and
-takes its results one by one. So a worker that dies (a decoder that crashes, a kill for memory) is
-known to have died on one picture or clip, which alone is tried again and then refused, and no
-other worker notices. Nothing but the pipe to that thread keeps a worker alive: it ends when this
-process does, however that ends.
+Workers are those of `pebble.ProcessPool`: one that dies or exceeds the time limit costs the task
+that it was at, and is replaced. The media of that task are then decoded one by one, so that only
+the one that fails again is refused, and a computer that was suspended refuses nothing. Should the
+pool itself fail (a worker killed while it held the lock on the pipe, or stopped there), it is
+replaced as a whole and the unfinished tasks are submitted again.
 
-A picture is always as small as its view; clips are of any length, so a `Room` bounds how many bytes
-of them wait for the model. A worker holds one clip, and waits with it until there is room.
+A task is one clip, or up to 8 images, which are as small as their view. At most one task more than
+there are workers is unfinished, and none is submitted while more than 128 MiB of decoded audio wait
+for the consumer: what waits exceeds that limit by these tasks at most.
 """
 
-import multiprocessing
 import os
-import queue
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from collections.abc import Iterable, Iterator
+from concurrent.futures import BrokenExecutor, Future
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, islice
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
 import numpy as np
+from pebble import ProcessExpired, ProcessPool
+from PIL import Image
 
-from im2sp.pipeline.audio import DEFAULT_MAX_SECONDS
-from im2sp.pipeline.decode import Decoded, Medium, decode
-from im2sp.pipeline.decode_room import Room
+from im2sp.pipeline.audio import DEFAULT_MAX_SECONDS, read_audio
+from im2sp.pipeline.images import read_image
+from im2sp.pipeline.media import AudioError, ImageError, shown, source_size_bytes
+from im2sp.pipeline.source_items import SourceItem, Utterance
+from im2sp.pipeline.views import VIEWS
 
-MEDIA_PER_TASK = 16
-_TASKS_AHEAD = 4
-_PIECE_BYTES = 2**20
-_DIED = "the process that decoded it died twice (a crash of the decoder, or no memory)"
+Medium = SourceItem | Utterance
+"""What is decoded at once: the image of an input, or one of its clips."""
+
+DEFAULT_TIMEOUT_S = 60.0
+IMAGES_PER_TASK = 8
+MAX_WAITING_BYTES = 128 * 2**20
+"""Decoded audio that waits for the consumer: 35 minutes."""
+_TASKS_PER_WORKER = 8
+_MAX_SILENCE_S = 60
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoded:
+    """An image or clip after decoding, or the reason why there is none."""
+
+    pixels: np.ndarray | None = None
+    """uint8 [S, S, 3] of an image."""
+    thumbnail: np.ndarray | None = None
+    """uint8 [H, W, 3] of an image, whole and reduced, where one is asked for."""
+    waveform: np.ndarray | None = None
+    """float32 [T] at 16 kHz of a clip."""
+    size_bytes: int = 0
+    """Size of the original file."""
+    reason: str = ""
+    """Why it is refused; "" where it is not."""
+
+
+def media_of(item: SourceItem) -> list[Medium]:
+    """Media of an input: its image, then its clips.
+
+    An input that cannot be used, or holds nothing, is one medium that will be refused.
+    """
+    if item.error is not None or not (item.image or item.utterances):
+        return [item]
+    return [*([item] if item.image else []), *item.utterances]
+
+
+def decode(
+    medium: Medium,
+    view: str,
+    max_pixels: int,
+    max_audio_s: float = DEFAULT_MAX_SECONDS,
+    thumbnail_px: int = 0,
+) -> Decoded:
+    """Decode an image, as the view shows it, or a clip; never raises for what it holds."""
+    if medium.error is not None:
+        return Decoded(reason=medium.error)
+    try:
+        if isinstance(medium, Utterance):
+            return _decode_clip(medium, max_audio_s)
+        return _decode_image(medium, view, max_pixels, thumbnail_px)
+    except (ImageError, AudioError) as error:
+        # The message begins with the name, which the reject has in a field of its own.
+        return Decoded(reason=str(error).removeprefix(f"{shown(medium.name)}: "))
+    except OSError as error:  # the file vanished after it was read
+        return Decoded(reason=f"cannot be read: {error.strerror or error}")
+    except MemoryError:
+        return Decoded(reason="decoding needs more memory than there is")
+    except Exception as error:  # the per-item edge: one input never ends the run
+        return Decoded(reason=_unexpected(error))
+
+
+def _decode_image(item: SourceItem, view: str, max_pixels: int, thumbnail_px: int) -> Decoded:
+    if item.image is None:
+        return Decoded(reason="no image")
+    image = read_image(item.image, name=item.name, max_pixels=max_pixels)
+    pixels, thumbnail = VIEWS[view].apply(image), None
+    if thumbnail_px:
+        image.thumbnail((thumbnail_px, thumbnail_px), Image.Resampling.BICUBIC)
+        thumbnail = np.asarray(image)
+    size_bytes = source_size_bytes(item.image)
+    return Decoded(pixels=pixels, thumbnail=thumbnail, size_bytes=size_bytes)
+
+
+def _decode_clip(utterance: Utterance, max_audio_s: float) -> Decoded:
+    if utterance.audio is None:
+        return Decoded(reason="no audio")
+    waveform = read_audio(utterance.audio, name=utterance.name, max_seconds=max_audio_s)
+    return Decoded(waveform=waveform, size_bytes=source_size_bytes(utterance.audio))
+
+
+def _unexpected(error: BaseException) -> str:
+    return f"cannot be decoded: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 class DecodePool:
-    """Worker processes that decode media; use it in a `with` statement, which ends them."""
+    """Worker processes that decode media; use it in a `with` statement, which ends them.
+
+    Args:
+        num_workers: Number of processes.
+        view: Name of the view that images are decoded to.
+        max_pixels: Largest image that is decoded.
+        max_audio_s: Longest clip that is decoded.
+        timeout_s: Time limit of one decode; a medium that exceeds it twice is refused.
+        thumbnail_px: Side of the square that thumbnails of images fit into; 0 for none.
+    """
 
     def __init__(
         self,
@@ -44,215 +138,179 @@ class DecodePool:
         view: str,
         max_pixels: int,
         max_audio_s: float = DEFAULT_MAX_SECONDS,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        thumbnail_px: int = 0,
     ) -> None:
-        self._num_workers = num_workers
-        self._settings = (view, max_pixels, max_audio_s)
-        self._queue: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-        self._room = Room()
-        self._threads: list[threading.Thread] = []
-        self._workers: dict[int, _Worker] = {}
-        self._lock = threading.Lock()
-        self._is_first_up = threading.Event()
-        self._is_closed = False
+        self._num_workers, self._timeout_s = num_workers, timeout_s
+        self._settings = (view, max_pixels, max_audio_s, thumbnail_px)
+        self._changed = threading.Condition()
+        self._tasks: deque[_Task] = deque()  # all that are not consumed, in order
+        self._queue: deque[_Task] = deque()  # those of them that are not submitted, in order
+        self._waiting_bytes = 0
+        self._reset()
 
     def __enter__(self) -> "DecodePool":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        with self._lock:
-            self._is_closed = True
-            for worker in self._workers.values():
-                worker.process.kill()  # it holds nothing that could be lost
-        self._room.close()
-        for _ in self._threads:
-            self._queue.put(None)
-        self._is_first_up.set()
-        for thread in self._threads:
-            thread.join()
+        self._pool.stop()
+        self._pool.join()
 
     def start(self) -> None:
         """Start the workers, so that they are up when the first task comes; returns at once."""
-        if not self._threads:
-            self._threads = [
-                threading.Thread(target=self._lead, args=[index], daemon=True)
-                for index in range(self._num_workers)
-            ]
-            for thread in self._threads:
-                thread.start()
+        with suppress(BrokenExecutor):  # the first task meets it again
+            _ = self._pool.active  # this property starts them
 
-    def decode(self, tasks: Iterable[Sequence[Medium]]) -> Iterator[Decoded]:
-        """Decode tasks of a few media each; results come one by one, in the order of the media.
+    def decode(self, media: Iterable[Medium]) -> Iterator[Decoded]:
+        """Decode media; results come one by one, in the order of the media.
 
         Raises:
             ChildProcessError: No worker can be started.
         """
-        waiting: deque[_Task] = deque()
-        limit = _TASKS_AHEAD * self._num_workers
-        for number, media in enumerate(tasks):
-            self.start()
-            waiting.append(_Task(number=number, media=list(media)))
-            self._queue.put(waiting[-1])
-            if len(waiting) >= limit:
-                yield from self._results(waiting.popleft())
-        while waiting:
-            yield from self._results(waiting.popleft())
-
-    def _results(self, task: "_Task") -> Iterator[Decoded]:
-        self._room.consume(task.number)
-        for _ in task.media:
-            yield self._next(task)  # a name for it here would keep a clip alive while another comes
-
-    def _next(self, task: "_Task") -> Decoded:
-        result = task.results.get()
-        if isinstance(result, Exception):
-            raise result
-        if result.waveform is not None:
-            self._room.leave(task.number, result.waveform.nbytes)
-        return result
-
-    def _lead(self, index: int) -> None:
-        """Do tasks with one worker until the pool ends; the body of a thread."""
-        # Workers inherit this: Ctrl-C goes to this process, which ends them in an orderly way.
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        if index:
-            # The first worker compiles and caches the JPEG walk, the others load it.
-            self._is_first_up.wait()
-        try:
-            self._worker(index)
-        except Exception:  # whatever it is, the first task meets it again and tells
-            pass
-        finally:
-            self._is_first_up.set()
-        for task in iter(self._queue.get, None):
-            if self._is_closed:
-                break
-            try:
-                self._decode_task(index, task)
-            except Exception as error:
-                task.results.put(error)
-        self._drop(index)
-
-    def _decode_task(self, index: int, task: "_Task") -> None:
-        num_done = 0
-        died_at = -1
-        while num_done < len(task.media):
-            worker = self._worker(index)
-            try:
-                worker.connection.send(task.media[num_done:])
-                while num_done < len(task.media):
-                    task.results.put(self._receive(worker.connection, task.number))
-                    num_done += 1
-            except (EOFError, OSError):
-                self._drop(index)
-                if died_at == num_done:
-                    task.results.put(Decoded(reason=_DIED))
-                    num_done += 1
-                else:
-                    died_at = num_done
-
-    def _receive(self, connection: Connection, task: int) -> Decoded:
-        """The next result of a worker, once there is room for it."""
-        result, num_samples = connection.recv()
-        if not num_samples:
-            return result
-        size_bytes = 4 * num_samples
-        self._room.enter(task, size_bytes)
-        try:
-            waveform = np.empty(num_samples, np.float32)
-            data = waveform.view(np.uint8).data
-            for start in range(0, size_bytes, _PIECE_BYTES):
-                connection.recv_bytes_into(data, start)
-        except BaseException:
-            self._room.leave(task, size_bytes)
-            raise
-        return replace(result, waveform=waveform)
-
-    def _worker(self, index: int) -> "_Worker":
-        """The thread's worker, started when there is none; returns when it is up."""
-        with self._lock:
-            if self._is_closed:
-                raise ChildProcessError("the decoding processes were stopped")
-            worker = self._workers.get(index)
-            is_new = worker is None
-            if worker is None:
-                worker = self._workers[index] = _start(*self._settings)
-        if is_new:
-            try:
-                worker.connection.recv()
-            except (EOFError, OSError):
-                worker.process.join(timeout=5)  # for its exit status
-                self._drop(index)
-                raise ChildProcessError(
-                    f"a decoding process could not start (exit status {worker.process.exitcode}); "
-                    "is there memory left? In a program of your own, does what it runs stand "
-                    'under `if __name__ == "__main__":`?'
-                ) from None
-        return worker
-
-    def _drop(self, index: int) -> None:
-        """Forget a worker that died or is no longer needed."""
-        with self._lock:
-            worker = self._workers.pop(index, None)
-        if worker is not None:
-            worker.connection.close()
-            worker.process.kill()
-            worker.process.join()
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Task:
-    number: int
-    media: list[Medium]
-    results: "queue.SimpleQueue[Decoded | Exception]" = field(default_factory=queue.SimpleQueue)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Worker:
-    process: SpawnProcess
-    connection: Connection
-
-
-def _start(view: str, max_pixels: int, max_audio_s: float) -> _Worker:
-    # Not forked: torch's threads in this process would be copied in an unknown state.
-    context = multiprocessing.get_context("spawn")
-    ends: tuple[Any, Any] = context.Pipe()
-    connection, remote = ends
-    settings = (view, max_pixels, max_audio_s)
-    process = context.Process(target=_work, args=(remote, *settings), daemon=True)
-    try:
-        process.start()
-    except BaseException:
-        connection.close()
-        raise
-    finally:
-        remote.close()
-    return _Worker(process=process, connection=connection)
-
-
-def _work(connection: Connection, view: str, max_pixels: int, max_audio_s: float) -> None:
-    """What a worker does: take lists of media, give each one's result, until the pipe ends."""
-    import im2sp.pipeline.jpeg_scan  # noqa: F401 - compiled, or loaded, before the first picture
-
-    try:
-        connection.send("up")
-        # Decoders in C may print what they think of a file; the output belongs to the command.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
+        tasks = _tasks_of(media)
         while True:
-            for medium in connection.recv():
-                _send(connection, decode(medium, view, max_pixels, max_audio_s))
-    except (EOFError, OSError):
-        return  # the other end is gone, and with it all reason to go on
+            num_free = self._num_workers * _TASKS_PER_WORKER - len(self._tasks)
+            new = list(islice(tasks, max(0, num_free)))
+            with self._changed:
+                self._tasks += new
+                self._queue += new
+            if not self._tasks:
+                return
+            self._wait()
+            results = self._take()
+            while results:
+                with self._changed:
+                    self._waiting_bytes -= _audio_bytes(results[:1])
+                yield results.pop(0)  # nothing here keeps a clip alive while another comes
+
+    def _wait(self) -> None:
+        """Wait until the first task is done."""
+        task = self._tasks[0]
+        while True:
+            self._submit()
+            with self._changed:
+                self._changed.wait_for(lambda: task.is_done or self._is_broken, timeout=1)
+            if task.is_done:
+                return
+            self._silence_s += 1  # seconds in which this process ran: suspended ones do not count
+            if self._is_broken or self._silence_s > self._timeout_s + _MAX_SILENCE_S:
+                self._restart()
+
+    def _submit(self) -> None:
+        """Submit tasks while few are unfinished and little audio waits for the consumer."""
+        with self._changed:
+            while self._queue and self._num_running <= self._num_workers and not self._is_broken:
+                task = self._queue[0]
+                if self._waiting_bytes > MAX_WAITING_BYTES and task is not self._tasks[0]:
+                    return
+                try:
+                    future = self._pool.schedule(
+                        _decode_all, args=[task.media, *self._settings], timeout=self._timeout_s
+                    )
+                except RuntimeError:  # the pool failed
+                    self._is_broken = True
+                    return
+                self._queue.popleft()
+                self._num_running += 1
+                future.add_done_callback(partial(self._on_done, task))
+
+    def _on_done(self, task: "_Task", future: "Future[list[Decoded]]") -> None:
+        with self._changed:
+            error = future.exception()
+            self._is_broken |= isinstance(error, BrokenExecutor)
+            if not self._is_broken:
+                task.error, task.results = error, [] if error else future.result()
+                self._waiting_bytes += _audio_bytes(task.results)
+                self._num_running -= 1
+                self._silence_s, self._has_answered = 0, True
+            self._changed.notify_all()
+        self._submit()
+
+    def _take(self) -> "list[Decoded]":
+        """Results of the first task; none where its media are put in its place, each by itself."""
+        with self._changed:
+            task = self._tasks.popleft()
+            if task.error is None or task.is_retry:
+                reason = "" if task.error is None else self._reason(task.error)
+                return task.results or [Decoded(reason=reason)]
+            retries = [_Task(media=[medium], is_retry=True) for medium in reversed(task.media)]
+            self._tasks.extendleft(retries)
+            self._queue.extendleft(retries)
+            return []
+
+    def _reason(self, error: BaseException) -> str:
+        if isinstance(error, TimeoutError):
+            return f"decoding takes longer than the time limit of {self._timeout_s:g} s"
+        if isinstance(error, ProcessExpired):
+            return "the process that decoded it died twice (a crash of the decoder, or no memory)"
+        return _unexpected(error)
+
+    def _restart(self) -> None:
+        """Replace the pool, and submit again what is unfinished."""
+        if not self._has_answered:
+            raise ChildProcessError(
+                "the decoding processes could not start; is there memory left? In a program of "
+                'your own, is the code that runs guarded by `if __name__ == "__main__":`?'
+            )
+        self.__exit__()
+        self._reset()
+        self._queue = deque(task for task in self._tasks if not task.is_done)
+
+    def _reset(self) -> None:
+        self._num_running = self._silence_s = 0
+        self._is_broken = self._has_answered = False
+        # Spawned, not forked: torch's threads in this process would be copied in an unknown state.
+        self._pool = ProcessPool(self._num_workers, initializer=_silence, context=_Context())
 
 
-def _send(connection: Connection, result: Decoded) -> None:
-    """A result and how many samples follow, then these piece by piece, without a copy of all."""
-    waveform = result.waveform
-    if waveform is None:
-        connection.send((result, 0))
-        return
-    connection.send((replace(result, waveform=None), len(waveform)))
-    data = np.ascontiguousarray(waveform).view(np.uint8).data
-    for start in range(0, len(data), _PIECE_BYTES):
-        connection.send_bytes(data[start : start + _PIECE_BYTES])
+@dataclass(kw_only=True, eq=False)
+class _Task:
+    media: list[Medium]
+    is_retry: bool = False
+    results: list[Decoded] | None = None
+    error: BaseException | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return self.results is not None
+
+
+class _Worker(SpawnProcess):
+    """A process that is killed where pebble would ask it to end and wait: nothing can be lost."""
+
+    def start(self) -> None:
+        # The mask is inherited: Ctrl-C is for the parent, which then ends its workers.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def terminate(self) -> None:
+        self.kill()
+
+
+class _Context(SpawnContext):
+    Process = _Worker
+
+
+def _silence() -> None:
+    """Decoders in C may print what they think of a file; the output belongs to the command."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+
+
+def _decode_all(media: list[Medium], *settings: Any) -> list[Decoded]:
+    return [decode(medium, *settings) for medium in media]
+
+
+def _tasks_of(media: Iterable[Medium]) -> Iterator[_Task]:
+    """One clip each, or images that follow one another."""
+    for is_clip, run in groupby(media, lambda medium: isinstance(medium, Utterance)):
+        while group := list(islice(run, 1 if is_clip else IMAGES_PER_TASK)):
+            yield _Task(media=group)
+
+
+def _audio_bytes(results: list[Decoded]) -> int:
+    return sum(0 if one.waveform is None else one.waveform.nbytes for one in results)

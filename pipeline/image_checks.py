@@ -1,152 +1,103 @@
-"""Is a file whole? What Pillow and its libraries do not ask, format by format.
+"""What Pillow leaves unchecked when it decodes, and sizes that bound its memory before it opens.
 
-A decoder is made to show what it can. These checks are made to say whether what the file declares
-is there: the end of its container, each part within its bounds, the checksums, and enough
-compressed data for the declared pixels. Each check raises `ImageError` and reads only the bytes
-given. JPEG has its own file, `jpeg_check`.
+Pillow itself refuses nearly every cut file while it decodes the first frame, the only one that
+counts. Each check takes the bytes of a file, returns those to decode, and raises `ImageError` for a
+file that is cut or damaged. JPEG has its own file, `jpeg`.
 """
 
 import struct
-import zlib
-from collections.abc import Iterator
+from io import BytesIO
+
+from PIL import PngImagePlugin, TiffImagePlugin
 
 from im2sp.pipeline.media import ImageError
 
-_INFLATE_BYTES = 1 << 20
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
+_PNG_ORIENTATION = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
+"""Keywords of texts that can turn an image."""
+_MAX_PNG_TEXT_BYTES = 2**20
+
+_TIFF_PARTS = ((273, 279), (324, 325))
+"""Tags of the offsets and sizes of strips and of tiles."""
 
 
-def check_png(data: bytes) -> None:
-    """Every chunk whole and with its CRC, an end chunk, and pixel data for the declared size."""
-    header = b""
-    inflater = zlib.decompressobj()
-    num_raw_bytes, expected = 0, 0
-    for kind, body in _png_chunks(data):
-        if kind == b"IHDR" and not header:
-            header = bytes(body)
-            expected = _png_raw_bytes(header)
-        elif kind == b"IDAT" and num_raw_bytes <= expected:
-            num_raw_bytes += _num_inflated(inflater, body, expected - num_raw_bytes)
-        elif kind == b"IEND":
-            break
-    else:
-        raise ImageError("cut: the PNG ends without its end chunk (IEND)")
-    if num_raw_bytes < expected:
-        raise ImageError(
-            f"cut: the PNG holds {num_raw_bytes:,} of the {expected:,} bytes its size declares"
+def check_png(data: bytes) -> bytes:
+    """A PNG without colour profile and text; each chunk with its checksum, up to the end chunk.
+
+    Pillow refuses a file whose texts and profile inflate to megabytes, though no pixel needs them.
+    """
+    parts, at = [_PNG_MAGIC], 8
+    while at < len(data) and parts[-1][4:8] != b"IEND":
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        kind, body = data[at + 4 : at + 8], data[at + 8 : end - 4]
+        is_text = kind in _PNG_TEXT and (
+            not body.startswith(_PNG_ORIENTATION) or len(body) > _MAX_PNG_TEXT_BYTES
         )
-
-
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Kind and content of each chunk, its CRC checked."""
-    view = memoryview(data)
-    at = 8
-    while at < len(data):
-        if at + 12 > len(data):
-            raise ImageError(f"cut: the PNG ends within a chunk at byte {at:,}")
-        size_bytes, kind = struct.unpack_from(">I4s", data, at)
-        end = at + 12 + size_bytes
-        shown_kind = ascii(kind)[2:-1]
-        if end > len(data):
-            raise ImageError(
-                f"cut: PNG chunk {shown_kind} at byte {at:,} declares {size_bytes:,} bytes, "
-                f"{len(data) - at - 8:,} follow"
-            )
-        found = zlib.crc32(view[at + 4 : end - 4])
-        (expected,) = struct.unpack_from(">I", data, end - 4)
-        if found != expected:
-            raise ImageError(
-                f"damaged: PNG chunk {shown_kind} at byte {at:,} has CRC {found:08x}, "
-                f"it declares {expected:08x}"
-            )
-        yield kind, view[at + 8 : end - 4]
+        if not is_text and kind != b"iCCP":
+            parts.append(data[at:end])
         at = end
-
-
-def _png_raw_bytes(header: bytes) -> int:
-    """Bytes of all scan lines with their filter bytes, as IHDR declares them."""
-    if len(header) != 13:
-        raise ImageError(f"damaged: the PNG header holds {len(header)} bytes, expected 13")
-    width, height, depth, color, _, _, interlace = struct.unpack(">IIBBBBB", header)
-    bits_per_pixel = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(color, 0)
-    passes = [(0, 0, 1, 1)]
-    if interlace:
-        passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]  # fmt: skip  # noqa: E501
-    total = 0
-    for x0, y0, step_x, step_y in passes:
-        columns = max(0, -(-(width - x0) // step_x))
-        rows = max(0, -(-(height - y0) // step_y))
-        if columns:
-            total += rows * (1 + (columns * bits_per_pixel + 7) // 8)
-    return total
-
-
-def _num_inflated(inflater: "zlib._Decompress", body: memoryview, limit: int) -> int:
-    """How many bytes a piece of zlib data inflates to; stops soon after `limit`."""
-    total = 0
-    pending: bytes | memoryview = body
+    data = b"".join(parts)
     try:
-        while pending and total <= limit and not inflater.eof:
-            total += len(inflater.decompress(pending, _INFLATE_BYTES))
-            pending = inflater.unconsumed_tail
-    except zlib.error as error:
-        raise ImageError(f"damaged: the PNG's compressed pixels cannot be read ({error})") from None
-    return total
+        PngImagePlugin.PngImageFile(BytesIO(data)).verify()
+    except (SyntaxError, OSError) as error:
+        raise ImageError(f"damaged or cut PNG: {error}") from None
+    return data
+
+
+def check_webp(data: bytes) -> bytes:
+    """A WebP whose declared length is within the file."""
+    end = 8 + int.from_bytes(data[4:8], "little")
+    if end > len(data):
+        raise ImageError(f"cut: the WebP declares {end:,} bytes, the file holds {len(data):,}")
+    return data
+
+
+def check_tiff(data: bytes) -> bytes:
+    """A TIFF whose first image has all its strips or tiles within the file."""
+    tags = TiffImagePlugin.TiffImageFile(BytesIO(data)).tag_v2
+    for offsets_tag, sizes_tag in _TIFF_PARTS:
+        for start, size_bytes in zip(
+            tags.get(offsets_tag, ()), tags.get(sizes_tag, ()), strict=False
+        ):
+            if start + size_bytes > len(data):
+                raise ImageError(
+                    f"cut: a TIFF strip or tile lies at bytes {start:,} to {start + size_bytes:,}, "
+                    f"the file holds {len(data):,}"
+                )
+    return data
 
 
 def gif_size(data: bytes) -> tuple[int, int]:
-    """The canvas that showing the first frame takes."""
-    if len(data) < 13:
-        raise ImageError(f"cut: {len(data)} bytes are less than a GIF header")
-    width, height = struct.unpack_from("<HH", data, 6)
-    for at in _gif_frames(data):
-        left, top, frame_width, frame_height = struct.unpack_from("<HHHH", data, at + 1)
-        return max(width, left + frame_width), max(height, top + frame_height)
-    raise ImageError("the GIF holds no frame")
-
-
-def check_gif(data: bytes) -> None:
-    """Every block whole, up to the trailer."""
-    for _ in _gif_frames(data):
-        pass
-
-
-def _gif_frames(data: bytes) -> Iterator[int]:
-    """Where each frame's descriptor begins; walks all blocks up to the trailer."""
-    at = 13 + _gif_color_bytes(data[10])
+    """Width and height of the canvas that the first frame of a GIF takes."""
     try:
-        while data[at] != 0x3B:
-            if data[at] == 0x21:  # extension: a label, then sub-blocks
-                at = _after_sub_blocks(data, at + 2)
-            elif data[at] == 0x2C:  # frame: descriptor, colours, code size, then sub-blocks
-                flags = data[at + 9]
-                yield at
-                at = _after_sub_blocks(data, at + 11 + _gif_color_bytes(flags))
-            else:
-                raise ImageError(f"damaged: no GIF block begins with {data[at]} at byte {at:,}")
-    except IndexError:
-        raise ImageError("cut: the GIF ends before its trailer") from None
+        at = 13 + _gif_color_bytes(data[10])
+        while data[at] == 0x21:  # extension: a label, then blocks up to an empty one
+            at += 2
+            while data[at]:
+                at += data[at] + 1
+            at += 1
+        if data[at] != 0x2C:
+            raise ImageError(f"damaged: no frame of the GIF begins at byte {at:,}")
+        left, top, width, height = struct.unpack_from("<HHHH", data, at + 1)
+        canvas_width, canvas_height = struct.unpack_from("<HH", data, 6)
+    except (IndexError, struct.error):
+        raise ImageError("cut: the GIF ends before its first frame") from None
+    return max(canvas_width, left + width), max(canvas_height, top + height)
 
 
 def _gif_color_bytes(flags: int) -> int:
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
 
-def _after_sub_blocks(data: bytes, at: int) -> int:
-    while data[at]:
-        at += data[at] + 1
-    return at + 1
-
-
 def webp_size(data: bytes) -> tuple[int, int]:
-    """The canvas of a WebP, from its first chunk."""
+    """Width and height of the canvas of a WebP, from its first chunk."""
     kind, header = data[12:16], data[20:30]
     if len(header) < 10:
         raise ImageError(f"cut: {len(data)} bytes are less than a WebP header")
     if kind == b"VP8X":
-        return (
-            int.from_bytes(header[4:7], "little") + 1,
-            int.from_bytes(header[7:10], "little") + 1,
-        )
+        width, height = (int.from_bytes(header[at : at + 3], "little") for at in (4, 7))
+        return width + 1, height + 1
     if kind == b"VP8L":
         bits = int.from_bytes(header[1:5], "little")
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
@@ -156,102 +107,22 @@ def webp_size(data: bytes) -> tuple[int, int]:
     raise ImageError(f"damaged: the WebP begins with chunk {ascii(kind)[2:-1]}")
 
 
-def check_webp(data: bytes) -> None:
-    """Every chunk within the declared length, and that within the file."""
-    end = 8 + struct.unpack_from("<I", data, 4)[0]
-    if end > len(data):
-        raise ImageError(f"cut: the WebP declares {end:,} bytes, the file holds {len(data):,}")
-    at = 12
-    while at + 8 <= end:
-        size_bytes = struct.unpack_from("<I", data, at + 4)[0]
-        if at + 8 + size_bytes > end:
-            raise ImageError(
-                f"cut: WebP chunk {ascii(data[at : at + 4])[2:-1]} at byte {at:,} declares "
-                f"{size_bytes:,} bytes, {end - at - 8:,} follow"
-            )
-        at += 8 + size_bytes + size_bytes % 2
-
-
-def check_ico(data: bytes) -> tuple[int, int]:
-    """Every picture of an icon file within the file; returns the largest declared size."""
-    (num_entries,) = struct.unpack_from("<H", data, 4) if len(data) >= 6 else (0,)
+def ico_size(data: bytes) -> tuple[int, int]:
+    """Width and height of the largest image of an icon file, each of them within the file."""
+    num_entries = int.from_bytes(data[4:6], "little")
     if not num_entries or len(data) < 6 + 16 * num_entries:
-        raise ImageError(f"damaged or cut: an ICO of {num_entries} pictures in {len(data):,} bytes")
-    sizes: list[tuple[int, int]] = []
+        raise ImageError(f"damaged or cut: an ICO of {num_entries} images in {len(data):,} bytes")
+    largest = (0, 0)
     for index in range(num_entries):
         size_bytes, at = struct.unpack_from("<II", data, 6 + 16 * index + 8)
         if at + size_bytes > len(data) or size_bytes < 24:
             raise ImageError(
-                f"cut: picture {index} of the ICO lies at bytes {at:,} to {at + size_bytes:,}, "
+                f"cut: image {index} of the ICO lies at bytes {at:,} to {at + size_bytes:,}, "
                 f"the file holds {len(data):,}"
             )
-        if data[at : at + 8] == b"\x89PNG\r\n\x1a\n":
-            check_png(data[at : at + size_bytes])
-            sizes.append(struct.unpack_from(">II", data, at + 16))
-        else:
-            width, height = struct.unpack_from("<ii", data, at + 4)
-            sizes.append((abs(width), abs(height)))
-    return max(sizes, key=lambda size: size[0] * size[1])
-
-
-def check_boxes(data: bytes) -> None:
-    """AVIF and JP2: every outermost box within the file, with nothing left over."""
-    for _ in boxes(data):
-        pass
-
-
-def boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start and end of the content of each outermost ISO box."""
-    at = 0
-    while at < len(data):
-        if at + 8 > len(data):
-            raise ImageError(f"cut: the file ends within a box at byte {at:,}")
-        size_bytes, kind = struct.unpack_from(">I4s", data, at)
-        start = at + 8
-        if size_bytes == 1 and at + 16 <= len(data):
-            (size_bytes,) = struct.unpack_from(">Q", data, start)
-            start += 8
-        end = at + size_bytes if size_bytes else len(data)
-        if end > len(data) or end < start:
-            raise ImageError(
-                f"cut: box {ascii(kind)[2:-1]} at byte {at:,} declares {size_bytes:,} bytes, "
-                f"{len(data) - at:,} follow"
-            )
-        yield kind, start, end
-        at = end
-
-
-def check_jpeg2000(data: bytes) -> None:
-    """Every box and tile part whole, and the codestream's end marker."""
-    start, end = 0, len(data)
-    if data[:4] != b"\xff\x4f\xff\x51":
-        for kind, box_start, box_end in boxes(data):
-            if kind == b"jp2c":
-                start, end = box_start, box_end
-                break
-        else:
-            raise ImageError("cut: the JPEG 2000 file holds no codestream")
-    at = start + 2
-    try:
-        while data[at : at + 2] != b"\xff\xd9":
-            if at + 2 > end:
-                raise ImageError("cut: the JPEG 2000 codestream ends without its end marker")
-            size_bytes = struct.unpack_from(">H", data, at + 2)[0] + 2
-            if data[at : at + 2] == b"\xff\x90":  # a tile part declares its own length
-                (size_bytes,) = struct.unpack_from(">I", data, at + 6)
-                if size_bytes == 0:  # the last one reaches to the end marker
-                    if data[end - 2 : end] != b"\xff\xd9":
-                        raise ImageError("cut: the JPEG 2000 codestream lacks its end marker")
-                    return
-            if data[at] != 0xFF:
-                raise ImageError(f"damaged: no JPEG 2000 marker at byte {at:,}")
-            at += max(size_bytes, 2)
-    except (struct.error, IndexError):
-        raise ImageError("cut: the JPEG 2000 codestream ends within a marker") from None
-
-
-def check_pcx(data: bytes) -> None:
-    """A palette of 256 colours stands at the end; Pillow takes a file without it for gray."""
-    is_palette_image = data[1:2] == b"\x05" and data[3:4] == b"\x08" and data[65:66] == b"\x01"
-    if is_palette_image and (len(data) < 128 + 769 or data[-769] != 12):
-        raise ImageError("cut: the PCX ends without the palette of its 256 colours")
+        is_png = data[at : at + 8] == _PNG_MAGIC
+        width, height = struct.unpack_from(
+            *((">II", data, at + 16) if is_png else ("<ii", data, at + 4))
+        )
+        largest = max(largest, (abs(width), abs(height)), key=lambda size: size[0] * size[1])
+    return largest

@@ -1,8 +1,9 @@
-"""Which format a file's content is, and what the content of a file that is no picture seems to be.
+"""The image formats that are read, recognised by content.
 
 Pillow's plugins are used one by one, chosen by content. Formats that Pillow opens by starting
 another program (EPS, WMF), that hold no pixels of their own (GRIB, BUFR, HDF5, MPEG) or that
-nobody keeps photographs in are left out on purpose: each is more code that hostile bytes reach.
+no data set uses (PSD, DDS, SGI, TGA, PCX) are left out on purpose: each is more code that hostile
+bytes reach.
 """
 
 import importlib
@@ -12,21 +13,15 @@ from io import BytesIO
 
 from PIL import ImageFile
 
-from im2sp.pipeline.content import seems_to_be
 from im2sp.pipeline.image_checks import (
-    check_boxes,
-    check_gif,
-    check_ico,
-    check_jpeg2000,
-    check_pcx,
     check_png,
+    check_tiff,
     check_webp,
     gif_size,
+    ico_size,
     webp_size,
 )
-from im2sp.pipeline.jpeg_check import check_jpeg
-from im2sp.pipeline.media import ImageError
-from im2sp.pipeline.tiff_check import check_tiff
+from im2sp.pipeline.media import ImageError, seems_to_be
 
 _HEAD_BYTES = 64
 _JPEG = b"\xff\xd8\xff"
@@ -34,19 +29,19 @@ _JPEG = b"\xff\xd8\xff"
 
 @dataclass(frozen=True)
 class Format:
-    """One format: how it is known, which Pillow plugin reads it, and what Pillow does not check."""
+    """One format: its signature, Pillow's plugin, and what Pillow does not check."""
 
     name: str
-    """What messages call it."""
+    """The name in messages."""
 
     plugin: str
     """`module.class` of the reader below `PIL`."""
 
     matches: Callable[[bytes], bool]
-    """Whether a file that begins with these (up to 64) bytes is one."""
+    """The test of a file's first (up to 64) bytes."""
 
-    check: Callable[[bytes], bytes | None] | None = None
-    """Raises `ImageError` for a cut or damaged file; may return bytes to decode instead."""
+    check: Callable[[bytes], bytes] | None = None
+    """Raises `ImageError` for a cut or damaged file; returns the bytes to decode."""
 
     declared_size: Callable[[bytes], tuple[int, int]] | None = None
     """Width and height from the header, for plugins that take memory as soon as they open."""
@@ -68,30 +63,8 @@ def _begins(*magics: bytes) -> Callable[[bytes], bool]:
     return lambda head: head.startswith(magics)
 
 
-def _is_dib(head: bytes) -> bool:
-    return head[:4] in (b"\x0c\0\0\0", b"\x28\0\0\0", b"\x6c\0\0\0", b"\x7c\0\0\0")
-
-
 def _is_pnm(head: bytes) -> bool:
     return len(head) > 2 and head[:1] == b"P" and head[1] in b"123456f" and head[2] in b" \t\r\n#"
-
-
-def _is_pcx(head: bytes) -> bool:
-    return len(head) >= 3 and head[0] == 10 and head[1] in (0, 2, 3, 5) and head[2] <= 1
-
-
-def _is_tga(head: bytes) -> bool:
-    """TGA has no magic bytes; its header's fields must all be possible ones."""
-    if len(head) < 18:
-        return False
-    kinds = {0: (2, 3, 10, 11), 1: (1, 9)}
-    width, height = int.from_bytes(head[12:14], "little"), int.from_bytes(head[14:16], "little")
-    return (
-        head[2] in kinds.get(head[1], ())
-        and width > 0
-        and height > 0
-        and head[16] in (1, 8, 16, 24, 32)
-    )
 
 
 def _is_webp(head: bytes) -> bool:
@@ -111,32 +84,25 @@ _is_gif = _begins(b"GIF87a", b"GIF89a")
 _is_ico = _begins(b"\0\0\1\0")
 
 FORMATS = (
-    Format("JPEG", "JpegImagePlugin.JpegImageFile", _is_jpeg, check=check_jpeg),
+    Format("JPEG", "JpegImagePlugin.JpegImageFile", _is_jpeg),
     Format("PNG", "PngImagePlugin.PngImageFile", _begins(_PNG), check=check_png),
-    Format("GIF", "GifImagePlugin.GifImageFile", _is_gif, check=check_gif, declared_size=gif_size),
+    Format("GIF", "GifImagePlugin.GifImageFile", _is_gif, declared_size=gif_size),
     Format("WebP", "WebPImagePlugin.WebPImageFile", _is_webp, check_webp, webp_size),
     Format("TIFF", "TiffImagePlugin.TiffImageFile", _is_tiff, check=check_tiff),
     Format("BMP", "BmpImagePlugin.BmpImageFile", _begins(b"BM")),
-    Format("AVIF", "AvifImagePlugin.AvifImageFile", _is_avif, check=check_boxes),
-    Format("JPEG 2000", "Jpeg2KImagePlugin.Jpeg2KImageFile", _is_jpeg2000, check=check_jpeg2000),
-    Format("QOI", "QoiImagePlugin.QoiImageFile", _begins(b"qoif")),
+    Format("AVIF", "AvifImagePlugin.AvifImageFile", _is_avif),
+    Format("JPEG 2000", "Jpeg2KImagePlugin.Jpeg2KImageFile", _is_jpeg2000),
     Format("PNM", "PpmImagePlugin.PpmImageFile", _is_pnm),
-    Format("PSD", "PsdImagePlugin.PsdImageFile", _begins(b"8BPS")),
-    Format("DDS", "DdsImagePlugin.DdsImageFile", _begins(b"DDS ")),
-    Format("ICO", "IcoImagePlugin.IcoImageFile", _is_ico, declared_size=check_ico),
-    Format("SGI", "SgiImagePlugin.SgiImageFile", _begins(b"\x01\xda")),
-    Format("DIB", "BmpImagePlugin.DibImageFile", _is_dib),
-    Format("PCX", "PcxImagePlugin.PcxImageFile", _is_pcx, check=check_pcx),
-    Format("TGA", "TgaImagePlugin.TgaImageFile", _is_tga),
+    Format("ICO", "IcoImagePlugin.IcoImageFile", _is_ico, declared_size=ico_size),
 )
-"""What is read, in the order in which the content is asked."""
+"""The formats that are read, in the order in which the content is compared with them."""
 
 
 def find_format(data: bytes) -> Format:
     """The format of a file's content.
 
     Raises:
-        ImageError: It is none that is read; the message says what it seems to be.
+        ImageError: It is no format that is read; the message says what it seems to be.
     """
     if not data:
         raise ImageError("the file is empty (0 bytes)")

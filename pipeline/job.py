@@ -26,8 +26,7 @@ from tqdm import tqdm
 
 from im2sp.pipeline import job_config
 from im2sp.pipeline.audio import SAMPLE_RATE_HZ
-from im2sp.pipeline.decode import Decoded, Medium, media_of
-from im2sp.pipeline.decode_pool import MEDIA_PER_TASK, DecodePool
+from im2sp.pipeline.decode_pool import IMAGES_PER_TASK, Decoded, DecodePool, media_of
 from im2sp.pipeline.job_codecs import (
     CodedColumns,
     SpeechCoding,
@@ -35,12 +34,11 @@ from im2sp.pipeline.job_codecs import (
     recode,
     speech_coding,
 )
-from im2sp.pipeline.job_config import JobConfig, check_image_tokenizer, describe_job
+from im2sp.pipeline.job_config import JobConfig, JobError, check_image_tokenizer, describe_job
 from im2sp.pipeline.job_encode import MediaEncoder
-from im2sp.pipeline.job_media import has_images, has_speech, narrowed
 from im2sp.pipeline.job_output import check_output, prepare_output
-from im2sp.pipeline.job_state import JobError, JobState, Tally
-from im2sp.pipeline.source_items import SourceItem, SourceListing
+from im2sp.pipeline.job_state import JobState, Tally
+from im2sp.pipeline.source_items import SourceItem, SourceListing, has_images, has_speech, narrowed
 from im2sp.pipeline.sources import list_source
 from im2sp.shards import (
     CODEBOOK_NAME,
@@ -111,12 +109,13 @@ def run_job(
     listing = list_source(config.source, image_root=config.image_root, audio_root=config.audio_root)
     listing = narrowed(listing, config.only, config.source)
     state = JobState(config.dataset_dir)
-    num_tasks = -(-sum(len(media_of(item)) for item in listing.items) // MEDIA_PER_TASK)
+    num_tasks = -(-sum(len(media_of(item)) for item in listing.items) // IMAGES_PER_TASK)
     with DecodePool(
         num_workers=min(config.num_workers, num_tasks),
         view=config.view,
         max_pixels=config.max_pixels,
         max_audio_s=config.max_audio_s,
+        timeout_s=config.decode_timeout_s,
     ) as pool:
         if config.overwrite or not (config.dataset_dir / MANIFEST_NAME).exists():
             pool.start()
@@ -147,7 +146,7 @@ def _load(
         speech = speech_tokenizer() if callable(speech_tokenizer) else speech_tokenizer
         if speech is None:
             raise JobError(f"{config.source}: holds speech; a speech tokenizer is needed for it")
-        coding = speech_coding(config.speech_codec, config.layout, speech.num_units)
+        coding = speech_coding(config.speech_codec, config.shard_layout, speech.num_units)
     return _Tokenizers(image=image, speech=speech, coding=coding)
 
 
@@ -159,12 +158,12 @@ def _told_errors(dataset_dir: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise  # not of the disk
-        again = "what is done is kept: run the same command again to go on"
+        again = "what is done is kept: run the same command again to resume"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             message = f"{dataset_dir}: no space left on the disk; free some; {again}"
         else:
             where = error.filename or dataset_dir
-            message = f"{where}: {error.strerror}; choose another --out, or mend it: {again}"
+            message = f"{where}: {error.strerror}; choose another --out, or fix it: {again}"
         raise JobError(message) from None
 
 
@@ -205,8 +204,10 @@ class _Run:
         ]
         waiting: list[int] = []
         with self._bar(todo) as bar:
-            tasks = (task for chunk in todo for task in self._tasks(chunk))
-            decoded = self._clocked(pool.decode(tasks), bar)
+            media = (
+                medium for chunk in todo for item in self._items(chunk) for medium in media_of(item)
+            )
+            decoded = self._clocked(pool.decode(media), bar)
             self._begin_s = time.monotonic()
             for shard, chunks in enumerate(self.shards):
                 if self.state.has_shard(shard):
@@ -254,7 +255,7 @@ class _Run:
         assert self.columns is not None
         for shard in shards:
             coded = partial(recode, columns=self.columns)
-            self.state.finish_shard(shard, self.shards[shard], self.config.layout, coded)
+            self.state.finish_shard(shard, self.shards[shard], self.config.shard_layout, coded)
         shards.clear()
 
     def _bar(self, todo: list[int]) -> "tqdm[Any]":
@@ -273,12 +274,6 @@ class _Run:
     def _items(self, chunk: int) -> list[SourceItem]:
         size = job_config.CHUNK_SIZE
         return self.items[chunk * size : (chunk + 1) * size]
-
-    def _tasks(self, chunk: int) -> list[list[Medium]]:
-        """What the decoding processes get at once."""
-        media = [medium for item in self._items(chunk) for medium in media_of(item)]
-        starts = range(0, len(media), MEDIA_PER_TASK)
-        return [media[start : start + MEDIA_PER_TASK] for start in starts]
 
     def _encode_chunk(self, chunk: int, decoded: Iterator[Decoded], bar: "tqdm[Any]") -> None:
         """Encode the inputs of one chunk and keep them in the job folder."""
@@ -326,7 +321,7 @@ class _Run:
         manifest = Manifest(
             num_samples=sum(shard.num_samples for shard in shards),
             splits=splits,
-            layout=self.config.layout,
+            layout=self.config.shard_layout,
             columns=columns,
             shards=shards,
             image_tokenizer=image_tokenizer,

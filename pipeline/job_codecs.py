@@ -1,37 +1,25 @@
 """How a job codes speech: while it runs, in its shards, and with which tables."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from hashlib import sha256
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from im2sp.pipeline.job_state import JobError
+from im2sp.pipeline.job_config import FITTED, PLAIN, JobError
 from im2sp.shards import (
     DEFAULT_COLUMNS,
     Layout,
-    Manifest,
-    ShardError,
     fit_durations_codec,
     fit_speech_codec,
 )
 from im2sp.shards.codecs import make_codecs
-from im2sp.shards.schema import (
-    arrow_schema,
-    batch_of_rows,
-    columns_of_schema,
-    compact_json,
-    rows_of_batch,
-)
+from im2sp.shards.schema import arrow_schema, columns_of_schema
 
 CodedColumns = dict[str, dict[str, Any]]
 
-FITTED, PLAIN = "huffman", "plain"
 MAX_FITTED_UNITS = 1024
-_SPEECH_COLUMNS = ("speech_units", "durations")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +27,7 @@ class SpeechCoding:
     """How a job codes speech."""
 
     label: str
-    """What the job's description calls it: `huffman`, `plain`, or the sha256 of given tables."""
+    """Its name in the job's description: `huffman` or `plain`."""
     chunk_columns: CodedColumns
     """Codecs of the chunks that are kept while the job runs: plain ones."""
     columns: CodedColumns | None
@@ -52,21 +40,16 @@ def speech_coding(speech_codec: str, layout: Layout, num_units: int) -> SpeechCo
     The plain layout has its codecs in every sample, so it gets no tables.
 
     Args:
-        speech_codec: `huffman`, `plain`, or a dataset's folder whose codecs are taken over.
+        speech_codec: `huffman` or `plain`.
         layout: Of the shards.
         num_units: Size of the speech tokenizer's vocabulary.
 
     Raises:
-        JobError: The codec cannot hold the units, or the folder has none to take.
+        JobError: The codec cannot hold the units.
     """
     chunk_columns = _plain_columns(num_units)
     if layout.is_plain or speech_codec == PLAIN:
         return SpeechCoding(label=PLAIN, chunk_columns=chunk_columns, columns=chunk_columns)
-    if speech_codec != FITTED:
-        columns = _columns_of_dataset(Path(speech_codec), num_units)
-        tables = {name: columns[name] for name in _SPEECH_COLUMNS}
-        label = sha256(compact_json(tables).encode()).hexdigest()
-        return SpeechCoding(label=label, chunk_columns=chunk_columns, columns=columns)
     if num_units > MAX_FITTED_UNITS:
         raise JobError(
             f"--speech-codec {FITTED}: codes at most {MAX_FITTED_UNITS:,} units, the speech "
@@ -78,28 +61,6 @@ def speech_coding(speech_codec: str, layout: Layout, num_units: int) -> SpeechCo
 def _plain_columns(num_units: int) -> CodedColumns:
     bits = max(8, (num_units - 1).bit_length())
     return DEFAULT_COLUMNS | {"speech_units": {"codec": "packed", "bits": bits}}
-
-
-def _columns_of_dataset(dataset_dir: Path, num_units: int) -> CodedColumns:
-    try:
-        manifest = Manifest.read(dataset_dir)
-    except ShardError as error:
-        raise JobError(f"--speech-codec: {error}") from None
-    if manifest.speech_tokenizer is None:
-        raise JobError(
-            f"--speech-codec {dataset_dir}: holds no speech whose coding could be taken over; give "
-            f"a dataset with speech, or {FITTED}"
-        )
-    columns = {name: dict(manifest.columns[name]) for name in _SPEECH_COLUMNS}
-    codec = make_codecs(DEFAULT_COLUMNS | columns).speech_units
-    try:
-        codec.encode(np.array([num_units - 1]))
-    except ShardError:
-        raise JobError(
-            f"--speech-codec {dataset_dir}: its codec cannot hold {num_units:,} units, which the "
-            f"speech tokenizer has; give a dataset of the same tokenizer, or {FITTED}"
-        ) from None
-    return DEFAULT_COLUMNS | columns
 
 
 def fit_columns(
@@ -130,18 +91,15 @@ def recode(batch: pa.RecordBatch, columns: CodedColumns) -> pa.RecordBatch:
     before = columns_of_schema(batch.schema)
     if before == columns:
         return batch
-    old, new = make_codecs(before), make_codecs(columns)
-
-    def recoded(column: str, values: list[bytes]) -> list[bytes]:
-        decode, encode = getattr(old, column).decode, getattr(new, column).encode
-        return [encode(decode(np.frombuffer(value, np.uint8))) for value in values]
-
-    rows = [
-        replace(
-            row,
-            speech_units=recoded("speech_units", row.speech_units),
-            durations=None if row.durations is None else recoded("durations", row.durations),
-        )
-        for row in rows_of_batch(batch)
-    ]
-    return batch_of_rows(rows, arrow_schema(columns))
+    old, new, schema = make_codecs(before), make_codecs(columns), arrow_schema(columns)
+    arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
+    for name in ("speech_units", "durations"):
+        decode, encode = getattr(old, name).decode, getattr(new, name).encode
+        recoded = [
+            None
+            if values is None
+            else [encode(decode(np.frombuffer(value, np.uint8))) for value in values]
+            for values in batch.column(name).to_pylist()
+        ]
+        arrays[name] = pa.array(recoded, type=schema.field(name).type)
+    return pa.RecordBatch.from_arrays(list(arrays.values()), schema=schema)

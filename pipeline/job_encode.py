@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from im2sp.pipeline.audio import MIN_SAMPLES, SAMPLE_RATE_HZ
-from im2sp.pipeline.decode import Decoded, Medium, media_of
-from im2sp.pipeline.decode_pool import MEDIA_PER_TASK
-from im2sp.pipeline.job_media import captions_of
+from im2sp.pipeline.decode_pool import Decoded, Medium, media_of
 from im2sp.pipeline.job_state import Tally
-from im2sp.pipeline.source_items import SourceItem, Utterance
+from im2sp.pipeline.source_items import SourceItem, Utterance, texts_of
 from im2sp.pipeline.views import VIEWS
 from im2sp.shards import Sample, ShardError, deduplicate
 
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
 
 GPU_BATCH_INPUTS = 128
 """Inputs encoded at once on a GPU."""
-MAX_CPU_BATCH_INPUTS = 64
+MIN_CPU_BATCH_INPUTS, MAX_CPU_BATCH_INPUTS = 16, 64
 """The same on a CPU, where a slow tokenizer gets fewer, so that progress shows."""
 FIRST_GROUP_SAMPLES = 100 * SAMPLE_RATE_HZ
 """Sound encoded at once on a CPU; doubled while that is quick."""
@@ -92,7 +90,7 @@ class MediaEncoder:
         tokenizers = [one for one in (image_tokenizer, speech_tokenizer) if one is not None]
         # On a GPU units may depend on their group, so groups do not depend on the clock there.
         self._is_cpu = all(one.device.type == "cpu" for one in tokenizers)
-        self._batch_inputs = MEDIA_PER_TASK if self._is_cpu else GPU_BATCH_INPUTS
+        self._batch_inputs = MIN_CPU_BATCH_INPUTS if self._is_cpu else GPU_BATCH_INPUTS
         self._group_samples = FIRST_GROUP_SAMPLES if self._is_cpu else MAX_GROUP_SAMPLES
         self.num_images = self.num_utterances = self.num_samples = 0
 
@@ -260,3 +258,17 @@ def _finish(draft: _Draft, tally: Tally) -> Sample | None:
             [spoken.utterance for spoken in refused],
         ),
     )
+
+
+def captions_of(
+    item: SourceItem, accepted: Sequence[Utterance], refused: Sequence[Utterance]
+) -> list[str]:
+    """Captions of a sample: one a stored utterance, in their order, then those without speech.
+
+    An utterance without a transcript has "", so that the others keep their place;
+    where there is no text at all, there are no captions.
+    """
+    rest = [*texts_of(refused), *item.captions]
+    if not rest and not texts_of(accepted):
+        return []
+    return [utterance.text or "" for utterance in accepted] + rest

@@ -9,7 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from im2sp.pipeline.job_state import JobError, JobState
+from im2sp.pipeline.job_config import JobError
+from im2sp.pipeline.job_state import JobState
 from im2sp.shards import CODEBOOK_NAME, MANIFEST_NAME, REJECTS_NAME, Layout, Manifest, ShardError
 from im2sp.shards.files import TMP_SUFFIX
 

@@ -5,7 +5,8 @@ All of it lies in `OUT/.im2sp-job/` and is gone when the dataset is complete:
     lock               held while a job runs; two jobs never write one dataset
     job.json           settings and source, to compare with those of the run that goes on
     stale.json         files of a former dataset, while --overwrite removes them
-    chunk-000012.arrow samples of inputs 12 x 256 and up, with their rejects and counts
+    chunk-000012.arrow samples of inputs 12 x 256 and up
+    chunk-000012.json  their rejects and counts, and the checksum of the samples; written last
     codecs.json        codecs of the shards, once they are fitted to the speech there is
     shard-00000.json   a finished shard: its `ShardInfo`, rejects and counts; its chunks are gone
 
@@ -17,6 +18,7 @@ import fcntl
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -25,16 +27,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from im2sp.pipeline.job_config import JobError
 from im2sp.shards import BatchInfo, Layout, ShardError, ShardInfo, write_shard
 from im2sp.shards.codecs import make_codecs
 from im2sp.shards.files import atomic_file, is_plain_name
 
 JOB_DIR_NAME = ".im2sp-job"
-_TALLY_KEY = b"tally"
-
-
-class JobError(ValueError):
-    """The job cannot start or go on; the message says what to do."""
 
 
 @dataclass(kw_only=True)
@@ -152,30 +150,35 @@ class JobState:
         shutil.rmtree(self.dir)
 
     def has_chunk(self, index: int) -> bool:
-        """Whether all inputs of a chunk are done."""
-        return self._chunk(index).exists()
+        """True where all inputs of a chunk are done."""
+        return self._chunk(index, ".json").exists()
 
     def write_chunk(self, index: int, batch: pa.RecordBatch, tally: Tally) -> None:
         """Keep a chunk's samples and counts."""
-        metadata = {**(batch.schema.metadata or {}), _TALLY_KEY: json.dumps(asdict(tally))}
-        batch = batch.replace_schema_metadata(metadata)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, batch.schema) as writer:
             writer.write_batch(batch)
-        with atomic_file(self._chunk(index)) as file:
-            file.write(sink.getvalue())
+        data = sink.getvalue()
+        with atomic_file(self._chunk(index, ".arrow")) as file:
+            file.write(data)
+        record = {
+            "num_samples": batch.num_rows,
+            "crc32": zlib.crc32(data),
+            "tally": asdict(tally),
+        }
+        self._write(self._chunk(index, ".json").name, record)
 
     def count(self, chunks: range) -> Tally:
         """The counts of finished chunks together."""
         tally = Tally()
         for chunk in chunks:
-            tally.add(self._read_chunk(chunk)[1])
+            tally.add(self._read_record(chunk)[2])
         return tally
 
     def read_batches(self, chunks: range) -> Iterator[pa.RecordBatch]:
         """The samples of finished chunks, one chunk at a time."""
         for chunk in chunks:
-            yield self._read_chunk(chunk)[0]
+            yield self._read_chunk(chunk)
 
     def finish_shard(
         self,
@@ -193,7 +196,7 @@ class JobState:
             recode: What becomes of each chunk's samples before they are written.
         """
         info = None
-        if any(batch.num_rows for batch in self.read_batches(chunks)):
+        if any(self._read_record(chunk)[0] for chunk in chunks):
             path = self.dataset_dir / f"{index:05d}{layout.suffix}"
             info = write_shard(path, map(recode, self.read_batches(chunks)), layout)
         record = {
@@ -221,7 +224,8 @@ class JobState:
     def drop_chunks(self, chunks: range) -> None:
         """Remove the chunks of a finished shard, as far as they are there."""
         for chunk in chunks:
-            self._chunk(chunk).unlink(missing_ok=True)
+            for suffix in (".json", ".arrow"):
+                self._chunk(chunk, suffix).unlink(missing_ok=True)
 
     def has_shard(self, index: int) -> bool:
         """Whether a shard is finished."""
@@ -236,19 +240,33 @@ class JobState:
             shard = ShardInfo(**shard)
         return shard, Tally(**record["tally"])
 
-    def _read_chunk(self, index: int) -> tuple[pa.RecordBatch, Tally]:
-        path = self._chunk(index)
+    def _read_chunk(self, index: int) -> pa.RecordBatch:
+        """The samples of a chunk; its file is read once."""
+        num_samples, crc32, _ = self._read_record(index)
+        path = self._chunk(index, ".arrow")
         try:
-            with pa.ipc.open_stream(path.read_bytes()) as reader:
+            data = path.read_bytes()
+            if zlib.crc32(data) != crc32:
+                raise ValueError("its checksum is not that of its .json")
+            with pa.ipc.open_stream(data) as reader:
                 batch = reader.read_next_batch()
-            metadata = dict(batch.schema.metadata)
-            tally = Tally(**json.loads(metadata.pop(_TALLY_KEY)))
-        except (pa.ArrowException, ValueError, KeyError, TypeError, StopIteration) as error:
+            if batch.num_rows != num_samples:
+                raise ValueError(f"{batch.num_rows} samples; its .json names {num_samples}")
+        except (pa.ArrowException, OSError, ValueError, StopIteration) as error:
             raise self._damage(path.name, error) from None
-        return batch.replace_schema_metadata(metadata), tally
+        return batch
 
-    def _chunk(self, index: int) -> Path:
-        return self.dir / f"chunk-{index:06d}.arrow"
+    def _read_record(self, index: int) -> tuple[int, int, Tally]:
+        """Number of samples, checksum and counts of a chunk."""
+        name = self._chunk(index, ".json").name
+        record = self._read(name)
+        try:
+            return record["num_samples"], record["crc32"], Tally(**record["tally"])
+        except (KeyError, TypeError) as error:
+            raise self._damage(name, error) from None
+
+    def _chunk(self, index: int, suffix: str) -> Path:
+        return self.dir / f"chunk-{index:06d}{suffix}"
 
     def _write(self, name: str, content: object) -> None:
         with atomic_file(self.dir / name) as file:

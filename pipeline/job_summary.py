@@ -1,4 +1,4 @@
-"""What a tokenize job tells the user."""
+"""Summary of a tokenize job."""
 
 import json
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from typing import Any
 from im2sp.pipeline.audio import SAMPLE_RATE_HZ
 from im2sp.pipeline.job import JobResult
 from im2sp.shards import MANIFEST_NAME, REJECTS_NAME
+from im2sp.shards.errors import counted
 
 _RAW_IMAGE_BITS = 224 * 224 * 24
 _RAW_SAMPLE_BITS = 16
@@ -76,7 +77,7 @@ def summary(source: Path, dataset_dir: Path, result: JobResult) -> str:
 
 
 def _encoded(result: JobResult) -> str:
-    """What this run encoded, and how quickly."""
+    """Count and rate of the inputs that this run encoded."""
     if result.was_finished:
         return "all done before with the same settings, nothing to do"
     if not result.num_encoded and not result.num_utterances:
@@ -85,7 +86,7 @@ def _encoded(result: JobResult) -> str:
         rate = result.num_encoded / result.encode_s
         return f"encoded {result.num_encoded:,} in {result.encode_s:.1f} s, {rate:.1f}/s"
     done = [counted(result.num_utterances, "utterance")]
-    rates = [f"{result.audio_s / result.encode_s:.0f} s of sound a second"]
+    rates = [f"{result.audio_s / result.encode_s:.0f} s of audio per second"]
     if result.num_encoded:
         done.insert(0, counted(result.num_encoded, "image"))
         rates.insert(0, f"{result.num_encoded / result.encode_s:.1f} images/s")
@@ -115,11 +116,6 @@ def _plain(tokenizer: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def _an(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 shard`, `2,000 shards`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def size_bytes(dataset_dir: Path, result: JobResult) -> int:

@@ -1,4 +1,4 @@
-"""What pictures and sound share: where their bytes lie, how they are read, how one is refused."""
+"""What images and audio share: where their bytes lie, how they are read, how one is refused."""
 
 import os
 import stat
@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAX_FILE_BYTES = 2**30
-"""Largest file that is read into memory. Any sane picture or clip is smaller."""
+"""Largest file that is read into memory. Any sane image or clip is smaller."""
+DEFAULT_MAX_PIXELS = 2**28 // 3
+"""Largest image that is read: 89,478,485 pixels, 256 MiB as RGB (Pillow's own limit)."""
+DEFAULT_MAX_SECONDS = 3600.0
+"""Longest clip that is read: an hour is 220 MiB at 16 kHz, and twice that while it is joined."""
 
 
 class MediaError(ValueError):
@@ -14,7 +18,7 @@ class MediaError(ValueError):
 
 
 class ImageError(MediaError):
-    """A picture cannot be used."""
+    """An image cannot be used."""
 
 
 class AudioError(MediaError):
@@ -91,3 +95,57 @@ def shown(name: str) -> str:
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
         for char in name
     )
+
+
+_MAGICS = (
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"\x89PNG", "a PNG image"),
+    (b"8BPS", "a Photoshop file, which is not read"),
+    (b"qoif", "a QOI image, which is not read"),
+    (b"DDS ", "a DDS texture, which is not read"),
+    (b"\x01\xda", "an SGI image, which is not read"),
+    (b"\x0a\x05\x01", "a PCX image, which is not read"),
+    (b".snd", "AU audio; convert it to WAV or FLAC"),
+    (b"dns.", "AU audio; convert it to WAV or FLAC"),
+    (b"caff", "CAF audio; convert it to WAV or FLAC"),
+    (b"riff\x2e\x91\xcf\x11", "Wave64 audio; convert it to WAV or FLAC"),
+    (b"RIFX", "a big-endian WAV (RIFX); convert it to a plain WAV"),
+    (b"fLaC", "FLAC audio"),
+    (b"OggS", "Ogg audio"),
+    (b"ID3", "MP3 audio"),
+    (b"\xff\xf1", "AAC audio; convert it to WAV or FLAC"),
+    (b"%PDF", "a PDF document"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"\x1f\x8b", "gzip-compressed data"),
+    (b"version https://git-lfs", "a Git LFS pointer; fetch the files themselves"),
+)
+
+
+def seems_to_be(data: bytes) -> str:
+    """Words for content that is not what was asked for."""
+    head = data[:512]
+    if not data.strip(b"\0"):
+        return f"it holds nothing but {len(data):,} zero bytes"
+    for magic, words in _MAGICS:
+        if head.startswith(magic):
+            return f"it seems to be {words}"
+    if head[:4] == b"RIFF":
+        kinds = {b"WAVE": "WAV audio", b"WEBP": "a WebP image"}
+        return "it seems to be " + kinds.get(head[8:12], "RIFF data, such as an AVI film")
+    if head[4:8] == b"ftyp":
+        kinds = {
+            b"he": "HEIC, which Pillow does not read",
+            b"av": "an AVIF image",
+            b"M4": "M4A audio, which libsndfile does not read",
+        }
+        return "it seems to be " + kinds.get(head[8:10], "an MP4 film")
+    try:
+        # The head may end within a character, so a bad end is no sign.
+        text = head.decode("utf-8", errors="strict" if len(data) <= 512 else "ignore").lower()
+    except UnicodeDecodeError:
+        text = "\0"
+    if all(char.isprintable() or char in "\ufeff\t\r\n\f" for char in text):
+        if "<html" in text:
+            return "it seems to be an HTML page, such as a download's error message"
+        return "it seems to be SVG (vector graphics)" if "<svg" in text else "it seems to be text"
+    return f"it seems to be data of no known kind (it begins with {head[:8].hex(' ')})"

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from im2sp.pipeline.source_audio import NO_AUDIO_FILE, ImageNames, make_audio_finder, read_folder
 from im2sp.pipeline.source_items import (
     SourceError,
     SourceItem,
@@ -16,7 +15,14 @@ from im2sp.pipeline.source_items import (
     strip_suffix,
 )
 from im2sp.pipeline.source_pairs import Claim, Found, claim_clips, utterances_of_claims
-from im2sp.pipeline.source_rows import Spoken, spoken_utterance
+from im2sp.pipeline.source_rows import (
+    NO_AUDIO_FILE,
+    ImageNames,
+    Spoken,
+    make_audio_finder,
+    read_folder,
+    spoken_utterance,
+)
 
 WAVS = "wavs"
 WAV2CAPT = "wav2capt.txt"

@@ -4,9 +4,10 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from im2sp.pipeline.images import ByteRange
 
@@ -22,7 +23,7 @@ AUDIO_SUFFIXES = frozenset(
     (".wav", ".wave", ".bwf", ".rf64", ".w64", ".flac", ".mp3", ".ogg", ".oga", ".opus")
     + (".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".sph", ".nist")
 )
-"""The same for sound."""
+"""The same for audio; AU, CAF and Wave64 are listed to be refused by name."""
 
 HIDDEN = "(hidden)"
 NO_SUFFIX = "(no suffix)"
@@ -31,6 +32,41 @@ LINKED_FOLDER = "(linked folder)"
 
 class SourceError(ValueError):
     """A source as a whole cannot be used; the message says what was found and what to do."""
+
+
+def read_json(path: Path, expected: str) -> Any:
+    """The content of a JSON file.
+
+    Args:
+        path: The file.
+        expected: Form of the file, for messages.
+
+    Raises:
+        SourceError: The file cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror}; expected {expected}") from None
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path}: not JSON ({error}); expected {expected}") from None
+
+
+def read_json_list(path: Path, key: str, expected: str) -> list[Any]:
+    """The list under a key of a JSON file's object; see `read_json` and `list_under`."""
+    return list_under(path, read_json(path, expected), key, expected)
+
+
+def list_under(path: Path, content: Any, key: str, expected: str) -> list[Any]:
+    """The list under a key of what a JSON file holds.
+
+    Raises:
+        SourceError: There is no such list.
+    """
+    if isinstance(content, dict) and isinstance(content.get(key), list):
+        return content[key]
+    found = f"keys {sorted(content)[:8]}" if isinstance(content, dict) else type(content).__name__
+    raise SourceError(f"{path}: found {found}; expected {expected}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,13 +117,16 @@ class SourceListing:
     """Everything one source holds."""
 
     kind: str
-    """`folder`, `tar`, `karpathy`, `jsonl`, `csv`, `parquet` or `ljspeech`."""
+    """`folder`, `tar`, `karpathy`, `coco`, `jsonl`, `csv`, `parquet` or `ljspeech`."""
 
     items: list[SourceItem]
     """The inputs, in an order that depends on the source alone."""
 
     ignored: dict[str, int]
     """Files that are no candidates, counted by suffix, sorted by it."""
+
+    notes: tuple[str, ...] = ()
+    """What else of the source is not used, a sentence each."""
 
     def describe(self) -> dict[str, str | int]:
         """Kind, number of items and a sha256 over all that was listed.
@@ -117,6 +156,14 @@ def kind_of_name(name: str) -> Literal["image", "audio", "other"]:
     if suffix in IMAGE_SUFFIXES:
         return "image"
     return "audio" if suffix in AUDIO_SUFFIXES else "other"
+
+
+def split_name(name: str) -> str:
+    """The name of a split: train, val or test for its usual spellings, any other as it stands."""
+    folded = name.strip().casefold()
+    if folded in ("valid", "validation", "dev", "development"):
+        return "val"
+    return folded if folded in ("train", "val", "test") else name.strip()
 
 
 def count_ignored(name: str, ignored: Counter[str]) -> None:
@@ -192,3 +239,60 @@ def reject_repeated_keys(items: list[SourceItem]) -> list[SourceItem]:
             error = f"its key {item.key!r} is already that of {items[first].name}"
             items[index] = replace(item, image=None, utterances=(), error=error)
     return items
+
+
+def narrowed(
+    listing: SourceListing, only: Literal["images", "audio"] | None, name: object
+) -> SourceListing:
+    """The listing as if the source held images alone, or audio alone; as it is for None.
+
+    Without audio, transcripts are captions like any other. Inputs of which nothing is left are
+    left out; those that cannot be used stay, and are refused.
+
+    Args:
+        listing: What the source holds.
+        only: What to keep.
+        name: What the message calls the source.
+
+    Raises:
+        SourceError: Nothing is left.
+    """
+    if only is None:
+        return listing
+    items: list[SourceItem] = []
+    for item in listing.items:
+        if item.error is not None:
+            items.append(replace(item, utterances=()))
+        elif only == "images" and item.image is not None:
+            captions = (*texts_of(item.utterances), *item.captions)
+            items.append(replace(item, utterances=(), captions=captions))
+        elif only == "audio" and item.utterances:
+            items.append(replace(item, image=None))
+    if not items:
+        raise SourceError(f"{name}: holds no {only}; leave --only {only} out")
+    return replace(listing, items=items)
+
+
+def has_speech(items: Sequence[SourceItem]) -> bool:
+    """True where a speech tokenizer is needed: there is a clip that may be good."""
+    return any(
+        utterance.error is None
+        for item in items
+        if item.error is None
+        for utterance in item.utterances
+    )
+
+
+def has_images(items: Sequence[SourceItem]) -> bool:
+    """True where an image tokenizer is needed.
+
+    It is for a source of neither, all of whose inputs cannot be used: those are missing images.
+    """
+    return any(item.error is None and item.image is not None for item in items) or not any(
+        item.error is None and item.utterances for item in items
+    )
+
+
+def texts_of(utterances: Sequence[Utterance]) -> list[str]:
+    """Transcripts of the clips that have one."""
+    return [utterance.text for utterance in utterances if utterance.text]

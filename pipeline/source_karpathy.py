@@ -1,23 +1,31 @@
-"""A Karpathy `dataset_*.json` as a source: images, captions and splits in one file."""
+"""A Karpathy `dataset_*.json` or COCO's own `captions_*.json` as a source."""
 
-import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
-from im2sp.pipeline.source_audio import check_some_audio
 from im2sp.pipeline.source_flickr8k_audio import WAVS, add_flickr8k_audio
 from im2sp.pipeline.source_items import (
     SourceError,
     SourceItem,
     SourceListing,
     clean_key,
+    list_under,
+    read_json,
+    split_name,
     strip_suffix,
 )
-from im2sp.pipeline.source_rows import Row, check_some_found, items_of_rows, make_resolver
+from im2sp.pipeline.source_rows import (
+    Row,
+    check_some_audio,
+    check_some_found,
+    items_of_rows,
+    make_resolver,
+)
 from im2sp.pipeline.source_spoken_coco import SPOKEN_COCO_FILES, add_spoken_coco
 
-_EXPECTED = 'expected {"images": [{"filename", "split", "sentences": [{"raw"}]}]}'
+_EXPECTED = 'a Karpathy file, {"images": [{"filename", "split", "sentences": [{"raw"}]}]}'
 
 
 def list_karpathy(path: Path, image_root: Path | None, audio_root: Path | None) -> SourceListing:
@@ -33,18 +41,12 @@ def list_karpathy(path: Path, image_root: Path | None, audio_root: Path | None) 
         SourceError: It is no such file, it lists no images, or none of them is there; or the
             audio root is of neither layout, or has no clip for these images.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"{path}: not JSON ({error}); {_EXPECTED}") from None
-    images = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(images, list):
-        found = (
-            f"keys {sorted(content)[:8]}" if isinstance(content, dict) else type(content).__name__
-        )
-        raise SourceError(f"{path}: not a Karpathy file: found {found}; {_EXPECTED}")
+    content = read_json(path, _EXPECTED)
+    if isinstance(content, dict) and "annotations" in content:
+        return _list_coco(path, content, image_root, audio_root)
+    images = list_under(path, content, "images", _EXPECTED)
     if not images:
-        raise SourceError(f"{path}: lists no images; {_EXPECTED}")
+        raise SourceError(f"{path}: lists no images; expected {_EXPECTED}")
     root = path.parent if image_root is None else image_root
     find = make_resolver(root)
     rows = [_row(f"images[{index}]", entry) for index, entry in enumerate(images)]
@@ -66,6 +68,67 @@ def list_karpathy(path: Path, image_root: Path | None, audio_root: Path | None) 
         )
         check_some_audio(path, items, audio_root, unnamed=unnamed)
     return SourceListing(kind="karpathy", items=items, ignored={})
+
+
+def _list_coco(
+    path: Path, content: dict[str, Any], image_root: Path | None, audio_root: Path | None
+) -> SourceListing:
+    """The images of COCO's `captions_NAME.json` (`images[].file_name`, `annotations[].caption`).
+
+    The split is that of NAME (`train2017` is train). An image lies at `image_root/file_name` or
+    `image_root/NAME/file_name`; the image root is by default the folder that holds the file or,
+    where that is `annotations`, the one above.
+
+    Raises:
+        SourceError: There is a field missing, or none of the images is there.
+    """
+    expected = 'COCO\'s {"images": [{"id", "file_name"}], "annotations": [{"image_id", '
+    expected += '"caption"}]}'
+    images, annotations = content.get("images"), content["annotations"]
+    if audio_root is not None:
+        raise SourceError(
+            f"{path}: an audio root ({audio_root}) goes with a Karpathy file or a source list"
+        )
+    if not isinstance(images, list) or not isinstance(annotations, list) or not images:
+        raise SourceError(f"{path}: found keys {sorted(content)[:8]}; expected {expected}")
+    if annotations and not any(isinstance(a, dict) and "caption" in a for a in annotations):
+        raise SourceError(f"{path}: its annotations hold no captions; expected {expected}")
+    name = path.stem.removeprefix("captions_")
+    split = re.match("train|val|test", name)
+    rows: list[Row] = []
+    by_id: dict[Any, Row] = {}
+    for index, image in enumerate(images):
+        file_name = image.get("file_name") if isinstance(image, dict) else None
+        row = Row(where=f"images[{index}]")
+        if isinstance(file_name, str) and file_name and isinstance(image.get("id"), str | int):
+            row.image, row.split = file_name, split[0] if split else ""
+            row.key_candidates = (clean_key(strip_suffix(file_name)), clean_key(file_name))
+            by_id.setdefault(image["id"], row)
+        else:
+            row.error = "no id or no file_name"
+        rows.append(row)
+    for index, annotation in enumerate(annotations):
+        entry = annotation if isinstance(annotation, dict) else {}
+        image_id, caption = entry.get("image_id"), entry.get("caption")
+        row = by_id.get(image_id) if isinstance(image_id, str | int) else None
+        if row is None or not isinstance(caption, str):
+            error = "no caption" if row else f"no image has the id {image_id!r}"
+            rows.append(Row(where=f"annotations[{index}]", error=error))
+        else:
+            row.captions.append(caption.strip())
+    root = image_root
+    if root is None:
+        root = path.parent.parent if path.parent.name == "annotations" else path.parent
+    find = make_resolver(root)
+
+    def resolve(image: str) -> Any:
+        place = find(image)
+        elsewhere = find(f"{name}/{image}") if isinstance(place, str) else place
+        return place if isinstance(elsewhere, str) else elsewhere
+
+    items = items_of_rows(rows, resolve)
+    check_some_found(path, items, root)
+    return SourceListing(kind="coco", items=items, ignored={})
 
 
 def _add_speech(items: list[SourceItem], audio_root: Path) -> list[SourceItem]:
@@ -98,7 +161,7 @@ def _row(where: str, entry: Any) -> Row:
     elif not isinstance(sentences, list) or not all(isinstance(text, str) for text in captions):
         row.error = "sentences must be a list of objects with a text under 'raw'"
     else:
-        row.split = split
+        row.split = split_name(split)
         row.captions = [text for text in captions if isinstance(text, str)]
         name = filename.rsplit("/", 1)[-1]
         options = (strip_suffix(name), name, strip_suffix(image), image)

@@ -3,9 +3,15 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from im2sp.pipeline.source_audio import check_some_audio, make_audio_finder
+from im2sp.pipeline.source_files import count_files
 from im2sp.pipeline.source_items import SourceError, SourceListing, clean_key
-from im2sp.pipeline.source_rows import Row, Spoken, items_of_rows
+from im2sp.pipeline.source_rows import (
+    Row,
+    Spoken,
+    check_some_audio,
+    items_of_rows,
+    make_audio_finder,
+)
 
 _METADATA = "metadata.csv"
 _WAVS = "wavs"
@@ -27,6 +33,8 @@ def is_ljspeech(folder: Path) -> bool:
 def list_ljspeech(folder: Path) -> SourceListing:
     """One item a line of `metadata.csv`: `wavs/ID.wav` with its normalised text, key ID.
 
+    Other files of the folder are ignored, and counted.
+
     A line is `ID|text|normalised text`, without quoting; where the third field is empty or left
     out, the second counts.
 
@@ -38,7 +46,8 @@ def list_ljspeech(folder: Path) -> SourceListing:
     unnamed = f"no line of {_METADATA} is id|text|normalised text; correct it"
     advice = f"put them into {folder / _WAVS}"
     check_some_audio(folder, items, folder, unnamed=unnamed, advice=advice)
-    return SourceListing(kind="ljspeech", items=items, ignored={})
+    used = {utterance.name for item in items for utterance in item.utterances} | {_METADATA}
+    return SourceListing(kind="ljspeech", items=items, ignored=count_files(folder, used))
 
 
 def _rows(metadata: Path) -> Iterator[Row]:

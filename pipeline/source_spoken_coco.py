@@ -1,18 +1,28 @@
 """SpokenCOCO beside a Karpathy file: who speaks about which image stands in its own JSON files."""
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from im2sp.pipeline.source_audio import ImageNames, make_audio_finder
-from im2sp.pipeline.source_items import SourceError, SourceItem, Utterance, is_utf8, printable_utf8
-from im2sp.pipeline.source_rows import Resolver, Spoken, spoken_utterance
+from im2sp.pipeline.source_items import (
+    SourceItem,
+    Utterance,
+    is_utf8,
+    printable_utf8,
+    read_json_list,
+)
+from im2sp.pipeline.source_rows import (
+    ImageNames,
+    Resolver,
+    Spoken,
+    make_audio_finder,
+    spoken_utterance,
+)
 
 SPOKEN_COCO_FILES = ("SpokenCOCO_train.json", "SpokenCOCO_val.json")
 
-_EXPECTED = 'expected {"data": [{"image", "captions": [{"text", "wav"}]}]}'
+_EXPECTED = 'a SpokenCOCO file, {"data": [{"image", "captions": [{"text", "wav"}]}]}'
 _BETWEEN_WORDS = re.compile(r"[\W_]+")
 
 
@@ -37,7 +47,7 @@ def add_spoken_coco(items: list[SourceItem], audio_root: Path) -> list[SourceIte
     for file_name in SPOKEN_COCO_FILES:
         if not (audio_root / file_name).exists():
             continue
-        for index, entry in enumerate(_read(audio_root / file_name)):
+        for index, entry in enumerate(read_json_list(audio_root / file_name, "data", _EXPECTED)):
             where = f"{file_name} data[{index}]"
             owner = _entry_problem(entry) or names.find(entry["image"])
             if isinstance(owner, str):
@@ -73,20 +83,6 @@ class _Clips:
             error = f"{where}: already in {first} for the same image"
             return Utterance(audio=None, name=printable_utf8(wav), error=error)
         return spoken_utterance(Spoken(wav, text or None, where), self._find)
-
-
-def _read(path: Path) -> list[Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"{path}: not JSON ({error}); {_EXPECTED}") from None
-    data = content.get("data") if isinstance(content, dict) else None
-    if not isinstance(data, list):
-        found = (
-            f"keys {sorted(content)[:8]}" if isinstance(content, dict) else type(content).__name__
-        )
-        raise SourceError(f"{path}: not a SpokenCOCO file: found {found}; {_EXPECTED}")
-    return data
 
 
 def _entry_problem(entry: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Sources: a folder, a tar, a Karpathy file or a manifest as one list of items to tokenize.
+"""Sources: a folder, a tar, a JSON file or a source list as one list of items to tokenize.
 
 Listing opens no picture and no sound, so that hundreds of thousands are listed in seconds, and its
 order is the same on every machine. What is wrong with one input is that item's `error`, what is
@@ -10,6 +10,7 @@ a `SourceError`.
 | folder | path below it, `/` between parts, without suffix | by path | by name |
 | `.tar` | name of the member without suffix | as in the tar | by name |
 | Karpathy `dataset_*.json` | file name without suffix | as in the file | below an audio root |
+| COCO `captions_*.json` | file name without suffix | as in the file | none |
 | `.jsonl`, `.csv`, `.parquet` | `key`, or the path without suffix | as in the file | `audio` |
 | LJSpeech's folder | id | as in `metadata.csv` | `wavs/ID.wav` |
 
@@ -22,38 +23,45 @@ layout of Flickr8kAudio (`source_flickr8k_audio.py`) or of SpokenCOCO (`source_s
 """
 
 import gc
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from im2sp.pipeline.source_files import list_media
 from im2sp.pipeline.source_items import SourceError, SourceItem, SourceListing, Utterance
 from im2sp.pipeline.source_karpathy import list_karpathy
 from im2sp.pipeline.source_ljspeech import is_ljspeech, list_ljspeech
-from im2sp.pipeline.source_manifest import MANIFEST_READERS, list_manifest
-from im2sp.pipeline.source_media import list_media
+from im2sp.pipeline.source_tables import TABLE_READERS, list_table
 
 __all__ = ["SourceError", "SourceItem", "SourceListing", "Utterance", "list_source"]
 
 
 def list_source(
-    path: Path, *, image_root: Path | None = None, audio_root: Path | None = None
+    path: Path,
+    *,
+    image_root: Path | None = None,
+    audio_root: Path | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> SourceListing:
     """List a source; see the module's table for the kinds.
 
     Args:
-        path: A folder (LJSpeech's is known by its files), a `.tar`, a Karpathy `.json`, or a
-            `.jsonl`, `.csv` or `.parquet` manifest.
-        image_root: Folder or tar against which a Karpathy file's or a manifest's image paths are
+        path: A folder (LJSpeech's is known by its files), a `.tar`, a Karpathy or COCO `.json`, or
+            a `.jsonl`, `.csv` or `.parquet` source list.
+        image_root: Folder or tar against which a JSON file's or a source list's image paths are
             resolved; by default the folder that holds `path`.
         audio_root: Folder or tar that holds the sound of a folder's or tar's images, or against
-            which a manifest's audio paths are resolved (by default the folder that holds `path`);
-            for a Karpathy file the folder of Flickr8kAudio or SpokenCOCO.
+            which a source list's audio paths are resolved (by default the folder that holds
+            `path`); for a Karpathy file the folder of Flickr8kAudio or SpokenCOCO.
+        columns: Columns of a source list by the fields that they stand for, where the names that
+            are known (`source_tables.FIELDS`) do not fit: `{"caption": "blip_text"}`.
 
     Raises:
         SourceError: There is no such source, it cannot be read as what it is, or it holds nothing.
     """
     with _collector_off():
-        return _list(Path(path), image_root, audio_root)
+        return _list(Path(path), image_root, audio_root, columns or {})
 
 
 @contextmanager
@@ -68,14 +76,25 @@ def _collector_off() -> Iterator[None]:
             gc.enable()
 
 
-def _list(path: Path, image_root: Path | None, audio_root: Path | None) -> SourceListing:
+def _list(
+    path: Path, image_root: Path | None, audio_root: Path | None, columns: Mapping[str, str]
+) -> SourceListing:
     if not path.exists():
+        if address := re.match(r"[a-z0-9+]{2,}:/", str(path)):
+            raise SourceError(
+                f"{path}: {address[0]}/ is an address; nothing is fetched, download it first"
+            )
         raise SourceError(f"{path}: no such file or folder; check the path of the source")
     suffix = path.suffix.lower()
+    if columns and suffix not in TABLE_READERS:
+        raise SourceError(
+            f"{path}: --columns {' '.join(f'{f}={c}' for f, c in columns.items())} goes with a "
+            ".jsonl, .csv or .parquet source list; leave it out"
+        )
     is_folder_or_tar = path.is_dir() or suffix == ".tar"
     if is_folder_or_tar and image_root is not None:
         raise SourceError(
-            f"{path}: an image root ({image_root}) goes with a Karpathy file or a manifest; "
+            f"{path}: an image root ({image_root}) goes with a JSON file or a source list; "
             "this source holds its own images, so leave it out"
         )
     if path.is_dir() and is_ljspeech(path):
@@ -89,10 +108,10 @@ def _list(path: Path, image_root: Path | None, audio_root: Path | None) -> Sourc
         return list_media(path, audio_root)
     if suffix == ".json":
         return list_karpathy(path, image_root, audio_root)
-    if suffix in MANIFEST_READERS:
-        return list_manifest(path, image_root, audio_root)
+    if suffix in TABLE_READERS:
+        return list_table(path, image_root, audio_root, columns)
     raise SourceError(
         f"{path}: cannot tell what kind of source {suffix or 'a file without suffix'} is; "
-        "expected a folder, a .tar (not compressed) of images or sound, a Karpathy .json, or a "
-        ".jsonl, .csv or .parquet manifest"
+        "expected a folder, a .tar (not compressed) of images or clips, a Karpathy or COCO .json, "
+        "or a .jsonl, .csv or .parquet source list"
     )

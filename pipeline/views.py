@@ -22,16 +22,34 @@ gap, which are faster but change the result. A picture that has the size already
 
 import hashlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
-import numpy as np
-from PIL import Image, ImageEnhance
+if TYPE_CHECKING:  # imported where they are used: --help needs the names of the views alone
+    import numpy as np
+    from PIL import Image
+
+ViewName = Literal[
+    "squash-224",
+    "squash-256-crop",
+    "center-224",
+    "squash-224-mirrored",
+    "squash-256-crop-mirrored",
+    "center-224-mirrored",
+    "random-224-1",
+    "random-224-2",
+    "random-224-3",
+    "random-224-4",
+    "random-224-5",
+    "random-224-6",
+    "random-224-7",
+    "random-224-8",
+]
+"""Names of the views; the first is the default."""
 
 UNITS_PER_SIDE = 28
 _PATCH_PX = 8
-_NUM_RANDOM = 8
 _LEAST_AREA = 0.35
 _LOG_RATIO = math.log(4 / 3)
 _LIGHT = 0.3
@@ -57,7 +75,7 @@ class View:
     draw: int = 0
     """Number of the random look, from 1 on; 0 for none."""
 
-    def apply(self, image: Image.Image) -> np.ndarray:
+    def apply(self, image: "Image.Image") -> "np.ndarray":
         """The picture as the tokenizer sees it.
 
         Args:
@@ -66,6 +84,9 @@ class View:
         Returns:
             uint8 [image_size_px, image_size_px, 3], contiguous and writable.
         """
+        import numpy as np
+        from PIL import Image
+
         if self.draw:
             return _random_look(image, self.image_size_px, self.draw)
         width, height = image.size
@@ -106,8 +127,11 @@ class View:
         return units[..., kept, kept]
 
 
-def _random_look(image: Image.Image, size_px: int, draw: int) -> np.ndarray:
+def _random_look(image: "Image.Image", size_px: int, draw: int) -> "np.ndarray":
     """Cut, light and side by chance; uint8 [size_px, size_px, 3]."""
+    import numpy as np
+    from PIL import Image, ImageEnhance
+
     width, height = image.size
     state = hashlib.blake2b(f"{draw} {width} {height} ".encode() + image.tobytes(), digest_size=8)
     chance = Random(int.from_bytes(state.digest(), "little"))
@@ -124,15 +148,17 @@ def _random_look(image: Image.Image, size_px: int, draw: int) -> np.ndarray:
     return np.array(image)
 
 
-_UPRIGHT = (
-    View(name="squash-224", image_size_px=224, keep_shape=False),
-    View(name="squash-256-crop", image_size_px=256, keep_shape=False),
-    View(name="center-224", image_size_px=224, keep_shape=True),
-)
-_MIRRORED = (replace(view, name=f"{view.name}-mirrored", is_mirrored=True) for view in _UPRIGHT)
-_RANDOM = (
-    View(name=f"random-224-{draw}", image_size_px=224, keep_shape=False, draw=draw)
-    for draw in range(1, _NUM_RANDOM + 1)
-)
-VIEWS: dict[str, View] = {view.name: view for view in (*_UPRIGHT, *_MIRRORED, *_RANDOM)}
+def _view(name: str) -> View:
+    """The view of a name of the form KIND-SIZE[-crop][-mirrored] or random-224-NUMBER."""
+    kind, size, *more = name.split("-")
+    return View(
+        name=name,
+        image_size_px=int(size),
+        keep_shape=kind == "center",
+        is_mirrored="mirrored" in more,
+        draw=int(more[0]) if kind == "random" else 0,
+    )
+
+
+VIEWS: dict[str, View] = {name: _view(name) for name in get_args(ViewName)}
 """Every view by its name; the first is the default."""

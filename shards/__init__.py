@@ -1,32 +1,31 @@
 """The shard format: packing, schema, manifest, writers, readers, verification.
 
-`docs/FORMAT.md` is the normative text. Importing this does not import torch; the loader's names are
-imported when they are first used.
+`docs/FORMAT.md` is the normative text. Names are imported when they are first used, so importing
+this package costs next to nothing; only the loader's names import torch.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from im2sp.shards.codebook import CODEBOOK_NAME, write_codebook
-from im2sp.shards.dataset import ShardDataset
-from im2sp.shards.errors import ShardError
-from im2sp.shards.huffman_fit import fit_durations_codec, fit_speech_codec
-from im2sp.shards.manifest import (
-    MANIFEST_NAME,
-    REJECTS_NAME,
-    BatchInfo,
-    Layout,
-    Manifest,
-    ShardInfo,
-)
-from im2sp.shards.packing import deduplicate, pack_units, unpack_units
-from im2sp.shards.schema import ARROW_SCHEMA, DEFAULT_COLUMNS, Sample, encode_batch
-from im2sp.shards.verify import Problem, verify_dataset
-from im2sp.shards.webdataset import expand_members
-from im2sp.shards.writer import write_shard
-
 if TYPE_CHECKING:
+    from im2sp.shards.codebook import CODEBOOK_NAME, write_codebook
+    from im2sp.shards.dataset import ShardDataset
+    from im2sp.shards.errors import ShardError
+    from im2sp.shards.huffman_fit import fit_durations_codec, fit_speech_codec
     from im2sp.shards.loader import LoaderBatch, ShardLoader, unpack_units_on_device
+    from im2sp.shards.manifest import (
+        MANIFEST_NAME,
+        REJECTS_NAME,
+        BatchInfo,
+        Layout,
+        Manifest,
+        ShardInfo,
+    )
+    from im2sp.shards.packing import deduplicate, pack_units, unpack_units
+    from im2sp.shards.schema import ARROW_SCHEMA, DEFAULT_COLUMNS, Sample, encode_batch
+    from im2sp.shards.verify import Problem, verify_dataset
+    from im2sp.shards.webdataset import expand_members
+    from im2sp.shards.writer import write_shard
 
 __all__ = [
     "ARROW_SCHEMA",
@@ -57,11 +56,24 @@ __all__ = [
     "write_shard",
 ]
 
-_LOADER_NAMES = ("LoaderBatch", "ShardLoader", "unpack_units_on_device")
+_NAMES = {
+    "codebook": ("CODEBOOK_NAME", "write_codebook"),
+    "dataset": ("ShardDataset",),
+    "errors": ("ShardError",),
+    "huffman_fit": ("fit_durations_codec", "fit_speech_codec"),
+    "loader": ("LoaderBatch", "ShardLoader", "unpack_units_on_device"),
+    "manifest": ("BatchInfo", "Layout", "MANIFEST_NAME", "Manifest", "REJECTS_NAME", "ShardInfo"),
+    "packing": ("deduplicate", "pack_units", "unpack_units"),
+    "schema": ("ARROW_SCHEMA", "DEFAULT_COLUMNS", "Sample", "encode_batch"),
+    "verify": ("Problem", "verify_dataset"),
+    "webdataset": ("expand_members",),
+    "writer": ("write_shard",),
+}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the loader, and with it torch, when one of its names is asked for."""
-    if name in _LOADER_NAMES:
-        return getattr(import_module("im2sp.shards.loader"), name)
+    """Import a public name when it is first used."""
+    if name in _HOMES:
+        return getattr(import_module(f"im2sp.shards.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

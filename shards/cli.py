@@ -5,39 +5,38 @@ import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
 
 import tyro
+
+from im2sp.shards.command_line import UsageError, run_command
+from im2sp.shards.errors import ShardError, counted
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
     """Check a dataset: its manifest, every checksum, every batch and every value.
 
-    Prints one line a problem. Exit status: 0 sound, 1 problems, 2 wrong usage.
+    Prints one line per problem. Exit code: 0 sound, 1 problems found, 2 wrong usage.
     """
 
     dataset_dir: tyro.conf.Positional[Path]
     """Folder with dataset.json."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    json: bool = False
     """Print one JSON object instead of lines."""
-    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    quiet: bool = False
     """No progress bar and no summary."""
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command; always leaves by SystemExit."""
-    config = tyro.cli(VerifyConfig, prog="im2sp-verify", args=args)
-    if not config.dataset_dir.is_dir():
-        print(f"im2sp-verify: {config.dataset_dir}: no such folder", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(_verify(config))
+    sys.exit(run_command("im2sp-verify", VerifyConfig, _verify, args))
 
 
 def _verify(config: VerifyConfig) -> int:
+    if not config.dataset_dir.is_dir():
+        raise UsageError(f"{config.dataset_dir}: no such folder")
     from tqdm import tqdm
 
-    from im2sp.shards.errors import ShardError
     from im2sp.shards.manifest import Manifest
     from im2sp.shards.verify import verify_dataset
 
@@ -71,14 +70,10 @@ def _verify(config: VerifyConfig) -> int:
         for problem in problems:
             print(problem)
         if not config.quiet:
-            verdict = "sound" if is_sound else _count(len(problems), "problem")
-            counts = f"{_count(num_shards, 'shard')}, {_count(num_samples, 'sample')}"
+            verdict = "sound" if is_sound else counted(len(problems), "problem")
+            counts = f"{counted(num_shards, 'shard')}, {counted(num_samples, 'sample')}"
             print(f"{config.dataset_dir}: {counts}: {verdict}")
     return 0 if is_sound else 1
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 if __name__ == "__main__":

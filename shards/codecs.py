@@ -123,21 +123,33 @@ class VarintCodec:
         """Read ids until the bytes end."""
         if not data.size or (int(data.max()) < 128 and self.minimum <= 65535 - 127):
             return data.astype(np.uint16) + np.uint16(self.minimum)
-        ids: list[int] = []
-        number = shift = 0
-        for byte in data.tolist():
-            number |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                if number + self.minimum > 65535 or (byte == 0 and shift > 7):
-                    raise ShardError(f"varint: id {len(ids)} is over 65535 or not in shortest form")
-                ids.append(number + self.minimum)
-                number = shift = 0
-            elif shift >= 21:
-                raise ShardError(f"varint: id {len(ids)} is longer than three bytes")
-        if shift:
-            raise ShardError(f"varint: id {len(ids)} is cut off")
-        return np.array(ids, np.uint16)
+        ends = np.flatnonzero(data < 128)
+        sizes = np.diff(ends, prepend=-1)
+        numbers = np.full(ends.size, self.minimum, np.int64)
+        for k in range(3):
+            has = sizes > k
+            numbers[has] += (data[ends[has] - sizes[has] + 1 + k] & 127).astype(np.int64) << 7 * k
+        is_bad = (sizes > 3) | (numbers > 65535) | ((sizes > 1) & (data[ends] == 0))
+        if is_bad.any():
+            index = int(is_bad.argmax())
+            problem = "over 65535 or not in shortest form"
+            if sizes[index] > 3:
+                problem = "longer than three bytes"
+            raise ShardError(f"varint: id {index} is {problem}")
+        if data[-1] > 127:
+            raise ShardError(f"varint: id {ends.size} is cut off")
+        return numbers.astype(np.uint16)
+
+    def decode_values(
+        self, data: NDArray[np.uint8], offsets: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+        """Decode values that follow each other; see `HuffmanCodec.decode_values`."""
+        ends = offsets[1:][offsets[1:] > offsets[:-1]]
+        if (data[ends - 1] > 127).any():
+            raise ShardError("varint: an id is cut off")
+        id_offsets = np.zeros(data.size + 1, np.int64)
+        np.cumsum(data < 128, out=id_offsets[1:])
+        return self.decode(data), id_offsets[offsets]
 
 
 CODECS: dict[str, type[PackedCodec] | type[VarintCodec] | type[HuffmanCodec]] = {

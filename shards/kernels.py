@@ -19,14 +19,14 @@ _BYTES_OUT = types.Array(types.uint8, 2, "C")
 u64 = np.uint64
 
 
-def compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile for one signature, with numba's disk cache where it can be used."""
+def compiled(*signatures: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compile for these signatures only, with numba's disk cache where it can be used."""
 
     def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
-            return numba.njit([signature], nogil=True, cache=True)(function)
+            return numba.njit([*signatures], nogil=True, cache=True)(function)
         except (RuntimeError, OSError):  # no folder for the cache, or it cannot be written
-            return numba.njit([signature], nogil=True)(function)
+            return numba.njit([*signatures], nogil=True)(function)
 
     return compile_function
 

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from im2sp.shards.dataset import ShardDataset
 from im2sp.shards.loader_index import LoaderIndex
-from im2sp.shards.loader_plan import Items, LoaderSettings, Plan, Position, Target
+from im2sp.shards.loader_plan import LoaderSettings, Plan, Position, check_state, make_state
 from im2sp.shards.loader_read import BatchTexts, SampleReader
-from im2sp.shards.loader_state import check_state, make_state
 from im2sp.shards.packing import IMAGE_UNIT_BITS
 
 _AHEAD_PER_THREAD = 2
@@ -91,11 +90,6 @@ class LoaderBatch:
         """Captions that are not empty: the N to take where the target is text, else all."""
         return self.texts.captions.texts
 
-    @property
-    def caption_owner(self) -> Tensor:
-        """(captions,) int32 on the CPU: the row of `images_packed` that each caption is of."""
-        return _tensor(self.texts.captions.owner)
-
     def to(self, device: torch.device | str) -> "LoaderBatch":
         """The batch with its tensors on a device."""
 
@@ -140,62 +134,35 @@ class ShardLoader:
         dataset: ShardDataset | str | os.PathLike[str],
         *,
         batch_size: int,
-        split: str | None = None,
-        target: Target = "speech",
-        items: Items = "all",
-        min_length: int = 1,
-        max_length: int | None = None,
-        shuffle: bool = True,
-        seed: int = 0,
         epochs: int | None = 1,
-        bucket_window: int = 0,
-        drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
         num_threads: int = 1,
         device: torch.device | str | None = None,
         pin_memory: bool = False,
+        **settings: Any,
     ) -> None:
         """Open the dataset and look through it.
 
         Args:
             dataset: A dataset or its folder.
             batch_size: Images of a step on one rank.
-            split: Part of the dataset; where None, that of `dataset` or all.
-            target: What comes with each image: `speech`, `text` or nothing (`images`).
-            items: All utterances (or captions) of an image, or one drawn anew each epoch.
-            min_length: Shortest utterance in units, or caption in characters, to take.
-            max_length: Longest one; longer ones are left out and counted in `skipped`.
-            shuffle: Another order each epoch; the dataset's own otherwise.
-            seed: Which orders and draws.
             epochs: Passes over the samples, None for no end.
-            bucket_window: Batches hold items of like length, sorted within so many batches, and
-                come in random order; 0 or 1 for none of that.
-            drop_last: Leave out the samples at an epoch's end that make no whole batch. Else the
-                last batch is smaller, and on some ranks empty where there are more ranks than
-                samples left.
             rank: Number of this process.
             world_size: Number of processes that share the samples.
             num_threads: Threads that read ahead; 0 reads when a batch is asked for.
             device: Where the tensors go, None for the CPU.
             pin_memory: Page-lock the tensors, so that copying to a GPU does not wait.
+            settings: What decides the sequence: the fields of `LoaderSettings` (`split`, `target`,
+                `items`, `min_length`, `max_length`, `shuffle`, `seed`, `bucket_window` and
+                `drop_last`). Where `split` is None, it is that of `dataset`, or all.
 
         Raises:
             ShardError: The dataset is missing or damaged, or has no such split.
             ValueError: An argument is out of range, or no sample is left.
         """
-        self.dataset = _opened(dataset, split)
-        self.settings = LoaderSettings(
-            split=self.dataset.split,
-            target=target,
-            items=items,
-            min_length=min_length,
-            max_length=max_length,
-            shuffle=shuffle,
-            seed=seed,
-            bucket_window=bucket_window,
-            drop_last=drop_last,
-        )
+        self.dataset = _opened(dataset, settings.pop("split", None))
+        self.settings = LoaderSettings(split=self.dataset.split, **settings)
         for name, value in (("epochs", epochs), ("num_threads", num_threads)):
             if value is not None and value < 0:
                 raise ValueError(f"{name} is {value}; expected 0 or more")

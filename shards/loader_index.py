@@ -1,24 +1,94 @@
-"""What a loader knows of its dataset: which rows it takes, where they are, and what it left out.
+"""Index of a loader: the rows it takes, where they are, and what it left out.
 
 It is made by opening every batch once, which compares all checksums (270 MB take 0.2 s from the
 page cache). It holds 4 bytes a sample; where lengths matter, 12 more and 4 for each item.
 """
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from im2sp.shards import loader_kernels as kernels
 from im2sp.shards.batch import Batch, Lists, Values
+from im2sp.shards.codecs import Codec, PackedCodec, VarintCodec
 from im2sp.shards.dataset import ShardDataset
 from im2sp.shards.errors import ShardError
-from im2sp.shards.loader_decode import SpeechDecoder
+from im2sp.shards.huffman import HuffmanCodec
 from im2sp.shards.loader_plan import LoaderSettings, key_of
 
 NO_LENGTHS = np.zeros(0, np.int32)
 LONGEST = (1 << 31) - 1
 _MAX_BATCHES = 1 << 24
+_WIDEST_INT16 = 1 << 15
+_NO_OFFSETS = np.zeros(0, np.int32)
+
+
+class SpeechDecoder:
+    """Decoder of the utterances of a whole batch in one call, whatever their codec.
+
+    Attributes:
+        dtype: int16 where every id fits, else int32.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        num_ids = 1 << 16
+        if isinstance(codec, HuffmanCodec):
+            num_ids = codec.num_ids
+        elif isinstance(codec, PackedCodec):
+            num_ids = codec.num_units or 1 << codec.bits
+        self.dtype: type[np.int16] | type[np.int32] = (
+            np.int16 if num_ids <= _WIDEST_INT16 else np.int32
+        )
+        self._is_bytes = isinstance(codec, PackedCodec) and (codec.bits, codec.count) == (8, None)
+
+    def rows(
+        self, data: NDArray[np.uint8], offsets: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int16 | np.int32], NDArray[np.int32]]:
+        """Decode all values.
+
+        Args:
+            data: (bytes,) uint8.
+            offsets: (n + 1,) int64: value v is `data[offsets[v]:offsets[v + 1]]`.
+
+        Returns:
+            rows: (n, longest), padded with -1.
+            lengths: (n,) int32.
+
+        Raises:
+            ShardError: A value is not what the codec writes.
+        """
+        ids, id_offsets = (data, offsets) if self._is_bytes else self._decode(data, offsets)
+        if isinstance(self._codec, PackedCodec):
+            self._codec.check_range(ids)
+        lengths = (id_offsets[1:] - id_offsets[:-1]).astype(np.int32)
+        rows = np.empty((lengths.size, int(lengths.max(initial=0))), self.dtype)
+        kernels.spread(ids, id_offsets, rows)
+        return rows, lengths
+
+    def id_offsets(self, data: NDArray[np.uint8], offsets: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Where each value's ids start among the ids of all; see `rows`."""
+        wide = offsets.astype(np.int64)
+        return wide if self._is_bytes else self._decode(data, wide)[1]
+
+    def _decode(
+        self, data: NDArray[np.uint8], offsets: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+        codec = self._codec
+        if isinstance(codec, HuffmanCodec):
+            return codec.decode_values(data, offsets)
+        if isinstance(codec, VarintCodec):
+            return codec.decode_values(data, offsets)
+        assert isinstance(codec, PackedCodec)
+        id_offsets = np.empty(offsets.size, np.int64)
+        ids = np.empty(8 * data.size // codec.bits, np.uint16)
+        count = -1 if codec.count is None else codec.count
+        wrong = kernels.decode_packed(data, offsets, codec.bits, count, ids, id_offsets)
+        if wrong >= 0:
+            raise ShardError(f"value {wrong} is not what its codec writes")
+        return ids, id_offsets
 
 
 class LoaderIndex:
@@ -27,8 +97,9 @@ class LoaderIndex:
     Attributes:
         batches: All batches of the dataset; they keep the mapped files open.
         places: (n,) uint32: batch << 8 | row of each sample.
-        speech_table: Addresses of images and utterances, see `loader_kernels`.
-        caption_table: Addresses of images and captions.
+        images: Buffers of the image rows of all batches, see `loader_kernels.add_buffers`.
+        speech: Buffers of the utterances.
+        captions: Buffers of the captions.
         max_items: Most items that a row has in the target's column.
         max_captions: Most captions that a row has.
         lengths: (items,) int32 of all items of the samples, empty where lengths do not matter.
@@ -50,8 +121,12 @@ class LoaderIndex:
         self.max_length = LONGEST if settings.max_length is None else settings.max_length
         self.skipped: dict[str, int] = {}
         self.batches = [dataset.batch(number) for number in range(dataset.num_batches)]
-        self.speech_table = _table(self.batches, [batch.speech_units for batch in self.batches])
-        self.caption_table = _table(self.batches, [batch.captions for batch in self.batches])
+        self.images = kernels.new_column()
+        for batch in self.batches:
+            image_bytes = batch.image_units.reshape(-1)
+            kernels.add_buffers(self.images, _NO_OFFSETS, _NO_OFFSETS, image_bytes)
+        self.speech = _column([batch.speech_units for batch in self.batches])
+        self.captions = _column([batch.captions for batch in self.batches])
         self.max_captions = _max_items([batch.captions for batch in self.batches])
         self.max_items = self.max_captions
         if settings.target == "speech":
@@ -158,9 +233,9 @@ class LoaderIndex:
         if not self._needs_lengths:
             return np.diff(values.offsets)
         if self._settings.target == "text":
-            counts = np.empty(values.offsets.size - 1, np.int32)
-            kernels.count_characters(values.data, values.offsets, counts)
-            return counts
+            starts = np.zeros(values.data.size + 1, np.int32)  # characters before each byte
+            np.cumsum((values.data & 192) != 128, out=starts[1:])
+            return np.diff(starts[values.offsets])
         try:
             return np.diff(self._decoder.id_offsets(values.data, values.offsets)).astype(np.int32)
         except ShardError:
@@ -174,9 +249,9 @@ class LoaderIndex:
         advice = "take other lengths"
         if not len(dataset):
             advice = "give one that holds samples"
-        elif settings.target == "speech" and not any(self.speech_table[:, kernels.NUM_VALUES]):
+        elif settings.target == "speech" and not self.max_items:
             advice = "it holds no speech; take another target, or a dataset that has some"
-        elif settings.target == "text" and not any(self.caption_table[:, kernels.NUM_VALUES]):
+        elif settings.target == "text" and not self.max_items:
             advice = "it holds no captions; take another target, or a dataset that has some"
         elif "samples without image" in self.skipped and len(reasons) == 1:
             advice = "the loader needs images"
@@ -186,22 +261,12 @@ class LoaderIndex:
         )
 
 
-def _table(batches: list[Batch], columns: list[Lists]) -> NDArray[np.int64]:
-    table = np.zeros((len(batches), kernels.NUM_COLUMNS), np.int64)
-    for row, (batch, lists) in enumerate(zip(batches, columns, strict=True)):
-        values = lists.values
-        table[row, kernels.IMAGES] = _address(batch.image_units)
-        table[row, kernels.ROW_OFFSETS] = _address(lists.offsets)
-        table[row, kernels.VALUE_OFFSETS] = _address(values.offsets)
-        table[row, kernels.DATA] = _address(values.data)
-        table[row, kernels.DATA_SIZE] = values.data.size
-        table[row, kernels.NUM_VALUES] = values.offsets.size - 1
-    return table
-
-
-def _address(array: NDArray[np.uint8] | NDArray[np.int32]) -> int:
-    assert array.flags.c_contiguous
-    return array.__array_interface__["data"][0]
+def _column(columns: list[Lists]) -> Any:
+    """The buffers of a list column of each batch, for the kernels."""
+    column = kernels.new_column()
+    for lists in columns:
+        kernels.add_buffers(column, lists.offsets, lists.values.offsets, lists.values.data)
+    return column
 
 
 def _max_items(columns: list[Lists]) -> int:

@@ -1,14 +1,14 @@
-"""Which samples come when: settings, positions, and the stateless order behind a loader.
+"""Order of samples: settings, positions and their JSON form, and the stateless plan of a loader.
 
 The order is a function of (seed, epoch, position), computed anew for each batch and kept nowhere.
 So a position is all that must be saved, and ranks agree without talking to each other.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from threading import Lock
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from im2sp.shards.loader_kernels import permute
 
 Target = Literal["speech", "text", "images"]
 Items = Literal["all", "one"]
+
+_STATE_VERSION = 1
+_STATE_NUMBERS = ("step", "epoch", "sample", "global_batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +35,17 @@ class LoaderSettings:
     min_length: int = 1
     """Shortest utterance in units, or caption in characters, to take."""
     max_length: int | None = None
-    """Longest one."""
+    """Longest one; longer ones are left out and counted in `ShardLoader.skipped`."""
     shuffle: bool = True
     """Another order each epoch; the dataset's own order otherwise."""
     seed: int = 0
     """Which orders and draws."""
     bucket_window: int = 0
-    """Batches hold items of like length, sorted within so many batches; 0 or 1 for none of that."""
+    """Batches hold items of like length, sorted within windows of N batches, and come in random
+    order; 0 or 1 for no sorting."""
     drop_last: bool = False
-    """Leave out the samples at the end of an epoch that make no whole batch."""
+    """Leave out the samples at the end of an epoch that make no whole batch. Else the last batch is
+    smaller, and on some ranks empty where there are more ranks than samples left."""
 
     def __post_init__(self) -> None:
         """Refuse what is out of range or contradicts itself."""
@@ -212,3 +217,73 @@ class Plan:
             window = batches.reshape(-1)
             self._window = ((epoch, number), window)
             return window
+
+
+def make_state(
+    position: Position, settings: Mapping[str, Any], *, dataset_sha256: str, global_batch: int
+) -> dict[str, Any]:
+    """The state as JSON can hold it.
+
+    Args:
+        position: The position.
+        settings: What decides the sequence.
+        dataset_sha256: Checksum of the dataset's manifest.
+        global_batch: Samples of a step, those of all ranks.
+    """
+    return {
+        "version": _STATE_VERSION,
+        "dataset_sha256": dataset_sha256,
+        "settings": dict(settings),
+        "global_batch": global_batch,
+        "step": position.step,
+        "epoch": position.epoch,
+        "sample": position.sample,
+    }
+
+
+def check_state(
+    state: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    *,
+    dataset_sha256: str,
+    global_batch: int,
+    num_samples: int,
+) -> Position:
+    """The position of a state.
+
+    Raises:
+        ValueError: It is no state, of another version, or does not belong to these arguments.
+    """
+    if state.get("version") != _STATE_VERSION:
+        raise ValueError(
+            f"loader state: version {state.get('version')!r}, this im2sp reads {_STATE_VERSION}"
+        )
+    for name in _STATE_NUMBERS:
+        value = state.get(name)
+        if type(value) is not int or value < 0:
+            raise ValueError(f"loader state: {name} is {value!r}; expected a whole number from 0")
+    if state.get("dataset_sha256") != dataset_sha256:
+        raise ValueError(
+            f"loader state: of the dataset with manifest_sha256 {state.get('dataset_sha256')}, "
+            f"this one has {dataset_sha256}; resume with the dataset that the run began with"
+        )
+    content: object = state.get("settings")
+    found: Mapping[str, Any] = {}
+    if isinstance(content, Mapping):
+        found = cast(Mapping[str, Any], content)
+    for name, value in settings.items():
+        if found.get(name) != value:
+            raise ValueError(
+                f"loader state: {name} was {found.get(name)!r} and is {value!r} now; "
+                "resume with the settings that the run began with"
+            )
+    if settings["bucket_window"] > 1 and state["global_batch"] != global_batch:
+        raise ValueError(
+            f"loader state: a step had {state['global_batch']} samples and has {global_batch} "
+            "now; with buckets, keep batch_size * world_size as it was"
+        )
+    if state["sample"] >= num_samples:
+        raise ValueError(
+            f"loader state: sample is {state['sample']}; an epoch has {num_samples} samples"
+        )
+    return Position(step=state["step"], epoch=state["epoch"], sample=state["sample"])

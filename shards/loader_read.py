@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from im2sp.shards import loader_kernels as kernels
 from im2sp.shards.dataset import ShardDataset
 from im2sp.shards.errors import ShardError
-from im2sp.shards.loader_decode import SpeechDecoder
-from im2sp.shards.loader_index import LONGEST, NO_LENGTHS, LoaderIndex
+from im2sp.shards.loader_index import LONGEST, NO_LENGTHS, LoaderIndex, SpeechDecoder
 from im2sp.shards.loader_plan import LoaderSettings, key_of
 
 _NO_KEY = np.uint64(0)
@@ -62,7 +61,9 @@ class SampleReader:
     def images(self, samples: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Packed rows, (n, bytes) uint8."""
         images = np.empty((samples.size, self._image_size_bytes), np.uint8)
-        kernels.gather_images(self._index.places[samples], self._index.speech_table, images)
+        places = self._index.places[samples]
+        num = kernels.gather_rows(places, self._index.images, images)
+        assert num == places.size, "the index names a row that its batch lacks"
         return images
 
     def utterances(self, samples: NDArray[np.int64], epoch: int) -> Utterances:
@@ -71,7 +72,7 @@ class SampleReader:
         Raises:
             ShardError: One is not what its codec writes; names file and sample.
         """
-        items = self._target_items(samples, epoch, self._index.speech_table)
+        items = self._target_items(samples, epoch, self._index.speech)
         try:
             ids, lengths = self._decoder.rows(items.data, items.offsets)
         except ShardError as error:
@@ -80,49 +81,45 @@ class SampleReader:
 
     def target_captions(self, samples: NDArray[np.int64], epoch: int) -> Texts:
         """The captions to take."""
-        return _texts(self._target_items(samples, epoch, self._index.caption_table))
+        return _texts(self._target_items(samples, epoch, self._index.captions))
 
     def all_captions(self, samples: NDArray[np.int64]) -> Texts:
         """All captions that are not empty."""
         index = self._index
         how = (NO_LENGTHS, 1, LONGEST, False, _NO_KEY)
-        return _texts(self._items(samples, index.caption_table, index.max_captions, how))
+        return _texts(self._items(samples, index.captions, index.max_captions, how))
 
     def keys(self, samples: NDArray[np.int64]) -> list[str]:
         """Keys of the samples."""
         places: list[int] = self._index.places[samples].tolist()
         return [self._index.batches[place >> 8].keys.text(place & 255) for place in places]
 
-    def _target_items(
-        self, samples: NDArray[np.int64], epoch: int, table: NDArray[np.int64]
-    ) -> _Items:
+    def _target_items(self, samples: NDArray[np.int64], epoch: int, column: Any) -> _Items:
         index, settings = self._index, self._settings
         is_drawn = settings.items == "one"
         key = key_of(settings.seed, epoch, "draw") if is_drawn else _NO_KEY
         how = (index.lengths, settings.min_length, index.max_length, is_drawn, key)
-        return self._items(samples, table, index.max_items, how)
+        return self._items(samples, column, index.max_items, how)
 
-    def _items(
-        self, samples: NDArray[np.int64], table: NDArray[np.int64], max_items: int, how: Any
-    ) -> _Items:
+    def _items(self, samples: NDArray[np.int64], column: Any, max_items: int, how: Any) -> _Items:
         """Gather items; `how` is what `choose` needs to choose them."""
         index = self._index
         places = index.places[samples]
         first_lengths = index.first_lengths[samples] if how[0].size else index.first_lengths
         room = samples.size * max_items
-        addresses, offsets = np.empty(room, np.int64), np.empty(room + 1, np.int64)
+        starts, offsets = np.empty(room, np.int64), np.empty(room + 1, np.int64)
         owner = np.empty(room, np.int32)
-        num = kernels.choose(places, table, first_lengths, *how, addresses, offsets, owner)
+        num = kernels.choose(places, column, first_lengths, *how, starts, offsets, owner)
         if num < 0:
             batch = int(places[-1 - num]) >> 8
             raise ShardError(
                 f"{self._dataset.batch_path(batch)}: its offsets changed while it was in use; "
                 "stop what writes to it, and run im2sp-verify"
             )
-        offsets = offsets[: num + 1]
+        offsets, owner = offsets[: num + 1], owner[:num].copy()
         data = np.empty(int(offsets[-1]), np.uint8)
-        kernels.gather(addresses, offsets, data)
-        return _Items(data, offsets, owner[:num].copy())
+        kernels.gather(places, column, starts, offsets, owner, data)
+        return _Items(data, offsets, owner)
 
     def _blame(self, samples: NDArray[np.int64], error: ShardError) -> NoReturn:
         """Raise the error of the first sample that cannot be decoded, which names it."""

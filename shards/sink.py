@@ -1,27 +1,30 @@
-"""The file that shard writers write to: hashes what passes, and knows the last bytes again."""
+"""Binary file of shard writers with a running sha256 and checksums of what was just written."""
 
 import hashlib
+import io
 import zlib
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from im2sp.shards.manifest import BatchInfo
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
-class Sink:
-    """A write-only binary file with a running sha256, which can checksum what it just wrote."""
 
-    closed = False
+class Sink(io.RawIOBase):
+    """Write-only binary file; closing it leaves the file below open, for its owner."""
 
     def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
         self._file = file
         self._sha256 = hashlib.sha256()
         self._recent: list[bytes] = []
         self._recent_offset = 0
         self._position = 0
 
-    def write(self, data: bytes) -> int:
+    def write(self, b: "ReadableBuffer", /) -> int:
         """Append bytes."""
-        data = bytes(data)
+        data = bytes(b)
         self._file.write(data)
         self._sha256.update(data)
         self._recent.append(data)
@@ -32,23 +35,9 @@ class Sink:
         """Bytes written so far."""
         return self._position
 
-    def flush(self) -> None:
-        """Do nothing; the owner of the file flushes it."""
-
-    def close(self) -> None:
-        """Do nothing; the owner of the file closes it."""
-
-    def readable(self) -> bool:
-        """No."""
-        return False
-
     def writable(self) -> bool:
         """Yes."""
         return True
-
-    def seekable(self) -> bool:
-        """No."""
-        return False
 
     def range_info(self, offset: int, size_bytes: int, num_samples: int) -> BatchInfo:
         """Describe a range written since the last call, and forget what lies before its end."""

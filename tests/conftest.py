@@ -1,8 +1,13 @@
-"""Fixtures that tests of several rooms use."""
+"""Settings and fixtures that tests of several folders use."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# One thread for torch: more spin against each other on models this small. Set before torch is
+# imported, so that tests without it need not import it; tests of threads set their own number.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")

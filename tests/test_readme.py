@@ -80,7 +80,7 @@ def test_flags_in_the_prose_exist():
     assert used <= known
 
 
-def test_the_first_40_lines_lead_from_pictures_to_shards():
+def test_the_first_40_lines_lead_from_images_to_shards():
     first = "\n".join(README.splitlines()[:40])
     for wanted in ("im2sp-tokenize", "im2sp-verify", "tools/bitcount.py", "**Install.**", "0.8"):
         assert wanted in first

@@ -7,13 +7,11 @@ Clips are recognized one by one, so that what is heard does not depend on the ot
 """
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-
-from im2sp.tools.unit_quality import unit_edit_distance
 
 POCKETSPHINX = "pocketsphinx"
 RATE_HZ = 16_000
@@ -139,11 +137,20 @@ def words_of(text: str) -> list[str]:
     return kept.split()
 
 
-def edits(found: Sequence[Any], wanted: Sequence[Any]) -> int:
-    """Items to insert, drop or replace to make `wanted` of `found`."""
-    ids: dict[Any, int] = {}
-    a, b = ([ids.setdefault(item, len(ids)) for item in row] for row in (found, wanted))
-    return round(unit_edit_distance(a, b) * max(len(a), len(b)))
+def edits(found: Sequence[Hashable], wanted: Sequence[Hashable]) -> int:
+    """Levenshtein distance: items to insert, drop or replace to make `wanted` of `found`.
+
+    Raises:
+        ValueError: rapidfuzz is not installed.
+    """
+    try:
+        from rapidfuzz.distance import Levenshtein
+    except ImportError:
+        raise ValueError(
+            "edit distances need rapidfuzz, which is not installed: pip install 'im2sp[evaluate]'"
+            " or 'im2sp[fit]'"
+        ) from None
+    return Levenshtein.distance(found, wanted)
 
 
 def word_errors(found: str, wanted: str) -> tuple[int, int]:

@@ -8,24 +8,23 @@ Three of four clips make the tables, every fourth is measured, byte alignment in
 runs on one core. A call includes allocating the result; `values` is the clips one call decodes.
 """
 
-import argparse
 import gzip
 import json
-import os
-import platform
 import statistics
-import time
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numba
 import numpy as np
+import tyro
 from numpy.typing import NDArray
 
 from im2sp.shards import DEFAULT_COLUMNS, deduplicate, fit_durations_codec, fit_speech_codec
 from im2sp.shards.codecs import Codec, make_codecs
+from im2sp.shards.command_line import run_command
 from im2sp.shards.huffman import HuffmanCodec
-from im2sp.tools.bench_turns import markdown_table
+from im2sp.tools.bench_timing import machine, table, take_turns, use_one_core
 
 Clip = tuple[NDArray[np.uint16], NDArray[np.uint16]]
 """Units and durations of one clip."""
@@ -56,12 +55,7 @@ def made_up_clips(num_clips: int = 1000, num_units: int = 200) -> list[Clip]:
 
 def rate(call: Callable[[], object], num_ids: int, num_rounds: int) -> dict[str, int]:
     """Median, slowest and fastest in millions of ids a second."""
-    call()
-    times = []
-    for _ in range(num_rounds):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
+    times = take_turns({"": call}, num_rounds, num_warmups=1)[""]
     picks = {"million_a_s": statistics.median(times), "slowest": max(times), "fastest": min(times)}
     return {name: round(num_ids / seconds / 1e6) for name, seconds in picks.items()}
 
@@ -106,16 +100,27 @@ def compare(clips: list[Clip], num_units: int, num_rounds: int) -> list[dict[str
     return rows
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description="Measure the coding of speech on one core.")
-    parser.add_argument("units", nargs="*", type=Path, help=".jsonl.gz files of frame units")
-    parser.add_argument("--num-units", type=int, default=200, help="vocabulary (default 200)")
-    parser.add_argument("--num-rounds", type=int, default=25, help="rounds a case (default 25)")
-    parser.add_argument("--json", action="store_true", help="no table, JSON rows alone")
-    config = parser.parse_args(argv)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+@dataclass(frozen=True, kw_only=True)
+class BenchCodecConfig:
+    """Measure the codecs of speech units and durations on one core."""
+
+    units: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """.jsonl.gz files with {"units": [...]} per line, one unit per frame; by default synthetic."""
+    num_units: int = 200
+    """Vocabulary size."""
+    num_rounds: int = 25
+    """Rounds per case."""
+    json: bool = False
+    """Print JSON rows only, no table."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command and return the exit code."""
+    return run_command("bench_codec", BenchCodecConfig, _run, args)
+
+
+def _run(config: BenchCodecConfig) -> None:
+    use_one_core()
     clips = read_clips(config.units) if config.units else made_up_clips()
     rows = compare(clips, config.num_units, config.num_rounds)
     for row in rows:
@@ -124,11 +129,10 @@ def main(argv: list[str] | None = None) -> None:
         return
     print(
         f"\n{len(clips[::4])} clips, {sum(u.size for u, _ in clips[::4])} units; "
-        f"{platform.machine()}, one core; Python {platform.python_version()}, "
-        f"numpy {np.__version__}, numba {numba.__version__}\n"
+        f"one core of {machine('numpy', 'numba')}\n"
     )
-    print(markdown_table(rows))
+    print(table(rows))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

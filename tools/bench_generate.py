@@ -4,20 +4,22 @@
 
 Random weights at the preset's sizes; both generate from the same image units until `max-tokens`
 (EOS is made impossible, so that all rows are of one length) and the ids must be equal. Turns are
-interleaved; medians. See `tools/interleaved.py` for the clock.
+interleaved; medians. See `tools/bench_timing.py` for the clock.
 """
 
-import argparse
 import json
+import sys
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from im2sp.shards.command_line import run_command
+from im2sp.tools.bench_timing import clock_of, machine, medians, table, take_turns
 from im2sp.tools.git_reference import git_from, git_generate
-from im2sp.tools.interleaved import interleaved_seconds, machine, print_table
 from im2sp.trainer.generation import generate
 from im2sp.trainer.model import Im2SpModel
-from im2sp.trainer.model_config import PRESETS, preset_config
+from im2sp.trainer.model_config import Preset, preset_config
 from im2sp.trainer.vocabulary import Vocabulary
 
 
@@ -62,7 +64,9 @@ def measure(
         rows = git_generate(reference, image_units, num_beams, max_tokens)
         results["transformers"] = [config.vocabulary.decode(row) for row in rows]
 
-    seconds = interleaved_seconds({"ours": ours, "transformers": transformers}, num_rounds, device)
+    calls = {"ours": ours, "transformers": transformers}
+    clock = clock_of(str(device))
+    seconds = medians(take_turns(calls, num_rounds, clock=clock, num_warmups=1))
     if results["ours"] != results["transformers"]:
         raise ValueError(f"batch {batch_size}, {num_beams} beams: the two generate other ids")
     num_units = sum(map(len, results["ours"]))
@@ -77,29 +81,43 @@ def measure(
     }
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description="Measure generation against transformers.")
-    parser.add_argument("--preset", choices=list(PRESETS), default="small", help="default small")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="default 1 8")
-    parser.add_argument("--beams", type=int, nargs="+", default=[1, 5], help="default 1 5")
-    parser.add_argument("--max-tokens", type=int, default=110, help="default 110")
-    parser.add_argument("--num-rounds", type=int, default=3, help="rounds a case (default 3)")
-    parser.add_argument("--json", action="store_true", help="no table, JSON rows alone")
-    options = parser.parse_args(argv)
+@dataclass(frozen=True, kw_only=True)
+class BenchGenerateConfig:
+    """Measure generation against transformers' GIT with the same weights."""
+
+    preset: Preset = "small"
+    """Size of the model."""
+    batch: tuple[int, ...] = (1, 8)
+    """Batch sizes."""
+    beams: tuple[int, ...] = (1, 5)
+    """Numbers of beams."""
+    max_tokens: int = 110
+    """Length of each generation."""
+    num_rounds: int = 3
+    """Rounds per case."""
+    json: bool = False
+    """Print JSON rows only, no table."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command and return the exit code."""
+    return run_command("bench_generate", BenchGenerateConfig, _run, args)
+
+
+def _run(config: BenchGenerateConfig) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
-    model = make_model(options.preset, device)
+    model = make_model(config.preset, device)
     rows: list[dict[str, Any]] = []
-    for batch_size in options.batch:
-        for num_beams in options.beams:
-            row = measure(model, batch_size, num_beams, options.max_tokens, options.num_rounds)
-            rows.append({"preset": options.preset, **row})
+    for batch_size in config.batch:
+        for num_beams in config.beams:
+            row = measure(model, batch_size, num_beams, config.max_tokens, config.num_rounds)
+            rows.append({"preset": config.preset, **row})
             print(json.dumps(rows[-1]), flush=True)
-    if not options.json:
-        print(f"\n{json.dumps(machine(device))}\n")
-        print_table(rows)
+    if not config.json:
+        print(f"\none thread of {machine('torch', 'transformers', device=str(device))}\n")
+        print(table(rows))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

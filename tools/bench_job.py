@@ -11,7 +11,6 @@ memory its main process ever held. Both run the command itself, as a user would.
 a case, then a table.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -19,23 +18,27 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import tyro
 from torch import Tensor
 
-from im2sp.pipeline.decode import decode
-from im2sp.pipeline.decode_pool import MEDIA_PER_TASK
+from im2sp.pipeline.decode_pool import decode
 from im2sp.pipeline.image_tokenizer import load_image_tokenizer
 from im2sp.pipeline.images import DEFAULT_MAX_PIXELS, ByteRange
+from im2sp.pipeline.job_encode import MIN_CPU_BATCH_INPUTS
 from im2sp.pipeline.sources import list_source
 from im2sp.pipeline.vitvqgan_weights import image_tokenizer_bytes
+from im2sp.shards.command_line import run_command
+from im2sp.tools.bench_timing import table
 from im2sp.tools.bench_tokenize import SIZES, Settings, make_network, photographs
-from im2sp.tools.bench_turns import table
 
 
-def copy_images(sources: list[Path], num_images: int, folder: Path) -> None:
+def copy_images(sources: Sequence[Path], num_images: int, folder: Path) -> None:
     """Write the first images of some sources into a folder, as the files they are."""
     items = [item for source in sources for item in list_source(source).items if item.image]
     if len(items) < num_images:
@@ -82,10 +85,10 @@ def decoded_pixels(folder: Path) -> list[Tensor]:
     """The pictures of a folder as the job hands them to the encoder: float32 batches."""
     items = list_source(folder).items
     batches = []
-    for start in range(0, len(items), MEDIA_PER_TASK):
+    for start in range(0, len(items), MIN_CPU_BATCH_INPUTS):
         rows = (
             decode(item, "squash-224", DEFAULT_MAX_PIXELS).pixels
-            for item in items[start : start + MEDIA_PER_TASK]
+            for item in items[start : start + MIN_CPU_BATCH_INPUTS]
         )
         pixels = torch.stack([torch.from_numpy(row) for row in rows if row is not None])
         batches.append(pixels.permute(0, 3, 1, 2).contiguous().float() / 255)
@@ -123,46 +126,56 @@ def time_job(folder: Path, weights: str, precision: str, repeats: int) -> list[d
     ]
 
 
-def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def run(config: "BenchJobConfig") -> list[dict[str, Any]]:
     """All rows that the flags ask for."""
     rows: list[dict[str, Any]] = []
-    for num_images in arguments.memory or [arguments.num_images]:
+    for num_images in config.memory or [config.num_images]:
         with tempfile.TemporaryDirectory() as name:
-            weights = weights_file(arguments.size, arguments.weights, Path(name))
+            weights = weights_file(config.size, config.weights, Path(name))
             folder = Path(name) / "images"
             folder.mkdir()
-            copy_images(arguments.sources, num_images, folder)
-            if arguments.memory:
+            copy_images(config.sources, num_images, folder)
+            if config.memory:
                 peak_mb = run_once(folder, weights, "fp32")["peak_bytes"] / 1e6
                 case = f"memory, {num_images} images"
                 rows.append({"case": case, "peak_mb": round(peak_mb, 1)})
                 continue
-            for precision in arguments.precisions:
-                rows += time_job(folder, weights, precision, arguments.repeats)
+            for precision in config.precisions:
+                rows += time_job(folder, weights, precision, config.repeats)
     return rows
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Parse flags, run, print; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Time the tokenize job against its encoder.")
-    parser.add_argument("sources", type=Path, nargs="+", help="folders or tars of images")
-    parser.add_argument("--size", choices=sorted(SIZES), default="base", help="random weights")
-    parser.add_argument("--weights", default="", help="these weights instead, such as compact")
-    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32"])
-    parser.add_argument("--num-images", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--memory", type=int, nargs="+", help="numbers of images to run with")
-    arguments = parser.parse_args(argv)
-    try:
-        rows = run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"bench_job: {error}", file=sys.stderr)
-        return 1
+@dataclass(frozen=True, kw_only=True)
+class BenchJobConfig:
+    """Time the tokenize job against its encoder, or measure its memory."""
+
+    sources: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders or .tar files of images."""
+    size: Literal["tiny", "small", "base"] = "base"
+    """Size of the encoder, with random weights."""
+    weights: str = ""
+    """Weights to use instead, such as compact."""
+    precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32",)
+    """Precisions to time."""
+    num_images: int = 256
+    """Images to tokenize."""
+    repeats: int = 3
+    """Runs of each case."""
+    memory: tuple[int, ...] = ()
+    """Measure the peak memory for these numbers of images instead of timing."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command and return the exit code."""
+    return run_command("bench_job", BenchJobConfig, _run, args)
+
+
+def _run(config: BenchJobConfig) -> None:
+    rows = run(config)
     for row in rows:
         print(json.dumps(row))
-    columns = ("case", "peak_mb") if arguments.memory else ("case", "images_per_s", "share")
+    columns = ("case", "peak_mb") if config.memory else ("case", "images_per_s", "share")
     print(table(rows, columns))
-    return 0
 
 
 if __name__ == "__main__":

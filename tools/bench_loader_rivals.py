@@ -6,7 +6,8 @@ utterances as the bytes that the shards hold, not decoded and not padded.
 """
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -14,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pyarrow import ipc
 
-from im2sp.shards import DEFAULT_COLUMNS, Layout, encode_batch, expand_members
+from im2sp.shards import DEFAULT_COLUMNS, Layout, ShardDataset, encode_batch, expand_members
 from im2sp.shards.schema import rows_of_batch
 from im2sp.tools.bench_loader_data import make_samples, write_dataset
 
-Batches = Iterator[int]
+Batches = Generator[int, None, None]
 BATCH_SIZE = 256
 
 
@@ -55,6 +57,42 @@ def _padded(batch: Any) -> int:
     rows = np.full((lengths.size, int(lengths.max())), -1, np.int16)
     rows[np.arange(rows.shape[1]) < lengths[:, None]] = data
     return len(batch)
+
+
+def numpy_views(dataset: ShardDataset, num_threads: int) -> Batches:
+    """Slices of the mapped record batches, joined in Python; a batch is what ours is."""
+    batches = [dataset.batch(number) for number in range(dataset.num_batches)]
+    first_rows = np.cumsum([0, *(batch.num_samples for batch in batches)])
+    rng = np.random.default_rng(0)
+
+    def read(samples: NDArray[np.int64]) -> int:
+        numbers = np.searchsorted(first_rows, samples, "right") - 1
+        rows = samples - first_rows[numbers]
+        images = np.empty((samples.size, batches[0].image_units.shape[1]), np.uint8)
+        offsets, data, counts = [], [], []
+        for k, (number, row) in enumerate(zip(numbers.tolist(), rows.tolist(), strict=True)):
+            batch = batches[number]
+            images[k] = batch.image_units[row]
+            start, end = batch.speech_units.offsets[row : row + 2].tolist()
+            values = batch.speech_units.values
+            bounds = values.offsets[start : end + 1]
+            data.append(values.data[bounds[0] : bounds[-1]])
+            offsets.append(np.diff(bounds))
+            counts.append(end - start)
+        lengths = np.concatenate(offsets)
+        padded = np.full((lengths.size, int(lengths.max())), -1, np.int16)
+        padded[np.arange(padded.shape[1]) < lengths[:, None]] = np.concatenate(data)
+        np.repeat(np.arange(samples.size, dtype=np.int32), counts)
+        return len(images)
+
+    with ThreadPoolExecutor(max(1, num_threads)) as pool:
+        while True:
+            order = rng.permutation(len(dataset))
+            whole = order[: order.size // BATCH_SIZE * BATCH_SIZE].reshape(-1, BATCH_SIZE)
+            if not num_threads:
+                yield from map(read, whole)
+            for start in range(0, len(whole) if num_threads else 0, 8 * num_threads):
+                yield from pool.map(read, whole[start : start + 8 * num_threads])
 
 
 def hf_datasets(table: pa.Table, pads: bool = False) -> Batches:

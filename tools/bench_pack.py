@@ -7,20 +7,19 @@ all of them alike; the figure is the median over the rounds. A call includes eve
 the result, and for packing the check that every id fits. Our kernels and numpy give the same bytes.
 """
 
-import argparse
 import json
-import os
-import platform
 import statistics
-import time
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from im2sp.shards import pack_units, unpack_units
+from im2sp.shards.command_line import run_command
 from im2sp.shards.packing import small_work
+from im2sp.tools.bench_timing import machine, table, take_turns, use_one_core
 
 NUM_UNITS = 784
 BITS = 13
@@ -39,19 +38,6 @@ def numpy_unpack(packed: NDArray[np.uint8]) -> NDArray[np.uint16]:
     bits = np.unpackbits(packed, axis=1, count=BITS * NUM_UNITS, bitorder="little")
     weights = np.uint16(1) << np.arange(BITS, dtype=np.uint16)
     return bits.reshape(len(packed), NUM_UNITS, BITS).astype(np.uint16) @ weights
-
-
-def times_s(calls: dict[str, Callable[[], object]], num_rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call in every round, the calls taking turns."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    for _ in range(num_rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-    return times
 
 
 def measure(num_rows: int, num_rounds: int) -> list[dict[str, object]]:
@@ -76,32 +62,35 @@ def measure(num_rows: int, num_rounds: int) -> list[dict[str, object]]:
             "fastest": round(units.size / min(times) / 1e6),
             "num_rounds": num_rounds,
         }
-        for name, times in times_s(calls, num_rounds).items()
+        for name, times in take_turns(calls, num_rounds, num_warmups=1).items()
     ]
 
 
-def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description="Measure bit packing on one core.")
-    parser.add_argument("--num-rounds", type=int, default=15, help="rounds a case (default 15)")
-    parser.add_argument("--json", action="store_true", help="no table, JSON rows alone")
-    config = parser.parse_args()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+@dataclass(frozen=True, kw_only=True)
+class BenchPackConfig:
+    """Measure the bit packing of image units on one core."""
+
+    num_rounds: int = 15
+    """Rounds per case."""
+    json: bool = False
+    """Print JSON rows only, no table."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command and return the exit code."""
+    return run_command("bench_pack", BenchPackConfig, _run, args)
+
+
+def _run(config: BenchPackConfig) -> None:
+    use_one_core()
     rows = [row for num_rows in (1, 256, 4096) for row in measure(num_rows, config.num_rounds)]
     for row in rows:
         print(json.dumps(row))
     if config.json:
         return
-    print(
-        f"\n{platform.machine()}, one core; Python {platform.python_version()}, "
-        f"numpy {np.__version__}, numba {numba.__version__}\n"
-    )
-    print("| case | rows of 784 units | million units/s | slowest | fastest |")
-    print("| --- | ---: | ---: | ---: | ---: |")
-    for row in rows:
-        print("| " + " | ".join(str(row[name]) for name in list(row)[:5]) + " |")
+    print(f"\none core of {machine('numpy', 'numba')}\n")
+    print(table(rows))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,10 +1,10 @@
 """Time speech -> units: our HuBERT against the plain way; run by `bench_tokenize.py --audio`.
 
 The plain way is transformers' `HubertModel`: all its layers, one clip at a time, in float32, then
-the distances from all centres. Ours is `SpeechTokenizer.encode_batch` of the same clips, loaded
-from the same weights. They are random, in transformers' form; the centres are k-means of the plain
-features of other such clips, so that many units occur. The speed depends on neither, but the share
-of units that bfloat16 changes does: random features lie otherwise than trained ones.
+the distances from all centroids. Ours is `SpeechTokenizer.encode_batch` of the same clips, loaded
+from the same weights. They are random, in transformers' form; the centroids are k-means of the
+plain features of other such clips, so that many units occur. The speed depends on neither, but the
+share of units that bfloat16 changes does: random features lie otherwise than trained ones.
 
 `audio_hours_per_hour` is hours of audio encoded in an hour; reading files is left out.
 """
@@ -23,8 +23,8 @@ from torch import Tensor
 
 from im2sp.pipeline.hubert_units import RATE_HZ, Precision, load_speech_tokenizer
 from im2sp.pipeline.hubert_weights import DEFAULT_LAYER
-from im2sp.tools.bench_turns import BASELINE, check_cases, take_turns
-from im2sp.tools.kmeans_fit import fit_kmeans
+from im2sp.tools.bench_timing import BASELINE, check_cases, take_turns
+from im2sp.tools.kmeans import fit_kmeans
 
 # transformers' defaults are HuBERT base.
 SIZES: dict[str, dict[str, Any]] = {
@@ -120,11 +120,11 @@ def plain_features(model: Any, clips: list[NDArray[np.float32]]) -> list[Tensor]
     return [layers[DEFAULT_LAYER][0] for layers in states]
 
 
-def plain_units(features: list[Tensor], centres: Tensor) -> NDArray[np.int64]:
-    """Nearest centres, by distances written out as fairseq does."""
-    lengths = centres.square().sum(1)
+def plain_units(features: list[Tensor], centroids: Tensor) -> NDArray[np.int64]:
+    """Nearest centroids, by distances written out as fairseq does."""
+    lengths = centroids.square().sum(1)
     distances = (
-        rows.square().sum(1, keepdim=True) - 2 * torch.matmul(rows, centres.T) + lengths
+        rows.square().sum(1, keepdim=True) - 2 * torch.matmul(rows, centroids.T) + lengths
         for rows in features
     )
     return torch.cat([of_clip.argmin(1) for of_clip in distances]).numpy()
@@ -134,31 +134,31 @@ def run(settings: SpeechSettings) -> list[dict[str, object]]:
     """Time the cases on speech; one row each.
 
     Raises:
-        ValueError: Transformers is not installed, or fewer frames than centres.
+        ValueError: Transformers is not installed, or fewer frames than centroids.
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
     clips, model = make_clips(settings), make_model(settings.size)
     with torch.inference_mode():
         others = torch.cat(plain_features(model, make_clips(settings, seed=1)))
-        centres = fit_kmeans(others, settings.num_units).centres
+        centroids = fit_kmeans(others, settings.num_units).centroids
         cases: dict[str, Callable[[], NDArray[Any]]] = {}
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             for name in settings.cases:
-                cases[name] = _case(name, model, Path(folder), centres, clips)
+                cases[name] = _case(name, model, Path(folder), centroids, clips)
         units = {name: case() for name, case in cases.items()}
         times_s = take_turns(cases, settings.repeats)
     return _rows(settings, times_s, units, sum(map(len, clips)) / RATE_HZ)
 
 
 def _case(
-    name: str, model: Any, folder: Path, centres: Tensor, clips: list[NDArray[np.float32]]
+    name: str, model: Any, folder: Path, centroids: Tensor, clips: list[NDArray[np.float32]]
 ) -> Callable[[], NDArray[Any]]:
     """What gives the units of all clips, one after the other."""
     if name == BASELINE:
-        return lambda: plain_units(plain_features(model, clips), centres)
-    tokenizer = load_speech_tokenizer(folder, centres, device="cpu", precision=PRECISIONS[name])
+        return lambda: plain_units(plain_features(model, clips), centroids)
+    tokenizer = load_speech_tokenizer(folder, centroids, device="cpu", precision=PRECISIONS[name])
     return lambda: np.concatenate(tokenizer.encode_batch(clips))
 
 

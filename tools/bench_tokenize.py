@@ -13,6 +13,7 @@ whole job around the encoder. `--audio` times what `bench_speech.py` describes.
 
 import json
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
@@ -25,8 +26,9 @@ from im2sp.pipeline.image_tokenizer import BUNDLED, ImageTokenizer, Precision
 from im2sp.pipeline.tensors import read_weights
 from im2sp.pipeline.vitvqgan import TransformerConfig, ViTVQGAN, ViTVQGANConfig
 from im2sp.pipeline.vitvqgan_weights import load_network
+from im2sp.shards.command_line import run_command
 from im2sp.shards.hub import find_weights
-from im2sp.tools.bench_turns import BASELINE, check_cases, table, take_turns
+from im2sp.tools.bench_timing import BASELINE, check_cases, table, take_turns
 
 if TYPE_CHECKING:
     from im2sp.tools.bench_speech import SpeechSettings
@@ -40,7 +42,7 @@ SIZES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What to time."""
+    """Time images to units, or audio to units: our encoder against a plain one."""
 
     cases: tuple[str, ...] = ("plain-fp32", "ours-fp32", "ours-bf16")
     """Names of the cases; see CASES."""
@@ -53,13 +55,13 @@ class Settings:
     num_images: int = 8
     """Images in the batch."""
     audio: bool = False
-    """Time a HuBERT on speech instead of pictures; sizes tiny and base."""
+    """Time a HuBERT on audio instead of images; sizes tiny and base."""
     num_clips: int = 12
     """With --audio: clips in the batch."""
     clip_s: float = 6.0
     """With --audio: mean length of a clip; they are 0.5 to 1.5 times as long."""
     num_units: int = 200
-    """With --audio: k-means centres."""
+    """With --audio: number of k-means centroids."""
     repeats: int = 5
     """Timed runs of each case."""
     threads: int = 0
@@ -199,13 +201,14 @@ def speech_settings(settings: Settings) -> "SpeechSettings":
     return SpeechSettings(**{name: getattr(settings, name) for name in names})
 
 
-def main() -> None:
-    """Parse flags, run, print."""
-    import tyro
+def main(args: list[str] | None = None) -> int:
+    """Run the command and return the exit code."""
+    return run_command("bench_tokenize", Settings, _run, args)
 
+
+def _run(settings: Settings) -> None:
     from im2sp.tools import bench_speech
 
-    settings = tyro.cli(Settings, description=__doc__)
     rows = bench_speech.run(speech_settings(settings)) if settings.audio else run(settings)
     for row in rows:
         print(json.dumps(row))
@@ -213,4 +216,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,24 +10,25 @@ optimizer's own time is the same for all and left out. The losses must agree (dr
 that check).
 
 On a GPU the share of the measured rate of bfloat16 matrix products that the model's own
-multiplications reach is printed, too. Turns are interleaved; medians; `tools/interleaved.py` has
+multiplications reach is printed, too. Turns are interleaved; medians; `tools/bench_timing.py` has
 the clock.
 """
 
-import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from im2sp.shards.command_line import run_command
+from im2sp.tools.bench_timing import clock_of, machine, medians, table, take_turns
 from im2sp.tools.git_reference import git_from, git_loss
-from im2sp.tools.interleaved import interleaved_seconds, machine, print_table
 from im2sp.trainer.model import Im2SpModel
-from im2sp.trainer.model_config import PRESETS, ModelConfig, preset_config
+from im2sp.trainer.model_config import ModelConfig, Preset, preset_config
 from im2sp.trainer.vocabulary import Vocabulary
 
 CAPTIONS = 5
@@ -107,7 +108,7 @@ def make_calls(
 
 
 def measure(
-    config: ModelConfig, device: torch.device, options: argparse.Namespace, precision: str
+    config: ModelConfig, device: torch.device, options: "BenchTrainConfig", precision: str
 ) -> list[dict[str, Any]]:
     """Rows of figures for one precision.
 
@@ -125,7 +126,8 @@ def measure(
     if max(check.values()) - min(check.values()) > 1e-3:
         raise ValueError(f"the losses differ: {check}")
     calls = make_calls(model.train(), batch, precision, names)
-    seconds = interleaved_seconds(calls, options.num_rounds, device)
+    clock = clock_of(str(device))
+    seconds = medians(take_turns(calls, options.num_rounds, clock=clock, num_warmups=1))
     num_tokens = tokens.shape[0] * (tokens.shape[1] - 1)
     rows: list[dict[str, Any]] = []
     for name in names:
@@ -145,17 +147,32 @@ def measure(
     return rows
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description="Measure a training step against transformers.")
-    parser.add_argument("--preset", choices=list(PRESETS), default="small", help="default small")
-    parser.add_argument("--images", type=int, default=8, help="images a batch (default 8)")
-    parser.add_argument("--units", type=int, default=110, help="units a caption (default 110)")
-    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], help="fp32, bf16")
-    parser.add_argument("--dropout", type=float, nargs="+", default=[0.1], help="default 0.1")
-    parser.add_argument("--num-rounds", type=int, default=3, help="rounds a case (default 3)")
-    parser.add_argument("--json", action="store_true", help="no table, JSON rows alone")
-    options = parser.parse_args(argv)
+@dataclass(frozen=True, kw_only=True)
+class BenchTrainConfig:
+    """Measure a training step against transformers' GIT."""
+
+    preset: Preset = "small"
+    """Size of the model."""
+    images: int = 8
+    """Images per batch."""
+    units: int = 110
+    """Units per caption."""
+    precision: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
+    """Precisions to time."""
+    dropout: tuple[float, ...] = (0.1,)
+    """Dropout rates to time."""
+    num_rounds: int = 3
+    """Rounds per case."""
+    json: bool = False
+    """Print JSON rows only, no table."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command and return the exit code."""
+    return run_command("bench_train", BenchTrainConfig, _run, args)
+
+
+def _run(options: BenchTrainConfig) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
     config = preset_config(options.preset, Vocabulary(kind="speech", num_ids=200))
@@ -167,9 +184,9 @@ def main(argv: list[str] | None = None) -> None:
                 rows.append(row)
                 print(json.dumps(row), flush=True)
     if not options.json:
-        print(f"\n{json.dumps(machine(device))}\n")
-        print_table(rows)
+        print(f"\none thread of {machine('torch', 'transformers', device=str(device))}\n")
+        print(table(rows))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

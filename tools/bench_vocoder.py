@@ -7,23 +7,25 @@ Without `--vocoder`, random weights of the published LJSpeech size are timed: 20
 change the time.
 """
 
-import argparse
 import json
 import os
 import sys
 import time
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from im2sp.pipeline.vocoder import DTYPES, Vocoder, load_vocoder
+from im2sp.pipeline.vocoder import Vocoder, load_vocoder
 from im2sp.pipeline.vocoder_weights import (
     FRAME_SAMPLES,
     RATE_HZ,
     VocoderSettings,
     VocoderWeights,
 )
+from im2sp.shards.command_line import run_command
+from im2sp.tools.bench_timing import medians, take_turns
 
 KERNELS = (3, 7, 11)
 UP_KERNELS = (11, 8, 8, 4, 4)
@@ -57,20 +59,19 @@ def published_size(num_units: int = 200, channels: int = 512, width: int = 128) 
 
 
 def measure(vocoder: Vocoder, num_clips: int, clip_s: float, rounds: int) -> dict[str, Any]:
-    """Best of some rounds: seconds of speech a second, by the clock and by the cores' own time."""
+    """Seconds of speech a second, by the clock and by the cores' own time; medians of rounds."""
     random = np.random.default_rng(0)
     frames = max(1, round(clip_s * RATE_HZ / FRAME_SAMPLES))
     units = [random.integers(0, vocoder.num_units, frames) for _ in range(num_clips)]
     durations = [np.ones(frames, np.int64)] * num_clips
     speaker = 0 if vocoder.num_speakers else None
     made = vocoder.synthesize_batch(units, durations, speaker)
-    walls_s: list[float] = []
-    cores_s: list[float] = []
-    for _ in range(rounds):
-        wall_s, core_s = time.perf_counter(), time.process_time()
-        vocoder.synthesize_batch(units, durations, speaker)
-        walls_s.append(time.perf_counter() - wall_s)
-        cores_s.append(time.process_time() - core_s)
+
+    def synthesize() -> object:
+        return vocoder.synthesize_batch(units, durations, speaker)
+
+    (wall_s,) = medians(take_turns({"": synthesize}, rounds)).values()
+    (core_s,) = medians(take_turns({"": synthesize}, rounds, clock=time.process_time)).values()
     speech_s = sum(len(samples) for samples in made) / RATE_HZ
     return {
         "vocoder": vocoder.name,
@@ -79,42 +80,59 @@ def measure(vocoder: Vocoder, num_clips: int, clip_s: float, rounds: int) -> dic
         "threads": torch.get_num_threads(),
         "clips": num_clips,
         "clip_s": clip_s,
-        "times_real_time": round(speech_s / min(walls_s), 1),
-        "times_real_time_of_a_core": round(speech_s / min(cores_s), 1),
+        "times_real_time": round(speech_s / wall_s, 1),
+        "times_real_time_of_a_core": round(speech_s / core_s, 1),
     }
 
 
-def main(argv: list[str] | None = None) -> int:
+@dataclass(frozen=True, kw_only=True)
+class BenchVocoderConfig:
+    """Time a unit vocoder: seconds of speech generated per second."""
+
+    vocoder: str | None = None
+    """Name or path of a vocoder; by default random weights of the published size."""
+    precision: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
+    """Precisions to time."""
+    clips: int = 8
+    """Clips per round."""
+    clip_s: float = 5.0
+    """Length of a clip in seconds."""
+    rounds: int = 5
+    """Rounds per case."""
+    threads: int = os.cpu_count() or 1
+    """CPU threads."""
+    device: str | None = None
+    """torch device, such as cuda:1; by default CUDA if available."""
+    json: bool = False
+    """Print one JSON row per case only."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a number is not positive."""
+        if min(self.clips, self.rounds, self.threads) < 1 or self.clip_s <= 0:
+            raise ValueError("--clips, --rounds, --threads and --clip-s must be positive")
+
+
+def main(args: list[str] | None = None) -> int:
     """Run the command and return the exit code."""
-    parser = argparse.ArgumentParser(description="Time a unit vocoder.")
-    parser.add_argument("--vocoder", help="as load_vocoder takes it; default: published size")
-    parser.add_argument("--precision", choices=DTYPES, nargs="+", default=list(DTYPES))
-    parser.add_argument("--clips", type=int, default=8)
-    parser.add_argument("--clip-s", type=float, default=5.0)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--device", help="as torch names it; default: CUDA where there is one")
-    parser.add_argument("--json", action="store_true", help="one JSON row a case, nothing else")
-    arguments = parser.parse_args(argv)
-    if min(arguments.clips, arguments.rounds, arguments.threads) < 1 or arguments.clip_s <= 0:
-        parser.error("--clips, --rounds, --threads and --clip-s must be positive")
+    return run_command("bench_vocoder", BenchVocoderConfig, _run, args)
+
+
+def _run(config: BenchVocoderConfig) -> None:
     before = torch.get_num_threads()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(config.threads)
     try:
-        for precision in arguments.precision:
-            if arguments.vocoder is None:
+        for precision in config.precision:
+            if config.vocoder is None:
                 vocoder = Vocoder(
                     published_size(),
                     name="published size",
                     precision=precision,
-                    device=arguments.device,
+                    device=config.device,
                 )
             else:
-                vocoder = load_vocoder(
-                    arguments.vocoder, precision=precision, device=arguments.device
-                )
-            row = measure(vocoder, arguments.clips, arguments.clip_s, arguments.rounds)
-            if arguments.json:
+                vocoder = load_vocoder(config.vocoder, precision=precision, device=config.device)
+            row = measure(vocoder, config.clips, config.clip_s, config.rounds)
+            if config.json:
                 print(json.dumps(row), flush=True)
             else:
                 print(
@@ -124,12 +142,8 @@ def main(argv: list[str] | None = None) -> int:
                     f" {row['times_real_time_of_a_core']} x on one core's own time",
                     flush=True,
                 )
-    except ValueError as error:
-        print(f"bench_vocoder: {error}", file=sys.stderr)
-        return 1
     finally:
         torch.set_num_threads(before)
-    return 0
 
 
 if __name__ == "__main__":

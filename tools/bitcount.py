@@ -11,7 +11,6 @@ up to the bytes on disk. The codebook is listed apart: one serves a dataset of a
 Exit codes: 0 counted, 1 the dataset is absent or damaged, 2 usage.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Iterable
@@ -20,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tyro
 from numpy.typing import NDArray
 
 from im2sp.shards import Manifest, Sample, ShardDataset, ShardError
 from im2sp.shards.codecs import Codec, ColumnCodecs, make_codecs
+from im2sp.shards.command_line import run_command
 from im2sp.shards.manifest import MANIFEST_NAME, REJECTS_NAME
 
 RAW_BITS_PER_IMAGE = 224 * 224 * 24
@@ -330,24 +331,27 @@ def table(count: BitCount, name: str) -> str:
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Count, print, and return the exit code."""
-    parser = argparse.ArgumentParser(
-        description="The paper's Table 1 for your shards: where their bits go."
-    )
-    parser.add_argument("shards", type=Path, help="folder with dataset.json")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args(argv)
-    try:
-        count = count_bits(arguments.shards)
-    except (ShardError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    if arguments.json:
-        print(json.dumps(count.as_json()))
-    else:
-        print(table(count, str(arguments.shards)))
-    return 0
+@dataclass(frozen=True, kw_only=True)
+class BitcountConfig:
+    """Storage table of a dataset, as the paper's Table 1: the bits of each part.
+
+    Exit code: 0 counted; 1 the dataset is missing or damaged; 2 wrong usage.
+    """
+
+    shards: tyro.conf.Positional[Path]
+    """Folder with dataset.json."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command and return the exit code."""
+    return run_command("bitcount", BitcountConfig, _run, args)
+
+
+def _run(config: BitcountConfig) -> None:
+    count = count_bits(config.shards)
+    print(json.dumps(count.as_json()) if config.json else table(count, str(config.shards)))
 
 
 if __name__ == "__main__":

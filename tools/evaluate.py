@@ -1,106 +1,30 @@
-"""How good spoken or written descriptions are: generate, speak, hear, score.
+"""`im2sp-evaluate`: scores of spoken or written image descriptions.
 
     im2sp-evaluate --run runs/a --shards shards --split val
-    im2sp-evaluate --captions captions.json --json scores.json
+    im2sp-evaluate --captions captions.json --json > scores.json
 
-A run of speech goes through the vocoder and a recognizer (`--asr`: pocketsphinx, or a CTC or
-sequence-to-sequence model of transformers); a run of text is scored as it is, or spoken first
-(`--cascade flite`). `--topline units` speaks the split's own units and `--topline captions` its
-captions: what a perfect model would reach here. The scores are those of the COCO caption
-evaluation, with 95 % bootstrap intervals; speech also gets predicted opinions (DNSMOS), units their
-BLEU and error rate. The table is laid out as the paper's Table 3, beside its rows.
-
-Stages are kept in `--out`: a run that was killed goes on, and what has not changed is not made
-again. `--captions` holds `{"candidates": {id: text}, "references": {id: [text]}}`.
-
-Exit codes: 0 scored, 1 not possible, 2 usage.
+`evaluate_config.EvaluateConfig` documents the settings, `evaluate_chain` the stages.
 """
 
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tyro
 
-from im2sp.shards import ShardDataset
+from im2sp.shards.command_line import run_command
 from im2sp.shards.files import atomic_file
-from im2sp.tools.bootstrap import DEFAULT_RESAMPLES, interval
-from im2sp.tools.caption_metrics import Scores, score_captions
+from im2sp.tools.captions import Scores, bleu, bleu_sums, score_captions
+from im2sp.tools.evaluate_config import EvaluateConfig
 from im2sp.tools.evaluate_table import report
-from im2sp.tools.ngram_metrics import bleu, bleu_sums
+from im2sp.tools.intervals import interval
 
 if TYPE_CHECKING:
     from im2sp.tools.evaluate_chain import Chain, Judged
 
 RESULT_NAME = "scores.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Score descriptions of images."""
-
-    run: str | None = None
-    """The trained model: a run's folder, one step of it, or published weights."""
-    shards: Path | None = None
-    """Dataset whose images are described, and whose captions are the references."""
-    split: str | None = None
-    """Split of the dataset; all of it without."""
-    out: Path | None = None
-    """Folder of the stages, the speech and scores.json; without it, RUN/evaluate-SPLIT."""
-    captions: Path | None = None
-    """Score this file of candidates and references instead."""
-    json: Path | None = None
-    """Write the results here, too."""
-    topline: Literal["units", "captions"] | None = None
-    """No model: speak the dataset's own units, or its first captions."""
-    cascade: Literal["flite"] | None = None
-    """Speak what a text run says, and score what is heard."""
-    voice: str = "rms"
-    """flite's voice, of --cascade and --topline captions."""
-    vocoder: str = "compact"
-    """Vocoder of the units: a bundled name, a folder or a file."""
-    asr: str = "pocketsphinx"
-    """Recognizer: pocketsphinx, a hub id or a folder."""
-    codebook: Path | None = None
-    """Vectors behind the image units, for published weights that lack them."""
-    num_beams: int = 1
-    """Beams of the generation; 1 is greedy."""
-    max_tokens: int = 511
-    """Longest generation, with its end."""
-    limit: int | None = None
-    """Score the first so many images only."""
-    resamples: int = DEFAULT_RESAMPLES
-    """Of the bootstrap."""
-    seed: int = 0
-    """Of the bootstrap."""
-    device: str | None = None
-    """As torch names it; CUDA where there is one."""
-    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Show no bars and no table."""
-
-    def __post_init__(self) -> None:
-        """Refuse what does not go together."""
-        num_sources = sum(x is not None for x in (self.run, self.captions, self.topline))
-        if num_sources != 1:
-            raise ValueError(
-                "expected exactly one of --run, --topline and --captions, found"
-                f" {num_sources or 'none'}"
-            )
-        if self.captions is None and self.shards is None:
-            raise ValueError("--shards is missing: the dataset to describe")
-        if self.topline is not None and self.out is None:
-            raise ValueError("--out is missing: the folder of the stages")
-        if self.cascade is not None and self.run is None:
-            raise ValueError("--cascade goes with --run")
-        for name, least in (("limit", 1), ("resamples", 2), ("max_tokens", 1), ("num_beams", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} is {value}, expected at least {least}")
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -113,7 +37,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         candidates, references = read_captions(config.captions)
         scores = _captions(config, candidates, references)
         return {"name": config.captions.name, "captions": scores.as_json()}
-    from im2sp.tools.evaluate_chain import ChainSettings, judged_samples, run_chain
+    from im2sp.shards import ShardDataset
+    from im2sp.tools.evaluate_chain import judged_samples, run_chain
     from im2sp.tools.evaluate_stages import StageFolder
 
     assert config.shards is not None
@@ -122,21 +47,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if not items:
         needed = "an image and a caption" if config.topline is None else "speech and two captions"
         raise ValueError(f"{config.shards}: no sample of split {config.split!r} has {needed}")
-    settings = ChainSettings(
-        run=config.run,
-        codebook=config.codebook,
-        topline=config.topline,
-        num_beams=config.num_beams,
-        max_tokens=config.max_tokens,
-        vocoder=config.vocoder,
-        asr=config.asr,
-        voice=config.voice,
-        cascade=config.cascade is not None,
-        device=config.device,
-        quiet=config.quiet,
-    )
     folder = StageFolder(_out(config))
-    chain = run_chain(settings, dataset, items, folder)
+    chain = run_chain(config, dataset, items, folder)
     result = _results(config, items, chain)
     result["num_left_out"] = num_without
     return result
@@ -267,26 +179,24 @@ def _opinions(config: EvaluateConfig, chain: "Chain") -> Scores:
     return scores
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(args: list[str] | None = None) -> int:
     """Run the command and return the exit code."""
-    try:
-        config = tyro.cli(EvaluateConfig, prog="im2sp-evaluate", description=__doc__, args=argv)
-        result = evaluate(config)
-        text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-        kept = [] if config.captions is not None else [_out(config) / RESULT_NAME]
-        for path in [*kept, *([config.json] if config.json is not None else [])]:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(path) as file:
-                file.write(text.encode())
-    except (ValueError, OSError) as error:
-        print(f"im2sp-evaluate: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("im2sp-evaluate: stopped; the same command goes on", file=sys.stderr)
-        return 130
-    if not config.quiet:
+    resume = "run the same command again to resume"
+    return run_command("im2sp-evaluate", EvaluateConfig, _run, args, resume=resume)
+
+
+def _run(config: EvaluateConfig) -> None:
+    result = evaluate(config)
+    text = json.dumps(result, indent=2, ensure_ascii=False)
+    if config.captions is None or config.out is not None:
+        path = _out(config) / RESULT_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as file:
+            file.write(f"{text}\n".encode())
+    if config.json:
+        print(text)
+    elif not config.quiet:
         print(report(result))
-    return 0
 
 
 if __name__ == "__main__":

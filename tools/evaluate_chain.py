@@ -16,6 +16,7 @@ from tqdm import tqdm
 from im2sp.shards import Sample, ShardDataset
 from im2sp.shards.files import atomic_file
 from im2sp.tools.asr import RATE_HZ, load_recognizer
+from im2sp.tools.evaluate_config import EvaluateConfig, Topline
 from im2sp.tools.evaluate_stages import Row, StageFolder
 from im2sp.tools.flite import speak
 from im2sp.tools.mos import Dnsmos
@@ -23,25 +24,6 @@ from im2sp.tools.mos import Dnsmos
 SOUND_DIR = "speech"
 BATCH_IMAGES = 8
 MAX_TOKENS = 511
-
-Topline = Literal["units", "captions"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChainSettings:
-    """What the stages depend on beside the samples."""
-
-    run: str | None
-    codebook: Path | None
-    topline: Topline | None
-    num_beams: int
-    max_tokens: int
-    vocoder: str
-    asr: str
-    voice: str
-    cascade: bool
-    device: str | None
-    quiet: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +78,14 @@ def judged_samples(
 
 
 def run_chain(
-    settings: ChainSettings, dataset: ShardDataset, items: Sequence[Judged], folder: StageFolder
+    config: EvaluateConfig, dataset: ShardDataset, items: Sequence[Judged], folder: StageFolder
 ) -> Chain:
     """Run the stages that are not kept yet.
 
     Raises:
         ValueError: Weights or packages are missing or do not fit the dataset.
     """
-    speaker = _speaker(settings, dataset)
+    speaker = _speaker(config, dataset)
     inputs = {
         "shards": dataset.manifest.sha256,
         "split": dataset.split,
@@ -112,7 +94,7 @@ def run_chain(
     }
 
     def bar(rows: Iterator[Row], what: str, start: int) -> Iterator[Row]:
-        return iter(tqdm(rows, desc=what, total=len(items), initial=start, disable=settings.quiet))
+        return iter(tqdm(rows, desc=what, total=len(items), initial=start, disable=config.quiet))
 
     said = folder.rows(
         "said", inputs, len(items), lambda start: bar(speaker.said(items[start:]), "say", start)
@@ -120,9 +102,9 @@ def run_chain(
     chain = Chain(
         kind=speaker.kind, said=said, heard=None, mos=None, about=speaker.inputs, missing={}
     )
-    if speaker.kind == "text" and not settings.cascade and settings.topline is None:
+    if speaker.kind == "text" and config.cascade is None and config.topline is None:
         return chain
-    voice = _FliteVoice(settings) if speaker.kind == "text" else _UnitVoice(settings, dataset)
+    voice = _FliteVoice(config) if speaker.kind == "text" else _UnitVoice(config, dataset)
     chain.about |= voice.inputs
     inputs = {"said": folder.sha256("said"), **voice.inputs}
     spoken = folder.rows(
@@ -131,15 +113,15 @@ def run_chain(
         len(items),
         lambda start: bar(_spoken(said, start, voice, folder.folder), "speak", start),
     )
-    _hear_and_judge(settings, chain, spoken, folder, bar)
+    _hear_and_judge(config, chain, spoken, folder, bar)
     return chain
 
 
 def _hear_and_judge(
-    settings: ChainSettings, chain: Chain, spoken: list[Row], folder: StageFolder, bar: Any
+    config: EvaluateConfig, chain: Chain, spoken: list[Row], folder: StageFolder, bar: Any
 ) -> None:
     """The stages `heard` and `mos` of what was spoken."""
-    recognizer = load_recognizer(settings.asr, settings.device)
+    recognizer = load_recognizer(config.asr, config.device)
     recognized = {"asr": recognizer.name, "asr_fingerprint": recognizer.fingerprint}
     chain.about |= recognized
 
@@ -195,10 +177,10 @@ class _Voice(Protocol):
     def speak(self, row: Row) -> np.ndarray: ...
 
 
-def _speaker(settings: ChainSettings, dataset: ShardDataset) -> _Speaker:
-    if settings.topline is not None:
-        return _Topline(settings.topline)
-    return _Model(settings, dataset)
+def _speaker(config: EvaluateConfig, dataset: ShardDataset) -> _Speaker:
+    if config.topline is not None:
+        return _Topline(config.topline)
+    return _Model(config, dataset)
 
 
 class _Topline:
@@ -223,31 +205,31 @@ class _Topline:
 class _Model:
     """A trained run."""
 
-    def __init__(self, settings: ChainSettings, dataset: ShardDataset) -> None:
+    def __init__(self, config: EvaluateConfig, dataset: ShardDataset) -> None:
         from im2sp.pipeline.tensors import state_fingerprint
         from im2sp.trainer import load_model
         from im2sp.trainer.text import TEXT_MODEL_NAME, read_text_model
 
-        assert settings.run is not None
-        self._settings = settings
-        self._model = load_model(settings.run, settings.codebook, device=settings.device)
+        assert config.run is not None
+        self._config = config
+        self._model = load_model(config.run, config.codebook, device=config.device)
         kind = self._model.config.vocabulary.kind
         if kind == "words":
             raise ValueError(
-                f"{settings.run}: tells which words captions would hold and writes none; give a run"
+                f"{config.run}: tells which words captions would hold and writes none; give a run"
                 " of im2sp-train --target speech or text"
             )
         self.kind: Literal["speech", "text"] = kind
-        self._max_tokens = min(settings.max_tokens, self._model.config.max_positions)
+        self._max_tokens = min(config.max_tokens, self._model.config.max_positions)
         self.inputs: dict[str, Any] = {
-            "run": Path(settings.run).name,
+            "run": Path(config.run).name,
             "run_fingerprint": state_fingerprint(self._model),
-            "num_beams": settings.num_beams,
+            "num_beams": config.num_beams,
             "max_tokens": self._max_tokens,
         }
         self._text_model = None
         if self.kind == "text":
-            folder = Path(settings.run)
+            folder = Path(config.run)
             places = [folder / TEXT_MODEL_NAME, folder.parent / TEXT_MODEL_NAME]
             place = next((one for one in places if one.is_file()), places[0])
             self._text_model = read_text_model(place)
@@ -262,7 +244,7 @@ class _Model:
             batch = items[start : start + BATCH_IMAGES]
             images = np.stack([np.asarray(item.sample.image_units) for item in batch])
             units = torch.from_numpy(images.astype(np.int64)).to(device)
-            found = generate(self._model, units, self._settings.num_beams, self._max_tokens)
+            found = generate(self._model, units, self._config.num_beams, self._max_tokens)
             for item, ids in zip(batch, found, strict=True):
                 text = None if self._text_model is None else self._text_model.decode(ids)
                 said = {"units": ids} if text is None else {"text": text}
@@ -272,10 +254,10 @@ class _Model:
 class _UnitVoice:
     """The vocoder."""
 
-    def __init__(self, settings: ChainSettings, dataset: ShardDataset) -> None:
+    def __init__(self, config: EvaluateConfig, dataset: ShardDataset) -> None:
         from im2sp.pipeline import load_vocoder
 
-        self._vocoder = load_vocoder(settings.vocoder, device=settings.device)
+        self._vocoder = load_vocoder(config.vocoder, device=config.device)
         told = dataset.manifest.speech_tokenizer or {}
         self._vocoder.check_units(
             told.get("num_units"), told.get("fingerprint"), "the shards' speech"
@@ -294,9 +276,9 @@ class _UnitVoice:
 class _FliteVoice:
     """flite."""
 
-    def __init__(self, settings: ChainSettings) -> None:
-        self._voice = settings.voice
-        self.inputs: dict[str, Any] = {"cascade": "flite", "voice": settings.voice}
+    def __init__(self, config: EvaluateConfig) -> None:
+        self._voice = config.voice
+        self.inputs: dict[str, Any] = {"cascade": "flite", "voice": config.voice}
 
     def speak(self, row: Row) -> np.ndarray:
         if not any(c.isalnum() for c in row["text"]):

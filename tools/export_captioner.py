@@ -8,33 +8,43 @@ as large; a unit here and there comes out differently. Exit codes: 0 written, 1 
 usage.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import tyro
+
+from im2sp.shards.command_line import run_command
 from im2sp.tools.speak_run import find_step
 from im2sp.trainer.export import export_model
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Export a speech run to one file: the model and the identity of its tokenizers."""
+
+    run: tyro.conf.Positional[Path]
+    """Run of im2sp-train (its best checkpoint is used), or one of its checkpoints."""
+    out: tyro.conf.Positional[Path]
+    """File to write, .safetensors."""
+    precision: Literal["fp16", "fp32"] = "fp16"
+    """Precision of the stored weights; fp16 halves the file and changes a unit here and there."""
+
+
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the tool; returns the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("run", type=Path, help="a run of im2sp-train, or one of its steps")
-    parser.add_argument("out", type=Path, help="file to write, .safetensors")
-    parser.add_argument("--precision", choices=("fp16", "fp32"), default="fp16")
-    options = parser.parse_args(args)
-    try:
-        checkpoint = find_step(options.run)
-        if "speech" not in checkpoint.state["fingerprints"]:
-            raise ValueError(f"{options.run}: its target is not speech")
-        export_model(checkpoint, options.out, options.precision)
-    except (ValueError, OSError) as error:
-        print(f"export_captioner: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    size = options.out.stat().st_size
-    print(f"{options.out}: step {checkpoint.step:,}, {options.precision}, {size:,} bytes")
-    return 0
+    """Run the command and return the exit code."""
+    return run_command("export_captioner", ExportConfig, _run, args)
+
+
+def _run(config: ExportConfig) -> None:
+    checkpoint = find_step(config.run)
+    if "speech" not in checkpoint.state["fingerprints"]:
+        raise ValueError(f"{config.run}: its target is not speech")
+    export_model(checkpoint, config.out, config.precision)
+    size = config.out.stat().st_size
+    print(f"{config.out}: step {checkpoint.step:,}, {config.precision}, {size:,} bytes")
 
 
 if __name__ == "__main__":

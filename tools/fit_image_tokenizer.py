@@ -13,12 +13,12 @@ Muon, all else by AdamW; the rate falls to zero at `--minutes`. A checkpoint is 
 command goes on from it. Writes `tokenizer.safetensors` and `card.json` into `--out`.
 """
 
-import argparse
 import json
 import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,16 +32,17 @@ from im2sp.pipeline.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from im2sp.pipeline.sources import list_source
 from im2sp.pipeline.vitvqgan import ViTVQGAN, from_patches, to_patches
 from im2sp.pipeline.vitvqgan_weights import image_tokenizer_bytes
+from im2sp.shards.command_line import run_command
 from im2sp.shards.files import atomic_file
 from im2sp.tools.image_quality import Quality, QualityMeter
 from im2sp.tools.image_tokenizer_start import (
     PATCH_PX,
     PatchStatistics,
     fit_patches,
-    nearest_centres,
     sample_patches,
 )
 from im2sp.tools.image_tokenizer_trainer import GRID, Recipe, Trainer, nearest_codes
+from im2sp.tools.kmeans import nearest_centroids
 
 EVERY_STEPS = 100
 
@@ -52,9 +53,7 @@ def read_pictures(sources: Sequence[Path]) -> np.ndarray:
     workers = min(16, os.cpu_count() or 1)
     with DecodePool(num_workers=workers, view="squash-224", max_pixels=2**27) as pool:
         for source in sources:
-            items = list_source(source).items
-            tasks = [items[start : start + 16] for start in range(0, len(items), 16)]
-            decoded = pool.decode(tasks)
+            decoded = pool.decode(list_source(source).items)
             pictures += [one.pixels for one in decoded if one.pixels is not None]
     if not pictures:
         raise ValueError(f"{', '.join(map(str, sources))}: not one readable picture")
@@ -87,13 +86,13 @@ def measure_tokenizer(tokenizer: ImageTokenizer, pictures: np.ndarray) -> Qualit
 
 def measure_kmeans(statistics: PatchStatistics, pictures: np.ndarray) -> Quality:
     """Quality of plain k-means of projected patches, the bar to clear."""
-    meter = QualityMeter(len(statistics.centres))
+    meter = QualityMeter(len(statistics.centroids))
     for start in range(0, len(pictures), 8):
         pixels = to_pixels(pictures[start : start + 8], torch.device("cpu"))
         patches = to_patches(pixels, PATCH_PX)
         points = (patches - statistics.mean) @ statistics.components
-        units, _ = nearest_centres(points.flatten(0, 1), statistics.centres)
-        decoded = statistics.centres[units] @ statistics.components.T + statistics.mean
+        units, _ = nearest_centroids(points.flatten(0, 1), statistics.centroids)
+        decoded = statistics.centroids[units] @ statistics.components.T + statistics.mean
         decoded = decoded.view(*points.shape[:2], -1)
         meter.add(pixels, from_patches(decoded, (GRID, GRID), PATCH_PX), units)
     return meter.result()
@@ -156,23 +155,58 @@ def train(
     return (time.monotonic() - begin_s) / 3600
 
 
-def fit(arguments: argparse.Namespace) -> None:
+@dataclass(frozen=True, kw_only=True)
+class FitImageTokenizerConfig(Recipe):
+    """Train a small ViT-VQGAN image tokenizer, such as the bundled `compact`."""
+
+    images: tuple[Path, ...]
+    """Folders or .tar files of training images."""
+    val: Path
+    """Folder or .tar of validation images."""
+    out: Path
+    """Folder for the checkpoint and the results."""
+    minutes: float = 90.0
+    """Training time."""
+    device: str | None = None
+    """torch device, such as cuda:1; by default CUDA if available."""
+    num_patches: int = 1_500_000
+    """Patches for PCA and k-means."""
+    width: int = 256
+    encoder_depth: int = 3
+    decoder_depth: int = 5
+    batch_size: int = 32
+    crop_patches: int = 14
+    block_rate: float = 1.5e-4
+    encoder_rate_factor: float = 0.4
+    other_rate: float = 1e-5
+    commitment: float = 1.0
+    decay: float = 0.99
+    whole_share: float = 0.08
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, naming the flag, where a value cannot be used."""
+        if self.width % 64 or not 1 <= self.crop_patches <= GRID:
+            raise ValueError(f"--width must be a multiple of 64, --crop-patches at most {GRID}")
+
+
+def fit(config: FitImageTokenizerConfig) -> None:
     """Do all of it: read, start, train, measure, write."""
     names = Recipe.__dataclass_fields__
-    recipe = Recipe(**{name: getattr(arguments, name) for name in names})
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    pictures, val = read_pictures(arguments.images), read_pictures([arguments.val])
-    patches = sample_patches(pictures, arguments.num_patches, np.random.default_rng(recipe.seed))
+    recipe = Recipe(**{name: getattr(config, name) for name in names})
+    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    config.out.mkdir(parents=True, exist_ok=True)
+    pictures, val = read_pictures(config.images), read_pictures([config.val])
+    patches = sample_patches(pictures, config.num_patches, np.random.default_rng(recipe.seed))
     statistics = fit_patches(
         patches, num_codes=8192, code_width=32, num_rounds=14, seed=recipe.seed
     )
     kmeans = measure_kmeans(statistics, val)
     print(f"k-means {json.dumps(kmeans.as_json())}", flush=True)
     trainer = Trainer(recipe, statistics, device)
-    hours = train(trainer, pictures, val, arguments.out, arguments.minutes)
+    hours = train(trainer, pictures, val, config.out, config.minutes)
     recipe_json = {name: getattr(recipe, name) for name in names}
-    weights_path = arguments.out / "tokenizer.safetensors"
+    weights_path = config.out / "tokenizer.safetensors"
     with atomic_file(weights_path) as file:
         file.write(image_tokenizer_bytes(trainer.network, settings={"recipe": recipe_json}))
     written = load_image_tokenizer(weights_path, device=device)
@@ -186,41 +220,14 @@ def fit(arguments: argparse.Namespace) -> None:
         "val": measure_tokenizer(written, val).as_json(),
         "val_kmeans": kmeans.as_json(),
     }
-    with atomic_file(arguments.out / "card.json") as file:
+    with atomic_file(config.out / "card.json") as file:
         file.write(json.dumps(card, indent=2).encode() + b"\n")
     print(json.dumps(card, indent=2))
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(args: list[str] | None = None) -> int:
     """Run the command and return the exit code."""
-    parser = argparse.ArgumentParser(description="Train a small ViT-VQGAN image tokenizer.")
-    parser.add_argument("--images", type=Path, nargs="+", required=True, help="folders or tars")
-    parser.add_argument("--val", type=Path, required=True, help="folder or tar to choose by")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
-    parser.add_argument("--minutes", type=float, default=90.0, help="how long to train")
-    parser.add_argument("--device", help="as torch names it; CUDA where there is one")
-    parser.add_argument("--num-patches", type=int, default=1_500_000, help="for PCA and k-means")
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--encoder-depth", type=int, default=3)
-    parser.add_argument("--decoder-depth", type=int, default=5)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--crop-patches", type=int, default=14)
-    parser.add_argument("--block-rate", type=float, default=1.5e-4)
-    parser.add_argument("--encoder-rate-factor", type=float, default=0.4)
-    parser.add_argument("--other-rate", type=float, default=1e-5)
-    parser.add_argument("--commitment", type=float, default=1.0)
-    parser.add_argument("--decay", type=float, default=0.99)
-    parser.add_argument("--whole-share", type=float, default=0.08)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args(argv)
-    if arguments.width % 64 or not 1 <= arguments.crop_patches <= GRID:
-        parser.error(f"--width must be a multiple of 64, --crop-patches at most {GRID}")
-    try:
-        fit(arguments)
-    except (ValueError, OSError) as error:
-        print(f"fit_image_tokenizer: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command("fit_image_tokenizer", FitImageTokenizerConfig, fit, args)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train a small HuBERT and its 200 centres, such as the bundled speech tokenizer `compact`.
+"""Train a small HuBERT and its 200 centroids, such as the bundled speech tokenizer `compact`.
 
     python tools/fit_speech_tokenizer.py --captions dataset_flickr8k.json --out runs/speech \
         --recordings DIGITS.tar MORE/
@@ -10,18 +10,18 @@
    (`speech_targets`), so that units tell what is said and little of who says it.
 3. The clusters of its own features are the next targets, and so on, once for each further entry of
    `--minutes`. The network goes on from where it is; its prediction head starts anew.
-4. k-means on the features of `--layer` gives the centres.
+4. k-means on the features of `--layer` gives the centroids.
 
 Everything is kept in `--out`; the same command goes on where it was. Writes
 `speech_tokenizer.safetensors` and `card.json`.
 """
 
-import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,14 @@ from im2sp.pipeline.audio import AudioError, read_audio
 from im2sp.pipeline.hubert_units import load_speech_tokenizer
 from im2sp.pipeline.hubert_weights import HubertWeights, speech_tokenizer_bytes
 from im2sp.pipeline.sources import list_source
+from im2sp.shards.command_line import run_command
 from im2sp.shards.files import atomic_file
 from im2sp.tools.flite import VOICES
 from im2sp.tools.hubert_trainer import Crops, Recipe, Trainer
-from im2sp.tools.kmeans_fit import fit_kmeans
+from im2sp.tools.kmeans import fit_kmeans
 from im2sp.tools.speech_corpus import Corpus, Manner, draw_manner, make_corpus, read_captions
-from im2sp.tools.speech_features import Cepstra
 from im2sp.tools.speech_targets import (
+    Cepstra,
     Features,
     features_of_clips,
     hubert_features,
@@ -52,14 +53,14 @@ from im2sp.tools.speech_targets import (
 EVERY_STEPS = 100
 CHECKPOINT_STEPS = 500
 NUM_VAL_CAPTIONS = 200
-# Clips whose features the clusters of a stage, and the final centres, are fitted to.
+# Clips whose features the clusters of a stage, and the final centroids, are fitted to.
 CLUSTER_CLIPS = 1500
 CENTRE_CLIPS = 1500
 NUM_MFCC_CLUSTERS = 100
 REFERENCE_VOICE = "slt"
 
 
-def read_recordings(sources: list[Path]) -> list[tuple[str, np.ndarray]]:
+def read_recordings(sources: Sequence[Path]) -> list[tuple[str, np.ndarray]]:
     """Names and (S,) float32 waveforms at 16 kHz of all clips of some folders or tars."""
     recordings: list[tuple[str, np.ndarray]] = []
     for source in sources:
@@ -88,21 +89,48 @@ class Corpora:
     """Val captions, each in every voice as flite speaks it."""
 
 
-def open_corpora(arguments: argparse.Namespace, seed: int) -> Corpora:
+@dataclass(frozen=True, kw_only=True)
+class FitSpeechTokenizerConfig(Recipe):
+    """Train a small HuBERT and its centroids, such as the bundled `compact`."""
+
+    captions: Path
+    """Karpathy .json; flite speaks its captions."""
+    recordings: tuple[Path, ...] = ()
+    """Folders or .tar files of recordings to add."""
+    out: Path
+    """Folder for intermediate files and results."""
+    num_captions: int = 9000
+    """Captions to speak for training."""
+    minutes: tuple[float, ...] = (12.0, 18.0, 20.0)
+    """Training time of each stage."""
+    layer: int = 4
+    """Layer whose features become units."""
+    num_units: int = 200
+    """Number of units."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """torch device."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, naming the flag, where a value cannot be used."""
+        if self.width % 64 or not 1 <= self.layer <= self.num_layers:
+            raise ValueError("--width must be a multiple of 64, --layer one of --num-layers")
+
+
+def open_corpora(config: FitSpeechTokenizerConfig, seed: int) -> Corpora:
     """The corpora in `--out`, made if they are not there yet."""
     generator = np.random.default_rng(seed)
     train_dir, reference_dir, val_dir = (
-        arguments.out / name for name in ("train", "reference", "val")
+        config.out / name for name in ("train", "reference", "val")
     )
-    captions = read_captions(arguments.captions, "train")
-    drawn = generator.permutation(len(captions))[: arguments.num_captions]
+    captions = read_captions(config.captions, "train")
+    drawn = generator.permutation(len(captions))[: config.num_captions]
     captions = [captions[i] for i in drawn]
     manners = [draw_manner(generator) for _ in captions]
     if not (train_dir / "clips.json").exists():
-        make_corpus(train_dir, captions, manners, read_recordings(arguments.recordings))
+        make_corpus(train_dir, captions, manners, read_recordings(config.recordings))
     if not (reference_dir / "clips.json").exists():
         make_corpus(reference_dir, captions, [Manner(voice=REFERENCE_VOICE) for _ in captions])
-    captions = read_captions(arguments.captions, "val")
+    captions = read_captions(config.captions, "val")
     captions = [captions[i] for i in generator.permutation(len(captions))[:NUM_VAL_CAPTIONS]]
     if not (val_dir / "clips.json").exists():
         texts = [caption for caption in captions for _ in VOICES]
@@ -144,13 +172,13 @@ def train_stage(trainer: Trainer, crops: Crops, stage: int, out: Path, minutes: 
     keep()
 
 
-def train(arguments: argparse.Namespace, recipe: Recipe, corpora: Corpora) -> HubertWeights:
+def train(config: FitSpeechTokenizerConfig, recipe: Recipe, corpora: Corpora) -> HubertWeights:
     """All stages; returns the HuBERT up to `--layer`."""
-    out, device = arguments.out, torch.device(arguments.device)
+    out, device = config.out, torch.device(config.device)
     features: Features = Cepstra()
     trainer: Trainer | None = None
-    for stage, minutes in enumerate(arguments.minutes, start=1):
-        num_clusters = NUM_MFCC_CLUSTERS if stage == 1 else arguments.num_units
+    for stage, minutes in enumerate(config.minutes, start=1):
+        num_clusters = NUM_MFCC_CLUSTERS if stage == 1 else config.num_units
         path = out / f"targets-{stage}.npy"
         if not path.exists():
             targets = make_targets(
@@ -168,16 +196,16 @@ def train(arguments: argparse.Namespace, recipe: Recipe, corpora: Corpora) -> Hu
             next_trainer.model.hubert.load_state_dict(trainer.model.hubert.state_dict())
         trainer = next_trainer
         train_stage(trainer, Crops(corpora.train, np.load(path), recipe), stage, out, minutes)
-        features = hubert_features(hubert_weights(trainer.model, arguments.layer), device)
+        features = hubert_features(hubert_weights(trainer.model, config.layer), device)
     assert trainer is not None
-    return hubert_weights(trainer.model, arguments.layer)
+    return hubert_weights(trainer.model, config.layer)
 
 
-def fit_centres(corpus: Corpus, features: Features, num_units: int, seed: int) -> Tensor:
+def fit_centroids(corpus: Corpus, features: Features, num_units: int, seed: int) -> Tensor:
     """(units, D) float32: k-means of the features of some clips."""
     drawn = np.random.default_rng(seed).permutation(len(corpus))[:CENTRE_CLIPS]
     sample = torch.cat(list(features_of_clips(corpus, np.sort(drawn), features)))
-    return fit_kmeans(sample, num_units, seed=seed).centres
+    return fit_kmeans(sample, num_units, seed=seed).centroids
 
 
 def measure(path: Path, corpus: Corpus) -> dict[str, Any]:
@@ -190,61 +218,38 @@ def measure(path: Path, corpus: Corpus) -> dict[str, Any]:
     return {**figures.as_json(), "voices": measure_voices(units, len(VOICES)).as_json()}
 
 
-def fit(arguments: argparse.Namespace) -> None:
-    """Do all of it: speak, train, fit centres, measure, write."""
+def fit(config: FitSpeechTokenizerConfig) -> None:
+    """Do all of it: speak, train, fit centroids, measure, write."""
     names = Recipe.__dataclass_fields__
-    recipe = Recipe(**{name: getattr(arguments, name) for name in names})
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    corpora = open_corpora(arguments, recipe.seed)
-    weights = train(arguments, recipe, corpora)
-    features = hubert_features(weights, torch.device(arguments.device), torch.float32)
-    centres = fit_centres(corpora.train, features, arguments.num_units, recipe.seed)
-    path = arguments.out / "speech_tokenizer.safetensors"
+    recipe = Recipe(**{name: getattr(config, name) for name in names})
+    config.out.mkdir(parents=True, exist_ok=True)
+    corpora = open_corpora(config, recipe.seed)
+    weights = train(config, recipe, corpora)
+    features = hubert_features(weights, torch.device(config.device), torch.float32)
+    centroids = fit_centroids(corpora.train, features, config.num_units, recipe.seed)
+    path = config.out / "speech_tokenizer.safetensors"
     notes = {"recipe": asdict(recipe)}
     with atomic_file(path) as file:
-        file.write(speech_tokenizer_bytes(replace(weights, centres=centres), notes=notes))
+        file.write(speech_tokenizer_bytes(replace(weights, centres=centroids), notes=notes))
     card = {
         "recipe": asdict(recipe),
-        "layer": arguments.layer,
-        "minutes": arguments.minutes,
+        "layer": config.layer,
+        "minutes": config.minutes,
         "num_train_clips": len(corpora.train),
         "train_hours": round(corpora.train.hours, 2),
         "num_val_clips": len(corpora.val),
-        "device": arguments.device,
+        "device": config.device,
         "torch": torch.__version__,
         "val": measure(path, corpora.val),
     }
-    with atomic_file(arguments.out / "card.json") as file:
+    with atomic_file(config.out / "card.json") as file:
         file.write(json.dumps(card, indent=2).encode() + b"\n")
     print(json.dumps(card, indent=2))
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(args: list[str] | None = None) -> int:
     """Run the command and return the exit code."""
-    parser = argparse.ArgumentParser(description="Train a small HuBERT and its centres.")
-    parser.add_argument("--captions", type=Path, required=True, help="a Karpathy .json")
-    parser.add_argument("--recordings", type=Path, nargs="*", default=[], help="folders or tars")
-    parser.add_argument("--out", type=Path, required=True, help="folder to work and write in")
-    parser.add_argument("--num-captions", type=int, default=9000, help="to speak for training")
-    parser.add_argument(
-        "--minutes", type=float, nargs="+", default=[12.0, 18.0, 20.0], help="of each stage"
-    )
-    parser.add_argument("--layer", type=int, default=4, help="whose features become units")
-    parser.add_argument("--num-units", type=int, default=200)
-    default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=default_device, help="as torch names it")
-    for field in fields(Recipe):
-        flag = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(flag, type=type(field.default), default=field.default)
-    arguments = parser.parse_args(argv)
-    if arguments.width % 64 or not 1 <= arguments.layer <= arguments.num_layers:
-        parser.error("--width must be a multiple of 64, --layer one of --num-layers")
-    try:
-        fit(arguments)
-    except (ValueError, OSError) as error:
-        print(f"fit_speech_tokenizer: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command("fit_speech_tokenizer", FitSpeechTokenizerConfig, fit, args)
 
 
 if __name__ == "__main__":

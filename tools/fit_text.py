@@ -8,12 +8,15 @@ The pieces are lower-case. `im2sp-train` fits such a model by itself where none 
 here to use it for several datasets or runs. Exit codes: 0 written, 1 not possible, 2 usage.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
+
 from im2sp.shards import MANIFEST_NAME, ShardDataset
+from im2sp.shards.command_line import run_command
 from im2sp.shards.files import atomic_file
 from im2sp.trainer.text import fit_text_model
 
@@ -40,23 +43,30 @@ def read_captions(source: Path, split: str | None) -> Iterator[str]:
     yield from (line.strip() for line in text.splitlines() if line.strip())
 
 
+@dataclass(frozen=True, kw_only=True)
+class FitTextConfig:
+    """Fit a sentencepiece model on captions, for im2sp-train --target text --text-model."""
+
+    source: tyro.conf.Positional[Path]
+    """Folder of a dataset, or a text file with one caption per line."""
+    out: Path
+    """File to write."""
+    split: str | None = None
+    """Split of the dataset; by default all samples."""
+    pieces: int = 4000
+    """Maximum number of pieces."""
+
+
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the tool; returns the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("source", type=Path, help="folder of a dataset, or a text file")
-    parser.add_argument("--out", type=Path, required=True, help="file to write")
-    parser.add_argument("--split", help="split of the dataset; all samples unless given")
-    parser.add_argument("--pieces", type=int, default=4000, help="most pieces (default: 4000)")
-    options = parser.parse_args(args)
-    try:
-        model = fit_text_model(read_captions(options.source, options.split), options.pieces)
-        with atomic_file(options.out) as file:
-            file.write(model.data)
-    except (ValueError, OSError) as error:
-        print(f"fit_text: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    print(f"{options.out}: {model.vocabulary.num_ids:,} pieces")
-    return 0
+    """Run the command and return the exit code."""
+    return run_command("fit_text", FitTextConfig, _run, args)
+
+
+def _run(config: FitTextConfig) -> None:
+    model = fit_text_model(read_captions(config.source, config.split), config.pieces)
+    with atomic_file(config.out) as file:
+        file.write(model.data)
+    print(f"{config.out}: {model.vocabulary.num_ids:,} pieces")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@
     python tools/fit_units.py AUDIO --speech-tokenizer HUBERT --out km.safetensors --labels PHONES
 
 All clips are encoded once. Of their frames a seeded reservoir keeps `--max-frames`, each frame as
-likely as any other, so memory does not grow with the audio; k-means (k-means++ start, restarts, see
-`kmeans_fit`) runs on those. The same audio, settings and machine give the same bytes.
+likely as any other, so memory does not grow with the audio; k-means (scikit-learn's, extra `fit`)
+runs on those. The same audio, settings and machine give the same bytes.
 
-Writes three files: the centres (safetensors, table `centres`), which
+Writes three files: the centroids (safetensors, table `centres`), which
 `load_speech_tokenizer(HUBERT, kmeans="km.safetensors")` takes; beside it `km.md`, their card; and
 `km.rejects.jsonl`, clips and labels that could not be used. Prints the card's figures as JSON.
 With `--labels` (format: see `phone_labels`) it measures what the units tell of phones. Exit codes:
@@ -15,11 +15,12 @@ With `--labels` (format: see `phone_labels`) it measures what the units tell of 
 """
 
 import hashlib
+import importlib.metadata
 import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import tyro
@@ -29,19 +30,19 @@ from im2sp.pipeline.audio import DEFAULT_MAX_SECONDS, SAMPLE_RATE_HZ
 from im2sp.pipeline.hubert_encoder import HubertEncoder
 from im2sp.pipeline.hubert_units import DTYPES, Precision, SpeechTokenizer
 from im2sp.pipeline.hubert_weights import DEFAULT_LAYER, HubertWeights, load_hubert
+from im2sp.shards.command_line import run_command
 from im2sp.shards.files import atomic_file
 from im2sp.tools.clip_features import Clips, FeatureReader
-from im2sp.tools.kmeans_fit import fit_kmeans
+from im2sp.tools.kmeans import Reservoir, fit_kmeans
 from im2sp.tools.phone_labels import PhoneLabels
-from im2sp.tools.reservoir import Reservoir
-from im2sp.tools.unit_meter import UnitMeter
+from im2sp.tools.unit_quality import UnitMeter
 
 METADATA_KEY = "im2sp"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """Fit k-means centres to HuBERT features of a folder of audio."""
+    """Fit k-means centroids to HuBERT features of a folder of audio."""
 
     source: tyro.conf.Positional[Path]
     """Folder of audio (with all below it), or any other source that im2sp-tokenize takes."""
@@ -52,7 +53,7 @@ class FitConfig:
     layer: int = DEFAULT_LAYER
     """Layer whose output is clustered, counted from 1."""
     num_units: int = 200
-    """Centres."""
+    """Number of centroids."""
     precision: Precision = "fp32"
     """Arithmetic of the encoder."""
     audio_root: Path | None = None
@@ -62,21 +63,21 @@ class FitConfig:
     max_audio_s: float = DEFAULT_MAX_SECONDS
     """Longer clips are rejects."""
     max_frames: int = 500_000
-    """Frames that k-means sees; 4 bytes x width each, 1.5 GB at 768."""
-    restarts: int = 3
+    """Frames that k-means sees, at most; 8 bytes x width each, 3 GB at 768."""
+    restarts: int = 1
     """Starts of k-means, of which the best is kept."""
     max_rounds: int = 50
     """Rounds of k-means at most."""
     seed: int = 0
-    """For the drawn frames and the start."""
+    """Random seed of the frame sample and of k-means."""
     val: Path | None = None
     """Other clips to measure on; without it, the figures are of the frames that were fitted."""
     labels: Path | None = None
     """Phone timings: a folder of `<stem>.lab` files, or one file for all clips."""
     device: str | None = None
-    """Where the encoder runs, as torch names it; CUDA where there is one."""
-    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Show no bars."""
+    """torch device, such as cuda:1; by default CUDA if available."""
+    quiet: bool = False
+    """No progress bars."""
 
     def __post_init__(self) -> None:
         if self.out.suffix != ".safetensors":
@@ -117,7 +118,7 @@ def fit_units(config: FitConfig) -> dict[str, Any]:
         max_rounds=config.max_rounds,
         quiet=config.quiet,
     )
-    tokenizer = _tokenizer(config, weights, fit.centres, device)
+    tokenizer = _tokenizer(config, weights, fit.centroids, device)
     fitted = UnitMeter(tokenizer)
     fitted.add(reservoir.rows, reservoir.tags)
     card: dict[str, Any] = {
@@ -133,6 +134,7 @@ def fit_units(config: FitConfig) -> dict[str, Any]:
             **{name: getattr(config, name) for name in ("max_frames", "restarts", "seed")},
             "num_frames_seen": reservoir.num_seen,
             "num_rounds": fit.num_rounds,
+            "scikit_learn": importlib.metadata.version("scikit-learn"),
             "torch": torch.__version__.partition("+")[0],
         },
         "fitted": fitted.figures(),
@@ -141,7 +143,7 @@ def fit_units(config: FitConfig) -> dict[str, Any]:
     if val is not None:
         card["val_data"], card["val"], more = _measure(config, tokenizer, val, labels)
         rejects = rejects + more
-    write(config.out, fit.centres, card, rejects)
+    write(config.out, fit.centroids, card, rejects)
     return card
 
 
@@ -163,12 +165,12 @@ def _labels(path: Path | None, clips: Clips) -> PhoneLabels | None:
 
 
 def _tokenizer(
-    config: FitConfig, weights: HubertWeights, centres: torch.Tensor, device: torch.device
+    config: FitConfig, weights: HubertWeights, centroids: torch.Tensor, device: torch.device
 ) -> SpeechTokenizer:
     """What `load_speech_tokenizer` makes of the files."""
     path = Path(config.speech_tokenizer).expanduser()
     name = path.resolve().name if path.exists() else config.speech_tokenizer
-    return SpeechTokenizer(weights, centres, name=name, precision=config.precision, device=device)
+    return SpeechTokenizer(weights, centroids, name=name, precision=config.precision, device=device)
 
 
 def _measure(
@@ -200,10 +202,10 @@ def _data(clips: Clips, reader: FeatureReader) -> dict[str, Any]:
 
 
 def write(
-    out: Path, centres: torch.Tensor, card: dict[str, Any], rejects: list[dict[str, str]]
+    out: Path, centroids: torch.Tensor, card: dict[str, Any], rejects: list[dict[str, str]]
 ) -> None:
-    """Write rejects, card and, last, the centres, each whole or not at all."""
-    data = save({"centres": centres}, {METADATA_KEY: json.dumps(card, sort_keys=True)})
+    """Write rejects, card and, last, the centroids, each whole or not at all."""
+    data = save({"centres": centroids}, {METADATA_KEY: json.dumps(card, sort_keys=True)})
     out.parent.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(row) + "\n" for row in rejects)
     files = {
@@ -241,8 +243,8 @@ def card_text(name: str, data: bytes, card: dict[str, Any]) -> str:
     ]
     parts = [
         f"# Card of `{name}`",
-        f"{tokenizer['num_units']} k-means centres of the features of layer {tokenizer['layer']} of"
-        f" the HuBERT `{tokenizer['name']}` ({tokenizer['precision']}).",
+        f"{tokenizer['num_units']} k-means centroids of the features of layer {tokenizer['layer']}"
+        f" of the HuBERT `{tokenizer['name']}` ({tokenizer['precision']}).",
         f"Fingerprint of the speech tokenizer: `{tokenizer['fingerprint']}`  \n"
         f"sha256 of `{name}`: `{hashlib.sha256(data).hexdigest()}`",
         "## Figures",
@@ -258,9 +260,9 @@ def card_text(name: str, data: bytes, card: dict[str, Any]) -> str:
         *([_data_text("Measured on", card["val_data"])] if "val_data" in card else []),
         "## Recipe",
         f"`tools/fit_units.py` drew {card['fitted']['num_frames']:,} of"
-        f" {recipe['num_frames_seen']:,} frames with seed {recipe['seed']}, began with k-means++"
-        f" {recipe['restarts']} times on a sample of them, kept the best and went on for"
-        f" {recipe['num_rounds']} rounds over all of them (torch {recipe['torch']}).",
+        f" {recipe['num_frames_seen']:,} frames with seed {recipe['seed']} and ran k-means on"
+        f" them (k-means++, best of {recipe['restarts']}, {recipe['num_rounds']} iterations;"
+        f" scikit-learn {recipe['scikit_learn']}, torch {recipe['torch']}).",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -277,16 +279,13 @@ def _data_text(what: str, data: dict[str, Any]) -> str:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(args: list[str] | None = None) -> int:
     """Run the command and return the exit code."""
-    try:
-        config = tyro.cli(FitConfig, prog="fit_units.py", description=__doc__, args=argv)
-        card = fit_units(config)
-    except (ValueError, OSError) as error:
-        print(f"fit_units: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    print(json.dumps(card, indent=2))
-    return 0
+    return run_command("fit_units", FitConfig, _run, args)
+
+
+def _run(config: FitConfig) -> None:
+    print(json.dumps(fit_units(config), indent=2))
 
 
 if __name__ == "__main__":

@@ -18,25 +18,25 @@ it was. Writes `vocoder.safetensors` with each checkpoint, and in the end `g_*` 
 as speech-resynthesis has them, and `card.json` with figures on clips that were held back.
 """
 
-import argparse
 import json
 import pickle
 import sys
 import time
 from collections.abc import Callable, Container
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+import tyro
 
 from im2sp.pipeline.hubert_units import load_speech_tokenizer
 from im2sp.pipeline.vocoder import load_vocoder
 from im2sp.pipeline.vocoder_weights import RATE_HZ, vocoder_bytes
 from im2sp.shards import ShardDataset
+from im2sp.shards.command_line import run_command
 from im2sp.shards.files import atomic_file
-from im2sp.tools.flite import VOICES
 from im2sp.tools.speech_corpus import Corpus
 from im2sp.tools.vocoder_corpus import (
     Segments,
@@ -60,19 +60,64 @@ TOKENIZER_KEYS = ("name", "fingerprint", "num_units")
 Watch = Callable[[Trainer, dict[str, float]], None]
 
 
-def open_corpora(
-    arguments: argparse.Namespace, names: Container[str] | None
-) -> tuple[Corpus, Corpus]:
+@dataclass(frozen=True, kw_only=True)
+class FitVocoderConfig(Recipe, NetworkSizes):
+    """Train a unit vocoder, such as the bundled `compact`."""
+
+    num_units: tyro.conf.Suppress[int] = 200
+    """Given by the tokenizer."""
+    captions: Path | None = None
+    """Karpathy .json; flite speaks its captions."""
+    audio: Path | None = None
+    """Recordings of one voice, such as LJSpeech, instead of --captions."""
+    audio_root: Path | None = None
+    """Folder or .tar that the audio paths of --audio are relative to."""
+    shards: Path | None = None
+    """Dataset made of --audio; its units and durations are used."""
+    voice: Literal["slt", "rms", "awb", "kal16"] = "slt"
+    """Voice of flite."""
+    num_captions: int = 4000
+    """Captions to speak for training."""
+    num_val: int = 300
+    """Clips held out for measuring."""
+    out: Path
+    """Folder for intermediate files and results."""
+    speech_tokenizer: str = "compact"
+    """HuBERT: compact (bundled), a path or a hub id."""
+    kmeans: Path | None = None
+    """k-means centroids of the speech tokenizer, if they are a separate file."""
+    init_from: Path | None = None
+    """checkpoint.pt of another run with the initial weights."""
+    minutes: float = 60.0
+    """Training time."""
+    measure_clips: int = 100
+    """Clips to count word errors of; 0 for none."""
+    tensorboard: bool = False
+    """Write losses and audio as TensorBoard events."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """torch device."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, naming the flags, where settings cannot be used together."""
+        super().__post_init__()
+        if (self.captions is None) == (self.audio is None):
+            raise ValueError("expected one of --captions and --audio")
+        if self.captions is not None and (self.shards or self.audio_root):
+            raise ValueError("--shards and --audio-root need --audio, not --captions")
+
+
+def open_corpora(config: FitVocoderConfig, names: Container[str] | None) -> tuple[Corpus, Corpus]:
     """The corpora to train and to measure with, made if they are not there yet."""
-    train_dir, val_dir = arguments.out / "train", arguments.out / "val"
-    seed, num_val = arguments.seed, arguments.num_val
-    if arguments.captions is None:
-        source, root = arguments.audio, arguments.audio_root
+    train_dir, val_dir = config.out / "train", config.out / "val"
+    seed, num_val = config.seed, config.num_val
+    if config.audio is not None:
+        source, root = config.audio, config.audio_root
         return read_recordings(
             train_dir, val_dir, source, num_val, seed, audio_root=root, names=names
         )
-    voice, path = arguments.voice, arguments.captions
-    train = speak_captions(train_dir, path, "train", voice, arguments.num_captions, seed)
+    assert config.captions is not None
+    voice, path = config.voice, config.captions
+    train = speak_captions(train_dir, path, "train", voice, config.num_captions, seed)
     return train, speak_captions(val_dir, path, "val", voice, num_val, seed)
 
 
@@ -197,45 +242,45 @@ def tensorboard(out: Path, val: Corpus, units: list[np.ndarray], every_steps: in
     return watch
 
 
-def fit(arguments: argparse.Namespace) -> None:
+def fit(config: FitVocoderConfig) -> None:
     """Do all of it: speak, encode, train, measure, write."""
-    out, device = arguments.out, torch.device(arguments.device)
+    out, device = config.out, torch.device(config.device)
     # What is missing is to be told now, not after the training.
-    hear = pocketsphinx_ears() if arguments.measure_clips else None
+    hear = pocketsphinx_ears() if config.measure_clips else None
     out.mkdir(parents=True, exist_ok=True)
-    if arguments.shards is not None:
-        dataset = ShardDataset(arguments.shards)
+    if config.shards is not None and config.audio is not None:
+        dataset = ShardDataset(config.shards)
         whose = _described(dataset)
-        kept = units_of_dataset(dataset, arguments.audio, arguments.audio_root)
-        corpus, val = open_corpora(arguments, kept)
+        kept = units_of_dataset(dataset, config.audio, config.audio_root)
+        corpus, val = open_corpora(config, kept)
         units, val_units = take_units(corpus, kept), take_units(val, kept)
     else:
-        tokenizer = load_speech_tokenizer(arguments.speech_tokenizer, arguments.kmeans)
+        tokenizer = load_speech_tokenizer(config.speech_tokenizer, config.kmeans)
         whose = {key: getattr(tokenizer, key) for key in TOKENIZER_KEYS}
-        corpus, val = open_corpora(arguments, None)
+        corpus, val = open_corpora(config, None)
         units, val_units = (
             encode_corpus(out / name, one, tokenizer)
             for name, one in (("train", corpus), ("val", val))
         )
-    recipe = Recipe(**_chosen(arguments, Recipe))
-    sizes = NetworkSizes(num_units=whose["num_units"], **_chosen(arguments, NetworkSizes))
+    recipe = Recipe(**_chosen(config, Recipe))
+    sizes = NetworkSizes(**_chosen(config, NetworkSizes) | {"num_units": whose["num_units"]})
     trainer = Trainer(recipe, sizes, device)
     notes = {
         "recipe": _as_json(recipe),
         "sizes": _as_json(sizes),
         "speech_tokenizer": whose,
     }
-    watch = tensorboard(out, val, val_units, 20 * EVERY_STEPS) if arguments.tensorboard else None
+    watch = tensorboard(out, val, val_units, 20 * EVERY_STEPS) if config.tensorboard else None
     segments = Segments(corpus, units, recipe)
-    hours = train(trainer, segments, out, arguments.minutes, notes, watch, arguments.init_from)
+    hours = train(trainer, segments, out, config.minutes, notes, watch, config.init_from)
     write_published(trainer, out)
-    chosen = slice(arguments.measure_clips or len(val))
+    chosen = slice(config.measure_clips or len(val))
     waveforms = [val.waveform(row) for row in range(len(val))][chosen]
     texts = read_texts(out / "val")[chosen]
     written = load_vocoder(out / WEIGHTS_FILE, device=device)
     card = {
         **notes,
-        "voice": arguments.voice if arguments.captions else None,
+        "voice": config.voice if config.captions else None,
         "num_train_clips": len(corpus),
         "train_hours_of_speech": round(corpus.hours, 2),
         "hours": round(hours, 3),
@@ -263,63 +308,13 @@ def _as_json(settings: Recipe | NetworkSizes) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(settings)))
 
 
-def _chosen(arguments: argparse.Namespace, kind: type[Recipe] | type[NetworkSizes]) -> dict:
-    values = {field.name: getattr(arguments, field.name, None) for field in fields(kind)}
-    return {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in values.items()
-        if value is not None
-    }
+def _chosen(config: FitVocoderConfig, kind: type[Recipe] | type[NetworkSizes]) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in fields(kind)}
 
 
-def _add_fields(parser: argparse.ArgumentParser, kind: type[Recipe] | type[NetworkSizes]) -> None:
-    for field in fields(kind):
-        if field.name == "num_units":  # the tokenizer tells them
-            continue
-        flag, default = f"--{field.name.replace('_', '-')}", field.default
-        if isinstance(default, tuple):
-            parser.add_argument(flag, type=int, nargs="+", default=list(default))
-        else:
-            parser.add_argument(flag, type=type(default), default=default)
-
-
-def main(argv: list[str] | None = None) -> int:
+def main(args: list[str] | None = None) -> int:
     """Run the command and return the exit code."""
-    parser = argparse.ArgumentParser(description="Train a unit vocoder.")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--captions", type=Path, help="a Karpathy .json for flite to speak")
-    source.add_argument("--audio", type=Path, help="recordings of one voice, such as LJSpeech")
-    parser.add_argument("--audio-root", type=Path, help="of --audio, as im2sp-tokenize takes it")
-    parser.add_argument(
-        "--shards", type=Path, help="dataset made of --audio: take its units and durations"
-    )
-    parser.add_argument("--voice", choices=VOICES, default="slt", help="of flite")
-    parser.add_argument("--num-captions", type=int, default=4000, help="to speak for training")
-    parser.add_argument("--num-val", type=int, default=300, help="clips to measure with")
-    parser.add_argument("--out", type=Path, required=True, help="folder to work and write in")
-    parser.add_argument("--speech-tokenizer", default="compact", help="as im2sp-tokenize takes it")
-    parser.add_argument("--kmeans", type=Path, help="its centres, where it brings none")
-    parser.add_argument(
-        "--init-from", type=Path, help="checkpoint.pt of another run, to begin with what it learned"
-    )
-    parser.add_argument("--minutes", type=float, default=60.0, help="of training")
-    parser.add_argument(
-        "--measure-clips", type=int, default=100, help="to count word errors of; 0 for none"
-    )
-    parser.add_argument("--tensorboard", action="store_true", help="losses and sounds")
-    default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=default_device, help="as torch names it")
-    for kind in (NetworkSizes, Recipe):
-        _add_fields(parser, kind)
-    arguments = parser.parse_args(argv)
-    if arguments.captions is not None and (arguments.shards or arguments.audio_root):
-        parser.error("--shards and --audio-root go with --audio, not with --captions")
-    try:
-        fit(arguments)
-    except (ValueError, OSError) as error:
-        print(f"fit_vocoder: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command("fit_vocoder", FitVocoderConfig, fit, args)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import soundfile as sf
 import tyro
@@ -28,21 +28,23 @@ from im2sp.pipeline.image_tokenizer import load_image_tokenizer
 from im2sp.pipeline.job import JobConfig, run_job
 from im2sp.pipeline.job_summary import summary
 from im2sp.pipeline.source_flickr8k_audio import WAVS
+from im2sp.pipeline.source_items import read_json_list
 from im2sp.shards import MANIFEST_NAME
+from im2sp.shards.command_line import run_command
 from im2sp.shards.files import atomic_file
 from im2sp.tools.flite import RATE_HZ, VOICES, FliteError, find_flite, speak
 
 AUDIO_NAME = ".spoken"
 RECORD_NAME = "spoken.json"
+_EXPECTED = 'a Karpathy file, {"images": [{"filename", "sentences": [{"raw", "sentid"}]}]}'
 CAPTIONS_NAME, SPEAKERS_NAME = "wav2capt.txt", "wav2spk.txt"
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpokenConfig:
     """Speak all captions of a Karpathy file and write images and speech as units into shards.
 
-    Run the same command again to go on. Exit status: 0 done; 1 failed; 2 wrong usage.
+    Run the same command again to resume. Exit code: 0 done; 1 failed; 2 wrong usage.
     """
 
     captions: tyro.conf.Positional[Path]
@@ -52,7 +54,7 @@ class SpokenConfig:
     image_root: Path | None = None
     """Folder or .tar of the images; the folder of the Karpathy file unless given."""
     voices: tuple[str, ...] = VOICES
-    """Voices of flite that take turns, by the captions' sentid."""
+    """Voices of flite, assigned in turn by the captions' sentid."""
     keep_audio: Path | None = None
     """Folder to keep the speech in, in the layout of Flickr8kAudio; removed unless given."""
     image_tokenizer: str = "compact"
@@ -67,13 +69,13 @@ class SpokenConfig:
     """Where the encoders run; CUDA where there is one."""
     num_workers: int = os.cpu_count() or 1
     """flite processes at a time, and processes that decode."""
-    overwrite: Flag = False
+    overwrite: bool = False
     """Remove the dataset or unfinished job in --out and start anew."""
-    quiet: Flag = False
+    quiet: bool = False
     """Print errors only."""
 
-    def check(self) -> None:
-        """Refuse what cannot be, naming the flag."""
+    def __post_init__(self) -> None:
+        """Raise ValueError, naming the flag, where a value cannot be used."""
         unknown = [voice for voice in self.voices if voice not in VOICES]
         if unknown or not self.voices:
             raise ValueError(
@@ -106,8 +108,8 @@ def read_lines(path: Path, voices: Sequence[str]) -> list[Line]:
     Raises:
         ValueError: It is no such file, or a caption has no `sentid`.
     """
+    images = read_json_list(path, "images", _EXPECTED)
     try:
-        images = json.loads(path.read_bytes())["images"]
         return [
             Line(
                 wav=f"{Path(image['filename']).stem}_{place}.wav",
@@ -119,13 +121,8 @@ def read_lines(path: Path, voices: Sequence[str]) -> list[Line]:
             for image in images
             for place, sentence in enumerate(image["sentences"])
         ]
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}; give a Karpathy file") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: no Karpathy file ({error!r}); expected"
-            ' {"images": [{"filename", "sentences": [{"raw", "sentid"}]}]}'
-        ) from None
+        raise ValueError(f"{path}: {error!r}; expected {_EXPECTED}") from None
 
 
 def speak_lines(
@@ -248,23 +245,14 @@ def make_dataset(config: SpokenConfig) -> str:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command; always leaves by SystemExit."""
-    try:
-        config = tyro.cli(SpokenConfig, prog="flickr8k_spoken.py", args=args)
-        config.check()
-    except ValueError as error:
-        print(f"flickr8k_spoken.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    try:
-        text = make_dataset(config)
-    except (OSError, ValueError) as error:
-        print(f"flickr8k_spoken.py: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("flickr8k_spoken.py: interrupted; run the same command again", file=sys.stderr)
-        sys.exit(130)
+    resume = "run the same command again to resume"
+    sys.exit(run_command("flickr8k_spoken", SpokenConfig, _run, args, resume=resume))
+
+
+def _run(config: SpokenConfig) -> None:
+    text = make_dataset(config)
     if not config.quiet:
         print(text)
-    sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where the training of an image tokenizer starts: from what PCA and k-means know.
+"""Initial weights of an image tokenizer, from PCA and k-means of patches.
 
 A ViT-VQGAN trained from random weights spends hours on a CPU before it beats plain vector
 quantisation of patches. This starts *at* vector quantisation, to a few hundredths of a dB:
@@ -20,9 +20,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from im2sp.pipeline.vitvqgan import Attention, FeedForward, Transformer, ViTVQGAN
+from im2sp.tools.kmeans import fit_kmeans
 
 PATCH_PX = 8
 # Length of the constant beside the projections, in units of their root mean square length.
@@ -41,14 +41,14 @@ NEIGHBOURS = (
 
 @dataclass(frozen=True, kw_only=True)
 class PatchStatistics:
-    """What PCA and k-means know of 8x8 patches."""
+    """PCA and k-means of 8x8 patches."""
 
     mean: Tensor
     """(192,) float32, mean patch in [0, 1], channels first."""
     components: Tensor
     """(192, C - 1) float32, orthonormal, by falling variance."""
-    centres: Tensor
-    """(codes, C - 1) float32, k-means centres of the projections."""
+    centroids: Tensor
+    """(codes, C - 1) float32, of k-means of the projections."""
     scale: float
     """Root mean square length of a projection."""
 
@@ -68,49 +68,27 @@ def sample_patches(images: np.ndarray, num_patches: int, generator: np.random.Ge
 def fit_patches(
     patches: Tensor, *, num_codes: int, code_width: int, num_rounds: int, seed: int
 ) -> PatchStatistics:
-    """PCA, then k-means (Lloyd's rounds; centres that lose their patches start anew).
+    """PCA, then k-means of the projections.
 
     Args:
         patches: (n, 192) float32.
-        num_codes: Centres.
+        num_codes: Centroids.
         code_width: C; one of them is the constant.
-        num_rounds: Rounds of k-means; the last two see all patches, the others two fifths.
-        seed: For the first centres and the drawn patches.
+        num_rounds: Iterations of k-means, at most.
+        seed: Random seed of the first centroids.
 
     Raises:
-        ValueError: Fewer patches than centres.
+        ValueError: Fewer patches than centroids, or scikit-learn is not installed.
     """
-    if len(patches) < num_codes:
-        raise ValueError(f"{len(patches)} patches for {num_codes} codes; draw more of them")
-    generator = torch.Generator().manual_seed(seed)
     mean = patches.mean(0)
     covariance = (patches - mean).T @ (patches - mean) / len(patches)
     components = torch.linalg.eigh(covariance)[1].flip(1)[:, : code_width - 1].contiguous()
     points = (patches - mean) @ components
-    centres = points[torch.randperm(len(points), generator=generator)[:num_codes]].clone()
-    for i in tqdm(range(num_rounds), desc="k-means", unit=" rounds"):
-        some = torch.randperm(len(points), generator=generator)[: len(points) * 2 // 5]
-        part = points[some] if i < num_rounds - 2 else points
-        owners, distances = nearest_centres(part, centres)
-        counts = torch.bincount(owners, minlength=num_codes)
-        sums = torch.zeros_like(centres).index_add_(0, owners, part)
-        centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
-        dead = (counts < 3).nonzero()[:, 0]
-        if len(dead) and i < num_rounds - 2:
-            centres[dead] = part[torch.multinomial(distances, len(dead), generator=generator)]
+    fit = fit_kmeans(
+        points, num_codes, seed=seed, max_rounds=num_rounds, init="random", quiet=False
+    )
     scale = points.square().sum(1).mean().sqrt().item()
-    return PatchStatistics(mean=mean, components=components, centres=centres, scale=scale)
-
-
-def nearest_centres(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, C) -> ids (n,) int64 of the nearest centres, and squared distances (n,) float32."""
-    half_lengths = centres.square().sum(1) / 2
-    owners, distances = [], []
-    for part in points.split(4096):
-        best, ids = torch.addmm(-half_lengths, part, centres.T).max(1)
-        owners.append(ids)
-        distances.append((part.square().sum(1) - 2 * best).clamp(min=0))
-    return torch.cat(owners), torch.cat(distances)
+    return PatchStatistics(mean=mean, components=components, centroids=fit.centroids, scale=scale)
 
 
 @torch.no_grad()
@@ -123,7 +101,9 @@ def start_network(network: ViTVQGAN, statistics: PatchStatistics, *, seed: int) 
         seed: For the directions and the Linears of the blocks.
     """
     generator = torch.Generator().manual_seed(seed)
-    rows = F.normalize(F.pad(statistics.centres / statistics.scale, (0, 1), value=CONSTANT), dim=1)
+    rows = F.normalize(
+        F.pad(statistics.centroids / statistics.scale, (0, 1), value=CONSTANT), dim=1
+    )
     network.quantizer.embedding.weight.copy_(rows)
     _start_encoder(network, statistics, generator)
     _start_decoder(network, statistics, generator)
@@ -164,7 +144,7 @@ def _start_decoder(
     place = torch.randint(0, len(positions), (len(codes),), generator=generator)
     normed = decoder.transformer.norm(post_quant(codes) + positions[place])
     inputs = torch.cat([normed @ basis.T, torch.ones(len(codes), 1)], dim=1).double()
-    patches = statistics.centres @ statistics.components.T + statistics.mean
+    patches = statistics.centroids @ statistics.components.T + statistics.mean
     solution = torch.linalg.lstsq(inputs, patches.double()).solution.float()  # (C + 1, 192)
     bias = solution[-1].view(3, -1)
     convolution = decoder.to_pixel[1]

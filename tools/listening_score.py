@@ -1,7 +1,7 @@
 """From the answers of listeners to mean opinion scores: the paper's Table 4.
 
 Naturalness and descriptiveness are means of 1 to 5 over all ratings of a system, with 95 %
-intervals (`opinion_interval`, which also tells why not by the bootstrap). Ratings of a sample that
+intervals (see `intervals`, which also explains why not by the bootstrap). Ratings of a sample that
 was not heard to its end are left out and counted. What does not belong to the test, or twice, is
 refused.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from im2sp.tools.opinion_interval import Opinion, mean_opinion
+from im2sp.tools.intervals import Opinion, mean_opinion
 
 ANSWERS_FORM = "im2sp-listening-answers 1"
 KEY_FORM = "im2sp-listening-key 1"

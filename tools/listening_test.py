@@ -12,82 +12,85 @@ and saves a JSON file. `--reference` adds speech by image name (x.wav or x_0.wav
 a system of its own, such as people's or flite's.
 
 `score` prints the paper's Table 4 of these files: mean opinions with 95 % intervals that allow for
-strict listeners and hard images (`tools/opinion_interval.py` says how).
+strict listeners and hard images (see `tools/intervals.py`).
 
 Exit codes: 0 done, 1 not possible, 2 usage.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
+
+from im2sp.shards.command_line import run_command
 from im2sp.shards.files import atomic_file
 from im2sp.tools.listening_build import KEY_NAME, PAGE_DIR, build
 from im2sp.tools.listening_score import SCORES_FORM, as_json, read_all, read_key, report, score
 
-DEFAULT_NUM_IMAGES = 20
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """Write a listening test: a page for listeners, and the key that they must not see."""
+
+    systems: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="NAME=FOLDER ...")
+    ]
+    """Systems and the folders that im2sp-speak wrote with them."""
+    reference: Annotated[str | None, tyro.conf.arg(metavar="NAME=FOLDER")] = None
+    """One more system: a folder of wav files named after the images."""
+    num_images: int = 20
+    """Number of images; listeners hear each of them once per system."""
+    seed: int = 0
+    """Random seed of the choice of images and of sample names."""
+    out: Path
+    """Folder to write; must not exist."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a value cannot be used."""
+        if not self.systems:
+            raise ValueError("no systems; expected NAME=FOLDER for each")
+        if self.num_images < 1:
+            raise ValueError(f"--num-images is {self.num_images}; expected at least 1")
+        for text in (*self.systems, *([self.reference] if self.reference is not None else [])):
+            named_folder(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Print the mean opinions of listeners."""
+
+    key: tyro.conf.Positional[Path]
+    """key.json of the test."""
+    answers: tyro.conf.Positional[tuple[Path, ...]]
+    """Files that listeners saved."""
+    out: Path | None = None
+    """Also write the figures to this JSON file."""
+    json: bool = False
+    """Print the figures as one JSON object instead of a table."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where there is nothing to score."""
+        if not self.answers:
+            raise ValueError("no files of answers")
 
 
 def named_folder(text: str) -> tuple[str, Path]:
     """Name and folder of NAME=FOLDER."""
     name, equals, folder = text.partition("=")
     if not name.strip() or not equals or not folder:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected NAME=FOLDER")
+        raise ValueError(f"{text!r}; expected NAME=FOLDER")
     return name.strip(), Path(folder)
 
 
-def count(text: str) -> int:
-    """A whole number from 1 on."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number from 1 on")
-    return int(text)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    build_ = commands.add_parser("build", help="write a listening test")
-    build_.add_argument(
-        "systems",
-        nargs="+",
-        type=named_folder,
-        metavar="NAME=FOLDER",
-        help="a system and the folder that im2sp-speak wrote with it",
-    )
-    build_.add_argument(
-        "--reference",
-        type=named_folder,
-        metavar="NAME=FOLDER",
-        help="one more system: a folder of wav files by image name",
-    )
-    build_.add_argument(
-        "--num-images",
-        type=count,
-        default=DEFAULT_NUM_IMAGES,
-        metavar="N",
-        help="images of the test, each heard once of every system (default: %(default)s)",
-    )
-    build_.add_argument(
-        "--seed", type=int, default=0, help="chooses the images and names (default: %(default)s)"
-    )
-    build_.add_argument("--out", type=Path, required=True, help="folder to write; must be new")
-    score_ = commands.add_parser("score", help="print the mean opinions of listeners")
-    score_.add_argument("key", type=Path, help="key.json of the test")
-    score_.add_argument("answers", type=Path, nargs="+", help="files that listeners saved")
-    score_.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
-    return parser
-
-
-def run_build(options: argparse.Namespace) -> None:
+def run_build(options: BuildConfig) -> None:
     """Write a listening test and say what to do with it."""
     built = build(
-        options.systems,
-        options.reference,
+        [named_folder(text) for text in options.systems],
+        None if options.reference is None else named_folder(options.reference),
         out=options.out,
         num_images=options.num_images,
         seed=options.seed,
@@ -101,13 +104,17 @@ def run_build(options: argparse.Namespace) -> None:
     )
 
 
-def run_score(options: argparse.Namespace) -> None:
+def run_score(options: ScoreConfig) -> None:
     """Print the mean opinions, and write them where that is asked."""
     key = read_key(options.key)
     everyone = read_all(options.answers, key)
     scores = score(key, everyone)
-    if options.json is not None:
-        _write_scores(options.json, as_json(key, scores, everyone))
+    figures = as_json(key, scores, everyone)
+    if options.out is not None:
+        _write_scores(options.out, figures)
+    if options.json:
+        print(json.dumps(figures, ensure_ascii=False))
+        return
     print(f"{len(everyone):,} listeners, {len(key.samples):,} samples\n")
     print(report(key, scores, everyone))
 
@@ -121,7 +128,7 @@ def _write_scores(path: Path, figures: dict[str, Any]) -> None:
             is_ours = False
         if not is_ours:
             raise ValueError(
-                f"--json {path}: exists and holds no scores of an earlier run; choose another file"
+                f"--out {path}: exists and holds no scores of an earlier run; choose another file"
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
@@ -129,14 +136,15 @@ def _write_scores(path: Path, figures: dict[str, Any]) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the tool; returns the exit code."""
-    options = _parser().parse_args(args)
-    try:
-        (run_build if options.command == "build" else run_score)(options)
-    except (ValueError, OSError) as error:
-        print(f"listening_test: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    return 0
+    """Run the command and return the exit code."""
+    return run_command("listening_test", {"build": BuildConfig, "score": ScoreConfig}, _run, args)
+
+
+def _run(config: BuildConfig | ScoreConfig) -> None:
+    if isinstance(config, BuildConfig):
+        run_build(config)
+    else:
+        run_score(config)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,19 @@ refused by its fingerprint. With `--images` naming what was tokenized, each deco
 right of its original and its PSNR is printed. Exit codes: 0 written, 1 not possible, 2 usage.
 """
 
-import argparse
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tyro
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from im2sp.shards import Sample, ShardDataset, ShardError
+from im2sp.shards.command_line import run_command
 
 TILE_PX = 224
 MARGIN_PX = 8
@@ -31,7 +33,7 @@ def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
 
 
 def decode_samples(
-    samples: Sequence[Sample], tokenizer_record: Mapping[str, str], name: str, codebook: str | None
+    samples: Sequence[Sample], tokenizer_record: Mapping[str, str], name: str, codebook: Path | None
 ) -> list[NDArray[np.uint8]]:
     """Decode each sample's image units to uint8 [224, 224, 3].
 
@@ -112,49 +114,59 @@ def sheet(
     return page
 
 
-def make_sheet(arguments: argparse.Namespace) -> str:
+@dataclass(frozen=True, kw_only=True)
+class ReconstructConfig:
+    """Decode the first images of a dataset onto one sheet, beside the originals.
+
+    Exit code: 0 written; 1 failed; 2 wrong usage.
+    """
+
+    shards: tyro.conf.Positional[Path]
+    """Folder with dataset.json."""
+    out: Path
+    """Image file to write."""
+    images: Path | None = None
+    """Source that was tokenized; adds the originals on the left and prints the PSNR."""
+    image_root: Path | None = None
+    """Folder or .tar that the image paths of a source list are relative to."""
+    num_images: int = 12
+    """Number of images."""
+    image_tokenizer: str | None = None
+    """Image tokenizer: name, hub id or path; by default the recorded one."""
+    codebook: Path | None = None
+    """Codebook of the image tokenizer, if it is a separate file."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, naming the flag, where a value cannot be used."""
+        if self.num_images < 1:
+            raise ValueError(f"--num-images is {self.num_images}; expected at least 1")
+
+
+def make_sheet(config: ReconstructConfig) -> str:
     """Write the sheet and return the line to print."""
-    dataset = ShardDataset(arguments.shards)
+    dataset = ShardDataset(config.shards)
     record = dataset.manifest.image_tokenizer
     with_units = (s for s in dataset if s.image_units is not None)
-    samples = list(itertools.islice(with_units, arguments.num_images))
+    samples = list(itertools.islice(with_units, config.num_images))
     if record is None or not samples:
-        raise ShardError(f"{arguments.shards}: holds no image units")
+        raise ShardError(f"{config.shards}: holds no image units")
     keys = [sample.key for sample in samples]
-    name = arguments.image_tokenizer or record["name"]
-    decoded = decode_samples(samples, record, name, arguments.codebook)
+    name = config.image_tokenizer or record["name"]
+    decoded = decode_samples(samples, record, name, config.codebook)
     originals = None
     found = f"{len(keys)} pictures decoded"
-    if arguments.images is not None:
-        originals = read_originals(arguments.images, arguments.image_root, record["view"], keys)
+    if config.images is not None:
+        originals = read_originals(config.images, config.image_root, record["view"], keys)
         mean = np.mean([psnr(a, b) for a, b in zip(originals, decoded, strict=True)])
         found += f", mean PSNR {mean:.2f} dB"
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    sheet(keys, decoded, originals).save(arguments.out)
-    return f"{arguments.out}: {found}"
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    sheet(keys, decoded, originals).save(config.out)
+    return f"{config.out}: {found}"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Write the sheet and return the exit code."""
-    parser = argparse.ArgumentParser(
-        description="Decode the first pictures of a dataset onto one sheet."
-    )
-    parser.add_argument("shards", type=Path, help="folder with dataset.json")
-    parser.add_argument("--out", type=Path, required=True, help="picture file to write")
-    parser.add_argument("--images", type=Path, help="what was tokenized, to show the originals")
-    parser.add_argument("--image-root", type=Path, help="where the pictures of a list lie")
-    parser.add_argument("--num-images", type=int, default=12, help="how many (default 12)")
-    parser.add_argument("--image-tokenizer", help="name, hub id or path, if not the recorded one")
-    parser.add_argument("--codebook", help="codebook file of that tokenizer")
-    arguments = parser.parse_args(argv)
-    if arguments.num_images < 1:
-        parser.error(f"--num-images is {arguments.num_images}, must be at least 1")
-    try:
-        print(make_sheet(arguments))
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+def main(args: list[str] | None = None) -> int:
+    """Run the command and return the exit code."""
+    return run_command("reconstruct", ReconstructConfig, lambda c: print(make_sheet(c)), args)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from im2sp.pipeline.views import VIEWS
 from im2sp.tools.speak_run import Run, load_tokenizer_of
@@ -51,15 +50,14 @@ class Captioner:
         self.max_tokens = min(max_tokens, self._model.config.max_positions)
         self.num_units = self._model.config.vocabulary.num_units
 
-    def describe(self, pictures: Sequence[Image.Image]) -> list[Description]:
-        """Descriptions of upright RGB pictures; none depends on the others."""
-        if not pictures:
+    def describe(self, images: Sequence[NDArray[np.uint8]]) -> list[Description]:
+        """Descriptions of images of the view, (S, S, 3) uint8; none depends on the others."""
+        if not images:
             return []
-        squares = np.stack([self.view.apply(picture) for picture in pictures])
-        image_units = self.view.crop_units(self.tokenizer.encode_uint8(squares))
+        image_units = self.view.crop_units(self.tokenizer.encode_uint8(np.stack(images)))
         on_device = image_units.to(self.tokenizer.device)
         said = generate(self._model, on_device, self._num_beams, self.max_tokens)
-        decoded: list[NDArray[np.uint8] | None] = [None] * len(pictures)
+        decoded: list[NDArray[np.uint8] | None] = [None] * len(images)
         if self.tokenizer.network.decoder is not None:
             shown = self.tokenizer.decode(image_units).permute(0, 2, 3, 1)
             decoded = list((shown * 255).round().to(torch.uint8).numpy())

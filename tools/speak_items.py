@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from im2sp.pipeline.source_items import SourceItem, assign_keys, clean_key, strip_suffix
-from im2sp.pipeline.source_manifest import MANIFEST_READERS
+from im2sp.pipeline.source_tables import TABLE_READERS
 from im2sp.pipeline.sources import list_source
 from im2sp.shards import MANIFEST_NAME, ShardDataset
 
 Reject = dict[str, str]
-_SOURCE_SUFFIXES = (".tar", ".json", *MANIFEST_READERS)
+_SOURCE_SUFFIXES = (".tar", ".json", *TABLE_READERS)
 # An hour of speech, beyond which a length is taken for a slip.
 MAX_FRAMES = 180_000
 

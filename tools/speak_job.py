@@ -4,6 +4,7 @@ import io
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,9 +16,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from im2sp.pipeline import Vocoder, load_vocoder
-from im2sp.pipeline.images import read_image
-from im2sp.pipeline.media import ImageError
-from im2sp.pipeline.source_items import SourceItem
+from im2sp.pipeline.decode_pool import DecodePool
+from im2sp.pipeline.images import DEFAULT_MAX_PIXELS
 from im2sp.tools.asr import Recognizer, load_recognizer
 from im2sp.tools.speak_captioner import Captioner
 from im2sp.tools.speak_config import BUNDLED, BUNDLED_BEAMS, SpeakConfig
@@ -55,7 +55,7 @@ class _Spoken:
 
     clip: Clip
     stem: str
-    picture: Image.Image | None = None
+    thumbnail: NDArray[np.uint8] | None = None
     decoded: NDArray[np.uint8] | None = None
     is_cut: bool = False
     """Whether the view cuts the picture to a square, which its units then show."""
@@ -75,15 +75,16 @@ def speak(config: SpeakConfig, tell: Tell) -> SpeakResult:
     start_s = time.perf_counter()
     tell = (lambda _: None) if config.quiet else tell
     vocoder = load_vocoder(config.vocoder, device=config.device)
-    recognizer = load_recognizer(config.asr, config.device) if config.play_text else None
+    recognizer = load_recognizer(config.asr, config.device) if config.transcribe else None
     work = _Work(config, vocoder, recognizer)
-    if config.units is not None:
-        title, parts, num_inputs, num_without = _unit_parts(config, work)
-    else:
-        title, parts, num_inputs, num_without = _picture_parts(config, work, tell)
-    tell(f"vocoder {vocoder.name}: {vocoder.num_units} units, on {vocoder.device}")
-    for part in parts:
-        work.add(part)
+    with ExitStack() as stack:
+        if config.units is not None:
+            title, parts, num_inputs, num_without = _unit_parts(config, work)
+        else:
+            title, parts, num_inputs, num_without = _picture_parts(config, work, tell, stack)
+        tell(f"vocoder {vocoder.name}: {vocoder.num_units} units, on {vocoder.device}")
+        for part in parts:
+            work.add(part)
     work.finish(title)
     return SpeakResult(
         out=config.out,
@@ -124,12 +125,21 @@ def _unit_parts(config: SpeakConfig, work: "_Work") -> _Parts:
     return config.units.name, work.batches(spoken, "speak"), num_inputs, 0
 
 
-def _picture_parts(config: SpeakConfig, work: "_Work", tell: Tell) -> _Parts:
-    """The same for pictures."""
+def _picture_parts(config: SpeakConfig, work: "_Work", tell: Tell, stack: ExitStack) -> _Parts:
+    """The same for images, which a pool on the stack decodes."""
     run = read_run(config.run or BUNDLED)
     work.vocoder.check_units(None, run.speech_fingerprint, f"the run {run.name}")
     work.check_durations(True)
     found = list_pictures(config.pictures, config.image_root, config.split, config.limit)
+    pool = stack.enter_context(
+        DecodePool(
+            num_workers=min(2, len(found.items)) or 1,
+            view=run.image_tokenizer["view"],
+            max_pixels=DEFAULT_MAX_PIXELS,
+            thumbnail_px=SHOWN_PX,
+        )
+    )
+    pool.start()
     captioner = Captioner(
         run,
         image_tokenizer=config.image_tokenizer,
@@ -146,37 +156,41 @@ def _picture_parts(config: SpeakConfig, work: "_Work", tell: Tell) -> _Parts:
     work.rejects += found.rejects
     stems = file_stems([item.key for item in found.items])
     work.begin(f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES)
-    parts = _described(captioner, found, stems, work)
+    parts = _described(captioner, pool, found, stems, work)
     num_inputs = len(found.items) + len(found.rejects)
     return f"What {run.name} says", parts, num_inputs, found.num_without
 
 
 def _described(
-    captioner: Captioner, pictures: Pictures, stems: Sequence[str], work: "_Work"
+    captioner: Captioner, pool: DecodePool, pictures: Pictures, stems: Sequence[str], work: "_Work"
 ) -> Iterator[list[_Spoken]]:
-    """Batches of what is said of pictures; refused ones are rejects."""
+    """Batches of descriptions of images; refused images are rejects."""
     named = list(zip(pictures.items, stems, strict=True))
+    decoded = pool.decode(pictures.items)
     for batch in work.batches(named, "speak"):
-        read: list[tuple[SourceItem, str, Image.Image]] = []
-        for item, stem in batch:
-            assert item.image is not None
-            try:
-                read.append((item, stem, read_image(item.image, name=item.name)))
-            except ImageError as error:
-                reason = str(error).removeprefix(f"{item.name}: ")
-                work.rejects.append({"file": item.name, "reason": reason})
-        said = captioner.describe([picture for _, _, picture in read])
+        found = [(item, stem, next(decoded)) for item, stem in batch]
+        work.rejects += [
+            {"file": item.name, "reason": image.reason} for item, _, image in found if image.reason
+        ]
+        read = [(item, stem, image) for item, stem, image in found if not image.reason]
+        said = captioner.describe(
+            [image.pixels for _, _, image in read if image.pixels is not None]
+        )
         spoken: list[_Spoken] = []
-        for (item, stem, picture), description in zip(read, said, strict=True):
+        for (item, stem, image), description in zip(read, said, strict=True):
             if not description.units:
                 reason = "the run says nothing of it: its first token is the end"
                 work.rejects.append({"file": item.name, "reason": reason})
                 continue
             clip = Clip(key=item.key, units=description.units)
-            cut = captioner.view.keep_shape
-            decoded = description.decoded
             spoken.append(
-                _Spoken(clip=clip, stem=stem, picture=picture, decoded=decoded, is_cut=cut)
+                _Spoken(
+                    clip=clip,
+                    stem=stem,
+                    thumbnail=image.thumbnail,
+                    decoded=description.decoded,
+                    is_cut=captioner.view.keep_shape,
+                )
             )
         yield spoken
 
@@ -262,12 +276,10 @@ class _Work:
     def _pictures(self, one: _Spoken) -> dict[str, PagePicture]:
         """Write the picture and what its units keep, and say how they are shown."""
         assert self._folder is not None
-        if one.picture is None:
+        if one.thumbnail is None:
             return {}
-        shown = one.picture.copy()
-        shown.thumbnail((SHOWN_PX, SHOWN_PX), Image.Resampling.BICUBIC)
-        width, height = shown.size
-        self._folder.write(f"{one.stem}.jpg", jpeg_bytes(shown))
+        height, width, _ = one.thumbnail.shape
+        self._folder.write(f"{one.stem}.jpg", jpeg_bytes(Image.fromarray(one.thumbnail)))
         found = {"picture": PagePicture(file=f"{one.stem}.jpg", width_px=width, height_px=height)}
         if one.decoded is not None:
             name = f"{one.stem}.units.jpg"

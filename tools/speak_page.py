@@ -9,6 +9,8 @@ import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from im2sp.shards.errors import counted
+
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #777; }
 * { box-sizing: border-box; }
@@ -90,7 +92,7 @@ def _article(item: PageItem) -> str:
     if item.text is not None:
         heard = html.escape(item.text) if item.text.strip() else "(nothing)"
         parts.append(f"<blockquote>{heard}</blockquote>\n")
-    num_units = f"{item.num_units:,} unit{'' if item.num_units == 1 else 's'}"
+    num_units = counted(item.num_units, "unit")
     parts.append(f'<p class="about">{num_units}, {item.duration_s:.1f} s</p>\n</article>\n')
     return "".join(parts)
 

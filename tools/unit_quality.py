@@ -1,9 +1,9 @@
-"""How good speech units are: what they tell of phones, how alike two clips are, what noise changes.
+"""Quality of speech units: information about phones, edit distances, robustness to noise.
 
 The first three figures are those of the HuBERT paper (Hsu et al. 2021, arXiv 2106.07447, section
 V.A), over frames that bear a phone `y` and a unit `z`:
 
-- PNMI, I(y; z) / H(y): the share of what is not known about the phone that the unit tells.
+- PNMI, I(y; z) / H(y): the share of the phone's entropy that the unit explains.
 - Phone purity: how often the unit's most frequent phone is right.
 - Cluster purity: how often the phone's most frequent unit is there; it falls as units are added.
 """
@@ -12,10 +12,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import types
+import torch
 from numpy.typing import ArrayLike, NDArray
 
-from im2sp.shards.kernels import compiled
+from im2sp.pipeline.hubert_units import SpeechTokenizer
+from im2sp.tools.asr import edits
+from im2sp.tools.phone_labels import NO_PHONE
+
+PIECE_FRAMES = 4096
 
 
 def pnmi(labels: ArrayLike, units: ArrayLike) -> float:
@@ -91,7 +95,7 @@ def unit_edit_distance(a: Sequence[int] | NDArray[Any], b: Sequence[int] | NDArr
     """
     first, second = _one_row(a), _one_row(b)
     longer = max(len(first), len(second))
-    return int(_edits(first, second)) / longer if longer else 0.0
+    return edits(first.tolist(), second.tolist()) / longer if longer else 0.0
 
 
 def unit_survival(clean: ArrayLike, noisy: ArrayLike) -> float:
@@ -120,19 +124,69 @@ def _one_row(units: ArrayLike) -> NDArray[np.int64]:
     return np.ascontiguousarray(row, np.int64)
 
 
-_ROW = types.Array(types.int64, 1, "C", readonly=True)
+class UnitMeter:
+    """Counts units, their distances from the centroids, and the phones they stand for.
+
+    Eight bytes a frame with a phone are kept.
+    """
+
+    def __init__(self, tokenizer: SpeechTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._counts = np.zeros(tokenizer.num_units, np.int64)
+        self._sums = np.zeros(tokenizer.centres.shape[1])
+        self._squares = self._inertia = 0.0
+        self._phones: list[NDArray[np.int32]] = []
+        self._units: list[NDArray[np.int32]] = []
+
+    def add(self, features: NDArray[np.float32], phones: NDArray[np.int64]) -> None:
+        """Count frames: features (T, D), numbers of phones (T,) or NO_PHONE."""
+        tokenizer = self._tokenizer
+        for start in range(0, len(features), PIECE_FRAMES):
+            rows = torch.from_numpy(features[start : start + PIECE_FRAMES])
+            units = tokenizer.nearest(rows.to(tokenizer.device)).cpu()
+            errors = rows - tokenizer.centres[units]
+            self._inertia += float(errors.double().square().sum())
+            self._squares += float(rows.double().square().sum())
+            self._sums += rows.double().sum(0).numpy()
+            self._counts += np.bincount(units.numpy(), minlength=len(self._counts))
+            known = phones[start : start + PIECE_FRAMES] != NO_PHONE
+            self._phones.append(phones[start : start + PIECE_FRAMES][known].astype(np.int32))
+            self._units.append(units.numpy()[known].astype(np.int32))
+
+    def figures(self) -> dict[str, float | int]:
+        """All figures; those about phones where at least two were met.
+
+        `inertia` is the mean squared distance of a frame from its centroid, `unexplained` its share
+        of the mean squared distance from the mean of all frames.
+
+        Raises:
+            ValueError: No frames.
+        """
+        num_frames = int(self._counts.sum())
+        if not num_frames:
+            raise ValueError("no frames to measure, expected at least one")
+        variance = self._squares / num_frames - float(np.square(self._sums / num_frames).sum())
+        inertia = self._inertia / num_frames
+        figures: dict[str, float | int] = {
+            "num_frames": num_frames,
+            "inertia": _rounded(inertia),
+            "unexplained": _rounded(inertia / variance) if variance > 0 else 0.0,
+            "units_used": int((self._counts > 0).sum()),
+            "perplexity": _rounded(perplexity(self._counts)),
+        }
+        phones, units = np.concatenate(self._phones), np.concatenate(self._units)
+        num_phones = len(np.unique(phones))
+        if num_phones > 1:
+            figures |= {
+                "num_labelled_frames": len(phones),
+                "num_phones": num_phones,
+                "pnmi": _rounded(pnmi(phones, units)),
+                "phone_purity": _rounded(phone_purity(phones, units)),
+                "cluster_purity": _rounded(cluster_purity(phones, units)),
+            }
+        return figures
 
 
-@compiled(types.int64(_ROW, _ROW))
-def _edits(a: Any, b: Any) -> Any:
-    """Levenshtein's distance, one row of its table at a time."""
-    row = np.arange(len(b) + 1)
-    for i in range(len(a)):
-        above_left = row[0]
-        row[0] = i + 1
-        for j in range(len(b)):
-            above = row[j + 1]
-            replaced = above_left + (a[i] != b[j])
-            row[j + 1] = min(replaced, above + 1, row[j] + 1)
-            above_left = above
-    return row[len(b)]
+def _rounded(value: float) -> float:
+    """Five digits."""
+    return float(f"{value:.5g}")

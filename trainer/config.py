@@ -1,4 +1,4 @@
-"""What `im2sp-train` can be told: one dataclass, whose fields are its flags and the keys of a TOML.
+"""Settings of `im2sp-train`: one dataclass, whose fields are its flags and the keys of a TOML file.
 
 Order: defaults < recipe < `--config run.toml` < flags. Recipe and file become flags before the
 command line is parsed (`flags_of`), so a misspelt key fails as a misspelt flag does.
@@ -42,7 +42,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """Settings that a recipe stands for: the paper's code draws one utterance an image and batch."""
 
-# What a run that goes on may be told anew: it changes how the run is watched and kept, where it
+# Settings that may change when a run is resumed: how it is logged and kept, where it
 # computes and for how long, not what a step does.
 CHANGEABLE = frozenset(
     {
@@ -52,128 +52,137 @@ CHANGEABLE = frozenset(
         "json",
     }
 )  # fmt: skip
-_UNSAVED = frozenset({"config", "quiet", "json"})
+_PLAIN_FLAGS = frozenset({"quiet", "json"})
+"""Flags without an opposite."""
+_UNSAVED = frozenset({"config", *_PLAIN_FLAGS})
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Train a captioner from shards: image units to speech units, or to text.
+    """Train a captioner from shards: image units to speech units or text.
 
-    Run the same command again to go on with an interrupted run. For several GPUs:
-    torchrun --nproc-per-node 8 --no-python im2sp-train .. Exit status: 0 done; 1 failed; 2 wrong
+    Run the same command again to resume an interrupted run. On several GPUs:
+    torchrun --nproc-per-node 8 --no-python im2sp-train ... Exit code: 0 done, 1 failed, 2 wrong
     usage.
     """
 
     shards: Path
-    """Dataset to learn from, as im2sp-tokenize writes it."""
+    """Training dataset, as written by im2sp-tokenize."""
     out: Path
-    """Folder of the run; created if need be."""
+    """Folder of the run; created if it does not exist."""
     config: Path | None = None
-    """TOML file with settings named as the flags are; flags come before it."""
+    """TOML file; keys are flag names with underscores. Flags take precedence."""
     recipe: Literal["paper"] | None = None
-    """Settings to begin with; the file and the flags come before them."""
+    """Base settings; overridden by --config, then by flags. paper: those of the paper's code."""
 
     target: Literal["speech", "text", "words"] = "speech"
-    """What is said of an image: speech units, the captions' text, or only which words the captions
-    hold. The last is no captioner: it teaches an image encoder to look, at a fraction of the cost,
-    for --init-from to begin with."""
+    """What the model predicts for an image:
+    - speech: speech units
+    - text: the captions
+    - words: which words the captions contain (bag-of-words pre-training of the image encoder, for
+      --init-from or --encoder-from of another run; not a captioner)"""
     split: str | None = None
-    """Split to learn from; train, or all samples where the dataset has no splits."""
+    """Training split; by default train, or all samples if the dataset has no splits."""
     val_shards: Path | None = None
-    """Dataset to validate on; --shards unless given."""
+    """Validation dataset; by default --shards."""
     val_split: str | None = None
-    """Split to validate on; val where there is one."""
+    """Validation split; by default val, if there is one."""
     val_images: int | None = None
-    """Validate on so many images at most, from the split's first on."""
+    """Validate on at most this many images, the first of the split."""
     other_view: tuple[Path, ...] = ()
-    """Datasets of the same images seen otherwise, mirrored or cut at random (im2sp-tokenize --view
-    squash-224-mirrored, random-224-1 and so on): each epoch an image comes in one of its views, by
-    chance."""
+    """Datasets with augmented copies of the same images (im2sp-tokenize --view squash-224-mirrored,
+    random-224-1 and so on). In each epoch one copy of each image is drawn."""
     items: Literal["all", "one"] = "all"
-    """All utterances or captions of an image, or one that is drawn anew each epoch."""
+    """Utterances or captions per image and epoch: all, or one drawn at random."""
     max_length: int | None = None
-    """Longest utterance in units (1023 unless given) or caption in characters (512); longer ones
-    are left out and counted."""
+    """Maximum length of an utterance in units (default 1023) or of a caption in characters (default
+    512); longer ones are skipped and counted."""
     bucket_window: int = 16
-    """Batches among which items are sorted by length, which saves padding; 0 for none."""
+    """Batches among which items are sorted by length to save padding; 0 disables it."""
     loader_threads: int = 1
-    """Threads that read ahead; any number gives the same batches."""
+    """Threads that read ahead; the batches do not depend on it."""
     text_model: Path | None = None
-    """Sentencepiece model, or tokenizer.json of a GIT, of --target text. Unless given it is that of
-    --init-from, or one is fitted on the captions of --shards."""
+    """SentencePiece model, or tokenizer.json of a GIT, for --target text. By default that of
+    --init-from; without one, it is fitted to the captions of --shards."""
     text_pieces: int = 4000
-    """Most pieces of a text model that is fitted here; most words of --target words."""
+    """Maximum vocabulary of a text model that is fitted here, and of --target words."""
 
     unit_pieces: int = 0
-    """Join speech units to so many pieces at most, fitted here or those of --init-from: utterances
-    are a third as long. 0 for units as they are, as in the paper."""
+    """Merge speech units into at most this many pieces (acoustic BPE), which makes sequences about
+    a third as long. The pieces are fitted here or those of --init-from. 0: no merging, as in the
+    paper."""
 
     preset: Literal["tiny", "mini", "small", "base"] | None = None
-    """Size of the model: that of --init-from, or small; base is the paper's."""
+    """Size of the model, with its parameters for 200 speech units; by default that of --init-from,
+    or small:
+    - tiny: 0.3 M, for tests
+    - mini: 7.2 M, an hour on a CPU
+    - small: 33 M, a GPU
+    - base: 130 M, as in the paper"""
     init_from: str | None = None
-    """Run, or anything else that load_model reads, whose weights to begin with. Where its
-    vocabulary differs, embedding and output begin anew and the rest is kept."""
+    """Initial weights: a run, or anything else that load_model reads. If its vocabulary differs,
+    the embedding and output layers are re-initialised."""
     encoder_from: Path | None = None
-    """A run whose image encoder and projection to begin with, beside the decoder of --init-from or
-    a new one; or SeiT's weights, with --init-from only where that is a GIT."""
+    """Initial weights of the image encoder and projection: a run, or SeiT's weights (together with
+    --init-from only if that is a GIT). The decoder is that of --init-from, or new."""
     freeze: Literal["none", "encoder", "image"] = "none"
-    """What is not trained: the image encoder, or that and the projection behind it."""
+    """Parts that are not trained: none; encoder: the image encoder; image: the image encoder and
+    the projection."""
     dropout: float = 0.1
-    """In the decoder, of sums and attention weights."""
+    """Dropout of the decoder, on residual branches and attention weights."""
 
     steps: int = 20_000
-    """Steps of the optimizer in all."""
+    """Total number of optimizer steps."""
     batch_size: int = 64
-    """Images of a batch on one process; with their captions. A step has batch_size x
-    grad_accumulation x processes."""
+    """Images per batch and process, with their captions. An optimizer step sees batch_size x
+    grad_accumulation x processes images."""
     grad_accumulation: int = 1
-    """Batches whose gradients are added up for one step."""
+    """Batches whose gradients are accumulated for one step."""
     learning_rate: float = 5e-4
-    """The highest, at the end of the warm-up."""
+    """Peak learning rate, at the end of the warm-up."""
     warmup_steps: int = 100
-    """Steps over which the rate rises from 0."""
+    """Steps of linear warm-up from 0."""
     schedule_steps: int | None = None
-    """Step at which the rate has fallen back to 0, along a cosine; --steps unless given."""
+    """Step at which the cosine schedule reaches 0; by default --steps."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's averages of gradients and their squares."""
+    """AdamW betas."""
     weight_decay: float = 0.01
-    """AdamW's, on everything."""
+    """AdamW weight decay, on all parameters."""
     clip_norm: float = 1.0
-    """Largest norm of the gradient, longer ones are shortened; 0 for no limit."""
+    """Maximum gradient norm; 0 disables clipping."""
     label_smoothing: float = 0.0
-    """Share of the target that is spread over the vocabulary, in training."""
+    """Label smoothing in training."""
     crop_area: float = 1.0
-    """Smallest share of the code grid that is cropped, at random, and resized to the whole; 1 for
-    no crops."""
+    """Minimum area of random crops of the code grid, resized to the whole grid; 1 disables them."""
     code_noise: float = 0.0
     """Share of image units that are replaced by random ones."""
     precision: Literal["bf16", "fp32"] | None = None
-    """Arithmetic; bf16 on a GPU and fp32 on a CPU unless given. Weights are float32 in both."""
+    """Autocast precision; by default bf16 on a GPU and fp32 on a CPU. Weights stay float32."""
     seed: int = 0
-    """Of weights, order, dropout and augmentation."""
+    """Random seed of initialisation, data order, dropout and augmentation."""
     device: str | None = None
-    """Where to compute, as torch names it; CUDA where there is one."""
+    """torch device, such as cuda:1; by default CUDA if available."""
 
     checkpoint_every: int = 1000
-    """Steps between checkpoints; there is one at the end, too."""
+    """Steps between checkpoints; there is always one at the end."""
     keep_last: int = 2
-    """Checkpoints to keep, beside the best one."""
+    """Most recent checkpoints to keep, besides the best one."""
     eval_every: int | None = None
-    """Steps between validations, beside those at the checkpoints."""
+    """Steps between validations; by default one at each checkpoint."""
     best_by: Literal["loss", "bleu"] = "loss"
-    """Validation score that decides which checkpoint is the best; bleu is that of greedy
-    generations, which take their time."""
+    """Validation score that selects the best checkpoint: loss; or BLEU-4 of greedy generations,
+    which takes longer."""
     log_every: int = 10
     """Steps between rows of metrics.jsonl."""
     tensorboard: bool = True
-    """Write events for TensorBoard, too."""
+    """Write TensorBoard events."""
     quiet: bool = False
     """Print errors only."""
     json: bool = False
     """Print the summary as one JSON object."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be, naming the flag."""
+        """Raise ValueError, naming the flag, where a value cannot be used."""
         for name in ("text_pieces", "steps", "batch_size", "grad_accumulation", "checkpoint_every",
                      "keep_last", "log_every", "max_length", "val_images", "eval_every",
                      "schedule_steps"):  # fmt: skip
@@ -198,11 +207,11 @@ class TrainConfig:
         is_within = horizon is None or horizon >= self.steps
         _check("schedule_steps", horizon, is_within, f"at least --steps, {self.steps}")
         if self.text_model is not None and self.target != "text":
-            raise ValueError("--text-model goes with --target text only")
+            raise ValueError("--text-model applies to --target text only")
         if self.unit_pieces and self.target != "speech":
-            raise ValueError("--unit-pieces goes with --target speech only")
+            raise ValueError("--unit-pieces applies to --target speech only")
         if self.best_by == "bleu" and self.target == "words":
-            raise ValueError("--best-by bleu: --target words writes nothing; leave it at loss")
+            raise ValueError("--best-by bleu: --target words generates nothing; use loss")
 
     @property
     def longest(self) -> int:
@@ -264,7 +273,8 @@ def flags_of(values: Mapping[str, Any]) -> list[str]:
     for name, value in values.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
+            is_implied = not value and name in _PLAIN_FLAGS
+            flags += [] if is_implied else [f"--{flag}" if value else f"--no-{flag}"]
         elif isinstance(value, str | int | float | Path):
             flags.append(f"--{flag}={value}")
         elif isinstance(value, list | tuple) and all(

@@ -16,15 +16,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from im2sp.trainer.attention import attention
-from im2sp.trainer.model import Decoder, Im2SpModel, Prefix
+from im2sp.trainer.model import Decoder, Im2SpModel, Prefix, attention
 from im2sp.trainer.packed import packed_linears
 
 NEVER = -1e9
 
 
-class Stepper:
-    """The decoder, one token at a time, over a cache of fixed size."""
+class DecoderCache:
+    """The decoder with a key/value cache of fixed size, fed one token at a time."""
 
     def __init__(self, decoder: Decoder, prefix: Prefix, num_beams: int, max_steps: int) -> None:
         self.decoder, self.num_beams, self.step = decoder, num_beams, 0
@@ -114,19 +113,17 @@ def generate(
     model.eval()
     try:
         with torch.no_grad(), packed_linears(model):
-            stepper = Stepper(model.decoder, model.prefix(image_units), num_beams, max_tokens)
+            cache = DecoderCache(model.decoder, model.prefix(image_units), num_beams, max_tokens)
             vocabulary = model.config.vocabulary
             bos = torch.full((len(image_units), num_beams), vocabulary.bos)
             bos = bos.to(image_units.device)
             if num_beams > 1:
                 search = BeamSearch(bos, vocabulary.eos, vocabulary.pad, max_tokens)
                 search.length_penalty, search.early_stopping = length_penalty, early_stopping
-                tokens = search.run(stepper)
+                tokens = search.run(cache)
             else:
                 choose = _chooser(temperature, top_k, top_p, seed, image_units.device)
-                tokens = _one_by_one(
-                    stepper, bos, vocabulary.eos, vocabulary.pad, max_tokens, choose
-                )
+                tokens = _one_by_one(cache, bos, vocabulary.eos, vocabulary.pad, max_tokens, choose)
     finally:
         model.train(was_training)
     return [vocabulary.decode([vocabulary.bos, *row]) for row in tokens.tolist()]
@@ -165,7 +162,7 @@ def _check(
 
 
 def _one_by_one(
-    stepper: Stepper,
+    cache: DecoderCache,
     tokens: Tensor,
     eos: int,
     pad: int,
@@ -176,7 +173,7 @@ def _one_by_one(
     chosen = tokens.new_full((len(tokens), max_tokens), pad)
     is_done = torch.zeros_like(tokens[:, 0], dtype=torch.bool)
     for step in range(max_tokens):
-        following = choose(stepper(tokens)[:, 0]).masked_fill(is_done, pad)
+        following = choose(cache(tokens)[:, 0]).masked_fill(is_done, pad)
         chosen[:, step] = following
         is_done |= following == eos
         if is_done.all():
@@ -238,11 +235,11 @@ class BeamSearch:
         self.is_finished = torch.zeros_like(bos, dtype=torch.bool)
         self.can_improve = torch.ones_like(self.is_finished[:, :1])
 
-    def run(self, stepper: Stepper) -> Tensor:
+    def run(self, cache: DecoderCache) -> Tensor:
         """The best hypothesis of each image, (B, max_tokens), PAD after EOS."""
         tokens = self.bos
         for step in range(self.max_tokens):
-            log_probs = stepper(tokens).log_softmax(-1) + self.running_scores[:, :, None]
+            log_probs = cache(tokens).log_softmax(-1) + self.running_scores[:, :, None]
             scores, places = log_probs.flatten(1).topk(2 * self.num_beams)
             beams = places // log_probs.shape[-1]
             candidates = _pick(self.running, beams)  # (B, 2R, T)
@@ -254,7 +251,7 @@ class BeamSearch:
             self._finish(candidates, scores, is_end, step + 1)
             if self._is_over(step + 1):
                 break
-            stepper.reorder(parents)
+            cache.reorder(parents)
             tokens = self.running[:, :, step]
         return self.finished[:, 0]
 

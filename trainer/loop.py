@@ -24,7 +24,6 @@ from im2sp.trainer.checkpoint import (
     write_checkpoint,
 )
 from im2sp.trainer.config import CONFIG_NAME, TrainConfig, to_toml, write_config
-from im2sp.trainer.curves import draw_curves
 from im2sp.trainer.data import (
     TokenBatches,
     check_fingerprints,
@@ -37,7 +36,7 @@ from im2sp.trainer.data import (
     tokenizer_records,
 )
 from im2sp.trainer.memory import EVERY_STEPS, give_back_free_memory
-from im2sp.trainer.metrics import MetricsLog
+from im2sp.trainer.metrics import MetricsLog, draw_curves
 from im2sp.trainer.ranks import Ranks, joined_ranks
 from im2sp.trainer.scoring import generated_bleu
 from im2sp.trainer.setup import (
@@ -47,7 +46,7 @@ from im2sp.trainer.setup import (
     images_of_a_step,
     text_model_sha256,
 )
-from im2sp.trainer.step import Stepper, StepRecord
+from im2sp.trainer.step import StepRecord, TrainStep
 from im2sp.trainer.text import WordBag
 from im2sp.trainer.transfer import Units, first_model
 from im2sp.trainer.weights import load_model, save_model
@@ -155,7 +154,7 @@ class _Run:
             model = first_model(config, units, torch.from_numpy(dataset.codebook()), warn)
         else:
             model = load_model(checkpoint.path)
-        self.stepper = Stepper(model.to(ranks.device), config, ranks)
+        self.train_step = TrainStep(model.to(ranks.device), config, ranks)
         self.images_a_step = images_of_a_step(config, ranks)
         self.step = self.first_step = 0
         if checkpoint is not None:
@@ -173,15 +172,15 @@ class _Run:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Take up what a checkpoint holds."""
-        stepper, device = self.stepper, self.ranks.device
+        optimizer, device = self.train_step.optimizer, self.ranks.device
         path = checkpoint.path / OPTIMIZER_NAME
-        stepper.optimizer.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+        optimizer.load_state_dict(torch.load(path, map_location=device, weights_only=True))
         self.train_loader.load_state_dict(dict(checkpoint.state["loader"]))
         self.step = self.first_step = checkpoint.step
 
     def _description(self, shards: Path) -> str:
         """The run in a line."""
-        config, model = self.config, self.stepper.model
+        config, model = self.config, self.train_step.model
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         total = sum(p.numel() for p in model.parameters())
         loader, vocabulary = self.train_loader, model.config.vocabulary
@@ -235,7 +234,7 @@ class _Run:
         while self.step < config.steps:
             taken = [next(batches) for _ in range(config.grad_accumulation)]
             # A GPU is given the next step before the last one's loss is looked at.
-            record = self.stepper.step(self.step, taken)
+            record = self.train_step.step(self.step, taken)
             if pending is not None:
                 self._look_at(pending, bar)
             pending = record
@@ -293,18 +292,18 @@ class _Run:
             return {}
         max_images = self.config.val_images
         self.val_batches.loader.reset()
-        scores = {"loss": self.stepper.evaluate(self.val_batches, max_images)}
+        scores = {"loss": self.train_step.evaluate(self.val_batches, max_images)}
         if self.config.best_by == "bleu":
             self.val_batches.loader.reset()
             scores["bleu"] = generated_bleu(
-                self.stepper.model, self.val_batches, self.text_model, self.ranks, max_images
+                self.train_step.model, self.val_batches, self.text_model, self.ranks, max_images
             )
         if self.log is not None:
             self.log.add({"step": self.step, **{f"val_{k}": v for k, v in scores.items()}})
         return scores
 
     def _write_checkpoint(self, scores: dict[str, float]) -> None:
-        config, stepper = self.config, self.stepper
+        config, train_step = self.config, self.train_step
         state = {
             "rng": {"seed": config.seed, "step": self.step},
             "loader": self.train_loader.state_dict(),
@@ -316,8 +315,8 @@ class _Run:
             "text_model_sha256": self.text_model_sha256,
         }
         writers = {
-            MODEL_NAME: lambda path: save_model(path.parent, stepper.model),
-            OPTIMIZER_NAME: lambda path: torch.save(stepper.optimizer.state_dict(), path),
+            MODEL_NAME: lambda path: save_model(path.parent, train_step.model),
+            OPTIMIZER_NAME: lambda path: torch.save(train_step.optimizer.state_dict(), path),
             CONFIG_NAME: lambda path: path.write_bytes(to_toml(config)),
         }
         write_checkpoint(config.out, self.step, writers, state)

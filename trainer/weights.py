@@ -156,28 +156,6 @@ def load_codebook(codebook: str | Path | Tensor) -> Tensor:
     return rows.detach().float().cpu()
 
 
-def use_decoder(model: Im2SpModel, path: str | Path) -> None:
-    """Take the decoder's layers, norms and positions from a GIT; see `load_model` for its forms.
-
-    The embedding and the output are taken where the vocabulary is the GIT's, and stay as they are
-    elsewhere.
-
-    Raises:
-        WeightsError: Not a GIT, or one of other sizes.
-    """
-    found = _find(path)
-    tensors = read_tensors(found)[0]
-    config = _git_config(found)
-    try:
-        part = decoder_part(tensors, config.get("num_attention_heads"))
-    except PublishedError as error:
-        raise WeightsError(f"{found}: {error}") from error
-    if not _is_git_vocabulary(model.config.vocabulary, part):
-        part.tensors.pop("embedding.weight")
-        part.tensors.pop("output_bias")
-    _take(found, model.decoder, part, model.config.decoder)
-
-
 def use_encoder(model: Im2SpModel, path: str | Path) -> None:
     """Take the image encoder from SeiT's weights; the codebook stays.
 
@@ -228,11 +206,6 @@ def with_image_side(model: Im2SpModel, other: Im2SpModel, name: str) -> Im2SpMod
     kept = {n: t for n, t in model.state_dict().items() if n.startswith("decoder.")}
     mixed.load_state_dict(other.state_dict() | kept)
     return mixed
-
-
-def _is_git_vocabulary(vocabulary: Vocabulary, part: Part) -> bool:
-    same_size = len(part.tensors["embedding.weight"]) == vocabulary.size
-    return vocabulary.layout == "git" and same_size
 
 
 def _take(path: Path, module: torch.nn.Module, part: Part, stack: StackConfig) -> None:

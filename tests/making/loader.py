@@ -1,6 +1,5 @@
-"""What a loader must give, by a plain loop over `ShardDataset`, and the test of its resuming."""
+"""Expected batches of a loader, by a plain loop over `ShardDataset`."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +7,11 @@ import numpy as np
 
 from im2sp.shards import (
     DEFAULT_COLUMNS,
-    LoaderBatch,
     Sample,
     ShardDataset,
     ShardLoader,
     fit_speech_codec,
 )
-
-Content = list[tuple[Any, ...]]
 
 COLUMNS: dict[str, dict[str, Any]] = {
     "packed": DEFAULT_COLUMNS,
@@ -48,33 +44,10 @@ def loader_of(path: Path | ShardDataset, batch_size: int = 8, **options: Any) ->
     return ShardLoader(path, batch_size=batch_size, num_threads=0, **options)
 
 
-def content_of(batch: LoaderBatch) -> Content:
-    """A batch as plain values: for each image its key, packed row and items."""
-    images, owner = batch.images_packed.numpy(), batch.owner.tolist()
-    lengths = batch.lengths.tolist()
-    items: list[list[Any]] = [[] for _ in images]
-    if batch.ids.numel():
-        rows = batch.ids.numpy()
-        assert (rows[np.arange(rows.shape[1]) >= np.array(lengths)[:, None]] == -1).all()
-        assert rows.shape[1] == max(lengths)
-        for row, length, image in zip(rows, lengths, owner, strict=True):
-            items[image].append(row[:length].tolist())
-    elif owner:
-        assert batch.caption_owner.tolist() == owner
-        for text, length, image in zip(batch.captions, lengths, owner, strict=True):
-            assert len(text) == length
-            items[image].append(text)
-    assert owner == sorted(owner)
-    return [
-        (key, image.tobytes(), mine)
-        for key, image, mine in zip(batch.keys, images, items, strict=True)
-    ]
-
-
 def expected_content(
     dataset: ShardDataset, target: str, low: int = 1, high: int = 1 << 30
 ) -> dict[str, tuple[Any, ...]]:
-    """What `content_of` says of each sample that is not left out, by key."""
+    """`batch_content` of each sample that is not left out, by key."""
     codec = dataset.codecs.image_units
     expected = {}
     for sample in dataset:
@@ -90,23 +63,3 @@ def items_of(sample: Sample, target: str) -> list[Any]:
     if target == "speech":
         return [units.tolist() for units in sample.speech_units]
     return sample.captions if target == "text" else []
-
-
-def record(loader: ShardLoader) -> tuple[list[dict[str, Any]], list[Content]]:
-    """The loader's state before each batch and after the last, and the batches."""
-    states, batches = [loader.state_dict()], []
-    for batch in loader:
-        batches.append(content_of(batch))
-        states.append(loader.state_dict())
-    return states, batches
-
-
-def check_resume(make: Callable[[], ShardLoader]) -> list[Content]:
-    """Resume a fresh loader at every step; the rest must be what it was. Returns all batches."""
-    states, batches = record(make())
-    for i, state in enumerate(states):
-        loader = make()
-        loader.load_state_dict(state)
-        assert loader.state_dict() == state
-        assert [content_of(batch) for batch in loader] == batches[i:]
-    return batches

@@ -28,21 +28,21 @@ def encoded(file_format: str, subtype: str | None = None, samples=None, rate_hz=
     return buffer.getvalue()
 
 
-def chunk(kind: bytes, body: bytes, order: str = "<", declared: int | None = None) -> bytes:
+def chunk(kind: bytes, body: bytes, declared: int | None = None) -> bytes:
     size_bytes = len(body) if declared is None else declared
-    return struct.pack(order + "4sI", kind, size_bytes) + body + b"\0" * (len(body) % 2)
+    return struct.pack("<4sI", kind, size_bytes) + body + b"\0" * (len(body) % 2)
 
 
-def wav_format(tag=1, num_channels=1, rate_hz=16_000, bits=16, order="<", extra=b"") -> bytes:
+def wav_format(tag=1, num_channels=1, rate_hz=16_000, bits=16, extra=b"") -> bytes:
     frame_bytes = num_channels * ((bits + 7) // 8)
     fields = (tag, num_channels, rate_hz, rate_hz * frame_bytes, frame_bytes, bits)
-    return chunk(b"fmt ", struct.pack(order + "HHIIHH", *fields) + extra, order)
+    return chunk(b"fmt ", struct.pack("<HHIIHH", *fields) + extra)
 
 
 def wav(*chunks: bytes, magic: bytes = b"RIFF", declared: int | None = None) -> bytes:
     body = b"WAVE" + b"".join(chunks)
     size_bytes = len(body) if declared is None else declared
-    return magic + struct.pack(">I" if magic == b"RIFX" else "<I", size_bytes) + body
+    return magic + struct.pack("<I", size_bytes) + body
 
 
 def waveform_of(data: bytes, **options) -> np.ndarray:

@@ -10,8 +10,8 @@ import soundfile
 import torch
 from PIL import Image
 
-from im2sp.pipeline import job, job_config
-from im2sp.pipeline.decode import decode
+from im2sp.pipeline import decode_pool, job, job_config
+from im2sp.pipeline.decode_pool import decode
 from im2sp.pipeline.vitvqgan import TransformerConfig, ViTVQGAN, ViTVQGANConfig
 from im2sp.pipeline.vitvqgan_weights import image_tokenizer_bytes
 
@@ -145,7 +145,7 @@ def twenty(tmp_path):
 class InlinePool:
     """Decodes in this process."""
 
-    def __init__(self, *, num_workers, view, max_pixels, max_audio_s):
+    def __init__(self, *, num_workers, view, max_pixels, max_audio_s, timeout_s):
         self.settings = (view, max_pixels, max_audio_s)
 
     def __enter__(self):
@@ -157,10 +157,9 @@ class InlinePool:
     def start(self):
         pass
 
-    def decode(self, tasks):
-        for task in tasks:
-            for medium in task:
-                yield decode(medium, *self.settings)
+    def decode(self, media):
+        for medium in media:
+            yield decode(medium, *self.settings)
 
 
 @pytest.fixture
@@ -170,9 +169,10 @@ def inline_pool(monkeypatch):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Chunks of 4 inputs, tasks of 2, so that a few pictures make several shards."""
+    """Chunks of 4 inputs, tasks of 2, so that a few images make several shards."""
     monkeypatch.setattr(job_config, "CHUNK_SIZE", 4)
-    monkeypatch.setattr(job, "MEDIA_PER_TASK", 2)
+    monkeypatch.setattr(job, "IMAGES_PER_TASK", 2)
+    monkeypatch.setattr(decode_pool, "IMAGES_PER_TASK", 2)
 
 
 def _files_of(folder):

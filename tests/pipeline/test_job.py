@@ -13,10 +13,10 @@ from im2sp.pipeline.images import read_image
 from im2sp.pipeline.job import JobConfig, run_job
 from im2sp.pipeline.job_summary import summary, summary_json
 from im2sp.pipeline.views import VIEWS
-from im2sp.shards import Layout, ShardDataset, verify_dataset
+from im2sp.shards import ShardDataset, verify_dataset
 
-PACKED = Layout(kind="webdataset", samples_per_member=3)
-PLAIN = Layout(kind="webdataset", samples_per_member=1)
+PACKED = {"layout": "webdataset", "samples_per_member": 3}
+PLAIN = {"layout": "webdataset", "samples_per_member": 1}
 
 
 def run(source, out, tokenizer, **settings):
@@ -138,12 +138,12 @@ def write_list(path):
 
 
 @pytest.mark.usefixtures("inline_pool")
-@pytest.mark.parametrize("layout", [Layout(), PACKED, PLAIN], ids=["arrow", "packed", "plain"])
+@pytest.mark.parametrize("layout", [{}, PACKED, PLAIN], ids=["arrow", "packed", "plain"])
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_a_list(pictures, fake_tokenizer, tmp_path, suffix, layout):
     path = tmp_path / f"list{suffix}"
     write_list(path)
-    run(path, tmp_path / "out", fake_tokenizer, image_root=pictures, layout=layout)
+    run(path, tmp_path / "out", fake_tokenizer, image_root=pictures, **layout)
     check_sound(tmp_path / "out")
     dataset = ShardDataset(tmp_path / "out")
     assert [(s.key, s.split, s.captions) for s in dataset] == [

@@ -133,43 +133,7 @@ def test_changed_settings_are_refused_and_nothing_is_touched(
     assert (out / "codebook.safetensors").exists() == (change != "images")
 
 
-# Codecs that are given ----------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("inline_pool")
-def test_tables_of_another_dataset(spoken, speak, fake_tokenizer, fake_speech, tmp_path, files_of):
-    run(spoken, tmp_path / "first", fake_tokenizer, fake_speech)
-    source = speak(tmp_path / "p", "x.wav", "y.flac")
-    shutil.copytree(tmp_path / "first", tmp_path / "moved")  # its place does not matter
-    for name, tables in (("second", "first"), ("again", "moved")):
-        settings = {"speech_codec": str(tmp_path / tables)}
-        run(source, tmp_path / name, fake_tokenizer, fake_speech, **settings)
-    assert files_of(tmp_path / "second") == files_of(tmp_path / "again")
-    second = Manifest.read(tmp_path / "second")
-    assert second.columns == Manifest.read(tmp_path / "moved").columns
-    assert len(second.settings["speech_codec"]) == 64
-    run(source, tmp_path / "plain", fake_tokenizer, fake_speech, speech_codec="plain")
-    assert units_of(tmp_path / "second") == units_of(tmp_path / "plain")
-    with pytest.raises(JobError, match=r"--speech-codec: \w{12}.. there, huffman now"):
-        run(source, tmp_path / "second", fake_tokenizer, fake_speech)
-
-
-@pytest.mark.usefixtures("inline_pool")
-def test_datasets_whose_tables_do_not_serve_are_refused(
-    twenty, spoken, fake_tokenizer, fake_speech, tmp_path
-):
-    out = tmp_path / "out"
-    run(twenty, tmp_path / "images", fake_tokenizer)
-    run(spoken, tmp_path / "speech", fake_tokenizer, fake_speech)
-    fake_speech.num_units = 500
-    for name, message in [
-        ("images", r"images: holds no speech whose coding could be taken over"),
-        ("speech", r"speech: its codec cannot hold 500 units, .* of the same tokenizer"),
-        ("s", r"--speech-codec: .*dataset.json: no such file"),
-    ]:
-        with pytest.raises(JobError, match=message):
-            run(spoken, out, fake_tokenizer, fake_speech, speech_codec=str(tmp_path / name))
-    assert not out.exists()
+# Codecs by name -----------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("inline_pool")
@@ -199,16 +163,16 @@ def test_the_plain_layout_has_plain_codecs(tmp_path):
     for codec in ("huffman", "plain"):
         coding = speech_coding(codec, PLAIN, 200)
         assert (coding.label, coding.columns) == ("plain", DEFAULT_COLUMNS)
-    with pytest.raises(ValueError, match="speech_codec is x; one sample a member goes with plain"):
-        JobConfig(source=tmp_path, dataset_dir=tmp_path, layout=PLAIN, speech_codec="x")
+    with pytest.raises(ValueError, match="--speech-codec is x; expected huffman or plain"):
+        JobConfig(source=tmp_path, dataset_dir=tmp_path, speech_codec="x")
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"only": "text"}, "only 'text'; expected one of images, audio"),
-        ({"max_audio_s": 0}, "max_audio_s is 0; expected more than 0"),
-        ({"max_audio_s": float("nan")}, "max_audio_s is nan"),
+        ({"only": "text"}, "--only is text; expected one of images, audio"),
+        ({"max_audio_s": 0}, "--max-audio-s is 0; expected more than 0"),
+        ({"max_audio_s": float("nan")}, "--max-audio-s is nan"),
     ],
 )
 def test_settings_are_checked(tmp_path, settings, message):

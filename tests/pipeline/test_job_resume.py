@@ -12,11 +12,11 @@ from im2sp.pipeline.job import JobConfig, run_job
 from im2sp.pipeline.job_state import JobError
 from im2sp.pipeline.job_summary import summary
 from im2sp.pipeline.sources import SourceError
-from im2sp.shards import Layout, verify_dataset
+from im2sp.shards import verify_dataset
 from making.kills import PLACES, Killed, stop_at
 
-PACKED = Layout(kind="webdataset", samples_per_member=3)
-PLAIN = Layout(kind="webdataset", samples_per_member=1)
+PACKED = {"layout": "webdataset", "samples_per_member": 3}
+PLAIN = {"layout": "webdataset", "samples_per_member": 1}
 
 
 def run(source, out, tokenizer, **settings):
@@ -35,24 +35,24 @@ def check_sound(out):
 
 @pytest.mark.usefixtures("inline_pool", "small_chunks", "no_fsync")
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("layout", [Layout(), PLAIN], ids=["arrow", "plain"])
+@pytest.mark.parametrize("layout", [{}, PLAIN], ids=["arrow", "plain"])
 def test_a_job_killed_anywhere_ends_with_the_same_bytes(
     twenty, fake_tokenizer, tmp_path, monkeypatch, files_of, place, layout
 ):
-    run(twenty, tmp_path / "whole", fake_tokenizer, layout=layout)
+    run(twenty, tmp_path / "whole", fake_tokenizer, **layout)
     expected = files_of(tmp_path / "whole")
     num_stops = 0
     for stop in range(200):
         out = tmp_path / f"out{stop}"
         undo = stop_at(monkeypatch, PLACES[place], stop, Killed())
         try:
-            run(twenty, out, fake_tokenizer, layout=layout)
+            run(twenty, out, fake_tokenizer, **layout)
         except Killed:
             num_stops += 1
         undo()
         if num_stops == stop:  # it went through
             break
-        run(twenty, out, fake_tokenizer, layout=layout)
+        run(twenty, out, fake_tokenizer, **layout)
         assert files_of(out) == expected, stop
         shutil.rmtree(out)
     assert num_stops >= (1 if "dropping" in place else 6)
@@ -193,7 +193,7 @@ def test_a_finished_dataset_is_left_alone(twenty, fake_tokenizer, tmp_path, file
 
 CHANGES = {
     "view": ({"view": "center-224"}, "--view: squash-224 there, center-224 now"),
-    "layout": ({"layout": PACKED}, "--layout: arrow there, webdataset now; --samples-per-member"),
+    "layout": (PACKED, "--layout: arrow there, webdataset now; --samples-per-member"),
     "shard": ({"samples_per_shard": 300}, "--samples-per-shard: 256 there, 512 now"),
     "pixels": ({"max_pixels": 999}, "--max-pixels: 89478485 there, 999 now"),
 }
@@ -260,7 +260,7 @@ def test_a_tar_in_the_output_folder_is_never_taken_for_a_shard(
     before = files_of(out)
     for overwrite in (False, True):
         with pytest.raises(JobError, match="holds 00000.tar, which the job would replace"):
-            run(out / "00000.tar", out, fake_tokenizer, layout=PACKED, overwrite=overwrite)
+            run(out / "00000.tar", out, fake_tokenizer, **PACKED, overwrite=overwrite)
     assert files_of(out) == before
 
 
@@ -295,10 +295,10 @@ def test_the_tokenizer_is_loaded_after_the_source_is_listed(fake_tokenizer, draw
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"view": "x"}, "view 'x'; expected one of squash-224"),
-        ({"samples_per_shard": 0}, "samples_per_shard is 0"),
-        ({"max_pixels": -1}, "max_pixels is -1"),
-        ({"num_workers": 0}, "num_workers is 0"),
+        ({"view": "x"}, "--view is x; expected one of squash-224"),
+        ({"samples_per_shard": 0}, "--samples-per-shard is 0"),
+        ({"max_pixels": -1}, "--max-pixels is -1"),
+        ({"num_workers": 0}, "--num-workers is 0"),
     ],
 )
 def test_settings_are_checked(tmp_path, settings, message):

@@ -14,15 +14,14 @@ from im2sp.pipeline.job_state import JobError
 from im2sp.pipeline.job_summary import summary, summary_json
 from im2sp.shards import (
     DEFAULT_COLUMNS,
-    Layout,
     ShardDataset,
     ShardError,
     deduplicate,
     verify_dataset,
 )
 
-PACKED = Layout(kind="webdataset", samples_per_member=3)
-PLAIN = Layout(kind="webdataset", samples_per_member=1)
+PACKED = {"layout": "webdataset", "samples_per_member": 3}
+PLAIN = {"layout": "webdataset", "samples_per_member": 1}
 GOOD_CLIPS = {"006": 2, "007": 2, "010": 2, "011": 3, "003": 3, "talk": 1, "009": 1}
 
 
@@ -117,12 +116,12 @@ def test_pairs_with_real_workers_read_back_what_the_tokenizers_give(
 
 
 @pytest.mark.usefixtures("inline_pool", "small_chunks")
-@pytest.mark.parametrize("layout", [Layout(), PACKED, PLAIN], ids=["arrow", "packed", "plain"])
+@pytest.mark.parametrize("layout", [{}, PACKED, PLAIN], ids=["arrow", "packed", "plain"])
 def test_layouts_and_codecs_hold_the_same(spoken, fake_tokenizer, fake_speech, tmp_path, layout):
     tokenizers = fake_tokenizer, fake_speech
-    run(spoken, tmp_path / "h", *tokenizers, layout=layout)
-    run(spoken, tmp_path / "p", *tokenizers, layout=layout, speech_codec="plain")
-    for name, codec in (("h", "packed" if layout.is_plain else "huffman"), ("p", "packed")):
+    run(spoken, tmp_path / "h", *tokenizers, **layout)
+    run(spoken, tmp_path / "p", *tokenizers, **layout, speech_codec="plain")
+    for name, codec in (("h", "packed" if layout is PLAIN else "huffman"), ("p", "packed")):
         check_sound(tmp_path / name)
         assert ShardDataset(tmp_path / name).manifest.columns["speech_units"]["codec"] == codec
     assert ShardDataset(tmp_path / "p").manifest.columns == DEFAULT_COLUMNS
@@ -261,7 +260,7 @@ def test_groups_change_no_byte_and_stay_small(
 @pytest.mark.parametrize("num_samples", [1_600_000, 1_600_399, 1_600_400, 3_300_000])
 def test_a_long_clip_is_cut_as_the_tokenizer_would(fake_speech, tmp_path, monkeypatch, num_samples):
     wave = np.random.default_rng(3).uniform(-0.3, 0.3, num_samples).astype(np.float32)
-    monkeypatch.setattr("im2sp.pipeline.decode.read_audio", lambda *_, **__: wave)
+    monkeypatch.setattr("im2sp.pipeline.decode_pool.read_audio", lambda *_, **__: wave)
     monkeypatch.setattr(job_encode, "_MAX_CALL_SAMPLES", 1_700_000)
     (tmp_path / "p").mkdir()
     (tmp_path / "p/a.wav").write_bytes(b"")
@@ -288,7 +287,7 @@ def test_the_summary_counts_images_utterances_and_hours(
     text = summary(spoken, out, result)
     assert re.search(
         r"read      14 inputs of \S+ \(folder\); encoded 11 images and 14 utterances "
-        r"\(0.00 hours\) in [\d.]+ s: [\d.]+ images/s and \d+ s of sound a second\n"
+        r"\(0.00 hours\) in [\d.]+ s: [\d.]+ images/s and \d+ s of audio per second\n"
         r"refused   3, listed with reasons in \S+\n"
         r"written   12 samples in 1 shard to \S+, [\d,]+ bytes: [\d,]+ a sample, [\d.]+% of the "
         r"raw bits\n"

@@ -65,6 +65,45 @@ def test_a_damaged_chunk_is_named(state, size):
         state.finish_shard(0, range(1), Layout())
 
 
+def test_a_chunk_is_read_once_to_make_a_shard(state, monkeypatch):
+    state.write_chunk(0, batch_of("a", "b"), tally_of(2))
+    state.write_chunk(1, batch_of("c"), tally_of(1))
+    read, names = type(state.dir).read_bytes, []
+
+    def read_bytes(path):
+        names.append(path.name)
+        return read(path)
+
+    monkeypatch.setattr(type(state.dir), "read_bytes", read_bytes)
+    state.finish_shard(0, range(2), Layout())
+    arrows = [name for name in names if name.endswith(".arrow")]
+    assert arrows == ["chunk-000000.arrow", "chunk-000001.arrow"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"x"', '{"num_samples": 1}'])
+def test_a_damaged_record_of_a_chunk_is_named(state, text):
+    state.write_chunk(0, batch_of("a"), tally_of(1))
+    (state.dir / "chunk-000000.json").write_text(text)
+    with pytest.raises(JobError, match=r"chunk-000000.json: .* damaged .*--overwrite"):
+        state.finish_shard(0, range(1), Layout())
+
+
+def test_a_flipped_bit_in_a_chunk_is_found(state):
+    state.write_chunk(0, batch_of("a"), tally_of(1))
+    path = state.dir / "chunk-000000.arrow"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(JobError, match=r"chunk-000000.arrow: .* damaged \(its checksum"):
+        state.finish_shard(0, range(1), Layout())
+
+
+def test_a_chunk_without_its_record_is_not_there(state):
+    state.write_chunk(0, batch_of("a"), tally_of(1))
+    (state.dir / "chunk-000000.json").unlink()
+    assert not state.has_chunk(0)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '"x"', "\0"])
 def test_a_damaged_job_is_named(state, text):
     (state.dir / "job.json").write_text(text)

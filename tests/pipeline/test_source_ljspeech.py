@@ -20,7 +20,7 @@ def test_lines_are_sound_with_normalised_text(tmp_path):
         'in "seventeen ninety" here',
         "the recommendations we have made",
     ]
-    assert listing.ignored == {}
+    assert listing.ignored == {"(no suffix)": 1}
 
 
 def test_broken_lines_and_missing_clips_are_rejects(tmp_path):

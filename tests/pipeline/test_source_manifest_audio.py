@@ -163,6 +163,6 @@ def test_audio_roots_that_cannot_be_used(media):
     jsonl(path, {"image": "x.png", "caption": "x"})
     with pytest.raises(
         SourceError,
-        match=r"no row names a sound file under 'audio', so an audio root .* leave it out",
+        match=r"no row names a clip under 'audio', so an audio root .* leave it out",
     ):
         list_source(path, audio_root=media)

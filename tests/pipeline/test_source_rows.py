@@ -105,9 +105,9 @@ def test_broken_karpathy_entries_are_rejects(tmp_path):
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        ("{", r"not JSON \(.*\); expected \{\"images\""),
+        ("{", r"not JSON \(.*\); expected a Karpathy file, \{\"images\""),
         ("[" * 100_000, "not JSON"),
-        ("[1]", "not a Karpathy file: found list; expected"),
+        ("[1]", "found list; expected a Karpathy file"),
         ('{"data": []}', r"found keys \['data'\]"),
         ('{"images": []}', "lists no images"),
         ('{"images": [{"filename": "a.jpg"}]}', r"none of its 1 images .* --image-root"),
@@ -231,9 +231,9 @@ def test_broken_csv_rows_are_rejects(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [
-        ("m.jsonl", b"", "found no JSON object; expected an 'image' column"),
-        ("m.jsonl", b'{"file": "a"}\n', r"found keys \['file'\]; expected an 'image'"),
-        ("m.jsonl", b"oops\n", "found no JSON object"),
+        ("m.jsonl", b"", r"found columns \[\]; expected an 'image' column"),
+        ("m.jsonl", b'{"name": "a"}\n', r"found columns \['name'\]; expected an 'image'"),
+        ("m.jsonl", b"oops\n", r"found columns \[\]"),
         ("m.csv", b"", r"found columns \[\]"),
         ("m.csv", b"image;caption\n", r"found columns \['image;caption'\]"),
         ("m.csv", b"image,caption\n", "holds no rows"),
@@ -249,8 +249,8 @@ def test_manifests_that_cannot_be_used(tmp_path, name, content, match):
 
 
 def test_parquet_without_an_image_column(tmp_path):
-    path = write_manifest(tmp_path / "m.parquet", [{"file": "a.png"}])
-    with pytest.raises(SourceError, match=r"found columns \['file'\]; expected an 'image' column"):
+    path = write_manifest(tmp_path / "m.parquet", [{"name": "a.png"}])
+    with pytest.raises(SourceError, match=r"found columns \['name'\]; expected an 'image' column"):
         list_source(path)
 
 

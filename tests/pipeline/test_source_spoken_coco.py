@@ -141,10 +141,10 @@ def test_broken_entries_are_rejects(tree):
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        ("{", r"not JSON \(.*\); expected \{\"data\""),
+        ("{", r"not JSON \(.*\); expected a SpokenCOCO file, \{\"data\""),
         ("[" * 100_000, "not JSON"),
-        ("[]", "not a SpokenCOCO file: found list; expected"),
-        (json.dumps({"images": []}), r"not a SpokenCOCO file: found keys \['images'\]; expected"),
+        ("[]", "found list; expected a SpokenCOCO file"),
+        (json.dumps({"images": []}), r"found keys \['images'\]; expected a SpokenCOCO file"),
     ],
 )
 def test_files_that_cannot_be_used(tree, content, match):

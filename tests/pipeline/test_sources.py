@@ -63,27 +63,40 @@ def test_two_files_of_one_stem_keep_their_suffix(tmp_path):
     assert keys_of(tmp_path) == ["a", "dup/a.jpg", "dup/a.png"]
 
 
-def test_links_in_a_folder(tmp_path):
+def test_links_in_a_folder_are_followed(tmp_path):
     root = write(tmp_path / "root", "real.png", "sub/other.png")
-    write(tmp_path, "outside.png")
+    write(tmp_path, "outside.png", "far/deep/x.png", "far/y.png")
     (root / "inside.png").symlink_to("sub/other.png")
     (root / "leaves.png").symlink_to("../outside.png")
     (root / "nothing.png").symlink_to("gone.png")
     (root / "loop.png").symlink_to("loop.png")
     (root / "up").symlink_to("..")
     (root / "sub" / "self").symlink_to(".")
+    (root / "away").symlink_to("../far")
+    (tmp_path / "far" / "back").symlink_to("../root")
     os.mkfifo(root / "pipe.png")
     (root / "folder.png").mkdir()
     assert rejects_of(root) == {
-        "leaves.png": "link that leaves the folder; not followed",
         "loop.png": "link to nothing",
         "nothing.png": "link to nothing",
         "pipe.png": "not a regular file",
     }
     listing = list_source(root)
     good = [item.name for item in listing.items if not item.error]
-    assert good == ["inside.png", "real.png", "sub/other.png"]
-    assert listing.ignored == {"(linked folder)": 2}
+    linked = ["away/deep/x.png", "away/y.png"]
+    assert good == [*linked, "inside.png", "leaves.png", "real.png", "sub/other.png"]
+    assert listing.ignored == {"(linked folder)": 3}
+
+
+def test_links_between_many_folders_end(tmp_path):
+    folders = [tmp_path / "root" / f"{n:02d}" for n in range(30)]
+    for folder in folders:
+        write(folder, "x.png")
+        for other in folders:
+            (folder / f"to-{other.name}").symlink_to(other)
+    listing = list_source(tmp_path / "root")
+    assert [item.name for item in listing.items] == [f"{n:02d}/x.png" for n in range(30)]
+    assert listing.ignored == {"(linked folder)": 900}
 
 
 def test_a_linked_source_folder_is_followed(tmp_path):
@@ -166,7 +179,7 @@ def test_unsafe_members_are_rejects(tmp_path):
         ("../escape.png", png_bytes()),
         ("/abs.png", png_bytes()),
         ("soft.png", special(tarfile.SYMTYPE, "../outside.png")),
-        ("hard.png", special(tarfile.LNKTYPE, "good.png")),
+        ("hard.png", special(tarfile.LNKTYPE, "gone.png")),
         ("pipe.png", special(tarfile.FIFOTYPE)),
         ("good.png", png_bytes()),
     )
@@ -175,12 +188,55 @@ def test_unsafe_members_are_rejects(tmp_path):
         ("x.tar/../escape.png", "its name leaves the archive"),
         ("x.tar//abs.png", "its name leaves the archive"),
         ("x.tar/soft.png", "a link (to ../outside.png); links in a tar are not followed"),
-        ("x.tar/hard.png", "a link (to good.png); links in a tar are not followed"),
+        ("x.tar/hard.png", "a hard link to gone.png, which does not come before it"),
         ("x.tar/pipe.png", "not a regular file"),
         ("x.tar/good.png", "its key 'good.png' is already that of x.tar/good.png"),
     ]
     assert sorted(tmp_path.rglob("*")) == before
     assert not (tmp_path.parent / "escape.png").exists()
+
+
+def test_a_hard_link_in_a_tar_is_its_target(tmp_path):
+    link = special(tarfile.LNKTYPE, "./a.png")
+    path = write_tar(tmp_path / "x.tar", ("./a.png", png_bytes(9)), ("b.png", link))
+    a, b = list_source(path).items
+    assert b.image == a.image
+    assert read_image(b.image, name="b").getpixel((0, 0)) == (9, 0, 0)
+
+
+def test_joined_tars_are_read_on(tmp_path):
+    first = write_tar(tmp_path / "1.tar", ("a.png", png_bytes(1)), ("b.png", png_bytes(2)))
+    second = write_tar(tmp_path / "2.tar", ("c.png", png_bytes(3)))
+    joined = tmp_path / "joined.tar"
+    joined.write_bytes(first.read_bytes() + second.read_bytes())
+    items = list_source(joined).items
+    assert [item.key for item in items] == ["a", "b", "c"]
+    assert read_image(items[2].image, name="c").getpixel((0, 0)) == (3, 0, 0)
+    joined.write_bytes(first.read_bytes() + b"x" * 512 + second.read_bytes())
+    assert [item.key for item in list_source(joined).items[:2]] == ["a", "b"]
+    assert "cut or damaged at byte 10,240: " in list_source(joined).items[2].error
+
+
+def test_a_member_of_negative_size_ends_a_tar(tmp_path):
+    path = write_tar(tmp_path / "x.tar", ("a.png", png_bytes()), ("b.png", b""))
+    content = bytearray(path.read_bytes())
+    start = content.index(b"b.png")
+    content[start + 124 : start + 136] = b"\xff" * 12  # GNU's binary form of -1
+    content[start + 148 : start + 156] = b" " * 8
+    content[start + 148 : start + 156] = b"%06o\0 " % sum(content[start : start + 512])
+    path.write_bytes(content)
+    a, rest = list_source(path).items
+    assert (a.error, a.key) == (None, "a")
+    assert "a member of -1 bytes" in rest.error
+
+
+def test_a_tar_of_endless_headers_is_refused(tmp_path):
+    path = tmp_path / "x.tar"
+    pax = tarfile.TarInfo("h")
+    pax.type, pax.size = tarfile.XHDTYPE, 0
+    path.write_bytes(pax.tobuf() * 5000)
+    with pytest.raises(SourceError, match="not a tar that can be read in place"):
+        list_source(path)
 
 
 def test_a_tar_cut_at_any_block_never_raises_beyond_source_errors(tmp_path):

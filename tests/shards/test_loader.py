@@ -7,15 +7,8 @@ import numpy as np
 import pytest
 
 from im2sp.shards import Sample, ShardDataset, ShardLoader
-from making.loader import (
-    COLUMNS,
-    check_resume,
-    content_of,
-    expected_content,
-    loader_of,
-    record,
-    train_samples,
-)
+from im2sp.shards.testing import batch_content, check_resume, record
+from making.loader import COLUMNS, expected_content, loader_of, train_samples
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +77,8 @@ def test_fields_of_a_batch(train_dir: Path) -> None:
     samples = {sample.key: sample for sample in ShardDataset(train_dir)}
     captions = [text for key in batch.keys for text in samples[key].captions]
     assert batch.captions == captions
-    assert [batch.keys[row] for row in batch.caption_owner] == [
-        key for key in batch.keys for _ in samples[key].captions
-    ]
     moved = batch.to("cpu")
-    assert content_of(moved) == content_of(batch)
+    assert batch_content(moved) == batch_content(batch)
     assert next(iter(loader_of(train_dir, 8, device="meta"))).ids.is_meta
 
 
@@ -128,7 +118,7 @@ def test_one_item_is_drawn(train_dir: Path, target: str, options: dict) -> None:
     )
     drawn: dict[str, list] = {key: [] for key in expected}
     for batch in loader:
-        for key, image, items in content_of(batch):
+        for key, image, items in batch_content(batch):
             assert image == expected[key][1]
             assert len(items) == 1
             assert items[0] in expected[key][2]
@@ -138,7 +128,7 @@ def test_one_item_is_drawn(train_dir: Path, target: str, options: dict) -> None:
         choices = [str(item) for item in expected[key][2]]
         assert len(choices) == 1 or len(set(map(str, items))) > 1
     again = loader_of(train_dir, items="one", target=target, epochs=12, **options)
-    assert flat([content_of(batch) for batch in again]) == flat(record(fresh(again))[1])
+    assert flat([batch_content(batch) for batch in again]) == flat(record(fresh(again))[1])
 
 
 def fresh(loader: ShardLoader) -> ShardLoader:
@@ -273,10 +263,22 @@ def test_iterating_goes_on_where_it_was(train_dir: Path) -> None:
     for batch in loader:
         if batch.step == 2:
             break
-    assert [content_of(batch) for batch in loader] == whole[3:]
+    assert [batch_content(batch) for batch in loader] == whole[3:]
     fresh(loader)
     first = iter(loader)
     next(first)
     loader.reset()
     with pytest.raises(RuntimeError, match="reset, or iterated once more"):
         next(first)
+
+
+def test_a_loader_that_resumes_elsewhere_is_noticed(train_dir: Path) -> None:
+    class Forgetful(ShardLoader):
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            super().load_state_dict(state | {"sample": 0})
+
+    with pytest.raises(AssertionError, match="step 1: the state is"):
+        check_resume(lambda: Forgetful(train_dir, batch_size=20, num_threads=0))
+    orders = iter(range(100))
+    with pytest.raises(AssertionError, match="step 0: other batches follow"):
+        check_resume(lambda: loader_of(train_dir, 20, target="images"), lambda _: next(orders))

@@ -135,18 +135,39 @@ def test_values_that_no_codec_writes_are_named(
             loader_of(tmp_path, max_length=100)
 
 
+def change_in_place(path: Path, wanted: np.ndarray, index: int, value: int) -> None:
+    """Change a number of an array in a shard file; a mapping of the file sees it."""
+    place = path.read_bytes().index(wanted.tobytes())
+    with open(path, "r+b") as file:
+        file.seek(place + 4 * index)
+        file.write(value.to_bytes(4, "little"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def test_offsets_that_change_under_the_loader(tmp_path: Path, write_dataset: Callable) -> None:
     write_dataset(tmp_path, train_samples(20))
     loader = loader_of(tmp_path, 20)
-    path = tmp_path / "00000.arrow"
-    batch = loader.dataset.batch(0)
-    wanted = batch.speech_units.values.offsets.tobytes()
-    data = path.read_bytes()
-    place = data.index(wanted)
-    with open(path, "r+b") as file:  # in place: the mapping sees it
-        file.seek(place + 4)
-        file.write((1 << 30).to_bytes(4, "little"))
-        file.flush()
-        os.fsync(file.fileno())
+    values = loader.dataset.batch(0).speech_units.values
+    change_in_place(tmp_path / "00000.arrow", values.offsets, 1, 1 << 30)
+    with pytest.raises(ShardError, match=r"00000\.arrow: its offsets changed while it was in use"):
+        list(loader)
+
+
+def test_a_row_that_grows_beyond_the_known_lengths(tmp_path: Path, write_dataset: Callable) -> None:
+    """The others have no image, so the loader knows the length of one utterance only."""
+    units = np.arange(5, dtype=np.uint16)
+    image = np.zeros((28, 28), np.uint16)
+    write_dataset(
+        tmp_path,
+        [
+            Sample(key=str(i), image_units=None if i else image, speech_units=[units] * (1 + i))
+            for i in range(4)
+        ],
+    )
+    loader = loader_of(tmp_path, max_length=9)
+    rows = loader.dataset.batch(0).speech_units.offsets
+    assert rows.tolist() == [0, 1, 3, 6, 10]
+    change_in_place(tmp_path / "00000.arrow", rows, 1, 10)
     with pytest.raises(ShardError, match=r"00000\.arrow: its offsets changed while it was in use"):
         list(loader)

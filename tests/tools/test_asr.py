@@ -56,3 +56,10 @@ def test_word_errors():
     assert word_errors("", "two words") == (2, 2)
     assert word_errors("a word", "") == (2, 0)
     assert edits([1, 2, 3], [1, 3]) == 1
+    assert edits(range(70_000, 70_300), range(70_001, 70_300)) == 1
+
+
+def test_edits_without_rapidfuzz(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rapidfuzz.distance", None)
+    with pytest.raises(ValueError, match=r"rapidfuzz, .* pip install 'im2sp\[evaluate\]' or"):
+        edits([1], [2])

@@ -18,7 +18,6 @@ def test_generation_is_measured_at_equal_output(capsys):
     bench_generate.main(arguments.split())
     rows = json_rows(capsys)
     assert [(row["batch"], row["beams"], row["units"]) for row in rows] == [(2, 1, 10), (2, 2, 10)]
-    assert all(row["ratio"] > 0 for row in rows)
 
 
 def test_training_is_measured_at_equal_loss(capsys):

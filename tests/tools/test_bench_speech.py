@@ -16,7 +16,7 @@ from im2sp.tools.bench_speech import (
     plain_units,
     run,
 )
-from im2sp.tools.bench_turns import table
+from im2sp.tools.bench_timing import table
 
 TINY = SpeechSettings(size="tiny", num_clips=3, clip_s=1.0, num_units=20, repeats=2)
 
@@ -57,16 +57,15 @@ def test_clips_are_the_same_each_time_and_of_many_lengths():
         assert 0.01 < np.abs(a).max() < 1
 
 
-def test_the_flag_of_bench_tokenize(monkeypatch, capsys):
+def test_the_flag_of_bench_tokenize(capsys):
     flags = "--audio --size tiny --num-clips 2 --clip-s 0.5 --num-units 5 --repeats 1"
     cases = ["--cases", "ours-fp32"]
-    monkeypatch.setattr(sys, "argv", ["bench_tokenize.py", *flags.split(), *cases])
-    bench_tokenize.main()
-    row, head, last = capsys.readouterr().out.splitlines()
+    assert bench_tokenize.main([*flags.split(), *cases]) == 0
+    row, head, _, last = capsys.readouterr().out.splitlines()
     assert json.loads(row)["case"] == "ours-fp32"
     assert "speedup" not in json.loads(row)
-    assert head.split() == list(COLUMNS)
-    assert last.startswith("ours-fp32")
+    assert head.replace("|", " ").split() == list(COLUMNS)
+    assert last.startswith("| ours-fp32 ")
 
 
 def test_weights_are_random():
@@ -80,7 +79,7 @@ def test_weights_are_random():
         ({"cases": ("theirs",)}, "unknown case 'theirs', expected some of plain-fp32"),
         ({"size": "small"}, "size 'small', expected tiny or base with --audio"),
         ({"num_clips": 0}, "0 clips of 1 s, expected at least 1 of 0.1 s"),
-        ({"num_units": 5000}, "147 features for 5000 centres"),
+        ({"num_units": 5000}, "5000 centroids for 147 rows"),
     ],
 )
 def test_what_cannot_be_timed_is_refused(changes, message):

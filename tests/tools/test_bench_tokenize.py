@@ -6,8 +6,8 @@ import torch
 
 from im2sp.pipeline.vitvqgan import TransformerConfig, ViTVQGAN, ViTVQGANConfig
 from im2sp.pipeline.vitvqgan_weights import image_tokenizer_bytes
+from im2sp.tools.bench_timing import table
 from im2sp.tools.bench_tokenize import COLUMNS, Settings, photographs, plain_units, run
-from im2sp.tools.bench_turns import table
 
 
 def test_rows_and_table():

@@ -12,7 +12,7 @@ def test_it_times_both_precisions(tmp_path, capsys):
     assert bench_vocoder.main([*arguments, "--json", "--device", "cpu", "--threads", "1"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["precision"] for row in rows] == ["fp32", "bf16"]
-    assert all(row["times_real_time"] > 0 and row["vocoder"] == "v" for row in rows)
+    assert {row["vocoder"] for row in rows} == {"v"}
     assert bench_vocoder.main([*arguments, "--precision", "fp32", "--device", "cpu"]) == 0
     assert "x real time" in capsys.readouterr().out
 

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from im2sp.pipeline import load_image_tokenizer
 from im2sp.pipeline.vitvqgan import ViTVQGAN
 from im2sp.tools import fit_image_tokenizer, image_tokenizer_start, image_tokenizer_trainer
-from im2sp.tools.image_tokenizer_start import fit_patches, nearest_centres
+from im2sp.tools.image_tokenizer_start import fit_patches
 from im2sp.tools.image_tokenizer_trainer import (
     Recipe,
     Trainer,
     nearest_codes,
     network_config,
 )
+from im2sp.tools.kmeans import nearest_centroids
 
 DEMO_DIR = Path(__file__).resolve().parents[2] / "docs" / "demo-images"
 RECIPE = Recipe(
@@ -68,16 +69,16 @@ def test_a_neighbour_head_looks_at_its_neighbour(statistics):
     assert looked_at[:, patch].tolist() == [patch + 1, patch - 1, patch + 28]
 
 
-def test_nearest_codes_and_centres_equal_the_distances_written_out():
+def test_nearest_codes_and_centroids_equal_the_distances_written_out():
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(700, 31, generator=generator)
-    centres = torch.randn(128, 31, generator=generator)
-    distances = torch.cdist(points, centres)
-    owners, squares = nearest_centres(points, centres)
+    centroids = torch.randn(128, 31, generator=generator)
+    distances = torch.cdist(points, centroids)
+    owners, squares = nearest_centroids(points, centroids)
     assert (owners == distances.argmin(1)).all()
     torch.testing.assert_close(squares, distances.amin(1).square(), rtol=1e-3, atol=1e-3)
-    points, centres = F.normalize(points, dim=1), F.normalize(centres, dim=1)
-    assert (nearest_codes(points, centres) == (points @ centres.T).argmax(1)).all()
+    points, centroids = F.normalize(points, dim=1), F.normalize(centroids, dim=1)
+    assert (nearest_codes(points, centroids) == (points @ centroids.T).argmax(1)).all()
 
 
 def test_training_a_crop_lowers_its_error(pictures, statistics):

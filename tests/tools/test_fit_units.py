@@ -14,8 +14,7 @@ from im2sp.pipeline.tensors import read_weights
 from im2sp.tools import fit_units
 from im2sp.tools.clip_features import Clips, FeatureReader, frame_times_s
 from im2sp.tools.phone_labels import NO_PHONE, PhoneLabels
-from im2sp.tools.unit_meter import UnitMeter
-from im2sp.tools.unit_quality import pnmi
+from im2sp.tools.unit_quality import UnitMeter, pnmi
 from making.hubert import clip, features_of, make_hubert, save_folder
 from making.units import save_clips
 
@@ -181,7 +180,7 @@ def test_a_split_of_a_list(made, tmp_path, capsys):
         (("--layer", "9"), "a model of 8 layers has no layer 9"),
         (("--val", "{0}/none"), "none: no such file or folder; check the path of the source"),
         (("--restarts", "0"), "0 restarts of 50 rounds"),
-        (("--num-units", "5000"), "275 features for 5000 centres"),
+        (("--num-units", "5000"), "5000 centroids for 275 rows"),
     ],
 )
 def test_what_is_not_possible_is_one_line(made, tmp_path, capsys, flags, message):

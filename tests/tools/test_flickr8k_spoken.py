@@ -137,6 +137,6 @@ def test_what_cannot_be_is_told(run, captions, tmp_path, monkeypatch):
     status, said = run()
     assert (status, "flite is not installed" in said) == (1, True)
     captions.write_text('{"images": [{"filename": "a.jpg", "sentences": [{"raw": "x"}]}]}')
-    assert "no Karpathy file (KeyError('sentid')); expected" in run()[1]
+    assert "KeyError('sentid'); expected a Karpathy file" in run()[1]
     captions.unlink()
     assert "No such file or directory; give a Karpathy file" in run()[1]

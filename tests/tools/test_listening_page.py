@@ -5,10 +5,11 @@ import re
 
 import pytest
 
-from im2sp.tools.listening_page import WORDS
 from im2sp.tools.listening_test import main
 from making.browser import NAMES, Browser, find_chromium
 from making.listening import save_reference, save_spoken
+
+WORDS = ("Bad", "Poor", "Fair", "Good", "Excellent")  # ITU-T P.800, Annex B
 
 needs_chromium = pytest.mark.skipif(
     find_chromium() is None, reason=f"no Chromium is installed ({', '.join(NAMES)})"

@@ -109,7 +109,7 @@ def test_without_originals_the_decoded_pictures_stand_alone(tmp_path, grey, caps
     out = tmp_path / "sheet.png"
     arguments = ["--num-images", "2", "--image-tokenizer", "mine", "--codebook", "c.safetensors"]
     assert main([str(tmp_path), "--out", str(out), *arguments]) == 0
-    assert grey == [("mine", "c.safetensors", "bf16")]
+    assert grey == [("mine", Path("c.safetensors"), "bf16")]
     assert "2 pictures decoded" in capsys.readouterr().out
     with Image.open(out) as sheet:
         assert sheet.size == (3 * (224 + 8) + 8, 224 + 20 + 8 + 8)
@@ -142,7 +142,5 @@ def test_a_dataset_without_image_units_is_refused(tmp_path, grey, capsys):
 def test_no_dataset_is_exit_code_1_and_wrong_usage_2(tmp_path, capsys):
     assert main([str(tmp_path), "--out", str(tmp_path / "sheet.png")]) == 1
     assert "dataset.json" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as exit_:
-        main([str(tmp_path), "--out", "sheet.png", "--num-images", "0"])
-    assert exit_.value.code == 2
+    assert main([str(tmp_path), "--out", "sheet.png", "--num-images", "0"]) == 2
     assert "--num-images is 0" in capsys.readouterr().err

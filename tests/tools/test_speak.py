@@ -14,12 +14,13 @@ from im2sp.pipeline.vocoder_weights import load_weights, vocoder_bytes
 from im2sp.shards import DEFAULT_COLUMNS, ShardDataset, encode_batch, write_shard
 from im2sp.tools import speak_job
 from im2sp.tools.export_captioner import main as export
-from im2sp.tools.listening_sources import read_spoken
+from im2sp.tools.listening_build import read_spoken
 from im2sp.tools.speak import main
 from im2sp.tools.speak_captioner import Captioner
 from im2sp.tools.speak_run import read_run
 from im2sp.trainer import load_model
 from im2sp.trainer.cli import main as train
+from making import hostile
 from making.training import SPEECH_FINGERPRINT, make_shards
 from making.vocoder import make_config, random_generator, save_published
 
@@ -157,7 +158,7 @@ class FakeRecognizer:
 def test_from_pictures_to_a_page_that_speaks(made, pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(speak_job, "load_recognizer", lambda name, device: FakeRecognizer())
     out = tmp_path / "new" / "spoken"
-    assert speak(made, out, pictures, "--play-text", "--num-beams", 2) == 0
+    assert speak(made, out, pictures, "--transcribe", "--num-beams", 2) == 0
     printed, told = capsys.readouterr()
     assert "first: <script>1 & 2</script>" in printed
     assert "spoken    2 of 3 inputs: " in printed
@@ -218,11 +219,30 @@ def test_the_units_of_a_picture_are_those_of_the_dataset(made):
     dataset = ShardDataset(made / "images")
     files = {path.stem: path for path in IMAGES.iterdir()}
     samples = [dataset[i] for i in (0, 5)]
-    said = captioner.describe([Image.open(files[sample.key]).convert("RGB") for sample in samples])
+    said = captioner.describe(
+        [captioner.view.apply(Image.open(files[sample.key]).convert("RGB")) for sample in samples]
+    )
     for sample, units in zip(samples, asked[0], strict=True):
         np.testing.assert_array_equal(sample.image_units, units)
     assert all(len(one.units) <= 5 and one.decoded.shape == (224, 224, 3) for one in said)
     assert captioner.describe([]) == []
+
+
+def test_an_image_whose_decoder_crashes_is_a_reject(made, pictures, tmp_path, monkeypatch):
+    real = speak_job.list_pictures
+
+    def with_bomb(*args):
+        found = real(*args)
+        found.items[0] = dataclasses.replace(found.items[0], image=hostile.Killed("bomb.jpg"))
+        return found
+
+    monkeypatch.setattr(speak_job, "list_pictures", with_bomb)
+    out = tmp_path / "out"
+    assert speak(made, out, pictures / "first.jpg", IMAGES / "koi-pond.jpg", "--quiet") == 0
+    assert [row["key"] for row in rows_of(out / "spoken.jsonl")] == ["koi-pond"]
+    (reject,) = rows_of(out / "rejects.jsonl")
+    assert reject["file"] == "first.jpg"
+    assert "died twice" in reject["reason"]
 
 
 def test_the_same_command_again_gives_the_same_files(made, pictures, tmp_path, capsys):
@@ -521,7 +541,7 @@ def test_vocoders_that_are_refused(made, tmp_path, capsys):
         ([IMAGES, "--units", IMAGES], "expected pictures or --units, got both"),
         (["--units", IMAGES, "--run", IMAGES], "--run goes with pictures, not with --units"),
         (["--units", IMAGES, "--image-root", IMAGES], "--image-root goes with pictures"),
-        (["--units", IMAGES, "--asr", "x/y"], "--asr goes with --play-text"),
+        (["--units", IMAGES, "--asr", "x/y"], "--asr needs --transcribe"),
         (["--units", IMAGES, "--num-beams", 0], "--num-beams is 0; expected at least 1"),
         (["--units", IMAGES, "--speaker", -1], "--speaker is -1; expected at least 0"),
     ],

@@ -1,3 +1,4 @@
+import functools
 import math
 from collections import Counter
 
@@ -47,6 +48,7 @@ def naive_purity(groups, values):
     return best / len(groups)
 
 
+@functools.cache
 def naive_edits(a, b):
     if not a or not b:
         return len(a) + len(b)

@@ -102,7 +102,7 @@ def test_what_is_saved_says_the_same(tmp_path):
         ({"betas": (0.9, 1.0)}, "--betas is .* expected each 0 up to below 1"),
         ({"max_length": 2000}, "--max-length is 2000; expected 1023 at most"),
         ({"schedule_steps": 5, "steps": 6}, "--schedule-steps is 5; expected at least --steps, 6"),
-        ({"text_model": "a"}, "--text-model goes with --target text only"),
+        ({"text_model": "a"}, "--text-model applies to --target text only"),
     ],
 )
 def test_settings_that_cannot_be(tmp_path, changes, message):

@@ -195,20 +195,20 @@ def test_bfloat16(shards, tmp_path):
 
 
 @pytest.mark.parametrize("target", ["speech", "text"])
-def test_a_few_images_are_learned_by_heart(tmp_path, target):
-    shards = make_shards(tmp_path / "shards", {"train": 4})
+def test_a_few_images_are_memorised(tmp_path, target):
+    shards = make_shards(tmp_path / "shards", {"train": 2})
     result = train(
         make_config(
             shards,
             tmp_path / "run",
             target=target,
             items="all",
-            steps=220,
-            batch_size=4,
+            steps=110,
+            batch_size=2,
             dropout=0.0,
             learning_rate=3e-3,
             warmup_steps=10,
-            checkpoint_every=220,
+            checkpoint_every=110,
             log_every=10,
             val_split="train",
             best_by="bleu",
@@ -248,7 +248,7 @@ def test_what_another_process_did_is_not_blamed_on_ones_own_images(shards):
 
 def test_the_best_and_the_last_are_kept(shards, tmp_path, monkeypatch):
     scores = iter([3.0, 1.0, 2.0, 1.5, 1.6, 1.7])
-    monkeypatch.setattr("im2sp.trainer.step.Stepper.evaluate", lambda *_: next(scores))
+    monkeypatch.setattr("im2sp.trainer.step.TrainStep.evaluate", lambda *_: next(scores))
     result = train(make_config(shards, tmp_path / "run", checkpoint_every=1))
     kept = sorted(path.name for path in (tmp_path / "run").glob("step-*"))
     assert kept == ["step-000002", "step-000005", "step-000006"]
@@ -282,7 +282,7 @@ def test_validation_is_the_mean_over_all_tokens(tmp_path):
 
 
 def test_no_validation(shards, tmp_path):
-    only_train = make_shards(tmp_path / "shards", {"train": 4})
+    only_train = make_shards(tmp_path / "shards", {"train": 2})
     result = train(make_config(only_train, tmp_path / "run", steps=2))
     assert (result.best_step, result.scores) == (2, {})
     message = "no split 'test'; it has"

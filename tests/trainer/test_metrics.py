@@ -1,7 +1,6 @@
 import pytest
 
-from im2sp.trainer.curves import draw_curves
-from im2sp.trainer.metrics import MetricsLog, read_metrics
+from im2sp.trainer.metrics import MetricsLog, draw_curves, read_metrics
 
 
 def test_rows_after_the_step_that_is_gone_on_from_come_once_more(tmp_path):

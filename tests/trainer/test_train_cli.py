@@ -287,12 +287,12 @@ ONE_LINE = [
     (["--batch-size", 99], 1, "8 samples make no batch of 99; give a smaller --batch-size"),
     (["--split", "test"], 1, "no split 'test'; it has ['train', 'val']"),
     (["--max-length", 2], 1, "8 samples with no utterances left"),
-    (["--text-model", "x"], 2, "--text-model goes with --target text only"),
-    (["--target", "words", "--text-model", "x"], 2, "--text-model goes with --target text only"),
-    (["--target", "text", "--unit-pieces", 9], 2, "--unit-pieces goes with --target speech only"),
+    (["--text-model", "x"], 2, "--text-model applies to --target text only"),
+    (["--target", "words", "--text-model", "x"], 2, "--text-model applies to --target text only"),
+    (["--target", "text", "--unit-pieces", 9], 2, "--unit-pieces applies to --target speech only"),
     (["--unit-pieces", -1], 2, "--unit-pieces is -1; expected 0 or more"),
     (["--unit-pieces", 9], 1, "no 9 pieces of 20 units can be fitted on these utterances: "),
-    (["--target", "words", "--best-by", "bleu"], 2, "--target words writes nothing; leave it at"),
+    (["--target", "words", "--best-by", "bleu"], 2, "--target words generates nothing; use loss"),
     (["--target", "text", "--text-model", __file__], 1, "no sentencepiece model; make one with"),
     (["--init-from", "./nowhere"], 1, "./nowhere: there is no such file"),
     (["--target", "text", "--init-from", "tests/x"], 1, "tests/x: there is no such file"),
@@ -324,7 +324,7 @@ def test_no_memory_is_told(shards, tmp_path, capsys, monkeypatch):
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
 
-    monkeypatch.setattr("im2sp.trainer.step.Stepper.step", fail)
+    monkeypatch.setattr("im2sp.trainer.step.TrainStep.step", fail)
     command = ["--shards", shards, "--out", tmp_path / "run", *QUICK, "--quiet"]
     status, _, error = run(capsys, *command)
     assert (status, error.count("\n")) == (1, 1)

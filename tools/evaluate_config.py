@@ -1,0 +1,80 @@
+"""Settings of im2sp-evaluate."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Topline = Literal["units", "captions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Score image descriptions: generate, synthesize, transcribe, compare with the captions.
+
+    A speech run goes through the vocoder and a speech recognizer; a text run is scored directly, or
+    as speech with --cascade flite. Metrics: BLEU, METEOR, ROUGE-L and CIDEr of the COCO caption
+    evaluation with 95 % bootstrap intervals; DNSMOS, unit BLEU and error rates for speech. The
+    table has the form of the paper's Table 3. Completed stages are kept in --out, so the same
+    command resumes an interrupted evaluation. Exit code: 0 scored, 1 failed, 2 wrong usage.
+    """
+
+    run: str | None = None
+    """Model to score: folder of a run, one of its checkpoints, or published weights."""
+    shards: Path | None = None
+    """Dataset with the images to describe; its captions are the references."""
+    split: str | None = None
+    """Split of the dataset; by default all samples."""
+    out: Path | None = None
+    """Folder for the stages, the speech and scores.json; by default evaluate-SPLIT in the run's
+    folder."""
+    captions: Path | None = None
+    """Score this JSON file instead: {"candidates": {id: text}, "references": {id: [text]}}."""
+    topline: Literal["units", "captions"] | None = None
+    """Score no model but an upper bound: the dataset's own speech units through the vocoder, or its
+    first captions spoken by flite."""
+    cascade: Literal["flite"] | None = None
+    """Synthesize the output of a text run with flite, and score the transcripts."""
+    voice: str = "rms"
+    """Voice of flite, for --cascade and --topline captions."""
+    vocoder: str = "compact"
+    """Vocoder of the speech units: compact (bundled), a folder or a file."""
+    asr: str = "pocketsphinx"
+    """Speech recognizer: pocketsphinx, or the path or hub id of a transformers model."""
+    codebook: Path | None = None
+    """Codebook vectors of the image units, for published weights without them."""
+    num_beams: int = 1
+    """Beams of beam search; 1 is greedy decoding."""
+    max_tokens: int = 511
+    """Maximum length of a generation, EOS included."""
+    limit: int | None = None
+    """Score at most this many images."""
+    resamples: int = 1000
+    """Number of bootstrap resamples."""
+    seed: int = 0
+    """Random seed of the bootstrap."""
+    device: str | None = None
+    """torch device, such as cuda:1; by default CUDA if available."""
+    quiet: bool = False
+    """Print errors only."""
+    json: bool = False
+    """Print the results as one JSON object instead of a table."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, naming the flag, where settings cannot be used together."""
+        num_sources = sum(x is not None for x in (self.run, self.captions, self.topline))
+        if num_sources != 1:
+            raise ValueError(
+                "expected exactly one of --run, --topline and --captions, found"
+                f" {num_sources or 'none'}"
+            )
+        if self.captions is None and self.shards is None:
+            raise ValueError("--shards is missing: the dataset to describe")
+        if self.topline is not None and self.out is None:
+            raise ValueError("--out is missing: the folder of the stages")
+        if self.cascade is not None and self.run is None:
+            raise ValueError("--cascade goes with --run")
+        for name, least in (("limit", 1), ("resamples", 2), ("max_tokens", 1), ("num_beams", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} is {value}, expected at least {least}")
