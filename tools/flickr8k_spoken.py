@@ -58,19 +58,19 @@ class SpokenConfig:
     keep_audio: Path | None = None
     """Folder to keep the speech in, in the layout of Flickr8kAudio; removed unless given."""
     image_tokenizer: str = "compact"
-    """As im2sp-tokenize has it."""
+    """As for im2sp-tokenize."""
     speech_tokenizer: str = "compact"
-    """As im2sp-tokenize has it."""
+    """As for im2sp-tokenize."""
     kmeans: Path | None = None
-    """As im2sp-tokenize has it."""
+    """As for im2sp-tokenize."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the encoders."""
     device: str | None = None
-    """Where the encoders run; CUDA where there is one."""
+    """torch device, such as cuda:1; by default CUDA if available."""
     num_workers: int = os.cpu_count() or 1
-    """flite processes at a time, and processes that decode."""
+    """Parallel flite processes, and processes that decode."""
     overwrite: bool = False
-    """Remove the dataset or unfinished job in --out and start anew."""
+    """Remove the dataset or unfinished job in --out first."""
     quiet: bool = False
     """Print errors only."""
 

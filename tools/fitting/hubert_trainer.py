@@ -40,21 +40,21 @@ class Recipe:
     conv_width: int = 128
     """Channels of the seven convolutions."""
     position_kernel: int = 64
-    """Width of the convolution that tells positions."""
+    """Width of the positional convolution."""
     batch_size: int = 8
-    """Crops a step."""
+    """Crops per step."""
     crop_frames: int = 125
     """Frames of 20 ms in a crop."""
     rate: float = 1e-3
     """Learning rate of AdamW; falls to a tenth over each stage."""
     mask_share: float = 0.08
-    """Share of frames where a hidden span of ten frames begins."""
+    """Share of frames at which a masked span of ten frames starts."""
     hidden_weight: float = 0.5
-    """Weight of hidden frames in the loss; the others have the rest."""
+    """Weight of masked frames in the loss; unmasked frames get the rest."""
     recording_share: float = 0.1
-    """Share of crops that begin in a recording, not in machine speech."""
+    """Share of crops from recordings instead of synthetic speech."""
     seed: int = 0
-    """Of everything that is drawn."""
+    """Random seed."""
 
 
 class MaskedPredictor(nn.Module):

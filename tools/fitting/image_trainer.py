@@ -50,11 +50,11 @@ class Recipe:
     commitment: float
     """Weight of the distance between features and codes."""
     decay: float
-    """Of the moving averages of codes; 0.998 in the last third."""
+    """Decay of the moving averages of codes; 0.998 in the last third."""
     whole_share: float
-    """Share of the time, at the end, in which whole pictures are seen."""
+    """Share of the training time, at the end, with whole images."""
     seed: int
-    """Of everything that is drawn."""
+    """Random seed."""
 
 
 class Trainer:

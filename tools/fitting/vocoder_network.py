@@ -35,17 +35,17 @@ class NetworkSizes:
     num_units: int = 200
     """Units it can speak."""
     width: int = 128
-    """Of the units' embedding and of the duration predictor."""
+    """Width of the unit embedding and of the duration predictor."""
     channels: int = 256
-    """Before the first upsampling; each stage halves them."""
+    """Channels before the first upsampling; each stage halves them."""
     upsample_rates: tuple[int, ...] = (5, 4, 4, 4)
     """Factor of each stage; their product is 320."""
     upsample_kernels: tuple[int, ...] = (11, 8, 8, 8)
-    """Of each stage's transposed convolution."""
+    """Kernel size of each stage's transposed convolution."""
     block_kernels: tuple[int, ...] = (3, 7, 11)
-    """Of the residual blocks side by side in each stage."""
+    """Kernel sizes of the parallel residual blocks of a stage."""
     dilations: tuple[int, ...] = (1, 3, 5)
-    """Of the pairs of convolutions in each residual block; the original's code has three."""
+    """Dilations of the convolution pairs in a residual block."""
 
     def __post_init__(self) -> None:
         """Check what shapes would not tell."""

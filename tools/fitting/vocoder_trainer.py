@@ -32,7 +32,7 @@ class Recipe:
     """How a vocoder is trained; kept in the card."""
 
     batch_size: int = 16
-    """Segments a step."""
+    """Segments per step."""
     segment_frames: int = 28
     """Frames of 320 samples in a segment."""
     rate: float = 8e-4
@@ -56,7 +56,7 @@ class Recipe:
     duration_weight: float = 1.0
     """Weight of the duration predictor's squared error."""
     seed: int = 0
-    """Of everything that is drawn."""
+    """Random seed."""
 
 
 @dataclass(frozen=True, kw_only=True)

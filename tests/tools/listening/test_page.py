@@ -159,7 +159,7 @@ def test_from_the_page_to_the_scores(test_dir, browser, tmp_path, capsys):
     browser.run("el('save').click()")
     files = [saved, browser.download()]
     out = tmp_path / "scores.json"
-    args = ["score", str(test_dir / "key.json"), *map(str, files), "--json", str(out)]
+    args = ["score", str(test_dir / "key.json"), *map(str, files), "--out", str(out)]
     assert main(args) == 0
     table = capsys.readouterr().out
     assert "not complete" not in table
