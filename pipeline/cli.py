@@ -26,7 +26,7 @@ class TokenizeConfig(JobConfig):
     """Convert images and speech to discrete units, packed into shards.
 
     Run the same command again to resume an interrupted job. Exit code: 0 done, even if inputs were
-    refused; 1 failed, or more than --max-rejects were refused; 2 wrong usage.
+    refused; 1 failed, or all inputs or more than --max-rejects were refused; 2 wrong usage.
     """
 
     source: tyro.conf.Positional[Path]
@@ -88,6 +88,13 @@ def _run(config: TokenizeConfig) -> int:
     elif not config.quiet:
         print(summary(config.source, config.dataset_dir, result))
     num_rejects = result.manifest.num_rejects
+    if num_rejects and not result.manifest.num_samples:
+        print_error(
+            PROGRAM,
+            f"every input of {config.source} was refused; see "
+            f"{config.dataset_dir / 'rejects.jsonl'} for the reasons",
+        )
+        return 1
     if config.max_rejects is not None and num_rejects > config.max_rejects:
         print_error(
             PROGRAM,

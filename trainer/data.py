@@ -18,6 +18,8 @@ from im2sp.trainer.text import TextModel
 from im2sp.trainer.unit_pieces import UnitPieces
 from im2sp.trainer.vocabulary import Vocabulary
 
+VAL_NAMES = ("val", "validation", "valid", "dev")
+"""Splits to validate on without being asked, the first that there is."""
 _DEFAULT_NUM_UNITS = 200
 
 
@@ -189,8 +191,8 @@ def open_val(config: TrainConfig) -> ShardDataset | None:
     path = config.val_shards or config.shards
     splits = ShardDataset(path).manifest.splits
     split = config.val_split
-    if split is None and "val" in splits:
-        split = "val"
+    if split is None:
+        split = next((name for name in VAL_NAMES if name in splits), None)
     if split is None and config.val_shards is None:
         return None
     if split is None and set(splits) - {""}:

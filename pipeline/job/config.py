@@ -53,6 +53,9 @@ class JobConfig:
     audio_root: Path | None = None
     """Folder or .tar that the audio paths are relative to; for a Karpathy file, the folder of
     Flickr8kAudio or SpokenCOCO."""
+    columns: tuple[str, ...] = ()
+    """Columns of a source list as FIELD=COLUMN, such as caption=text image=url; fields are key,
+    image, audio, caption, captions, split. Usual names are found without it."""
     only: Only | None = None
     """Tokenize the images alone, or the audio alone, of a source that has both."""
     view: ViewName = "squash-224"
@@ -90,6 +93,7 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError, naming the flag, where a value cannot be used."""
+        self.column_names()
         choices = {"view": tuple(VIEWS), "only": (None, *get_args(Only))}
         for name, known in (choices | {"speech_codec": (FITTED, PLAIN)}).items():
             if getattr(self, name) not in known:
@@ -110,6 +114,14 @@ class JobConfig:
             raise ValueError(f"--samples-per-member is {self.samples_per_member}; at most 256")
         if self.layout == "arrow" and self.samples_per_member != 256:
             raise ValueError("--samples-per-member applies to --layout webdataset only")
+
+    def column_names(self) -> dict[str, str]:
+        """Columns of a source list by their fields, as `columns` gives them."""
+        names = dict(text.partition("=")[::2] for text in self.columns)
+        for field_name, column in names.items():
+            if not column:
+                raise ValueError(f"--columns {field_name}; expected FIELD=COLUMN")
+        return names
 
     @property
     def shard_layout(self) -> "Layout":

@@ -106,7 +106,12 @@ def run_job(
         JobError: Something else is in the way at `dataset_dir`, or it cannot be written; or the
             tokenizers do not fit.
     """
-    listing = list_source(config.source, image_root=config.image_root, audio_root=config.audio_root)
+    listing = list_source(
+        config.source,
+        image_root=config.image_root,
+        audio_root=config.audio_root,
+        columns=config.column_names(),
+    )
     listing = narrowed(listing, config.only, config.source)
     state = JobState(config.dataset_dir)
     num_tasks = -(-sum(len(media_of(item)) for item in listing.items) // IMAGES_PER_TASK)

@@ -23,6 +23,8 @@ def summary_json(dataset_dir: Path, result: JobResult) -> str:
             "was_finished": result.was_finished,
             "num_inputs": len(result.listing.items),
             "num_ignored": sum(result.listing.ignored.values()),
+            "notes": list(result.listing.notes),
+            "splits": dict(manifest.splits),
             "num_refused": manifest.num_rejects,
             "num_samples": manifest.num_samples,
             "num_shards": len(manifest.shards),
@@ -52,6 +54,9 @@ def summary(source: Path, dataset_dir: Path, result: JobResult) -> str:
     if listing.ignored:
         kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in listing.ignored.items())
         lines.append(f"ignored   {counted(sum(listing.ignored.values()), 'file')} ({kinds})")
+    lines += [f"not used  {note}" for note in listing.notes]
+    if any(item.captions or item.split for item in listing.items):
+        lines.append(f"splits    {_splits(manifest.splits)}")
     total = size_bytes(dataset_dir, result)
     lines.append(
         f"written   {counted(manifest.num_samples, 'sample')} in "
@@ -74,6 +79,16 @@ def summary(source: Path, dataset_dir: Path, result: JobResult) -> str:
             f"{counted(speech['num_units'], 'speech unit')}"
         )
     return "\n".join(lines)
+
+
+def _splits(splits: Mapping[str, int]) -> str:
+    """Samples of each split; what `im2sp-train` does with those of none."""
+    named = [f"{count:,} {name}" for name, count in splits.items() if name]
+    if not named:
+        return "none; im2sp-train trains on all samples and validates on none"
+    if "" in splits:
+        named.append(f"{splits['']:,} of no split, which im2sp-train leaves out")
+    return ", ".join(named)
 
 
 def _encoded(result: JobResult) -> str:

@@ -41,6 +41,12 @@ class _Columns:
     """Which column of a table stands for which field."""
 
     def __init__(self, path: Path, chosen: Mapping[str, str]) -> None:
+        for field, name in chosen.items():
+            if field not in FIELDS:
+                raise SourceError(
+                    f"--columns {field}={name}: no field {field!r}; expected one of "
+                    f"{', '.join(FIELDS)}"
+                )
         self._path = path
         self._chosen = {field: name.strip().casefold() for field, name in chosen.items()}
         self._names: dict[str, str] = {}

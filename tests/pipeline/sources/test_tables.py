@@ -69,6 +69,10 @@ def test_a_chosen_column_comes_before_the_known_names(folder):
     assert samples(path, columns={"caption": "text"}) == [("a", ("good",), "")]
     with pytest.raises(SourceError, match=r"no column 'alt' for caption \(--columns\); found col"):
         list_source(path, columns={"caption": "alt"})
+    with pytest.raises(
+        SourceError, match="--columns alt=text: no field 'alt'; expected one of key"
+    ):
+        list_source(path, columns={"alt": "text"})
     with pytest.raises(SourceError, match=r"--columns caption=text goes with a \.jsonl"):
         list_source(folder, columns={"caption": "text"})
 
