@@ -22,6 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from im2sp.pipeline.decoding.audio import SAMPLE_RATE_HZ
@@ -29,6 +31,11 @@ from im2sp.pipeline.job import config as job_config
 from im2sp.pipeline.job.config import JobConfig, JobError, check_image_tokenizer, describe_job
 from im2sp.pipeline.job.decode_pool import IMAGES_PER_TASK, Decoded, DecodePool, media_of
 from im2sp.pipeline.job.encode import MediaEncoder
+from im2sp.pipeline.job.identity import (
+    identities,
+    read_identities,
+    write_identities,
+)
 from im2sp.pipeline.job.output import check_output, prepare_output
 from im2sp.pipeline.job.speech_coding import (
     CodedColumns,
@@ -49,6 +56,7 @@ from im2sp.shards import (
     encode_batch,
     write_codebook,
 )
+from im2sp.shards.errors import counted
 from im2sp.shards.files import atomic_file
 
 if TYPE_CHECKING:
@@ -126,14 +134,52 @@ def run_job(
             pool.start()
         loaded = _load(config, listing.items, image_tokenizer, speech_tokenizer)
         job = describe_job(config, listing, loaded.image, loaded.speech, loaded.coding)
+        digests = identities(listing.items)
         with _told_errors(config.dataset_dir):
             finished = check_output(state, job, overwrite=config.overwrite)
             if finished is None or state.dir.exists():
                 with state.lock():
                     finished = prepare_output(state, job, overwrite=config.overwrite)
                     if finished is None:
+                        _drop_changed(config, state, listing.items, digests)
                         return _Run(config, loaded, listing, state, job).run(pool)
+            _check_unchanged(config, listing.items, digests)
     return JobResult(manifest=finished, listing=listing, was_finished=True)
+
+
+def _drop_changed(
+    config: JobConfig, state: JobState, items: list[SourceItem], digests: NDArray[np.uint64]
+) -> None:
+    """Forget what an unfinished job made of inputs that have changed since; keep the digests."""
+    before = read_identities(state.dir, len(items))
+    if before is None:
+        state.forget(None)
+    elif len(changed := np.flatnonzero(before != digests)):
+        if not config.quiet:
+            print(
+                f"{counted(len(changed), 'input')} changed since the job began (the first: "
+                f"{items[changed[0]].name}); encoding again",
+                file=sys.stderr,
+            )
+        has_changed_speech = any(items[index].utterances for index in changed)
+        chunks = sorted({int(index) // job_config.CHUNK_SIZE for index in changed})
+        # Tables are fitted to speech: with other speech every shard may change.
+        state.forget(None if has_changed_speech else chunks, config.chunks_per_shard)
+    write_identities(state.dir, digests)
+
+
+def _check_unchanged(
+    config: JobConfig, items: list[SourceItem], digests: NDArray[np.uint64]
+) -> None:
+    """Raise `JobError` where inputs have changed since the finished dataset was made."""
+    before = read_identities(config.dataset_dir, len(items))
+    changed = [] if before is None else np.flatnonzero(before != digests)
+    if len(changed):
+        raise JobError(
+            f"{config.dataset_dir}: {counted(len(changed), 'input')} of {config.source} changed "
+            f"since this dataset was made (the first: {items[changed[0]].name}); give --overwrite "
+            "to encode all again, or choose another --out"
+        )
 
 
 def _load(
@@ -336,6 +382,9 @@ class _Run:
             rejects_sha256=hashlib.sha256(rejects).hexdigest(),
             settings=self.job["settings"],
         )
+        digests = read_identities(self.state.dir, len(self.items))
+        if digests is not None:
+            write_identities(dataset_dir, digests)
         manifest.write(dataset_dir)
         self.state.remove()
         return manifest

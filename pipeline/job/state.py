@@ -14,12 +14,11 @@ Every file is written whole or not at all, and each is a function of the source 
 alone, so a dataset ends with the same bytes however often its job was interrupted.
 """
 
-import fcntl
 import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,7 +29,7 @@ import pyarrow as pa
 from im2sp.pipeline.job.config import JobError
 from im2sp.shards import BatchInfo, Layout, ShardError, ShardInfo, write_shard
 from im2sp.shards.coding import make_codecs
-from im2sp.shards.files import atomic_file, is_plain_name
+from im2sp.shards.files import atomic_file, file_lock, is_plain_name
 
 JOB_DIR_NAME = ".im2sp-job"
 
@@ -112,12 +111,7 @@ class JobState:
             JobError: Another process holds it.
         """
         self.dir.mkdir(parents=True, exist_ok=True)
-        with open(self.dir / "lock", "a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_ours = os.path.samestat(os.fstat(file.fileno()), os.stat(self.dir / "lock"))
-            except (BlockingIOError, FileNotFoundError):
-                is_ours = False  # held, or dropped by the run that held it
+        with file_lock(self.dir / "lock") as is_ours:
             if not is_ours:
                 raise JobError(
                     f"{self.dataset_dir}: another im2sp-tokenize is writing here; wait for it or "
@@ -126,7 +120,7 @@ class JobState:
             try:
                 yield
             finally:
-                if self.dir.is_dir() and os.listdir(self.dir) == ["lock"]:
+                if self.dir.is_dir() and set(os.listdir(self.dir)) <= {"lock", "lock.held"}:
                     shutil.rmtree(self.dir, ignore_errors=True)
 
     def begin(self, job: dict[str, Any], stale: list[str]) -> None:
@@ -138,7 +132,7 @@ class JobState:
             self._write("stale.json", stale)
         (self.dir / "job.json").unlink(missing_ok=True)
         for path in self.dir.iterdir():
-            if path.name not in ("lock", "stale.json"):
+            if path.name not in ("lock", "lock.held", "stale.json"):
                 path.unlink()
         for name in stale:
             (self.dataset_dir / name).unlink(missing_ok=True)
@@ -148,6 +142,25 @@ class JobState:
     def remove(self) -> None:
         """Drop the job folder of a finished dataset."""
         shutil.rmtree(self.dir)
+
+    def forget(self, chunks: Sequence[int] | None, chunks_per_shard: int = 1) -> None:
+        """Drop what was made of some chunks, their shards included, or of all for None."""
+        for path in self.dir.iterdir():
+            kind, _, number = path.stem.partition("-")
+            if kind == "shard":
+                index = int(number)
+                held = range(index * chunks_per_shard, (index + 1) * chunks_per_shard)
+                if chunks is not None and not any(chunk in held for chunk in chunks):
+                    continue
+                shard, _ = self.read_shard(index)
+                path.unlink()
+                if shard is not None:
+                    (self.dataset_dir / shard.file).unlink(missing_ok=True)
+            elif chunks is None:
+                if kind == "chunk" or path.name == "codecs.json":
+                    path.unlink()
+            elif kind == "chunk" and int(number) in chunks:
+                path.unlink()
 
     def has_chunk(self, index: int) -> bool:
         """True where all inputs of a chunk are done."""
