@@ -9,7 +9,9 @@ that nothing else in the file reaches it. The rules:
   more than twice what follows. No clip that is read has so many (an hour of 24-bit stereo at
   44.1 kHz has 953 million). The samples then reach to the file's end, or to the `LIST` or `id3 `
   chunk that ends there.
-- The same for a length of 0 with bytes behind it that are no chunks.
+- The same for a length of 0 with bytes behind it that are no chunks. Samples may spell the name of
+  a chunk; one that reaches past the file is taken for a chunk only if writers are known to put it
+  behind samples.
 - Whole frames only: data that ends within one is cut. A pad byte is no part of a frame.
 - Fewer samples declared (but not 0) than lie within the RIFF: the recorder was stopped before it
   wrote the length, so the clip is cut.
@@ -27,6 +29,7 @@ _MAX_CHUNKS = 10_000
 
 _PCM, _FLOAT, _ALAW, _MULAW, _EXTENSIBLE = 1, 3, 6, 7, 0xFFFE
 _KNOWN_CHUNKS = (b"data", b"fmt ", b"fact", b"LIST")
+_CHUNKS_BEHIND = (*_KNOWN_CHUNKS, b"bext", b"cue ", b"id3 ", b"iXML", b"JUNK", b"PEAK", b"smpl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +139,8 @@ def _are_samples(rest: bytes, size_bytes: int) -> bool:
         if not (kind.isascii() and kind.decode("ascii").isprintable()):
             return True
         at = _riff_chunk(rest, at).next
+        if size_bytes == 0 and at > len(rest) + 1 and kind not in _CHUNKS_BEHIND:
+            return True
     return False
 
 

@@ -43,6 +43,20 @@ def test_a_streamed_wav_is_read_to_its_end(declared):
     np.testing.assert_array_equal(waveform_of(data), EXPECTED)
 
 
+@pytest.mark.parametrize("begin", [b"abcd", b"~~~ ", b"    "])
+def test_streamed_samples_that_look_like_a_chunk_are_read(begin):
+    samples = begin + SAMPLES
+    expected = np.frombuffer(samples, "<i2").astype(np.float32) / 32768
+    data = wav(wav_format(), chunk(b"data", samples, declared=0))
+    np.testing.assert_array_equal(waveform_of(data), expected)
+
+
+@pytest.mark.parametrize("kind", [b"LIST", b"fact", b"id3 ", b"bext", b"JUNK"])
+def test_a_cut_chunk_behind_no_samples_is_not_read_as_samples(kind):
+    data = wav(wav_format(), chunk(b"data", b""), chunk(kind, bytes(range(1, 251)) * 8)[:-9])
+    assert "the WAV declares no samples" in refusal_of(data)
+
+
 def test_chunks_of_a_wav_are_walked_in_linear_time():
     many = chunk(b"JUNK", b"") * 400_000
     start = time.process_time()
