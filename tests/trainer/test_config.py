@@ -58,7 +58,7 @@ def test_a_recipe_names_settings_only():
     [
         ("steps = ", "not TOML"),
         ('config = "other.toml"', "one file cannot name another"),
-        ("steps = [[1]]", r"steps is \[\[1\]\]; expected a number, a text, true or false"),
+        ("steps = [[1]]", r"steps is \[\[1\]\]; expected a number, a string, true or false"),
         ('recipe = "papr"', "--recipe is papr; expected one of paper"),
     ],
 )

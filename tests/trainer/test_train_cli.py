@@ -284,7 +284,7 @@ ONE_LINE = [
     (["--recipe", "papr"], 2, "--recipe is papr; expected one of paper"),
     (["--shards", "nowhere"], 2, "nowhere: no such file or folder"),
     (["--device", "cuda:99"], 1, "--device cuda:99: there is no CUDA device"),
-    (["--batch-size", 99], 1, "8 samples make no batch of 99; give a smaller --batch-size"),
+    (["--batch-size", 99], 1, "8 samples, expected at least a batch of 99; give a smaller --batch-size"),
     (["--split", "test"], 1, "no split 'test'; it has ['train', 'val']"),
     (["--max-length", 2], 1, "8 samples with no utterances left"),
     (["--text-model", "x"], 2, "--text-model applies to --target text only"),
