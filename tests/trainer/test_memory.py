@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from im2sp.trainer import memory
-from im2sp.trainer.memory import give_back_free_memory
+from im2sp.trainer.memory import trim_heap
 
 PAGE_BYTES = 4096
 
@@ -20,7 +20,7 @@ def test_what_is_free_between_what_is_used_is_given_back():
     kept = blocks[::2]
     del blocks
     before = resident_bytes()
-    if not give_back_free_memory():
+    if not trim_heap():
         pytest.skip("this C library has no malloc_trim")
     assert before - resident_bytes() > 50e6
     assert all(block[0] == 1 for block in kept)
@@ -28,4 +28,4 @@ def test_what_is_free_between_what_is_used_is_given_back():
 
 def test_a_library_without_it_is_left_alone(monkeypatch):
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
-    assert not give_back_free_memory()
+    assert not trim_heap()

@@ -159,11 +159,11 @@ def test_presets():
     [
         ({"grid": 27}, "grid is 27, expected a multiple of stem_stride, 2"),
         ({"stem_stride": 8}, "grid is .*, expected a multiple of stem_stride, 8"),
-        ({"stem_stride": 3}, "stem_stride is 3, expected an even number from 2 on"),
+        ({"stem_stride": 3}, "stem_stride is 3, expected an even number of at least 2"),
         ({"stem_stride": 14, "conv_stem": True}, "stem_stride is 14, expected a power of 2 for a"),
         (
             {"stem_stride": 128, "grid": 128, "conv_stem": True},
-            "stem_stride is 128, .* and not above the encoder's width, 64",
+            "stem_stride is 128, .* at most the encoder's width, 64",
         ),
         ({"code_width": 0}, "code_width is 0, expected at least 1"),
         ({"dropout": 1.0}, r"dropout is 1.0, expected \[0, 1\)"),
@@ -177,7 +177,7 @@ def test_impossible_configurations_are_refused(changes, message):
 def test_impossible_stacks_are_refused():
     with pytest.raises(ValueError, match="depth is 0, expected at least 1"):
         StackConfig(width=8, depth=0, heads=2, mlp_width=8)
-    with pytest.raises(ValueError, match="width 9 is no multiple of heads 2"):
+    with pytest.raises(ValueError, match="width is 9, expected a multiple of heads, 2"):
         StackConfig(width=9, depth=1, heads=2, mlp_width=8)
 
 

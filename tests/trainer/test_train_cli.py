@@ -50,7 +50,7 @@ def test_a_run_and_the_same_command_again(shards, tmp_path, capsys):
     assert "images/s" in text
     assert "best      step " in text
     assert text.splitlines()[-1] == f"written   {out}"
-    assert "0.3 M of them trained, for 20 speech units; 8 images of" in errors
+    assert "0.3 M trainable, for 20 speech units; 8 images of" in errors
     assert "fp32 on cpu" in errors
     names = {path.name for path in out.iterdir()}
     assert names == {
@@ -66,7 +66,7 @@ def test_a_run_and_the_same_command_again(shards, tmp_path, capsys):
         0,
         "trained   4 steps, 4 of them before; nothing left to do",
     )
-    assert f"going on from {out / 'step-000004'}" in errors
+    assert f"resuming from {out / 'step-000004'}" in errors
 
 
 def test_the_best_model_is_what_load_model_finds(shards, tmp_path, capsys):
@@ -120,7 +120,7 @@ def test_from_words_to_text(shards, tmp_path, capsys):
     model, bag = load_model(words_run), read_text_model(words_run / "text.model")
     assert model.config.vocabulary == Vocabulary(kind="words", num_ids=8)
     assert model.decoder.output_bias[3:].tolist() == pytest.approx(bag.log_odds, abs=1e-2)
-    with pytest.raises(ValueError, match="the model tells which words its captions would hold and"):
+    with pytest.raises(ValueError, match="the model predicts a bag of words and cannot generate"):
         generate(model, torch.zeros(1, 28, 28, dtype=torch.int64))
     text = ["--target", "text", "--steps", 1, "--init-from", words_run, "--warmup-steps", 1000]
     assert run(capsys, *command, *text, "--out", text_run)[0] == 0
@@ -284,7 +284,11 @@ ONE_LINE = [
     (["--recipe", "papr"], 2, "--recipe is papr; expected one of paper"),
     (["--shards", "nowhere"], 2, "nowhere: no such file or folder"),
     (["--device", "cuda:99"], 1, "--device cuda:99: there is no CUDA device"),
-    (["--batch-size", 99], 1, "8 samples, expected at least a batch of 99; give a smaller --batch-size"),
+    (
+        ["--batch-size", 99],
+        1,
+        "8 samples, expected at least a batch of 99; give a smaller --batch-size",
+    ),
     (["--split", "test"], 1, "no split 'test'; it has ['train', 'val']"),
     (["--max-length", 2], 1, "8 samples with no utterances left"),
     (["--text-model", "x"], 2, "--text-model applies to --target text only"),

@@ -103,7 +103,7 @@ def test_learning_goes_on_after_loading(make_model, make_batch, tmp_path):
     ("change", "message"),
     [
         ({"form": "im2sp model 9"}, "form 'im2sp model 9', expected 'im2sp model 1'"),
-        ({"config": {}}, "no model configuration: 'vocabulary'; expected a model of im2sp"),
+        ({"config": {}}, "not a model configuration: 'vocabulary'; expected a model of im2sp"),
         ({"config": None}, "expected a model of im2sp"),
     ],
 )
