@@ -218,8 +218,8 @@ def kept_logits(logits: Tensor, top_k: int | None, top_p: float | None) -> Tenso
 class BeamSearch:
     """Beam search, equivalent to that of transformers.
 
-    `running` are the unfinished beams, scored by their summed log probabilities; `finished` the best
-    hypotheses so far, scored with length normalisation. Empty entries have the score `NEVER`.
+    `running` are the unfinished beams, scored by their summed log probabilities; `finished` are
+    the best hypotheses so far, scored with length normalisation. Empty entries score `NEVER`.
     """
 
     length_penalty = 1.0

@@ -37,7 +37,7 @@ from im2sp.trainer.data import (
 )
 from im2sp.trainer.memory import EVERY_STEPS, trim_heap
 from im2sp.trainer.metrics import MetricsLog, draw_curves
-from im2sp.trainer.ranks import Ranks, joined_ranks
+from im2sp.trainer.ranks import Ranks, init_distributed
 from im2sp.trainer.scoring import generated_bleu
 from im2sp.trainer.setup import (
     check_same_units,
@@ -94,7 +94,7 @@ def train(config: TrainConfig, log: Log = lambda _: None) -> TrainResult:
         ValueError: A setting does not fit the data or the existing run.
         DivergedError: Loss or gradient became NaN or infinite.
     """
-    with joined_ranks(config.device) as ranks:
+    with init_distributed(config.device) as ranks:
         precision = config.precision or ("bf16" if ranks.device.type == "cuda" else "fp32")
         config = dataclasses.replace(config, precision=precision)
         return _Run(config, ranks, log if ranks.is_first else lambda _: None).finish()

@@ -126,7 +126,7 @@ def test_other_settings_are_refused(shards, whole, tmp_path):
     out = copied_at_3(whole, tmp_path / "run")
     with pytest.raises(ValueError, match=r"learning_rate was 0.0005 and is 0.001; seed was 0"):
         resumed(shards, out, seed=1, learning_rate=1e-3)
-    with pytest.raises(ValueError, match=r"a step had 2 images and has 4 \(batch_size x"):
+    with pytest.raises(ValueError, match=r"images per step was 2 and is 4 \(batch_size x"):
         resumed(shards, out, grad_accumulation=2)
     assert not (out / "step-000006").exists()
 
@@ -225,7 +225,7 @@ def test_a_loss_that_is_no_number_stops_the_run(shards, tmp_path):
     config = make_config(
         shards, tmp_path / "run", learning_rate=1e30, clip_norm=0, checkpoint_every=1, items="one"
     )
-    message = r"step [23]: the (loss|gradient) is .*at the images train\d, train\d; begin anew with"
+    message = r"step [23]: the (loss|gradient) is .*at the images train\d, train\d; start a new run with"
     with pytest.raises(DivergedError, match=message):
         train(config)
     assert not (tmp_path / "run/step-000003").exists()
@@ -238,7 +238,7 @@ def test_what_another_process_did_is_not_blamed_on_ones_own_images(shards):
     own = {"step": 4, "learning_rate": 1.0, "num_tokens": one, "batches": [batch]}
     with pytest.raises(DivergedError, match="step 4: the loss is nan, in a batch of another proc"):
         StepRecord(**own, loss=nan, grad_norm=nan, own_losses=[one]).check()
-    with pytest.raises(DivergedError, match="the gradient is nan long, at the images train0, tr"):
+    with pytest.raises(DivergedError, match="the gradient norm is nan, at the images train0, tr"):
         StepRecord(**own, loss=one, grad_norm=nan, own_losses=[one]).check()
     StepRecord(**own, loss=one, grad_norm=one, own_losses=[one]).check()
 
