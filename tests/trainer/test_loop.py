@@ -225,7 +225,9 @@ def test_a_loss_that_is_no_number_stops_the_run(shards, tmp_path):
     config = make_config(
         shards, tmp_path / "run", learning_rate=1e30, clip_norm=0, checkpoint_every=1, items="one"
     )
-    message = r"step [23]: the (loss|gradient) is .*at the images train\d, train\d; start a new run with"
+    message = (
+        r"step [23]: the (loss|gradient) is .*at the images train\d, train\d; start a new run with"
+    )
     with pytest.raises(DivergedError, match=message):
         train(config)
     assert not (tmp_path / "run/step-000003").exists()

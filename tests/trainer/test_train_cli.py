@@ -211,7 +211,7 @@ def test_from_a_git_with_its_own_word_pieces(shards, tmp_path, capsys, make_mode
     assert (status, "tokenizer.json is not in the local cache" in error) == (1, True)
     command += ["--init-from", git]
     status, _, error = run(capsys, *command, "--out", tmp_path / "without")
-    assert (status, error.count("embedding and output begin anew")) == (0, 1)
+    assert (status, error.count("embedding and output layers are re-initialised")) == (0, 1)
 
 
 def test_an_encoder_of_seit_brings_its_stem(shards, tmp_path, capsys, make_model):
@@ -261,7 +261,7 @@ def test_what_cannot_be_begun_with_is_refused(shards, tmp_path, capsys):
     assert "its image units have the fingerprint cccccccccccc, those of --init-from" in error
     status, _, error = run(capsys, *command, "--shards", shards, "--preset", "small")
     assert (status, "--preset small:" in error) == (1, True)
-    assert "leave the preset out" in error
+    assert "omit --preset" in error
 
 
 def test_the_saved_settings_can_be_fed_back(shards, tmp_path, capsys):
@@ -295,18 +295,16 @@ ONE_LINE = [
     (["--target", "words", "--text-model", "x"], 2, "--text-model applies to --target text only"),
     (["--target", "text", "--unit-pieces", 9], 2, "--unit-pieces applies to --target speech only"),
     (["--unit-pieces", -1], 2, "--unit-pieces is -1; expected 0 or more"),
-    (["--unit-pieces", 9], 1, "no 9 pieces of 20 units can be fitted on these utterances: "),
+    (["--unit-pieces", 9], 1, "cannot fit 9 pieces of 20 units to these utterances: "),
     (["--target", "words", "--best-by", "bleu"], 2, "--target words generates nothing; use loss"),
-    (["--target", "text", "--text-model", __file__], 1, "no sentencepiece model; make one with"),
+    (["--target", "text", "--text-model", __file__], 1, "not a sentencepiece model; fit one with"),
     (["--init-from", "./nowhere"], 1, "./nowhere: there is no such file"),
     (["--target", "text", "--init-from", "tests/x"], 1, "tests/x: there is no such file"),
 ]
 
 
 @pytest.mark.parametrize(("options", "status", "message"), ONE_LINE, ids=lambda x: str(x)[:30])
-def test_what_cannot_be_is_told_in_one_line(
-    shards, tmp_path, capsys, monkeypatch, options, status, message
-):
+def test_errors_are_one_line(shards, tmp_path, capsys, monkeypatch, options, status, message):
     monkeypatch.chdir(ROOT)
     command = ["--shards", shards, "--out", tmp_path / "run", *QUICK, "--quiet", "--steps", 1]
     found, text, error = run(capsys, *command, *options)
@@ -324,7 +322,7 @@ def test_a_misspelt_key_fails_as_a_misspelt_flag_does(shards, tmp_path, capsys):
         assert "Unrecognized options: --stepz=3" in error
 
 
-def test_no_memory_is_told(shards, tmp_path, capsys, monkeypatch):
+def test_out_of_memory_is_reported(shards, tmp_path, capsys, monkeypatch):
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
 

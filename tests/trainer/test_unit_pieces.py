@@ -46,11 +46,11 @@ def test_a_unit_that_ends_one_piece_and_begins_the_next_is_there_once():
 
 
 def test_refusals(pieces):
-    with pytest.raises(ValueError, match="x: no sentencepiece model of speech units"):
+    with pytest.raises(ValueError, match="x: not a sentencepiece model of speech units"):
         UnitPieces(b"no model", "x", NUM_UNITS)
     with pytest.raises(ValueError, match=r"x: its pieces are not those of 13 speech units; expec"):
         UnitPieces(pieces.data, "x", 13)
-    with pytest.raises(ValueError, match="no 5 pieces of 12 units can be fitted on these utter"):
+    with pytest.raises(ValueError, match="cannot fit 5 pieces of 12 units to these utter"):
         fit_unit_pieces(utterances(9), NUM_UNITS, 5)
     with pytest.raises(ValueError, match="1 pieces of units for 2 ids of kind 'speech', expected"):
         Vocabulary(kind="speech", num_ids=2, pieces=((0,),))

@@ -51,7 +51,7 @@ def test_decoding_stops_at_eos_and_leaves_specials_out():
 def test_ids_outside_are_refused():
     with pytest.raises(ValueError, match=r"id 1 is 200, expected one in \[0, 200\)"):
         SPEECH.encode([3, 200])
-    with pytest.raises(ValueError, match=r"ids reach from -1 to 3, expected \[0, 200\)"):
+    with pytest.raises(ValueError, match=r"ids range from -1 to 3, expected \[0, 200\)"):
         SPEECH.encode_batch(torch.tensor([[3, -1]]), torch.tensor([2]))
 
 
