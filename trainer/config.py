@@ -76,7 +76,7 @@ class TrainConfig:
     """Base settings; overridden by --config, then by flags. paper: those of the paper's code."""
 
     target: Literal["speech", "text", "words"] = "speech"
-    """What the model predicts for an image:
+    """Prediction target of the model:
     - speech: speech units
     - text: the captions
     - words: which words the captions contain (bag-of-words pre-training of the image encoder, for

@@ -15,7 +15,7 @@ def resident_bytes():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_what_is_free_between_what_is_used_is_given_back():
+def test_free_memory_between_used_blocks_is_returned():
     blocks = [torch.ones(25_000) for _ in range(2000)]  # 100 kB each, below any mmap threshold
     kept = blocks[::2]
     del blocks
@@ -26,6 +26,6 @@ def test_what_is_free_between_what_is_used_is_given_back():
     assert all(block[0] == 1 for block in kept)
 
 
-def test_a_library_without_it_is_left_alone(monkeypatch):
+def test_a_library_without_malloc_trim(monkeypatch):
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
     assert not trim_heap()

@@ -40,7 +40,7 @@ def test_the_same_texts_make_the_same_model(model):
     assert fit_text_model(iter(TEXTS), 60).data == model.data
 
 
-def test_fewer_pieces_where_the_texts_hold_no_more():
+def test_fewer_pieces_if_the_texts_have_no_more():
     assert fit_text_model(["ab ab"], 4000).vocabulary.num_ids < 10
 
 

@@ -100,7 +100,7 @@ def test_from_text_to_speech(shards, tmp_path, capsys):
     assert after["decoder.embedding.weight"].shape == (23, 64)
     assert before["decoder.embedding.weight"].shape[0] > 23
     for name in before.keys() - {"decoder.embedding.weight", "decoder.output_bias"}:
-        # One step at a thousandth of the rate.
+        # One step at a thousandth of the learning rate.
         torch.testing.assert_close(before[name], after[name], rtol=0, atol=1e-5)
         if name.startswith("encoder."):
             assert torch.equal(before[name], after[name])
@@ -162,14 +162,14 @@ def test_a_run_on_pieces_of_units(shards, tmp_path, capsys):
     model = load_model(first)
     vocabulary = model.config.vocabulary
     assert (vocabulary.num_units, 20 < vocabulary.num_ids <= 30) == (20, True)
-    said = generate(model, torch.zeros(1, 28, 28, dtype=torch.int64), max_tokens=50)[0]
-    assert all(0 <= unit < 20 for unit in said)
+    units = generate(model, torch.zeros(1, 28, 28, dtype=torch.int64), max_tokens=50)[0]
+    assert all(0 <= unit < 20 for unit in units)
     more = ["--unit-pieces", 30, "--init-from", first, "--steps", 1, "--warmup-steps", 1000]
     assert run(capsys, *command, *more, "--out", second)[0] == 0
     assert (first / "units.model").read_bytes() == (second / "units.model").read_bytes()
     before, after = model.state_dict(), load_model(second).state_dict()
     torch.testing.assert_close(before, after, rtol=0, atol=1e-5)
-    # The same words as single units are other tokens.
+    # The same ids in a vocabulary of single units are different tokens.
     assert (
         run(capsys, *command, "--init-from", first, "--steps", 1, "--out", tmp_path / "x")[0] == 0
     )
@@ -250,7 +250,7 @@ def test_an_encoder_of_another_run(shards, tmp_path, capsys, has_decoder):
     assert "its image units have the fingerprint cccccccccccc, those of --encoder-from" in error
 
 
-def test_what_cannot_be_begun_with_is_refused(shards, tmp_path, capsys):
+def test_unsuitable_initial_weights_are_refused(shards, tmp_path, capsys):
     run_dir = tmp_path / "run"
     command = [*QUICK, "--steps", 1, "--quiet"]
     assert run(capsys, *command, "--shards", shards, "--out", run_dir)[0] == 0
@@ -333,8 +333,8 @@ def test_out_of_memory_is_reported(shards, tmp_path, capsys, monkeypatch):
     assert "Tried to allocate 9 GiB.; give a smaller --batch-size" in error
 
 
-def test_two_processes_do_what_one_does(shards, tmp_path, capsys):
-    """The same samples make a step; processes share them and add up their gradients."""
+def test_two_processes_equal_one(shards, tmp_path, capsys):
+    """A step has the same samples; processes share them and sum their gradients."""
     options = ["--shards", shards, *QUICK, "--steps", 2, "--dropout", 0, "--bucket-window", 0,
                "--checkpoint-every", 1]  # fmt: skip
     two = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
