@@ -69,7 +69,7 @@ class Checkpoint:
                 raise CheckpointError(f"{self.path / name}: {error.strerror}") from None
             if found != expected:
                 raise CheckpointError(
-                    f"{self.path / name}: {_shown(found)}, expected {_shown(expected)} by {STATE_NAME}"
+                    f"{self.path / name}: {_shown(found)}, {STATE_NAME} has {_shown(expected)}"
                 )
 
 

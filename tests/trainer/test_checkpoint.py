@@ -72,7 +72,7 @@ def test_every_flipped_byte_and_every_cut_is_detected(tmp_path):
         (lambda path: (path / "a.bin").unlink(), "a.bin: No such file"),
         (
             lambda path: (path / "a.bin").write_bytes(b"w"),
-            r"a.bin: 1 bytes with sha256 .* expected 7 b",
+            r"a.bin: 1 bytes with sha256 .* has 7 b",
         ),
         (lambda path: (path / "state.json").unlink(), "state.json: No such file"),
         (lambda path: (path / "state.json").write_text("{"), "state.json: not JSON"),
