@@ -351,7 +351,7 @@ def test_two_processes_equal_one(shards, tmp_path, capsys):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained   2 steps") == 1
-    assert "4 a step" in done.stderr
+    assert "4 per step" in done.stderr
     for step in (1, 2):
         one, other = (load_file(out / f"step-00000{step}/model.safetensors") for out in outs)
         torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-5)
