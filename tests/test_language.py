@@ -32,7 +32,14 @@ BANNED = {
 }
 """Patterns of whole words, and what to write instead."""
 
-GUIDES = ["README.md", "docs/CONTRIBUTING.md", "docs/reproduce-paper.md", "docs/results.md"]
+GUIDES = [
+    "CHANGELOG.md",
+    "README.md",
+    "docs/CONTRIBUTING.md",
+    "docs/reproduce-paper.md",
+    "docs/results.md",
+    "trainer/compact_captioner.md",
+]
 SOURCES = [
     "pipeline/cli.py",
     "pipeline/job/config.py",
@@ -42,7 +49,7 @@ SOURCES = [
     "tools/evaluation/config.py",
     "tools/speak.py",
     "tools/speaking/config.py",
-    "trainer/cli.py",
+    *(f"trainer/{path.name}" for path in sorted((ROOT / "trainer").glob("*.py"))),
 ]
 """Files whose string literals and comments are checked; extend this list with every swept file."""
 

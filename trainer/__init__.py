@@ -9,13 +9,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Im2SpModel", "generate", "load_model"]
 
-_HOMES = {"Im2SpModel": "model", "generate": "generation", "load_model": "weights"}
+_MODULES = {"Im2SpModel": "model", "generate": "generation", "load_model": "weights"}
 
 
 def __getattr__(name: str) -> Any:
     """Import the public names on first use, so that importing this package does not load torch."""
-    if name in _HOMES:
+    if name in _MODULES:
         from importlib import import_module
 
-        return getattr(import_module(f"im2sp.trainer.{_HOMES[name]}"), name)
+        return getattr(import_module(f"im2sp.trainer.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

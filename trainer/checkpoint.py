@@ -69,7 +69,7 @@ class Checkpoint:
                 raise CheckpointError(f"{self.path / name}: {error.strerror}") from None
             if found != expected:
                 raise CheckpointError(
-                    f"{self.path / name}: {_shown(found)}, {STATE_NAME} says {_shown(expected)}"
+                    f"{self.path / name}: {_shown(found)}, {STATE_NAME} has {_shown(expected)}"
                 )
 
 
@@ -131,14 +131,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except ValueError as error:
         raise CheckpointError(f"{place}: not JSON ({error})") from None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise CheckpointError(f"{place}: no {_FORMAT!r}")
+        raise CheckpointError(f"{place}: not a checkpoint; expected the format {_FORMAT!r}")
     if content.get("format_version") != _VERSION:
         version = content.get("format_version")
         raise CheckpointError(f"{place}: version {version!r}, this im2sp reads {_VERSION}")
     found = content.pop("sha256", None)
     expected = _sha256_of(content)
     if found != expected:
-        raise CheckpointError(f"{place}: checksum {found} != {expected}; it was changed")
+        raise CheckpointError(f"{place}: checksum {found} != {expected}; the file was changed")
     return Checkpoint(path, content)
 
 

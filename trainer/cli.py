@@ -63,7 +63,7 @@ def _run(config: TrainConfig) -> None:
 def _summary(result: "TrainResult") -> str:
     """Steps, throughput, losses and the folder, in a few lines."""
     num_steps = result.step - result.first_step
-    before = f", {result.first_step:,} of them before" if result.first_step else ""
+    before = f", resumed at {result.first_step:,}" if result.first_step else ""
     lines = [f"trained   {result.step:,} steps{before}"]
     if num_steps:
         lines[0] += (
@@ -75,7 +75,7 @@ def _summary(result: "TrainResult") -> str:
         lines[0] += "; nothing left to do"
     if result.skipped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in result.skipped.items())
-        lines.append(f"left out  {reasons}")
+        lines.append(f"skipped   {reasons}")
     if result.scores:
         scores = ", ".join(f"{name} {value:.4f}" for name, value in result.scores.items())
         lines.append(f"best      step {result.best_step:,}: val {scores}")

@@ -202,7 +202,7 @@ class TrainConfig:
         betas = self.betas
         _check("betas", betas, all(0 <= beta < 1 for beta in betas), "each 0 up to below 1")
         is_short = (self.max_length or 0) < MAX_TOKENS
-        _check("max_length", self.max_length, is_short, f"{MAX_TOKENS - 1} at most")
+        _check("max_length", self.max_length, is_short, f"at most {MAX_TOKENS - 1}")
         horizon = self.schedule_steps
         is_within = horizon is None or horizon >= self.steps
         _check("schedule_steps", horizon, is_within, f"at least --steps, {self.steps}")

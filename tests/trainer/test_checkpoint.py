@@ -72,11 +72,11 @@ def test_every_flipped_byte_and_every_cut_is_detected(tmp_path):
         (lambda path: (path / "a.bin").unlink(), "a.bin: No such file"),
         (
             lambda path: (path / "a.bin").write_bytes(b"w"),
-            r"a.bin: 1 bytes with sha256 .* says 7 b",
+            r"a.bin: 1 bytes with sha256 .* has 7 b",
         ),
         (lambda path: (path / "state.json").unlink(), "state.json: No such file"),
         (lambda path: (path / "state.json").write_text("{"), "state.json: not JSON"),
-        (lambda path: (path / "state.json").write_text("[]"), "state.json: no 'im2sp-checkpoint'"),
+        (lambda path: (path / "state.json").write_text("[]"), "state.json: not a checkpoint"),
         (
             lambda path: (path / "state.json").write_text(
                 (path / "state.json").read_text().replace('version": 1', 'version": 2')
@@ -87,7 +87,7 @@ def test_every_flipped_byte_and_every_cut_is_detected(tmp_path):
             lambda path: (path / "state.json").write_text(
                 (path / "state.json").read_text().replace("1.5", "1.0")
             ),
-            "state.json: checksum .* it was changed",
+            "state.json: checksum .* the file was changed",
         ),
     ],
 )

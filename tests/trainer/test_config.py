@@ -100,7 +100,7 @@ def test_saved_settings_equal_the_config(tmp_path):
         ({"crop_area": 0.0}, "--crop-area is 0.0; expected above 0 up to 1"),
         ({"learning_rate": 0.0}, "--learning-rate is 0.0; expected more than 0"),
         ({"betas": (0.9, 1.0)}, "--betas is .* expected each 0 up to below 1"),
-        ({"max_length": 2000}, "--max-length is 2000; expected 1023 at most"),
+        ({"max_length": 2000}, "--max-length is 2000; expected at most 1023"),
         ({"schedule_steps": 5, "steps": 6}, "--schedule-steps is 5; expected at least --steps, 6"),
         ({"text_model": "a"}, "--text-model applies to --target text only"),
     ],

@@ -64,7 +64,7 @@ def test_a_run_and_the_same_command_again(shards, tmp_path, capsys):
     status, text, errors = run(capsys, *command)
     assert (status, text.splitlines()[0]) == (
         0,
-        "trained   4 steps, 4 of them before; nothing left to do",
+        "trained   4 steps, resumed at 4; nothing left to do",
     )
     assert f"resuming from {out / 'step-000004'}" in errors
 
@@ -279,7 +279,7 @@ def test_the_saved_settings_can_be_fed_back(shards, tmp_path, capsys):
 
 ONE_LINE = [
     (["--batch-size", 0], 2, "--batch-size is 0; expected at least 1"),
-    (["--max-length", MAX_TOKENS], 2, "--max-length is 1024; expected 1023 at most"),
+    (["--max-length", MAX_TOKENS], 2, "--max-length is 1024; expected at most 1023"),
     (["--config", "no.toml"], 2, "--config no.toml: No such file or directory"),
     (["--recipe", "papr"], 2, "--recipe is papr; expected one of paper"),
     (["--shards", "nowhere"], 2, "nowhere: no such file or folder"),
@@ -351,7 +351,7 @@ def test_two_processes_equal_one(shards, tmp_path, capsys):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained   2 steps") == 1
-    assert "4 a step" in done.stderr
+    assert "4 per step" in done.stderr
     for step in (1, 2):
         one, other = (load_file(out / f"step-00000{step}/model.safetensors") for out in outs)
         torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-5)
