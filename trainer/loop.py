@@ -35,7 +35,6 @@ from im2sp.trainer.data import (
     speech_vocabulary,
     tokenizer_records,
 )
-from im2sp.trainer.memory import EVERY_STEPS, trim_heap
 from im2sp.trainer.metrics import MetricsLog, draw_curves
 from im2sp.trainer.ranks import Ranks, init_distributed
 from im2sp.trainer.scoring import generated_bleu
@@ -241,8 +240,6 @@ class _Run:
                 self._report(pending, bar)
             pending = record
             self.step += 1
-            if self.step % EVERY_STEPS == 0 and self.ranks.device.type == "cpu":
-                trim_heap()
             is_last = self.step == config.steps
             is_checkpoint = is_last or self.step % config.checkpoint_every == 0
             if is_checkpoint or self.step % (config.eval_every or self.step + 1) == 0:

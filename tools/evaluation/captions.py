@@ -32,13 +32,14 @@ Tokens = Sequence[Hashable]
 _SMALL, _TINY = 1e-9, 1e-15  # pycocoevalcap's, against a division by zero
 _ROUGE_BETA = 1.2
 _CIDER_SIGMA = 6.0
-METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
-"""Names of the scores; CIDEr lies between 0 and 10, the others between 0 and 1."""
 
 
 @dataclass(kw_only=True)
 class Scores:
-    """Figures of a corpus with their 95 % intervals, and why others are not there."""
+    """Figures of a corpus with their 95 % intervals, and why others are missing.
+
+    CIDEr lies between 0 and 10, the others between 0 and 1.
+    """
 
     num_items: int
     scores: dict[str, float] = field(default_factory=dict)

@@ -85,7 +85,13 @@ def fit_patches(
     components = torch.linalg.eigh(covariance)[1].flip(1)[:, : code_width - 1].contiguous()
     points = (patches - mean) @ components
     fit = fit_kmeans(
-        points, num_codes, seed=seed, max_rounds=num_rounds, init="random", quiet=False
+        points,
+        num_codes,
+        seed=seed,
+        max_rounds=num_rounds,
+        init="random",
+        allow_duplicates=True,
+        quiet=False,
     )
     scale = points.square().sum(1).mean().sqrt().item()
     return PatchStatistics(mean=mean, components=components, centroids=fit.centroids, scale=scale)

@@ -3,7 +3,7 @@
 import sys
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ def fit_kmeans(
     restarts: int = 1,
     max_rounds: int = 50,
     init: Literal["k-means++", "random"] = "k-means++",
+    allow_duplicates: bool = False,
     quiet: bool = True,
 ) -> KMeansFit:
     """Fit K centroids to rows (n, D); the same on the same number of threads.
@@ -44,6 +45,7 @@ def fit_kmeans(
         restarts: Starts, of which the one with the least inertia is kept.
         max_rounds: Lloyd's iterations of each start, at most.
         init: First centroids; k-means++ is slow for thousands of them.
+        allow_duplicates: With fewer distinct rows than centroids, make the others of drawn rows.
         quiet: Do not log what is fitted.
 
     Raises:
@@ -70,19 +72,22 @@ def fit_kmeans(
         raise ValueError(f"k-means: {restarts} restarts of {max_rounds} rounds, expected 1 or more")
     if not quiet:
         print(f"k-means: {num_centroids} centroids for {len(table)} rows", file=sys.stderr)
-    model = KMeans(
+    model: Any = cast(Any, KMeans)(
         num_centroids, init=init, n_init=restarts, max_iter=max_rounds, random_state=seed
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("error", ConvergenceWarning)
+        warnings.simplefilter("ignore" if allow_duplicates else "error", ConvergenceWarning)
         try:
             model.fit(table.float().numpy())
-        except (
-            ConvergenceWarning
-        ) as error:  # its text ends: "Possibly due to duplicate points in X."
+        except ConvergenceWarning as error:
             raise ValueError(f"k-means: {error} Give more data or fewer centroids") from None
+    centroids = torch.from_numpy(model.cluster_centers_.astype(np.float32))
+    # scikit-learn leaves arbitrary values in centroids that no row belongs to.
+    is_unused = torch.bincount(torch.from_numpy(model.labels_).long(), minlength=num_centroids) == 0
+    drawn = np.random.default_rng(seed).permutation(len(table))[: int(is_unused.sum())]
+    centroids[is_unused] = table[torch.from_numpy(drawn)].float()
     return KMeansFit(
-        centroids=torch.from_numpy(model.cluster_centers_.astype(np.float32)),
+        centroids=centroids,
         inertia=float(model.inertia_) / len(table),
         num_rounds=int(model.n_iter_),
     )

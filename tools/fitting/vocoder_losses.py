@@ -18,7 +18,6 @@ from im2sp.pipeline.vocoder.weights import RATE_HZ
 
 SLOPE = 0.1
 PERIODS = (2, 3, 5, 7, 11)
-MAX_SCALES = 3
 # Kernel, stride, groups and channels of the scale discriminator's convolutions.
 SCALE_LAYERS = (
     (15, 1, 1, 128),

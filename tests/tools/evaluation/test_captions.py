@@ -12,7 +12,6 @@ from im2sp.tools.engines.java import (
     spice,
 )
 from im2sp.tools.evaluation.captions import (
-    METRICS,
     bleu,
     bleu_sums,
     check_captions,
@@ -159,8 +158,3 @@ def test_intervals():
     assert ratio == pytest.approx([low, high])
     with pytest.raises(ValueError, match="0 items and 5 resamples; an interval needs at least one"):
         interval([], resamples=5)
-
-
-def test_the_names_are_pycocoevalcaps():
-    assert METRICS[:4] == ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")
-    assert METRICS[4:] == ("METEOR", "ROUGE_L", "CIDEr", "SPICE")

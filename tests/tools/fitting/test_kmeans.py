@@ -82,6 +82,15 @@ def test_what_cannot_be_fitted_is_refused(rows, num_centroids, options, message)
         fit_kmeans(rows, num_centroids, **options)
 
 
+def test_duplicates_are_allowed_on_request():
+    rows = np.repeat(ROWS[:4], 20, 0)
+    fit = fit_kmeans(rows, 5, init="random", allow_duplicates=True)
+    assert fit.centroids.shape == (5, 3)
+    distances = torch.cdist(fit.centroids, torch.from_numpy(ROWS[:4]))
+    assert distances.amin(1).max() < 1e-5
+    assert set(distances.argmin(1).tolist()) == {0, 1, 2, 3}
+
+
 def test_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
     with pytest.raises(ValueError, match=r"scikit-learn, .* pip install 'im2sp\[fit\]'"):
