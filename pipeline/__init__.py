@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from im2sp.pipeline.hubert_units import SpeechTokenizer, load_speech_tokenizer
-    from im2sp.pipeline.image_tokenizer import ImageTokenizer, load_image_tokenizer
-    from im2sp.pipeline.vocoder import Vocoder, load_vocoder
+    from im2sp.pipeline.image_tokenizer.tokenizer import ImageTokenizer, load_image_tokenizer
+    from im2sp.pipeline.speech_tokenizer.tokenizer import SpeechTokenizer, load_speech_tokenizer
+    from im2sp.pipeline.vocoder.vocoder import Vocoder, load_vocoder
 
 __all__ = [
     "ImageTokenizer",
@@ -23,15 +23,15 @@ _VOCODER_NAMES = ("Vocoder", "load_vocoder")
 def __getattr__(name: str) -> Any:
     """Import the public names when they are first used, so that this package costs no torch."""
     if name in _SPEECH_NAMES:
-        from im2sp.pipeline import hubert_units
+        from im2sp.pipeline.speech_tokenizer import tokenizer as hubert_units
 
         return getattr(hubert_units, name)
     if name in _VOCODER_NAMES:
-        from im2sp.pipeline import vocoder
+        from im2sp.pipeline.vocoder import vocoder
 
         return getattr(vocoder, name)
     if name in __all__:
-        from im2sp.pipeline import image_tokenizer
+        from im2sp.pipeline.image_tokenizer import tokenizer as image_tokenizer
 
         return getattr(image_tokenizer, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

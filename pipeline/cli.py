@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from im2sp.pipeline.job_config import JobConfig
+from im2sp.pipeline.job.config import JobConfig
 from im2sp.shards.command_line import UsageError, print_error, run_command
 from im2sp.shards.errors import counted
 
 if TYPE_CHECKING:
-    from im2sp.pipeline.hubert_units import SpeechTokenizer
-    from im2sp.pipeline.image_tokenizer import ImageTokenizer
+    from im2sp.pipeline.image_tokenizer.tokenizer import ImageTokenizer
+    from im2sp.pipeline.speech_tokenizer.tokenizer import SpeechTokenizer
 
 PROGRAM = "im2sp-tokenize"
 _RESUME = "run the same command again to resume"
@@ -26,7 +26,7 @@ class TokenizeConfig(JobConfig):
     """Convert images and speech to discrete units, packed into shards.
 
     Run the same command again to resume an interrupted job. Exit code: 0 done, even if inputs were
-    refused; 1 failed, or more than --max-rejects were refused; 2 wrong usage.
+    refused; 1 failed, or all inputs or more than --max-rejects were refused; 2 wrong usage.
     """
 
     source: tyro.conf.Positional[Path]
@@ -77,8 +77,8 @@ def main(args: list[str] | None = None) -> None:
 def _run(config: TokenizeConfig) -> int:
     config.check_paths()
     _log(config, f"reading {config.source} ...")
-    from im2sp.pipeline.job import run_job
-    from im2sp.pipeline.job_summary import summary, summary_json
+    from im2sp.pipeline.job.run import run_job
+    from im2sp.pipeline.job.summary import summary, summary_json
 
     result = run_job(
         config, lambda: _load_image_tokenizer(config), lambda: _load_speech_tokenizer(config)
@@ -88,6 +88,13 @@ def _run(config: TokenizeConfig) -> int:
     elif not config.quiet:
         print(summary(config.source, config.dataset_dir, result))
     num_rejects = result.manifest.num_rejects
+    if num_rejects and not result.manifest.num_samples:
+        print_error(
+            PROGRAM,
+            f"every input of {config.source} was refused; see "
+            f"{config.dataset_dir / 'rejects.jsonl'} for the reasons",
+        )
+        return 1
     if config.max_rejects is not None and num_rejects > config.max_rejects:
         print_error(
             PROGRAM,
@@ -101,7 +108,7 @@ def _run(config: TokenizeConfig) -> int:
 def _load_image_tokenizer(config: TokenizeConfig) -> "ImageTokenizer":
     """Load the image tokenizer and log which one is used."""
     _log(config, f"loading the image tokenizer {config.image_tokenizer} ...")
-    from im2sp.pipeline.image_tokenizer import load_image_tokenizer
+    from im2sp.pipeline.image_tokenizer.tokenizer import load_image_tokenizer
 
     with _device_errors(config):
         tokenizer = load_image_tokenizer(
@@ -117,7 +124,7 @@ def _load_image_tokenizer(config: TokenizeConfig) -> "ImageTokenizer":
 def _load_speech_tokenizer(config: TokenizeConfig) -> "SpeechTokenizer":
     """Load the speech tokenizer and log which one is used."""
     _log(config, f"loading the speech tokenizer {config.speech_tokenizer} ...")
-    from im2sp.pipeline.hubert_units import load_speech_tokenizer
+    from im2sp.pipeline.speech_tokenizer.tokenizer import load_speech_tokenizer
 
     with _device_errors(config):
         tokenizer = load_speech_tokenizer(

@@ -1,6 +1,6 @@
 """Tensors of weights files: reading, checks, precision and fingerprints.
 
-The files themselves are read by `shards/weight_files.py`.
+The files themselves are read by `shards/weights/__init__.py`.
 """
 
 import hashlib
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from im2sp.shards import weight_files
-from im2sp.shards.pickles import WeightsError
-from im2sp.shards.rebuild import BFLOAT16
-from im2sp.shards.weight_files import describe, named_arrays
+from im2sp.shards import weights as weight_files
+from im2sp.shards.weights import describe, named_arrays
+from im2sp.shards.weights.pickles import WeightsError
+from im2sp.shards.weights.rebuild import BFLOAT16
 
 __all__ = [
     "DTYPES",

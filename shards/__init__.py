@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from im2sp.shards.codebook import CODEBOOK_NAME, write_codebook
+    from im2sp.shards.coding.huffman_fit import fit_durations_codec, fit_speech_codec
+    from im2sp.shards.coding.packing import deduplicate, pack_units, unpack_units
     from im2sp.shards.dataset import ShardDataset
     from im2sp.shards.errors import ShardError
-    from im2sp.shards.huffman_fit import fit_durations_codec, fit_speech_codec
+    from im2sp.shards.layouts.webdataset import expand_members
     from im2sp.shards.loader import LoaderBatch, ShardLoader, unpack_units_on_device
     from im2sp.shards.manifest import (
         MANIFEST_NAME,
@@ -21,10 +23,8 @@ if TYPE_CHECKING:
         Manifest,
         ShardInfo,
     )
-    from im2sp.shards.packing import deduplicate, pack_units, unpack_units
     from im2sp.shards.schema import ARROW_SCHEMA, DEFAULT_COLUMNS, Sample, encode_batch
     from im2sp.shards.verify import Problem, verify_dataset
-    from im2sp.shards.webdataset import expand_members
     from im2sp.shards.writer import write_shard
 
 __all__ = [
@@ -60,13 +60,13 @@ _NAMES = {
     "codebook": ("CODEBOOK_NAME", "write_codebook"),
     "dataset": ("ShardDataset",),
     "errors": ("ShardError",),
-    "huffman_fit": ("fit_durations_codec", "fit_speech_codec"),
+    "coding.huffman_fit": ("fit_durations_codec", "fit_speech_codec"),
     "loader": ("LoaderBatch", "ShardLoader", "unpack_units_on_device"),
     "manifest": ("BatchInfo", "Layout", "MANIFEST_NAME", "Manifest", "REJECTS_NAME", "ShardInfo"),
-    "packing": ("deduplicate", "pack_units", "unpack_units"),
+    "coding.packing": ("deduplicate", "pack_units", "unpack_units"),
     "schema": ("ARROW_SCHEMA", "DEFAULT_COLUMNS", "Sample", "encode_batch"),
     "verify": ("Problem", "verify_dataset"),
-    "webdataset": ("expand_members",),
+    "layouts.webdataset": ("expand_members",),
     "writer": ("write_shard",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}

@@ -10,10 +10,10 @@ from typing import Any, SupportsIndex
 import numpy as np
 from numpy.typing import NDArray
 
-from im2sp.shards.batch import Batch
 from im2sp.shards.codebook import read_codebook
-from im2sp.shards.codecs import make_codecs
+from im2sp.shards.coding import make_codecs
 from im2sp.shards.errors import ShardError
+from im2sp.shards.layouts.batch import Batch
 from im2sp.shards.manifest import Manifest
 from im2sp.shards.reader import ShardReader
 from im2sp.shards.schema import Sample, arrow_schema

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self, cast, get_args
 
-from im2sp.shards.codecs import make_codecs
+from im2sp.shards.coding import make_codecs
 from im2sp.shards.errors import ShardError
 from im2sp.shards.files import atomic_file, is_plain_name
 from im2sp.shards.schema import FORMAT_VERSION, MAX_BATCH_ROWS, compact_json

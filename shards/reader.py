@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from im2sp.shards.arrow import read_message
-from im2sp.shards.batch import Batch
-from im2sp.shards.codecs import ColumnCodecs
+from im2sp.shards.coding import ColumnCodecs
 from im2sp.shards.errors import ShardError
+from im2sp.shards.layouts.arrow import read_message
+from im2sp.shards.layouts.batch import Batch
+from im2sp.shards.layouts.webdataset import read_packed, read_plain
 from im2sp.shards.manifest import ADVICE, Layout, ShardInfo
-from im2sp.shards.webdataset import read_packed, read_plain
 
 
 def reader_of_layout(layout: Layout) -> Callable[[pa.Buffer, pa.Schema], pa.RecordBatch]:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from im2sp.shards.codecs import Codec, ColumnCodecs, Columns, make_codecs
+from im2sp.shards.coding import Codec, ColumnCodecs, Columns, make_codecs
 from im2sp.shards.errors import ShardError
 
 FORMAT_VERSION = 1

@@ -12,11 +12,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import ipc
 
-from im2sp.shards.batch import Batch
 from im2sp.shards.codebook import read_codebook
-from im2sp.shards.codecs import ColumnCodecs, make_codecs
+from im2sp.shards.coding import ColumnCodecs, make_codecs
+from im2sp.shards.coding.packing import unpack_units
 from im2sp.shards.errors import ShardError
 from im2sp.shards.files import TMP_SUFFIX
+from im2sp.shards.layouts.batch import Batch
+from im2sp.shards.layouts.webdataset import list_members
 from im2sp.shards.manifest import (
     ADVICE,
     MANIFEST_NAME,
@@ -24,10 +26,8 @@ from im2sp.shards.manifest import (
     Manifest,
     ShardInfo,
 )
-from im2sp.shards.packing import unpack_units
 from im2sp.shards.reader import ShardReader
 from im2sp.shards.schema import arrow_schema
-from im2sp.shards.webdataset import list_members
 
 _CHUNK_SIZE_BYTES = 1 << 22
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from im2sp.shards.arrow import write_arrow
 from im2sp.shards.errors import ShardError
 from im2sp.shards.files import atomic_file
+from im2sp.shards.layouts.arrow import write_arrow
+from im2sp.shards.layouts.sink import Sink
+from im2sp.shards.layouts.webdataset import write_packed, write_plain
 from im2sp.shards.manifest import Layout, ShardInfo
 from im2sp.shards.schema import (
     MAX_BATCH_ROWS,
@@ -17,8 +19,6 @@ from im2sp.shards.schema import (
     columns_of_schema,
     rows_of_batch,
 )
-from im2sp.shards.sink import Sink
-from im2sp.shards.webdataset import write_packed, write_plain
 
 
 def write_shard(

@@ -35,13 +35,13 @@ BANNED = {
 GUIDES = ["README.md", "docs/CONTRIBUTING.md", "docs/reproduce-paper.md", "docs/results.md"]
 SOURCES = [
     "pipeline/cli.py",
-    "pipeline/job_config.py",
+    "pipeline/job/config.py",
     "shards/cli.py",
     "shards/command_line.py",
     "shards/errors.py",
-    "tools/evaluate_config.py",
+    "tools/evaluation/config.py",
     "tools/speak.py",
-    "tools/speak_config.py",
+    "tools/speaking/config.py",
     "trainer/cli.py",
 ]
 """Files whose string literals and comments are checked; extend this list with every swept file."""

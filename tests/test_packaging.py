@@ -1,20 +1,24 @@
-"""The house stays in order: packages, import rules, what the wheel holds, what no file may hold."""
+"""Packages, import rules, what the wheel holds, what no file may hold."""
 
 import ast
+import graphlib
 import os
 import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ["pipeline", "shards", "tools", "trainer"]
+PACKAGES = ["pipeline", "shards", "tools", "trainer"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).glob("*.py"))
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+TRAINER_FILES = 26
+"""The trainer stays flat (DESIGN), so it may hold more files than a folder's dozen."""
 
 
 def relative(path):
@@ -23,7 +27,7 @@ def relative(path):
 
 def imported_modules(path):
     """Absolute names of the modules a file imports, with the import's line."""
-    package = ["im2sp", path.parent.name]
+    package = ["im2sp", *path.relative_to(ROOT).parent.parts]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -57,19 +61,31 @@ def tracked_files():
 # Packages -----------------------------------------------------------------------------------------
 
 
-def test_the_package_list_names_every_room():
-    with_code = {p.parent.name for p in ROOT.glob("*/__init__.py")} - {"tests", "typings"}
+def test_the_package_list_names_every_folder_with_code():
+    folders = {relative(p.parent) for name in PACKAGES for p in (ROOT / name).rglob("__init__.py")}
     packages = PROJECT["tool"]["setuptools"]["packages"]
-    assert set(packages) == {"im2sp"} | {f"im2sp.{room}" for room in with_code - {"im2sp"}}
+    assert set(packages) == {"im2sp", *("im2sp." + f.replace("/", ".") for f in folders)}
     assert PROJECT["tool"]["setuptools"]["package-dir"] == {
-        name: name.removeprefix("im2sp.") for name in packages
+        name: name.removeprefix("im2sp.").replace(".", "/") for name in packages
     }
-    assert sorted(with_code - {"im2sp"}) == ROOMS
+    assert {relative(p.parent) for p in SOURCES} == folders
+    assert sorted({f.split("/")[0] for f in folders}) == PACKAGES
 
 
-def test_rooms_are_flat():
-    nested = [relative(p) for room in ROOMS for p in (ROOT / room).glob("*/**/*.py")]
-    assert nested == []
+def test_there_is_one_level_of_sub_packages():
+    assert [relative(p) for p in SOURCES if len(p.relative_to(ROOT).parts) > 3] == []
+
+
+def test_a_folder_holds_a_dozen_files_or_fewer():
+    counts = Counter(relative(p.parent) for p in SOURCES if p.name != "__init__.py")
+    limits = {"trainer": TRAINER_FILES}
+    assert {f: n for f, n in counts.items() if n > limits.get(f, 12)} == {}
+
+
+def test_tests_mirror_the_folders():
+    folders = {relative(p.parent) for p in SOURCES}
+    tests = [relative(p.parent) for p in (ROOT / "tests").glob("*/**/test_*.py")]
+    assert {name.removeprefix("tests/") for name in tests} <= folders
 
 
 def test_im2sp_itself_holds_no_code_but_its_version():
@@ -90,9 +106,9 @@ def test_the_root_of_a_clone_as_working_directory_holds_every_package():
     assert (done.stdout.strip(), done.stderr) == (str(ROOT / "tools" / "__init__.py"), "")
 
 
-def test_typings_link_to_the_rooms():
+def test_typings_link_to_the_packages():
     links = {p.name: os.readlink(p) for p in (ROOT / "typings/im2sp").iterdir()}
-    expected = {room: f"../../{room}" for room in ROOMS}
+    expected = {name: f"../../{name}" for name in PACKAGES}
     assert links == expected | {"__init__.py": "../../im2sp/__init__.py"}
 
 
@@ -122,7 +138,7 @@ def wheel_names(tmp_path_factory):
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for path in tracked_files():
         copy = source / relative(path)
-        if relative(path).split("/")[0] in {*ROOMS, "im2sp"} or "/" not in relative(path):
+        if relative(path).split("/")[0] in {*PACKAGES, "im2sp"} or "/" not in relative(path):
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
     program = f"from setuptools import build_meta; build_meta.build_wheel({str(out)!r})"
@@ -134,15 +150,15 @@ def wheel_names(tmp_path_factory):
     return zipfile.ZipFile(wheel).namelist()
 
 
-def test_the_wheel_holds_the_rooms_and_nothing_else(wheel_names):
+DATA_SUFFIXES = (".safetensors", ".md", ".html", ".css", ".js")
+
+
+def test_the_wheel_holds_the_packages_and_nothing_else(wheel_names):
     held = {n for n in wheel_names if ".dist-info/" not in n}
     shipped = [
         relative(p)
         for p in tracked_files()
-        if p.parent.name in ROOMS and p.parent.parent == ROOT
-        if p.suffix == ".py"
-        or (p.parent.name in ("pipeline", "trainer") and p.suffix in (".safetensors", ".md"))
-        or (p.parent.name == "tools" and p.suffix in (".html", ".css", ".js"))
+        if relative(p).split("/")[0] in PACKAGES and p.suffix in (".py", *DATA_SUFFIXES)
     ]
     expected = {f"im2sp/{name}" for name in shipped} | {"im2sp/__init__.py", "im2sp/py.typed"}
     assert held == expected
@@ -153,38 +169,62 @@ def test_the_wheel_holds_the_rooms_and_nothing_else(wheel_names):
 
 
 @pytest.mark.parametrize(
-    ("room", "forbidden"),
+    ("name", "forbidden"),
     [
         ("pipeline", ["im2sp.trainer", "im2sp.tools"]),
         ("trainer", ["im2sp.pipeline", "im2sp.tools"]),
         ("shards", ["im2sp.pipeline", "im2sp.trainer", "im2sp.tools"]),
     ],
 )
-def test_rooms_import_only_what_the_design_allows(room, forbidden):
+def test_packages_import_only_what_the_design_allows(name, forbidden):
     found = [
         place
         for path in SOURCES
-        if path.parent.name == room
+        if relative(path).split("/")[0] == name
         for package in forbidden
         for place in imports_of(path, package)
     ]
     assert found == []
 
 
+def node_of(module):
+    """Sub-package or module that a dotted name lies in: `pipeline/job`, `shards/dataset`."""
+    parts = module.split(".")[1:3]
+    path = ROOT.joinpath(*parts)
+    return "/".join(parts) if path.is_dir() or path.with_suffix(".py").is_file() else parts[0]
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_imports_between_sub_packages_have_no_cycle(name):
+    graph = {}
+    for path in SOURCES:
+        parts = path.relative_to(ROOT).with_suffix("").parts[:2]
+        if parts[0] == name and parts[1] != "__init__":
+            node = "/".join(parts)
+            modules = [m for m, _ in imported_modules(path) if m.startswith(f"im2sp.{name}.")]
+            graph.setdefault(node, set()).update({*map(node_of, modules)} - {node, name})
+    assert graph
+    # Raises CycleError, which names the cycle.
+    assert set(graphlib.TopologicalSorter(graph).static_order()) >= set(graph)
+
+
 def test_torch_enters_shards_only_in_the_loader():
-    shards = [p for p in SOURCES if p.parent.name == "shards" and p.name != "loader.py"]
+    shards = [p for p in SOURCES if relative(p).startswith("shards/") and p.parent.name != "loader"]
     assert [place for path in shards for place in imports_of(path, "torch")] == []
 
 
 def test_only_command_lines_import_tyro():
-    command_lines = ("cli.py", "command_line.py")
-    others = [p for p in SOURCES if p.name not in command_lines and p.parent.name != "tools"]
+    others = [
+        p
+        for p in SOURCES
+        if p.name not in ("cli.py", "command_line.py") and relative(p).split("/")[0] != "tools"
+    ]
     assert [place for path in others for place in imports_of(path, "tyro")] == []
 
 
-def test_no_file_imports_a_room_by_its_bare_name():
+def test_no_file_imports_a_package_by_its_bare_name():
     files = [*SOURCES, *(ROOT / "tests").rglob("*.py")]
-    assert [place for path in files for room in ROOMS for place in imports_of(path, room)] == []
+    assert [place for path in files for name in PACKAGES for place in imports_of(path, name)] == []
 
 
 def test_files_stay_short():

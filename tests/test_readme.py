@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from making.guides import blocks
+from support.guides import blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")

@@ -12,10 +12,10 @@ import pytest
 
 from im2sp.shards import ShardDataset
 from im2sp.trainer.config import TrainConfig, with_files
-from making import forked
-from making.evaluation import stand_in_java
-from making.guides import commands
-from making.paper import (
+from support import forked
+from support.evaluation import stand_in_java
+from support.guides import commands
+from support.paper import (
     JAVA,
     MINIATURE,
     make_caption_programs,
@@ -24,7 +24,7 @@ from making.paper import (
     make_recipes,
     make_weights,
 )
-from making.speech import install_flite
+from support.speech import install_flite
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = (ROOT / "docs/reproduce-paper.md").read_text("utf-8")

@@ -23,7 +23,7 @@ import tyro
 from numpy.typing import NDArray
 
 from im2sp.shards import Manifest, Sample, ShardDataset, ShardError
-from im2sp.shards.codecs import Codec, ColumnCodecs, make_codecs
+from im2sp.shards.coding import Codec, ColumnCodecs, make_codecs
 from im2sp.shards.command_line import run_command
 from im2sp.shards.manifest import MANIFEST_NAME, REJECTS_NAME
 

@@ -16,13 +16,13 @@ import numpy as np
 
 from im2sp.shards.command_line import run_command
 from im2sp.shards.files import atomic_file
-from im2sp.tools.captions import Scores, bleu, bleu_sums, score_captions
-from im2sp.tools.evaluate_config import EvaluateConfig
-from im2sp.tools.evaluate_table import report
-from im2sp.tools.intervals import interval
+from im2sp.tools.evaluation.captions import Scores, bleu, bleu_sums, score_captions
+from im2sp.tools.evaluation.config import EvaluateConfig
+from im2sp.tools.evaluation.intervals import interval
+from im2sp.tools.evaluation.table import report
 
 if TYPE_CHECKING:
-    from im2sp.tools.evaluate_chain import Chain, Judged
+    from im2sp.tools.evaluation.chain import Chain, Judged
 
 RESULT_NAME = "scores.json"
 
@@ -38,8 +38,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         scores = _captions(config, candidates, references)
         return {"name": config.captions.name, "captions": scores.as_json()}
     from im2sp.shards import ShardDataset
-    from im2sp.tools.evaluate_chain import judged_samples, run_chain
-    from im2sp.tools.evaluate_stages import StageFolder
+    from im2sp.tools.evaluation.chain import judged_samples, run_chain
+    from im2sp.tools.evaluation.stages import StageFolder
 
     assert config.shards is not None
     dataset = ShardDataset(config.shards, config.split)
@@ -119,7 +119,7 @@ def _results(config: EvaluateConfig, items: "Sequence[Judged]", chain: "Chain") 
 
 def _unit_scores(config: EvaluateConfig, items: "Sequence[Judged]", said: list[Any]) -> Scores:
     """BLEU-4 of units, and their error rate against each clip's closest reference."""
-    from im2sp.tools.asr import edits
+    from im2sp.tools.engines.asr import edits
 
     sums, errors = [], []
     for item, row in zip(items, said, strict=True):
@@ -141,7 +141,7 @@ def _unit_scores(config: EvaluateConfig, items: "Sequence[Judged]", said: list[A
 
 def _word_scores(config: EvaluateConfig, spoken: list[Any], heard: list[Any]) -> Scores:
     """Word error rate of what is heard against what was spoken."""
-    from im2sp.tools.asr import word_errors
+    from im2sp.tools.engines.asr import word_errors
 
     counted = [word_errors(h["text"], text) for h, text in zip(heard, spoken, strict=True)]
     kept = [pair for pair in counted if pair[1]]

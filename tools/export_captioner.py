@@ -17,7 +17,7 @@ from typing import Literal
 import tyro
 
 from im2sp.shards.command_line import run_command
-from im2sp.tools.speak_run import find_step
+from im2sp.tools.speaking.captioner import find_step
 from im2sp.trainer.export import export_model
 
 

@@ -27,22 +27,22 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from im2sp.pipeline.decode_pool import DecodePool
-from im2sp.pipeline.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from im2sp.pipeline.image_tokenizer.network import ViTVQGAN, from_patches, to_patches
+from im2sp.pipeline.image_tokenizer.tokenizer import ImageTokenizer, load_image_tokenizer
+from im2sp.pipeline.image_tokenizer.weights import image_tokenizer_bytes
+from im2sp.pipeline.job.decode_pool import DecodePool
 from im2sp.pipeline.sources import list_source
-from im2sp.pipeline.vitvqgan import ViTVQGAN, from_patches, to_patches
-from im2sp.pipeline.vitvqgan_weights import image_tokenizer_bytes
 from im2sp.shards.command_line import run_command
 from im2sp.shards.files import atomic_file
-from im2sp.tools.image_quality import Quality, QualityMeter
-from im2sp.tools.image_tokenizer_start import (
+from im2sp.tools.evaluation.image_quality import Quality, QualityMeter
+from im2sp.tools.fitting.image_start import (
     PATCH_PX,
     PatchStatistics,
     fit_patches,
     sample_patches,
 )
-from im2sp.tools.image_tokenizer_trainer import GRID, Recipe, Trainer, nearest_codes
-from im2sp.tools.kmeans import nearest_centroids
+from im2sp.tools.fitting.image_trainer import GRID, Recipe, Trainer, nearest_codes
+from im2sp.tools.fitting.kmeans import nearest_centroids
 
 EVERY_STEPS = 100
 

@@ -29,17 +29,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from im2sp.pipeline.audio import AudioError, read_audio
-from im2sp.pipeline.hubert_units import load_speech_tokenizer
-from im2sp.pipeline.hubert_weights import HubertWeights, speech_tokenizer_bytes
+from im2sp.pipeline.decoding.audio import AudioError, read_audio
 from im2sp.pipeline.sources import list_source
+from im2sp.pipeline.speech_tokenizer.tokenizer import load_speech_tokenizer
+from im2sp.pipeline.speech_tokenizer.weights import HubertWeights, speech_tokenizer_bytes
 from im2sp.shards.command_line import run_command
 from im2sp.shards.files import atomic_file
-from im2sp.tools.flite import VOICES
-from im2sp.tools.hubert_trainer import Crops, Recipe, Trainer
-from im2sp.tools.kmeans import fit_kmeans
-from im2sp.tools.speech_corpus import Corpus, Manner, draw_manner, make_corpus, read_captions
-from im2sp.tools.speech_targets import (
+from im2sp.tools.engines.flite import VOICES
+from im2sp.tools.fitting.hubert_trainer import Crops, Recipe, Trainer
+from im2sp.tools.fitting.kmeans import fit_kmeans
+from im2sp.tools.fitting.speech_corpus import (
+    Corpus,
+    Manner,
+    draw_manner,
+    make_corpus,
+    read_captions,
+)
+from im2sp.tools.fitting.speech_targets import (
     Cepstra,
     Features,
     features_of_clips,

@@ -26,16 +26,15 @@ import torch
 import tyro
 from safetensors.torch import save
 
-from im2sp.pipeline.audio import DEFAULT_MAX_SECONDS, SAMPLE_RATE_HZ
-from im2sp.pipeline.hubert_encoder import HubertEncoder
-from im2sp.pipeline.hubert_units import DTYPES, Precision, SpeechTokenizer
-from im2sp.pipeline.hubert_weights import DEFAULT_LAYER, HubertWeights, load_hubert
+from im2sp.pipeline.decoding.audio import DEFAULT_MAX_SECONDS, SAMPLE_RATE_HZ
+from im2sp.pipeline.speech_tokenizer.encoder import HubertEncoder
+from im2sp.pipeline.speech_tokenizer.tokenizer import DTYPES, Precision, SpeechTokenizer
+from im2sp.pipeline.speech_tokenizer.weights import DEFAULT_LAYER, HubertWeights, load_hubert
 from im2sp.shards.command_line import run_command
 from im2sp.shards.files import atomic_file
-from im2sp.tools.clip_features import Clips, FeatureReader
-from im2sp.tools.kmeans import Reservoir, fit_kmeans
-from im2sp.tools.phone_labels import PhoneLabels
-from im2sp.tools.unit_quality import UnitMeter
+from im2sp.tools.evaluation.unit_quality import PhoneLabels, UnitMeter
+from im2sp.tools.fitting.clip_features import Clips, FeatureReader
+from im2sp.tools.fitting.kmeans import Reservoir, fit_kmeans
 
 METADATA_KEY = "im2sp"
 
@@ -159,7 +158,7 @@ def _labels(path: Path | None, clips: Clips) -> PhoneLabels | None:
     if not any(labels.has(utterance.name) for utterance in clips.utterances):
         raise ValueError(
             f"{path}: labels for none of the {len(clips.utterances)} clips to measure, the first is"
-            f" {clips.utterances[0].name}; see the head of tools/phone_labels.py for the names"
+            f" {clips.utterances[0].name}; see tools/evaluation/unit_quality.py for the names"
         )
     return labels
 

@@ -31,14 +31,14 @@ import numpy as np
 import torch
 import tyro
 
-from im2sp.pipeline.hubert_units import load_speech_tokenizer
-from im2sp.pipeline.vocoder import load_vocoder
-from im2sp.pipeline.vocoder_weights import RATE_HZ, vocoder_bytes
+from im2sp.pipeline.speech_tokenizer.tokenizer import load_speech_tokenizer
+from im2sp.pipeline.vocoder.vocoder import load_vocoder
+from im2sp.pipeline.vocoder.weights import RATE_HZ, vocoder_bytes
 from im2sp.shards import ShardDataset
 from im2sp.shards.command_line import run_command
 from im2sp.shards.files import atomic_file
-from im2sp.tools.speech_corpus import Corpus
-from im2sp.tools.vocoder_corpus import (
+from im2sp.tools.fitting.speech_corpus import Corpus
+from im2sp.tools.fitting.vocoder_corpus import (
     Segments,
     encode_corpus,
     read_recordings,
@@ -47,9 +47,9 @@ from im2sp.tools.vocoder_corpus import (
     take_units,
     units_of_dataset,
 )
-from im2sp.tools.vocoder_network import NetworkSizes
-from im2sp.tools.vocoder_quality import measure, pocketsphinx_ears
-from im2sp.tools.vocoder_trainer import Recipe, Trainer
+from im2sp.tools.fitting.vocoder_network import NetworkSizes
+from im2sp.tools.fitting.vocoder_quality import measure, pocketsphinx_ears
+from im2sp.tools.fitting.vocoder_trainer import Recipe, Trainer
 
 EVERY_STEPS = 50
 CHECKPOINT_S = 120

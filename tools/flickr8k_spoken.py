@@ -23,16 +23,16 @@ import soundfile as sf
 import tyro
 from tqdm import tqdm
 
-from im2sp.pipeline.hubert_units import load_speech_tokenizer
-from im2sp.pipeline.image_tokenizer import load_image_tokenizer
-from im2sp.pipeline.job import JobConfig, run_job
-from im2sp.pipeline.job_summary import summary
-from im2sp.pipeline.source_flickr8k_audio import WAVS
-from im2sp.pipeline.source_items import read_json_list
+from im2sp.pipeline.image_tokenizer.tokenizer import load_image_tokenizer
+from im2sp.pipeline.job.run import JobConfig, run_job
+from im2sp.pipeline.job.summary import summary
+from im2sp.pipeline.sources.flickr8k_audio import WAVS
+from im2sp.pipeline.sources.items import read_json_list
+from im2sp.pipeline.speech_tokenizer.tokenizer import load_speech_tokenizer
 from im2sp.shards import MANIFEST_NAME
 from im2sp.shards.command_line import run_command
 from im2sp.shards.files import atomic_file
-from im2sp.tools.flite import RATE_HZ, VOICES, FliteError, find_flite, speak
+from im2sp.tools.engines.flite import RATE_HZ, VOICES, FliteError, find_flite, speak
 
 AUDIO_NAME = ".spoken"
 RECORD_NAME = "spoken.json"
@@ -58,19 +58,19 @@ class SpokenConfig:
     keep_audio: Path | None = None
     """Folder to keep the speech in, in the layout of Flickr8kAudio; removed unless given."""
     image_tokenizer: str = "compact"
-    """As im2sp-tokenize has it."""
+    """As for im2sp-tokenize."""
     speech_tokenizer: str = "compact"
-    """As im2sp-tokenize has it."""
+    """As for im2sp-tokenize."""
     kmeans: Path | None = None
-    """As im2sp-tokenize has it."""
+    """As for im2sp-tokenize."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the encoders."""
     device: str | None = None
-    """Where the encoders run; CUDA where there is one."""
+    """torch device, such as cuda:1; by default CUDA if available."""
     num_workers: int = os.cpu_count() or 1
-    """flite processes at a time, and processes that decode."""
+    """Parallel flite processes, and processes that decode."""
     overwrite: bool = False
-    """Remove the dataset or unfinished job in --out and start anew."""
+    """Remove the dataset or unfinished job in --out first."""
     quiet: bool = False
     """Print errors only."""
 

@@ -12,7 +12,7 @@ and saves a JSON file. `--reference` adds speech by image name (x.wav or x_0.wav
 a system of its own, such as people's or flite's.
 
 `score` prints the paper's Table 4 of these files: mean opinions with 95 % intervals that allow for
-strict listeners and hard images (see `tools/intervals.py`).
+strict listeners and hard images (see `tools/evaluation/intervals.py`).
 
 Exit codes: 0 done, 1 not possible, 2 usage.
 """
@@ -28,8 +28,8 @@ import tyro
 
 from im2sp.shards.command_line import run_command
 from im2sp.shards.files import atomic_file
-from im2sp.tools.listening_build import KEY_NAME, PAGE_DIR, build
-from im2sp.tools.listening_score import SCORES_FORM, as_json, read_all, read_key, report, score
+from im2sp.tools.listening.build import KEY_NAME, PAGE_DIR, build
+from im2sp.tools.listening.score import SCORES_FORM, as_json, read_all, read_key, report, score
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,9 +71,9 @@ def read_originals(
     Raises:
         ValueError: The source has no picture of that key.
     """
-    from im2sp.pipeline.images import read_image
+    from im2sp.pipeline.decoding.images import read_image
+    from im2sp.pipeline.decoding.views import VIEWS
     from im2sp.pipeline.sources import list_source
-    from im2sp.pipeline.views import VIEWS
 
     view = VIEWS[view_name]
     items = {item.key: item for item in list_source(source, image_root=image_root).items}

@@ -7,10 +7,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from im2sp.shards.command_line import print_error, run_command
-from im2sp.tools.speak_config import SpeakConfig
+from im2sp.tools.speaking.config import SpeakConfig
 
 if TYPE_CHECKING:
-    from im2sp.tools.speak_job import SpeakResult
+    from im2sp.tools.speaking.run import SpeakResult
 
 PROGRAM = "im2sp-speak"
 
@@ -26,7 +26,7 @@ def _run(config: SpeakConfig) -> int:
 
     if not config.quiet:
         log(f"loading the vocoder {config.vocoder} ...")
-    from im2sp.tools.speak_job import speak
+    from im2sp.tools.speaking.run import speak
 
     result = speak(config, log)
     if config.json:

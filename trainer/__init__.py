@@ -1,4 +1,4 @@
-"""Shards to model: the room of the token-to-token captioner."""
+"""Training of the captioner: shards to model."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ _HOMES = {"Im2SpModel": "model", "generate": "generation", "load_model": "weight
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public names when they are first used, so that this package costs no torch."""
+    """Import the public names on first use, so that importing this package does not load torch."""
     if name in _HOMES:
         from importlib import import_module
 

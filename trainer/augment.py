@@ -1,7 +1,7 @@
-"""Token augmentation: image units changed at random before the model sees them, as SeiT does.
+"""Token augmentation of image units, as in SeiT.
 
-Units are no pixels: none lies between two others, so a resized crop takes the nearest unit, and
-nothing is mirrored (a mirrored picture has other units, not the same ones in another order).
+Units cannot be interpolated, so a resized crop takes the nearest unit, and nothing is mirrored (a
+mirrored image has different units, not the same ones in another order).
 """
 
 import math
@@ -13,13 +13,13 @@ _LOG_RATIO = math.log(4 / 3)
 
 
 def augment_units(units: Tensor, *, num_codes: int, crop_area: float, code_noise: float) -> Tensor:
-    """Crop and resize, then noise; draws from torch's generator of the units' device.
+    """Crop and resize, then add noise; draws from torch's generator of the units' device.
 
     Args:
-        units: (B, rows, columns) int64.
-        num_codes: Units are below it.
-        crop_area: As in `crop_and_resize`; 1 for no crops.
-        code_noise: As in `replace_at_random`; 0 for none.
+        units: (B, rows, columns) int64 in [0, num_codes).
+        num_codes: Size of the codebook.
+        crop_area: `min_area` of `crop_and_resize`; 1 disables crops.
+        code_noise: `share` of `replace_at_random`; 0 disables noise.
 
     Returns:
         (B, rows, columns) int64.
@@ -32,12 +32,12 @@ def augment_units(units: Tensor, *, num_codes: int, crop_area: float, code_noise
 
 
 def crop_and_resize(units: Tensor, min_area: float) -> Tensor:
-    """A random rectangle of each grid, resized to the whole grid by nearest units.
+    """Cut a random rectangle out of each grid and resize it to the whole grid (nearest units).
 
     Args:
         units: (B, rows, columns) int64.
-        min_area: Areas are uniform from this share of the grid to 1, proportions between 3:4 and
-            4:3 where the grid has the room.
+        min_area: Areas are uniform from this share of the grid to 1; aspect ratios are between
+            3:4 and 4:3 as far as they fit into the grid.
 
     Returns:
         (B, rows, columns) int64.
@@ -54,12 +54,12 @@ def crop_and_resize(units: Tensor, min_area: float) -> Tensor:
 
 
 def _places(size: int, extent: Tensor, start: Tensor) -> Tensor:
-    """Rows that `size` rows are taken from; extent and start (B, 1) as shares -> (B, size)."""
-    centres = (torch.arange(size, device=extent.device) + 0.5) / size
-    return ((start + extent * centres) * size).long().clamp(0, size - 1)
+    """Source indices of `size` rows; extent and start (B, 1) as shares -> (B, size)."""
+    midpoints = (torch.arange(size, device=extent.device) + 0.5) / size
+    return ((start + extent * midpoints) * size).long().clamp(0, size - 1)
 
 
 def replace_at_random(units: Tensor, num_codes: int, share: float) -> Tensor:
-    """Replace each unit with probability `share` by one that is uniform in [0, num_codes)."""
+    """Replace each unit with probability `share` by one drawn uniformly from [0, num_codes)."""
     others = torch.randint(num_codes, units.shape, device=units.device)
     return torch.where(torch.rand(units.shape, device=units.device) < share, others, units)

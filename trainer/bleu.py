@@ -1,8 +1,7 @@
-"""Corpus BLEU-4, by which a run may choose its best checkpoint.
+"""Corpus BLEU-4, a criterion for the best checkpoint of a run.
 
-Sums of a corpus can be added, so that processes and batches are counted apart. Words are lower-case
-runs of letters and digits; for the published figures the PTB tokenizer and METEOR, CIDEr and the
-like are needed, which are not made here.
+The sums are additive, so batches and processes are counted separately. Words are lower-case runs
+of letters and digits; published figures use the PTB tokenizer (see `im2sp-evaluate`).
 """
 
 import math
@@ -21,11 +20,11 @@ def words_of(text: str) -> list[str]:
 
 
 def bleu_sums(found: Sequence[Hashable], references: Sequence[Sequence[Hashable]]) -> list[int]:
-    """What one sequence adds to a corpus.
+    """Counts of one sequence, to be added up over a corpus.
 
     Args:
-        found: Words or units.
-        references: Those it might have been, at least one.
+        found: Generated words or units.
+        references: Reference sequences, at least one.
 
     Returns:
         Matches of order 1 to 4, n-grams of order 1 to 4, length, length of the nearest reference.
@@ -43,7 +42,7 @@ def bleu_sums(found: Sequence[Hashable], references: Sequence[Sequence[Hashable]
 
 
 def bleu(sums: Sequence[float]) -> float:
-    """BLEU-4 in [0, 1] of the added sums of a corpus; 0 where an order has no match.
+    """BLEU-4 in [0, 1] from the sums of a corpus; 0 if an order has no match.
 
     >>> bleu(bleu_sums("a dog runs in snow".split(), ["a dog runs in snow".split()]))
     1.0

@@ -1,15 +1,15 @@
-"""Checkpoints: one folder a step, whole or not there.
+"""Checkpoints: one folder per step, complete or absent.
 
     RUN/step-000020/
         model.safetensors   weights
-        optimizer.pt        AdamW's averages, read with weights_only=True
-        config.toml         the settings
-        state.json          step, random numbers, loader position, scores, checksums of the files
+        optimizer.pt        moments of AdamW, read with weights_only=True
+        config.toml         settings
+        state.json          step, seed, loader position, scores, checksums of the files
 
-A folder is written under another name and renamed when every byte is on disk. `state.json` carries
-the size and sha256 of the other files and a checksum of itself, so that a folder that was damaged
-later is noticed too. Which checkpoint is the best is not kept anywhere: it is the one whose
-`state.json` has the best score.
+A folder is written under a temporary name and renamed when every byte is on disk. `state.json`
+holds the size and sha256 of the other files and a checksum of itself, so later damage is detected
+too. The best checkpoint is the one whose `state.json` has the best score; it is not recorded
+elsewhere.
 """
 
 import hashlib
@@ -33,34 +33,34 @@ _VERSION = 1
 _STEP_DIR = re.compile(r"step-(\d{6,})")
 
 Writer = Callable[[Path], object]
-"""Writes one file at a path."""
+"""Function that writes one file at a path."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is not whole; says what was found."""
+    """A checkpoint is incomplete or damaged."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder whose `state.json` is sound."""
+    """A checkpoint folder with a valid `state.json`."""
 
     path: Path
     state: Mapping[str, Any]
 
     @property
     def step(self) -> int:
-        """Steps that were done."""
+        """Number of completed steps."""
         return self.state["step"]
 
     def score(self, name: str) -> float | None:
-        """A validation score, None where there was no validation."""
+        """A validation score; None if there was no validation."""
         return self.state["scores"].get(name)
 
     def check_files(self) -> None:
-        """Compare every file with its checksum.
+        """Compare every file with its size and checksum.
 
         Raises:
-            CheckpointError: A file is missing or is not what was written.
+            CheckpointError: A file is missing or differs.
         """
         for name, expected in self.state["files"].items():
             try:
@@ -81,16 +81,16 @@ def step_dir(run_dir: Path, step: int) -> Path:
 def write_checkpoint(
     run_dir: Path, step: int, writers: Mapping[str, Writer], state: Mapping[str, Any]
 ) -> Checkpoint:
-    """Write a checkpoint; one of that step that is there is replaced.
+    """Write a checkpoint, replacing an existing one of the same step.
 
     Args:
         run_dir: Folder of the run.
-        step: Steps that were done.
-        writers: Name of a file -> what writes it.
-        state: What else `state.json` is to hold, with `scores`.
+        step: Number of completed steps.
+        writers: File name -> function that writes the file.
+        state: Other contents of `state.json`, `scores` included.
 
     Raises:
-        OSError: The disk is full or the like. What was there is there still.
+        OSError: Writing failed, for example because the disk is full. Existing checkpoints stay.
     """
     target = step_dir(run_dir, step)
     temporary = target.with_name(target.name + TMP_SUFFIX)
@@ -121,7 +121,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read `state.json` of a checkpoint.
 
     Raises:
-        CheckpointError: It is missing, damaged, or of another version.
+        CheckpointError: The file is missing, damaged, or of another version.
     """
     place = path / STATE_NAME
     try:
@@ -143,7 +143,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def checkpoint_dirs(run_dir: Path) -> list[Path]:
-    """Folders of checkpoints, from the first step on; not yet looked into."""
+    """Folders of checkpoints in the order of their steps; their contents are not checked."""
     try:
         found = [path for path in run_dir.iterdir() if _STEP_DIR.fullmatch(path.name)]
     except OSError:
@@ -151,10 +151,10 @@ def checkpoint_dirs(run_dir: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def newest_whole(run_dir: Path, tell: Callable[[str], object]) -> Checkpoint | None:
-    """The newest checkpoint whose files are all what was written, None where there is none.
+def newest_whole(run_dir: Path, log: Callable[[str], object]) -> Checkpoint | None:
+    """The newest undamaged checkpoint; None if there is none.
 
-    Those that are newer and broken are told of and renamed to `*.broken`, out of the way.
+    Damaged ones that are newer are logged and renamed to `*.broken`.
     """
     for path in reversed(checkpoint_dirs(run_dir)):
         try:
@@ -164,21 +164,21 @@ def newest_whole(run_dir: Path, tell: Callable[[str], object]) -> Checkpoint | N
             aside = path.with_name(path.name + BROKEN_SUFFIX)
             _remove(aside)
             os.replace(path, aside)
-            tell(f"passed over a broken checkpoint, now {aside}: {error}")
+            log(f"skipped a broken checkpoint, now {aside}: {error}")
         else:
             return checkpoint
     return None
 
 
 def best_checkpoint(run_dir: Path, score: str | None = None) -> Checkpoint | None:
-    """The checkpoint with the best score: the newest where there was no validation.
+    """The checkpoint with the best score, or the newest if there was no validation.
 
     Args:
         run_dir: Folder of the run.
-        score: Name of the score; the one the run goes by unless given.
+        score: Name of the score; by default the run's `best_by`.
 
     Returns:
-        None where no folder has a sound `state.json`.
+        None if no folder has a valid `state.json`.
     """
     best = None
     for path in checkpoint_dirs(run_dir):
@@ -192,21 +192,21 @@ def best_checkpoint(run_dir: Path, score: str | None = None) -> Checkpoint | Non
 
 
 def is_step(path: Path) -> bool:
-    """Whether a folder is one step of a run, and not the run's own."""
+    """True for the folder of one checkpoint, False for that of a run."""
     return (path / STATE_NAME).is_file()
 
 
 def named_checkpoint(path: Path) -> Checkpoint | None:
-    """The step whose folder is named, or the best one of the run whose folder is.
+    """The checkpoint at a path, or the best one of the run at that path.
 
     Raises:
-        CheckpointError: The step's record is damaged.
+        CheckpointError: `state.json` of the checkpoint is damaged.
     """
     return read_checkpoint(path) if is_step(path) else best_checkpoint(path)
 
 
 def prune(run_dir: Path, keep_last: int) -> None:
-    """Remove all checkpoints but the best and the last ones, and what killed writers left."""
+    """Remove all checkpoints but the best and the last ones, and leftovers of killed writers."""
     paths = checkpoint_dirs(run_dir)
     best = best_checkpoint(run_dir)
     for path in paths[:-keep_last]:
@@ -217,7 +217,7 @@ def prune(run_dir: Path, keep_last: int) -> None:
 
 
 def _rank(checkpoint: Checkpoint, score: str | None) -> tuple[bool, float]:
-    """What the best has most of. Losses are better when lower, other scores when higher."""
+    """Sort key, highest for the best: a loss counts negatively, any other score positively."""
     name = score or checkpoint.state["best_by"]
     value = checkpoint.score(name)
     if value is None:
@@ -245,7 +245,7 @@ def _sha256_of(content: Mapping[str, Any]) -> str:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder in two moves, so that a kill leaves no half of it under its name."""
+    """Rename a folder, then remove it, so that a kill leaves no partial folder under its name."""
     if not path.exists():
         return
     aside = path

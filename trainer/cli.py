@@ -1,4 +1,4 @@
-"""`im2sp-train`: shards in, a trained captioner out."""
+"""Command `im2sp-train`: shards in, a trained captioner out."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ _LESS_MEMORY = (
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command; always leaves by SystemExit."""
+    """Run the command; always raises SystemExit."""
     sys.exit(
         run_command(
             PROGRAM,
@@ -67,7 +67,7 @@ def _run(config: TrainConfig) -> None:
 
 
 def _summary(result: "TrainResult") -> str:
-    """Steps, rate, losses and the folder, in a few lines."""
+    """Steps, throughput, losses and the folder, in a few lines."""
     num_steps = result.step - result.first_step
     before = f", {result.first_step:,} of them before" if result.first_step else ""
     lines = [f"trained   {result.step:,} steps{before}"]

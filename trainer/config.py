@@ -1,7 +1,7 @@
-"""Settings of `im2sp-train`: one dataclass, whose fields are its flags and the keys of a TOML file.
+"""Configuration of `im2sp-train`: one dataclass, whose fields are flags and keys of a TOML file.
 
-Order: defaults < recipe < `--config run.toml` < flags. Recipe and file become flags before the
-command line is parsed (`flags_of`), so a misspelt key fails as a misspelt flag does.
+Precedence: defaults < recipe < `--config run.toml` < flags. Recipe and file become flags before the
+command line is parsed (`flags_of`), so a misspelt key fails like a misspelt flag.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from im2sp.shards.files import atomic_file
 
 CONFIG_NAME = "config.toml"
 MAX_TOKENS = 1024
-"""Positions of the decoder: BOS and a text's ids."""
+"""Positions of the decoder: BOS and the ids of a text."""
 MAX_CHARACTERS = 512
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -40,10 +40,10 @@ RECIPES: dict[str, dict[str, Any]] = {
         "best_by": "bleu",
     },
 }
-"""Settings that a recipe stands for: the paper's code draws one utterance an image and batch."""
+"""Settings of each recipe. `items`: the paper's code draws one utterance per image and batch."""
 
-# Settings that may change when a run is resumed: how it is logged and kept, where it
-# computes and for how long, not what a step does.
+# Settings that may change when a run is resumed: those of logging, storage, device and duration,
+# none that affect the result of a step.
 CHANGEABLE = frozenset(
     {
         "shards", "val_shards", "out", "config", "init_from", "encoder_from", "text_model", "steps",
@@ -53,7 +53,7 @@ CHANGEABLE = frozenset(
     }
 )  # fmt: skip
 _PLAIN_FLAGS = frozenset({"quiet", "json"})
-"""Flags without an opposite."""
+"""Flags without a `--no-` form."""
 _UNSAVED = frozenset({"config", *_PLAIN_FLAGS})
 
 
@@ -76,7 +76,7 @@ class TrainConfig:
     """Base settings; overridden by --config, then by flags. paper: those of the paper's code."""
 
     target: Literal["speech", "text", "words"] = "speech"
-    """What the model predicts for an image:
+    """Prediction target of the model:
     - speech: speech units
     - text: the captions
     - words: which words the captions contain (bag-of-words pre-training of the image encoder, for
@@ -182,7 +182,7 @@ class TrainConfig:
     """Print the summary as one JSON object."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError, naming the flag, where a value cannot be used."""
+        """Raise ValueError, naming the flag, if a value is invalid."""
         for name in ("text_pieces", "steps", "batch_size", "grad_accumulation", "checkpoint_every",
                      "keep_last", "log_every", "max_length", "val_images", "eval_every",
                      "schedule_steps"):  # fmt: skip
@@ -215,7 +215,7 @@ class TrainConfig:
 
     @property
     def longest(self) -> int:
-        """Longest utterance in units, or caption in characters, that is taken."""
+        """Maximum length of an utterance in units, or of a caption in characters."""
         if self.max_length is not None:
             return self.max_length
         return MAX_TOKENS - 1 if self.target == "speech" else MAX_CHARACTERS
@@ -227,7 +227,7 @@ def _check(name: str, value: object, is_sound: bool, expected: str) -> None:
 
 
 def to_toml(config: TrainConfig) -> bytes:
-    """The settings as `--config` reads them; those that are None are left out."""
+    """The settings in the form that `--config` reads; those that are None are omitted."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -237,14 +237,14 @@ def to_toml(config: TrainConfig) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """A setting as TOML has it: paths are texts."""
+    """A setting as a TOML value: paths become strings."""
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
     return str(value) if isinstance(value, Path) else value
 
 
 def write_config(config: TrainConfig, folder: Path) -> None:
-    """Write `config.toml` into a folder, whole or not at all."""
+    """Write `config.toml` into a folder, atomically."""
     with atomic_file(folder / CONFIG_NAME) as file:
         file.write(to_toml(config))
 
@@ -253,7 +253,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """The settings in a TOML file.
 
     Raises:
-        ValueError: There is no such file, or it is no TOML.
+        ValueError: The file does not exist or is not TOML.
     """
     try:
         return tomllib.loads(path.read_bytes().decode())
@@ -264,10 +264,10 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def flags_of(values: Mapping[str, Any]) -> list[str]:
-    """Settings as the flags that say the same.
+    """Equivalent flags of settings.
 
     Raises:
-        ValueError: A value is of a kind that no flag takes.
+        ValueError: No flag takes a value of this type.
     """
     flags: list[str] = []
     for name, value in values.items():
@@ -282,7 +282,7 @@ def flags_of(values: Mapping[str, Any]) -> list[str]:
         ):
             flags += [f"--{flag}", *map(str, value)] if value else []
         else:
-            raise ValueError(f"{name} is {value!r}; expected a number, a text, true or false")
+            raise ValueError(f"{name} is {value!r}; expected a number, a string, true or false")
     return flags
 
 
@@ -313,7 +313,7 @@ def _last_value(args: list[str], name: str) -> str | None:
 
 
 def differences(config: TrainConfig, former: Mapping[str, Any]) -> list[str]:
-    """What a run that goes on may not change and does, as `seed was 1 and is 2`."""
+    """Changed settings that a resumed run may not change, such as `seed was 1 and is 2`."""
     now = tomllib.loads(to_toml(config).decode())
     names = [field.name for field in dataclasses.fields(config) if field.name not in CHANGEABLE]
     return [

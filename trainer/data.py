@@ -1,4 +1,4 @@
-"""Batches of tokens from shards: what a run learns from and is validated on."""
+"""Batches of tokens from shards, for training and validation."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,23 +18,25 @@ from im2sp.trainer.text import TextModel
 from im2sp.trainer.unit_pieces import UnitPieces
 from im2sp.trainer.vocabulary import Vocabulary
 
+VAL_NAMES = ("val", "validation", "valid", "dev")
+"""Splits to validate on without being asked, the first that there is."""
 _DEFAULT_NUM_UNITS = 200
 
 
 @dataclass(frozen=True, eq=False)
 class TokenBatch:
-    """B images and N texts, as the model takes them."""
+    """Input of the model: B images and N texts."""
 
     images_packed: Tensor
-    """(B, 1274) uint8; unpacked where the model is."""
+    """(B, 1274) uint8; unpacked on the model's device."""
     tokens: Tensor
     """(N, T) int64: BOS, ids, EOS, PAD."""
     owner: Tensor
     """(N,) int64, the row of `images_packed` that each text belongs to."""
     num_tokens: int
-    """Tokens that the loss counts: all but BOS and PAD."""
+    """Tokens that count in the loss: all but BOS and PAD."""
     source: LoaderBatch
-    """What it was made of."""
+    """Batch of the loader that this one was made from."""
 
     def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """The three tensors on a device."""
@@ -46,10 +48,10 @@ class TokenBatch:
 
 
 class OtherViews:
-    """The same images seen otherwise, in memory: 1,274 bytes for each image and view.
+    """Augmented copies of the images, in memory: 1,274 bytes for each image and view.
 
-    Which of its views an image shows is drawn by seed, epoch and key, so it depends neither on the
-    batch nor on the process, and a run that goes on draws the same.
+    The copy is drawn from seed, epoch and key, so it depends neither on the batch nor on the
+    process, and a resumed run draws the same.
     """
 
     def __init__(self, datasets: Sequence[ShardDataset], seed: int) -> None:
@@ -69,7 +71,7 @@ class OtherViews:
         self._table = torch.from_numpy(np.concatenate(tables))
 
     def mix(self, images_packed: Tensor, keys: Sequence[str], epoch: int) -> Tensor:
-        """(B, 1274) uint8: each image as it is or as one of its views here, all equally likely."""
+        """(B, 1274) uint8: each image or one of its copies, all equally likely."""
         taken = [
             (place, row)
             for place, key in enumerate(keys)
@@ -83,7 +85,7 @@ class OtherViews:
         return mixed
 
     def _draw(self, key: str, epoch: int) -> int | None:
-        """The row that an image shows, None for itself."""
+        """The row of the copy that is drawn for an image; None for the image itself."""
         rows = self._rows.get(key, [])
         digest = hashlib.blake2b(f"{self._seed} {epoch} {key}".encode(), digest_size=8).digest()
         drawn = int.from_bytes(digest, "little") % (len(rows) + 1)
@@ -91,10 +93,10 @@ class OtherViews:
 
 
 class TokenBatches:
-    """Batches of a loader with specials added and captions or units cut into pieces.
+    """Batches of a loader with special tokens added and captions or units split into pieces.
 
     Attributes:
-        loader: Where batches come from.
+        loader: Source of the batches.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class TokenBatches:
         self._other_views = other_views
 
     def __iter__(self) -> Iterator[TokenBatch]:
-        """Batches from the loader's position on."""
+        """Batches, starting at the loader's position."""
         return map(self._tokens_of, self.loader)
 
     def _tokens_of(self, batch: LoaderBatch) -> TokenBatch:
@@ -121,7 +123,7 @@ class TokenBatches:
                 rows = self._text_model.encode([row[:length] for row, length in pairs])
             else:
                 rows = self._text_model.encode(batch.captions)
-            # A caption has fewer pieces than characters, but for rare ones that NFKC spells out.
+            # A caption has fewer pieces than characters, except for rare ones that NFKC expands.
             rows = [row[: MAX_TOKENS - 1] for row in rows]
             lengths = torch.tensor([len(row) for row in rows], dtype=torch.int32)
             filled = [torch.tensor(row, dtype=torch.int32) for row in rows]
@@ -139,11 +141,11 @@ class TokenBatches:
 
 
 def open_train(config: TrainConfig) -> ShardDataset:
-    """The samples to learn from.
+    """The training samples.
 
     Raises:
         ShardError: The dataset is missing or damaged, or has no such split.
-        ValueError: It has splits, but none that is meant without being named.
+        ValueError: It has splits, but none called train, and none was named.
     """
     splits = ShardDataset(config.shards).manifest.splits
     split = config.split
@@ -155,11 +157,11 @@ def open_train(config: TrainConfig) -> ShardDataset:
 
 
 def open_other_views(config: TrainConfig, dataset: ShardDataset) -> OtherViews | None:
-    """The datasets of `--other-view`, None where none is given.
+    """The augmented copies of `--other-view`; None if it is not given.
 
     Raises:
-        ShardError: One is missing or damaged.
-        ValueError: Another tokenizer made one, or it has none of the images to learn from.
+        ShardError: A dataset is missing or damaged.
+        ValueError: A dataset has units of another tokenizer, or none of the training images.
     """
     if not config.other_view:
         return None
@@ -170,17 +172,17 @@ def open_other_views(config: TrainConfig, dataset: ShardDataset) -> OtherViews |
         check_fingerprints(fingerprints(other, "text"), expected, place, str(dataset.path))
         batches = map(other.batch, range(other.num_batches))
         theirs = {batch.keys.text(row) for batch in batches for row in range(batch.num_samples)}
-        # One image in common is soon found; no sample of either is decoded for more.
+        # Usually the first sample matches; no more samples are decoded than needed.
         if not any(sample.key in theirs for sample in dataset):
             raise ValueError(
                 f"{place}: none of its {len(other)} images is among the {len(dataset)} of"
-                f" {dataset.path}; their keys have to be the same"
+                f" {dataset.path}; the keys must be equal"
             )
     return OtherViews(others, config.seed)
 
 
 def open_val(config: TrainConfig) -> ShardDataset | None:
-    """The samples to validate on, None where none are named and there is no split val.
+    """The validation samples; None if none are named and there is no split val.
 
     Raises:
         ShardError: The dataset is missing or damaged, or has no such split.
@@ -189,8 +191,8 @@ def open_val(config: TrainConfig) -> ShardDataset | None:
     path = config.val_shards or config.shards
     splits = ShardDataset(path).manifest.splits
     split = config.val_split
-    if split is None and "val" in splits:
-        split = "val"
+    if split is None:
+        split = next((name for name in VAL_NAMES if name in splits), None)
     if split is None and config.val_shards is None:
         return None
     if split is None and set(splits) - {""}:
@@ -199,7 +201,7 @@ def open_val(config: TrainConfig) -> ShardDataset | None:
 
 
 def fingerprints(dataset: ShardDataset, target: str) -> dict[str, str | None]:
-    """What made the units that a run uses: kind of unit -> fingerprint, None where not known."""
+    """Kind of unit that a run uses -> fingerprint of its tokenizer, None if unknown."""
     manifest = dataset.manifest
     found = {"image": _fingerprint(manifest.image_tokenizer)}
     if target == "speech":
@@ -208,7 +210,7 @@ def fingerprints(dataset: ShardDataset, target: str) -> dict[str, str | None]:
 
 
 def tokenizer_records(dataset: ShardDataset, target: str) -> dict[str, dict[str, Any]]:
-    """What a dataset tells of them, such as name and view: kind of unit -> its record."""
+    """Kind of unit that a run uses -> record of its tokenizer in the manifest (name, view ..)."""
     manifest = dataset.manifest
     found = {"image": dict(manifest.image_tokenizer or {})}
     if target == "speech":
@@ -219,13 +221,13 @@ def tokenizer_records(dataset: ShardDataset, target: str) -> dict[str, dict[str,
 def check_fingerprints(
     found: Mapping[str, str | None], expected: Mapping[str, str | None], place: str, other: str
 ) -> None:
-    """Refuse units that another tokenizer made.
+    """Refuse units of another tokenizer.
 
     Args:
         found: Fingerprints of one dataset.
-        expected: Those it has to have, where both are known.
+        expected: Required fingerprints; only kinds in both are compared.
         place: The dataset, for the message.
-        other: What it has to agree with, for the message.
+        other: Owner of the required fingerprints, for the message.
 
     Raises:
         ValueError: They differ.
@@ -234,8 +236,8 @@ def check_fingerprints(
         if kind in found and found[kind] != fingerprint:
             raise ValueError(
                 f"{place}: its {kind} units have the fingerprint {_short(found[kind])}, those of"
-                f" {other} {_short(fingerprint)}; units of different tokenizers never mix, so"
-                " tokenize with the same one, or begin a run of its own with another --out"
+                f" {other} {_short(fingerprint)}; units of different tokenizers cannot be mixed:"
+                " tokenize with the same one, or start a separate run with another --out"
             )
 
 
@@ -249,16 +251,16 @@ def speech_vocabulary(dataset: ShardDataset) -> Vocabulary:
 def make_loader(
     dataset: ShardDataset, config: TrainConfig, ranks: Ranks, *, is_train: bool
 ) -> ShardLoader:
-    """Endless shuffled batches to learn from, or one pass in the dataset's order to validate on.
+    """Endless shuffled batches for training, or one pass in the dataset's order for validation.
 
     Raises:
         ShardError: The dataset is damaged.
-        ValueError: Not enough samples have what the target asks for.
+        ValueError: Too few samples have what the target needs.
     """
     num_needed = config.batch_size * ranks.world_size
     if is_train and len(dataset) < num_needed:
         raise ValueError(
-            f"{dataset.path}: {len(dataset)} samples make no batch of {num_needed};"
+            f"{dataset.path}: {len(dataset)} samples, expected at least a batch of {num_needed};"
             " give a smaller --batch-size"
         )
     return ShardLoader(
@@ -279,13 +281,13 @@ def make_loader(
 
 
 def captions_of(dataset: ShardDataset) -> Iterator[str]:
-    """All captions, image by image, as a text model is fitted on."""
+    """All captions, image by image: the input for fitting a text model."""
     for sample in dataset:
         yield from (caption for caption in sample.captions if caption)
 
 
 def utterances_of(dataset: ShardDataset) -> Iterator[list[int]]:
-    """The units of all utterances, image by image, as unit pieces are fitted on."""
+    """The units of all utterances, image by image: the input for fitting unit pieces."""
     for sample in dataset:
         yield from (units.tolist() for units in sample.speech_units if len(units))
 

@@ -1,7 +1,7 @@
-"""A captioner as one file: the model and what its units mean, without a run's folder around it.
+"""Export of a captioner to one file: the model and the records of its tokenizers.
 
-`model.safetensors` of a run holds the model; `state.json` beside it tells which tokenizers made the
-units. An exported file holds both, in half precision if one likes: to keep, to pass on, to bundle.
+In a run's folder, `model.safetensors` holds the model and `state.json` records the tokenizers of
+its units. An exported file holds both, optionally in half precision.
 """
 
 import json
@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from im2sp.shards.files import atomic_file
-from im2sp.shards.pickles import WeightsError
+from im2sp.shards.weights.pickles import WeightsError
 from im2sp.trainer.checkpoint import Checkpoint
 from im2sp.trainer.weights import FORM, METADATA_KEY, load_model
 
@@ -26,16 +26,16 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 def export_model(
     checkpoint: Checkpoint, path: Path, precision: Literal["fp32", "fp16"] = "fp16"
 ) -> dict[str, Any]:
-    """Write a checkpoint as one file, whole or not at all; the same checkpoint, the same bytes.
+    """Write a checkpoint as one file, atomically; the same checkpoint gives the same bytes.
 
     Args:
-        checkpoint: Of a run whose target is speech or text.
+        checkpoint: Checkpoint of a run whose target is speech or text.
         path: The file.
-        precision: Of the tensors in the file; arithmetic is in float32 in any case.
+        precision: Precision of the stored tensors; computation is in float32 in any case.
 
     Returns:
-        The notes: step, scores, and of each kind of units the fingerprint and the record of its
-        tokenizer.
+        The notes: step, scores, and the fingerprint and record of the tokenizer of each kind of
+        unit.
 
     Raises:
         WeightsError: The checkpoint's model cannot be read.
@@ -58,7 +58,7 @@ def export_model(
 
 
 def find_notes(path: Path) -> Mapping[str, Any] | None:
-    """The notes of an exported file, None of any other."""
+    """The notes of an exported file; None for any other file."""
     try:
         with safetensors.safe_open(path, "numpy") as file:
             header = json.loads((file.metadata() or {})[METADATA_KEY])
@@ -71,12 +71,12 @@ def read_notes(path: Path) -> Mapping[str, Any]:
     """The notes of an exported file.
 
     Raises:
-        WeightsError: It is none.
+        WeightsError: The file is not an exported captioner.
     """
     notes = find_notes(path)
     if notes is None:
         raise WeightsError(
-            f"{path}: no exported captioner; expected a run of im2sp-train, or what"
-            " tools/export_captioner.py makes of one"
+            f"{path}: not an exported captioner; expected a run of im2sp-train, or a file written"
+            " by tools/export_captioner.py"
         )
     return notes

@@ -1,11 +1,11 @@
-"""Units or text pieces for images: greedy, beam search, sampling.
+"""Generation of units or text pieces for images: greedy, beam search, sampling.
 
-An image's keys and values are computed once and shared by its beams. A beam's text is never copied
-when beams change places: each step writes its keys and values into slots of their own,
+The keys and values of an image are computed once and shared by its beams. Those of tokens are never
+copied when beams are reordered: each step writes them into new slots of the cache,
 
     [image, P slots | step 0: beam 0, beam 1, ... | step 1: beam 0, beam 1, ... | ...]
 
-and a mask says which slots a beam descends from. Only the mask follows the beams.
+and a mask marks the slots that belong to a beam's history. Only the mask is reordered.
 
 Legend: `B` images, `R` beams (1 without beam search), `P` image states, `S` slots, `V` vocabulary,
 `D` width, `H` heads, `K` head width.
@@ -23,7 +23,7 @@ NEVER = -1e9
 
 
 class DecoderCache:
-    """The decoder with a key/value cache of fixed size, fed one token at a time."""
+    """The decoder with a key/value cache of fixed size; takes one token per beam at a time."""
 
     def __init__(self, decoder: Decoder, prefix: Prefix, num_beams: int, max_steps: int) -> None:
         self.decoder, self.num_beams, self.step = decoder, num_beams, 0
@@ -36,7 +36,7 @@ class DecoderCache:
             for slots, part in zip(kept, parts, strict=True):
                 slots[:, :, : self.num_states] = part
             self.cache.append((kept[0], kept[1]))
-        # True where a beam descends from a slot's token.
+        # True if the slot's token belongs to the beam's history.
         self.sees = torch.zeros(
             (self.num_images, num_beams, num_slots), dtype=torch.bool, device=keys.device
         )
@@ -44,7 +44,7 @@ class DecoderCache:
         self.own_slot = torch.eye(num_beams, dtype=torch.bool, device=keys.device)
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """The newest tokens (B, R) -> logits (B, R, V) of what follows."""
+        """The newest tokens (B, R) -> logits (B, R, V) of the next ones."""
         start = self.num_states + self.step * self.num_beams
         end = start + self.num_beams
         mask = None
@@ -62,7 +62,7 @@ class DecoderCache:
         return self.decoder.logits(x)
 
     def reorder(self, parents: Tensor) -> None:
-        """Beam r goes on from what beam `parents[:, r]` was; (B, R) int64."""
+        """Give beam r the history of beam `parents[:, r]`; (B, R) int64."""
         end = self.num_states + self.step * self.num_beams
         seen = self.sees[:, :, :end]
         seen.copy_(_pick(seen, parents))
@@ -86,27 +86,28 @@ def generate(
     top_p: float | None = None,
     seed: int = 0,
 ) -> list[list[int]]:
-    """The model's text or speech for images, each as if it were alone in the batch.
+    """Generate text or speech units for images.
 
-    Greedy by default. Beam search follows transformers: a hypothesis is worth its log probability
-    divided by its length to the power of `length_penalty`. Sampling draws one generator's numbers
-    for the whole batch, so what an image gets depends on its place there.
+    Greedy by default. Greedy and beam search results do not depend on the rest of the batch. Beam
+    search follows transformers: the score of a hypothesis is its log probability divided by its
+    length to the power of `length_penalty`. Sampling uses one random generator for the whole batch,
+    so its results depend on the position in the batch.
 
     Args:
-        model: Used in eval mode, left in its own.
+        model: The model; run in eval mode, its own mode is restored.
         image_units: (B, grid, grid) int64, on the model's device.
         num_beams: 1 for greedy or sampling.
-        max_tokens: Most tokens to generate; EOS counts, BOS does not.
+        max_tokens: Maximum number of generated tokens; EOS counts, BOS does not.
         length_penalty: Above 0 favours long hypotheses, as scores are negative.
-        early_stopping: Whether an image is done with `num_beams` hypotheses, or only when no
-            beam can become better than the worst of them.
-        temperature: Divides the logits; with it tokens are drawn, without it none are.
-        top_k: Draw from this many likeliest tokens only.
-        top_p: Draw from the likeliest tokens that together have this probability only.
-        seed: Of the drawing.
+        early_stopping: If true, an image is done with `num_beams` finished hypotheses; otherwise
+            when no beam can become better than the worst of them.
+        temperature: Divisor of the logits for sampling; None disables sampling.
+        top_k: Sample from the `top_k` most likely tokens only.
+        top_p: Sample from the smallest set of most likely tokens with this total probability.
+        seed: Random seed of sampling.
 
     Returns:
-        The ids of each image, specials removed.
+        The ids of each image, without special tokens.
     """
     _check(model, num_beams, max_tokens, temperature, top_k, top_p)
     was_training = model.training
@@ -139,8 +140,8 @@ def _check(
 ) -> None:
     if model.config.vocabulary.kind == "words":
         raise ValueError(
-            "the model tells which words its captions would hold and writes none; begin a run of"
-            " --target speech or text with its weights: --init-from"
+            "the model predicts a bag of words and cannot generate captions; train one with"
+            " --target speech or text and --init-from this model"
         )
     limit = model.config.max_positions
     if not 1 <= max_tokens <= limit:
@@ -150,11 +151,11 @@ def _check(
     if num_beams < 1 or 2 * num_beams > num_beams * model.config.vocabulary.size:
         raise ValueError(f"num_beams is {num_beams}, expected at least 1")
     if temperature is None and (top_k is not None or top_p is not None):
-        raise ValueError("top_k and top_p are for sampling; give a temperature, such as 1.0, too")
+        raise ValueError("top_k and top_p apply to sampling only; also give a temperature, as 1.0")
     if temperature is not None and num_beams > 1:
-        raise ValueError(f"a temperature with {num_beams} beams, expected one of the two")
+        raise ValueError(f"a temperature and {num_beams} beams; expected only one of the two")
     if temperature is not None and temperature <= 0:
-        raise ValueError(f"temperature is {temperature}, expected above 0; leave it out for greedy")
+        raise ValueError(f"temperature is {temperature}, expected above 0; omit it for greedy")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k is {top_k}, expected at least 1")
     if top_p is not None and not 0 < top_p <= 1:
@@ -169,7 +170,7 @@ def _one_by_one(
     max_tokens: int,
     choose: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """(B, 1) BOS -> (B, max_tokens): one token after the other, PAD after EOS."""
+    """(B, 1) BOS -> (B, max_tokens) generated tokens, PAD after EOS."""
     chosen = tokens.new_full((len(tokens), max_tokens), pad)
     is_done = torch.zeros_like(tokens[:, 0], dtype=torch.bool)
     for step in range(max_tokens):
@@ -189,7 +190,7 @@ def _chooser(
     seed: int,
     device: torch.device,
 ) -> Callable[[Tensor], Tensor]:
-    """A function (B, V) logits -> (B,) tokens."""
+    """Return the function that picks tokens: (B, V) logits -> (B,) tokens."""
     if temperature is None:
         return lambda logits: logits.argmax(-1)
     generator = torch.Generator(device).manual_seed(seed)
@@ -202,23 +203,23 @@ def _chooser(
 
 
 def kept_logits(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-    """Logits (B, V) with those that may not be drawn at minus infinity; the likeliest stays."""
+    """Logits (B, V) with excluded tokens at minus infinity; the most likely one always stays."""
     if top_k is not None and top_k < logits.shape[-1]:
         least = logits.topk(top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, float("-inf"))
     if top_p is not None and top_p < 1:
         ordered, order = logits.sort(descending=True)
         shares = ordered.softmax(-1)
-        is_beyond = shares.cumsum(-1) - shares >= top_p  # the others reach top_p without it
+        is_beyond = shares.cumsum(-1) - shares >= top_p  # the more likely tokens reach top_p
         logits = logits.masked_fill(is_beyond.gather(1, order.argsort()), float("-inf"))
     return logits
 
 
 class BeamSearch:
-    """transformers' beam search.
+    """Beam search, equivalent to that of transformers.
 
-    `running` are the beams that go on, with the sums of their log probabilities; `finished` the
-    best hypotheses so far, with sums divided by length. Empty places have the score `NEVER`.
+    `running` are the unfinished beams, scored by their summed log probabilities; `finished` are
+    the best hypotheses so far, scored with length normalisation. Empty entries score `NEVER`.
     """
 
     length_penalty = 1.0
@@ -229,7 +230,7 @@ class BeamSearch:
         self.num_beams = bos.shape[1]
         self.running = bos.new_full((*bos.shape, max_tokens), pad)  # (B, R, T)
         self.running_scores = torch.full(bos.shape, NEVER, device=bos.device)
-        self.running_scores[:, 0] = 0  # all beams begin alike; one of them is enough
+        self.running_scores[:, 0] = 0  # all beams start equal; one is enough
         self.finished = self.running.clone()
         self.finished_scores = torch.full_like(self.running_scores, NEVER)
         self.is_finished = torch.zeros_like(bos, dtype=torch.bool)
@@ -247,7 +248,7 @@ class BeamSearch:
             is_end = candidates[:, :, step] == self.eos
             if step == self.max_tokens - 1:
                 is_end = torch.ones_like(is_end)
-            parents = self._go_on(candidates, scores, is_end, beams)
+            parents = self._continue(candidates, scores, is_end, beams)
             self._finish(candidates, scores, is_end, step + 1)
             if self._is_over(step + 1):
                 break
@@ -255,15 +256,17 @@ class BeamSearch:
             tokens = self.running[:, :, step]
         return self.finished[:, 0]
 
-    def _go_on(self, candidates: Tensor, scores: Tensor, is_end: Tensor, beams: Tensor) -> Tensor:
-        """Keep the best candidates that do not end; the beams they come from."""
+    def _continue(
+        self, candidates: Tensor, scores: Tensor, is_end: Tensor, beams: Tensor
+    ) -> Tensor:
+        """Keep the best unfinished candidates; return the beams that they extend."""
         open_scores = scores + is_end * NEVER
         self.running_scores, best = open_scores.topk(self.num_beams)
         self.running = _pick(candidates, best)
         return _pick(beams, best)
 
     def _finish(self, candidates: Tensor, scores: Tensor, is_end: Tensor, length: int) -> None:
-        """Merge candidates that end, and are among the first R, into the finished ones."""
+        """Merge the candidates that end and are among the first R into the finished ones."""
         may_enter = is_end.clone()
         may_enter[:, self.num_beams :] = False
         is_closed = ~self.can_improve
@@ -277,7 +280,7 @@ class BeamSearch:
         self.is_finished = _pick(torch.cat((self.is_finished, may_enter), 1), best)
 
     def _is_over(self, length: int) -> bool:
-        """Whether nothing can become better, or nothing more is wanted."""
+        """Return true if no beam can improve the result, or enough hypotheses are finished."""
         hope = self.running_scores[:, :1] / length**self.length_penalty
         worst = self.finished_scores.min(1, keepdim=True).values
         worst = torch.where(self.is_finished, worst, NEVER)

@@ -1,7 +1,7 @@
-"""A run: steps, validation, checkpoints, and what it tells.
+"""Training run: steps, validation, checkpoints and log.
 
-The state of a run is its weights, AdamW's averages and two positions (the step and the loader's),
-so one that was killed goes on to the last bit as if it had not been.
+The state of a run is its weights, AdamW's moments and two positions (step and loader), so on one
+CPU a resumed run equals an uninterrupted one bit for bit.
 """
 
 import dataclasses
@@ -35,9 +35,9 @@ from im2sp.trainer.data import (
     speech_vocabulary,
     tokenizer_records,
 )
-from im2sp.trainer.memory import EVERY_STEPS, give_back_free_memory
+from im2sp.trainer.memory import EVERY_STEPS, trim_heap
 from im2sp.trainer.metrics import MetricsLog, draw_curves
-from im2sp.trainer.ranks import Ranks, joined_ranks
+from im2sp.trainer.ranks import Ranks, init_distributed
 from im2sp.trainer.scoring import generated_bleu
 from im2sp.trainer.setup import (
     check_same_units,
@@ -51,57 +51,57 @@ from im2sp.trainer.text import WordBag
 from im2sp.trainer.transfer import Units, first_model
 from im2sp.trainer.weights import load_model, save_model
 
-Tell = Callable[[str], object]
+Log = Callable[[str], object]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a run has come to."""
+    """Result of a call of `train`."""
 
     out: Path
     """Folder of the run."""
     first_step: int
-    """Steps that were done before."""
+    """Steps completed before this call."""
     step: int
-    """Steps that are done."""
+    """Steps completed in total."""
     num_images: int
-    """Images that this call saw on all processes, repeats counted."""
+    """Images trained on in this call on all processes, repetitions included."""
     num_tokens: int
-    """Tokens that it predicted."""
+    """Tokens predicted in this call."""
     train_s: float
-    """Seconds it spent in steps, without validation and writing."""
+    """Seconds spent in steps, without validation and writing."""
     loss: float | None
-    """Mean loss of its last steps; None where there was nothing left to do."""
+    """Mean loss of the last logging interval; None if no step was left to do."""
     best_step: int
     """Step of the best checkpoint."""
     scores: dict[str, float]
-    """Its validation scores."""
+    """Validation scores of the best checkpoint."""
     skipped: dict[str, int]
-    """What is left out of every epoch: reason -> number."""
+    """Items skipped in every epoch: reason -> number."""
     is_first: bool
-    """Whether this is the process that speaks for all."""
+    """True on rank 0, the process that prints."""
 
 
-def train(config: TrainConfig, tell: Tell = lambda _: None) -> TrainResult:
-    """Train, or go on training, until `config.steps` steps are done.
+def train(config: TrainConfig, log: Log = lambda _: None) -> TrainResult:
+    """Start or resume training until `config.steps` steps are done.
 
     Args:
         config: Settings.
-        tell: Takes messages, on the first process.
+        log: Called with each message, on rank 0 only.
 
     Raises:
         ShardError: A dataset is missing or damaged.
-        ValueError: A setting does not fit the data or the run that is there.
+        ValueError: A setting does not fit the data or the existing run.
         DivergedError: Loss or gradient became NaN or infinite.
     """
-    with joined_ranks(config.device) as ranks:
+    with init_distributed(config.device) as ranks:
         precision = config.precision or ("bf16" if ranks.device.type == "cuda" else "fp32")
         config = dataclasses.replace(config, precision=precision)
-        return _Run(config, ranks, tell if ranks.is_first else lambda _: None).finish()
+        return _Run(config, ranks, log if ranks.is_first else lambda _: None).finish()
 
 
 class _Stopwatch:
-    """Counts steps' tokens and seconds since it was started."""
+    """Loss, tokens and seconds of the steps since its creation."""
 
     def __init__(self) -> None:
         self.loss = 0.0
@@ -109,22 +109,22 @@ class _Stopwatch:
         self.start_s = time.perf_counter()
 
     def add(self, record: StepRecord) -> None:
-        """Count a step."""
+        """Add a step."""
         self.loss += float(record.loss)
         self.num_tokens += int(record.num_tokens)
         self.num_steps += 1
 
     def seconds(self) -> float:
-        """Seconds since the start."""
+        """Seconds since the creation."""
         return time.perf_counter() - self.start_s
 
 
 class _Run:
-    """A run under way on one process."""
+    """State of a training run on one process."""
 
-    def __init__(self, config: TrainConfig, ranks: Ranks, tell: Tell) -> None:
+    def __init__(self, config: TrainConfig, ranks: Ranks, log: Log) -> None:
         self.config, self.ranks = config, ranks
-        warn, tell = tell, (lambda _: None) if config.quiet else tell
+        warn, log = log, (lambda _: None) if config.quiet else log
         config.out.mkdir(parents=True, exist_ok=True)
         dataset, val = open_train(config), open_val(config)
         self.fingerprints = fingerprints(dataset, config.target)
@@ -159,19 +159,21 @@ class _Run:
         self.step = self.first_step = 0
         if checkpoint is not None:
             self._restore(checkpoint)
-            tell(f"going on from {checkpoint.path}")
+            log(f"resuming from {checkpoint.path}")
         if ranks.is_first:
             write_config(config, config.out)
-        tell(self._description(dataset.path))
+        log(self._description(dataset.path))
         if config.freeze != "none" and config.init_from is None and config.encoder_from is None:
-            tell(f"--freeze {config.freeze} keeps random weights, for nothing was loaded")
-        self.log = MetricsLog(config.out, self.step, config.tensorboard) if ranks.is_first else None
+            log(f"--freeze {config.freeze} keeps random weights: no weights were loaded")
+        self.metrics = None
+        if ranks.is_first:
+            self.metrics = MetricsLog(config.out, self.step, config.tensorboard)
         self.watch = _Stopwatch()
         self.train_s, self.num_tokens = 0.0, 0
         self.last_loss: float | None = None
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        """Take up what a checkpoint holds."""
+        """Restore optimizer, loader and step from a checkpoint."""
         optimizer, device = self.train_step.optimizer, self.ranks.device
         path = checkpoint.path / OPTIMIZER_NAME
         optimizer.load_state_dict(torch.load(path, map_location=device, weights_only=True))
@@ -179,7 +181,7 @@ class _Run:
         self.step = self.first_step = checkpoint.step
 
     def _description(self, shards: Path) -> str:
-        """The run in a line."""
+        """Sizes, data, precision and device of the run, in one line."""
         config, model = self.config, self.train_step.model
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         total = sum(p.numel() for p in model.parameters())
@@ -187,13 +189,13 @@ class _Run:
         what = {"speech": "speech units", "text": "text pieces"}.get(vocabulary.kind, "words")
         split = f" ({loader.dataset.split})" if loader.dataset.split else ""
         return (
-            f"{total / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained, for "
+            f"{total / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trainable, for "
             f"{vocabulary.num_ids:,} {what}; {loader.num_samples:,} images of {shards}{split}, "
-            f"{self.images_a_step:,} a step; {config.precision} on {self.ranks.device}"
+            f"{self.images_a_step:,} per step; {config.precision} on {self.ranks.device}"
         )
 
     def finish(self) -> TrainResult:
-        """Do the steps that are left."""
+        """Run the remaining steps."""
         config = self.config
         hidden = config.quiet or not self.ranks.is_first
         try:
@@ -207,8 +209,8 @@ class _Run:
             ) as bar:
                 self._train(bar)
         finally:
-            if self.log is not None:
-                self.log.close()
+            if self.metrics is not None:
+                self.metrics.close()
         if self.ranks.is_first:
             draw_curves(config.out)
         best = best_checkpoint(config.out)
@@ -233,23 +235,23 @@ class _Run:
         self.watch = _Stopwatch()
         while self.step < config.steps:
             taken = [next(batches) for _ in range(config.grad_accumulation)]
-            # A GPU is given the next step before the last one's loss is looked at.
+            # The next step is queued on the GPU before the last one's loss is read.
             record = self.train_step.step(self.step, taken)
             if pending is not None:
-                self._look_at(pending, bar)
+                self._report(pending, bar)
             pending = record
             self.step += 1
             if self.step % EVERY_STEPS == 0 and self.ranks.device.type == "cpu":
-                give_back_free_memory()
+                trim_heap()
             is_last = self.step == config.steps
             is_checkpoint = is_last or self.step % config.checkpoint_every == 0
             if is_checkpoint or self.step % (config.eval_every or self.step + 1) == 0:
-                self._look_at(pending, bar, is_row=is_checkpoint)
+                self._report(pending, bar, is_row=is_checkpoint)
                 pending = None
                 self._pause(is_checkpoint=is_checkpoint)
 
-    def _look_at(self, record: StepRecord, bar: "tqdm[Any]", *, is_row: bool = False) -> None:
-        """Check a step that was done, and write a row of metrics where one is due."""
+    def _report(self, record: StepRecord, bar: "tqdm[Any]", *, is_row: bool = False) -> None:
+        """Check a completed step, and write a row of metrics if one is due."""
         record.check()
         self.watch.add(record)
         bar.set_postfix(loss=f"{float(record.loss):.3f}", refresh=False)
@@ -258,7 +260,7 @@ class _Run:
             self._write_row(record)
 
     def _write_row(self, record: StepRecord) -> None:
-        """Write a row of metrics and begin the next."""
+        """Write a row of metrics and start the next interval."""
         watch = self.watch
         seconds = watch.seconds()
         self.last_loss = watch.loss / watch.num_steps
@@ -271,14 +273,14 @@ class _Run:
             "images_per_s": watch.num_steps * self.images_a_step / seconds,
             "tokens_per_s": watch.num_tokens / seconds,
         }
-        if self.log is not None:
-            self.log.add(row)
+        if self.metrics is not None:
+            self.metrics.add(row)
         self.train_s += seconds
         self.num_tokens += watch.num_tokens
         self.watch = _Stopwatch()
 
     def _pause(self, *, is_checkpoint: bool) -> None:
-        """Validate, and write a checkpoint; the time of it is nobody's rate."""
+        """Validate and write a checkpoint; excluded from the throughput figures."""
         begin_s = time.perf_counter()
         scores = self._validate()
         if is_checkpoint and self.ranks.is_first:
@@ -287,7 +289,7 @@ class _Run:
         self.watch.start_s += time.perf_counter() - begin_s
 
     def _validate(self) -> dict[str, float]:
-        """Scores on the validation split; none where there is no such split."""
+        """Scores on the validation split; empty if there is none."""
         if self.val_batches is None:
             return {}
         max_images = self.config.val_images
@@ -298,8 +300,8 @@ class _Run:
             scores["bleu"] = generated_bleu(
                 self.train_step.model, self.val_batches, self.text_model, self.ranks, max_images
             )
-        if self.log is not None:
-            self.log.add({"step": self.step, **{f"val_{k}": v for k, v in scores.items()}})
+        if self.metrics is not None:
+            self.metrics.add({"step": self.step, **{f"val_{k}": v for k, v in scores.items()}})
         return scores
 
     def _write_checkpoint(self, scores: dict[str, float]) -> None:

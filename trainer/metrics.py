@@ -1,4 +1,4 @@
-"""Metrics of a run: rows of `metrics.jsonl`, the same for TensorBoard, and their curves."""
+"""Metrics of a run: rows of `metrics.jsonl`, TensorBoard events, and curves."""
 
 import json
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ TENSORBOARD_NAME = "tensorboard"
 
 
 class MetricsLog:
-    """Writes rows as they come. A row has `step` (steps that were done) and numbers.
+    """Writer of metrics. A row has `step` (number of completed steps) and numbers.
 
-    Rows after the step that a run goes on from are removed: they will come once more.
+    Rows after the step that a run resumes from are removed, as they will be written again.
     """
 
     def __init__(self, run_dir: Path, step: int, tensorboard: bool) -> None:
@@ -23,8 +23,8 @@ class MetricsLog:
 
         Args:
             run_dir: Folder of the run.
-            step: Steps that were done before.
-            tensorboard: Whether to write events, too.
+            step: Steps completed before.
+            tensorboard: True to write TensorBoard events too.
         """
         self._path = run_dir / METRICS_NAME
         kept = [row for row in read_metrics(run_dir) if row["step"] <= step]
@@ -48,13 +48,13 @@ class MetricsLog:
                     self._writer.add_scalar(f"{group}/{name}", value, row["step"])
 
     def close(self) -> None:
-        """Finish the events."""
+        """Close the event file."""
         if self._writer is not None:
             self._writer.close()
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows of a run, those that a kill has cut left out."""
+    """The rows of a run; incomplete rows (of a killed process) are skipped."""
     rows: list[dict[str, Any]] = []
     try:
         lines = (run_dir / METRICS_NAME).read_text("utf-8").splitlines()

@@ -4,15 +4,15 @@
                                                       GIT decoder ─ next token
                                        BOS, tokens ────────┘
 
-The encoder is SeiT's: the codebook's rows make a picture of `code_width` channels that a ViT reads
-as it would read pixels. The decoder is GIT's: BERT layers over the image's states followed by
-the text, in which an image state sees image states only, and a text token sees the image and the
+The encoder is SeiT's: the codebook vectors form an image of `code_width` channels, which a ViT
+reads in place of pixels. The decoder is GIT's: BERT layers over the image states followed by the
+text, where an image state attends to image states only, and a text token to the image and to the
 text up to itself.
 
-That rule is worth a factor. What the image becomes inside the decoder does not depend on the text,
-so `Prefix`, the keys and values of every layer, is computed once an image: for all of its captions
-in training, for all beams and steps in generation. Attention of text is then over
-[keys of its image ; keys of its own].
+So the states of the image inside the decoder do not depend on the text, and `Prefix`, a prefix
+cache with the keys and values of every layer, is computed once per image: for all of its captions
+in training, for all beams and steps in generation. A text token then attends to
+[keys of its image ; keys of its text].
 
 Legend: `B` images, `N` texts, `P` image states (197 at SeiT's stride), `T` tokens of a text,
 `D` width, `H` heads, `K` head width, `V` vocabulary.
@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from im2sp.trainer.model_config import ModelConfig, StackConfig
 
 ENCODER_EPS, PROJECTION_EPS, DECODER_EPS = 1e-6, 1e-5, 1e-12
-# A column that hardly differs stays small.
+# Lower bound of a column's deviation, so that an almost constant column is not amplified.
 CODE_STD_FLOOR = 1e-4
 INIT_STD = 0.02
-# Attention and dropout are torch's own, except on a CPU: measured on one core with AVX-512 at the
-# sizes of the preset `small`, forward and backward of bfloat16 attention take a third of the time
-# as matrix products, and a dropout mask a quarter as 16-bit lanes of random words.
+# On a CPU, attention in training and dropout do not use torch's kernels. Measured on one core with
+# AVX-512 at the sizes of the preset `small`: forward and backward of bfloat16 attention as matrix
+# products take a third of the time, and dropout masks from 16-bit lanes of random words a quarter.
 _LANE_BITS = 16
 
 Prefix = list[tuple[Tensor, Tensor]]
@@ -46,8 +46,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) ->
         q: (B, H, T, K).
         k: (B, H, S, K).
         v: (B, H, S, K).
-        mask: (T, S) bool, or what broadcasts with (B, H, T, S): true where a query sees a key, each
-            at least one; None for all. Where gradients are wanted on a CPU only (T, S).
+        mask: (T, S) bool, or what broadcasts with (B, H, T, S): true if a query attends to a key;
+            each query needs at least one. None for all. With gradients on a CPU only (T, S).
         p: Dropout of the attention weights.
 
     Returns:
@@ -65,7 +65,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) ->
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """Zero elements with probability `p` (on a CPU to the next 1/65536) and scale up the others."""
+    """Zero elements with probability `p` (on a CPU rounded to 1/65536) and scale up the others."""
     if not p:
         return x
     if x.device.type != "cpu":
@@ -79,7 +79,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
 
 
 class Layer(nn.Module):
-    """Attention and a two-layer perceptron; what encoder and decoder have in common."""
+    """Attention and a two-layer perceptron, the parts common to encoder and decoder layers."""
 
     def __init__(self, config: StackConfig, eps: float) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Layer(nn.Module):
         return self.split_heads(self.to_qkv(x))
 
     def join_heads(self, attended: Tensor) -> Tensor:
-        """(B, H, T, K) -> (B, T, D), mixed by the output Linear."""
+        """(B, H, T, K) -> (B, T, D), through the output Linear."""
         return self.to_out(attended.transpose(1, 2).flatten(2))
 
     def perceptron(self, x: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class Layer(nn.Module):
 
 
 class EncoderLayer(Layer):
-    """A ViT layer as timm has it: norms before, sums kept."""
+    """A ViT layer as in timm (pre-norm)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, P, D) -> (B, P, D)."""
@@ -121,7 +121,7 @@ class EncoderLayer(Layer):
 
 
 class DecoderLayer(Layer):
-    """A BERT layer: norms after the sums."""
+    """A BERT layer (post-norm)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config.decoder, DECODER_EPS)
@@ -129,17 +129,17 @@ class DecoderLayer(Layer):
         self.attention_dropout_p = config.attention_dropout
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Queries (B, H, T, K) over keys and values (B, H, S, K); the mask is true to see."""
+        """Attend with queries (B, H, T, K) to keys and values (B, H, S, K), `mask` as above."""
         return attention(q, k, v, mask, self.attention_dropout_p if self.training else 0.0)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The layer's output from its input (B, T, D) and what attention found (B, H, T, K)."""
+        """Output of the layer from its input (B, T, D) and the attention output (B, H, T, K)."""
         p = self.dropout_p if self.training else 0.0
         x = self.attention_norm(x + dropout(self.join_heads(attended), p))
         return self.mlp_norm(x + dropout(self.perceptron(x), p))
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, D) -> twice (B, H, T, K): no queries, for states that nothing follows from."""
+        """(B, T, D) -> twice (B, H, T, K): no queries, for states whose output is not needed."""
         width = x.shape[-1]
         both = F.linear(x, self.to_qkv.weight[width:], self.to_qkv.bias[width:])
         k, v = self.split_heads(both)
@@ -151,12 +151,12 @@ def conv_stem(code_width: int, width: int, stride: int) -> nn.Sequential:
 
     The first keeps the grid, each further one halves it; channels double up to `width`. A ViT
     behind such a stem needs less data and is easier to train (Xiao et al., "Early Convolutions
-    Help Transformers See Better", 2021). Theirs has batch norms; at two or three layers, with He's
-    start, none are needed, and an image's states do not depend on the others of its batch.
+    Help Transformers See Better", 2021). The paper uses batch norms; two or three layers with He
+    initialisation do not need them, and so an image's states do not depend on its batch.
 
     Args:
-        code_width: Channels in.
-        width: Channels out; at least `stride`.
+        code_width: Input channels.
+        width: Output channels; at least `stride`.
         stride: A power of 2.
     """
     halvings = stride.bit_length() - 1
@@ -169,7 +169,7 @@ def conv_stem(code_width: int, width: int, stride: int) -> nn.Sequential:
 
 
 class ImageEncoder(nn.Module):
-    """SeiT's ViT over image units, without its last norm and its head."""
+    """SeiT's ViT over image units, without the final norm and the classifier head."""
 
     def __init__(self, config: ModelConfig, codebook: Tensor) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class ImageEncoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(stack, ENCODER_EPS) for _ in range(stack.depth))
 
     def vectors(self) -> Tensor:
-        """(num_codes, code_width) float32: the codebook as it is used."""
+        """(num_codes, code_width) float32: the codebook after normalisation, if any."""
         rows = self.get_buffer("codebook")
         if self.normalise_codebook:
             rows = F.normalize(rows, dim=-1)
@@ -222,7 +222,7 @@ class Decoder(nn.Module):
         self.output_bias = nn.Parameter(torch.zeros(vocabulary.size))
 
     def stack(self) -> list[DecoderLayer]:
-        """The layers, from the first one on."""
+        """The layers in order."""
         return cast("list[DecoderLayer]", list(self.layers))
 
     def prefix(self, x: Tensor) -> Prefix:
@@ -241,10 +241,10 @@ class Decoder(nn.Module):
         return dropout(x, self.dropout_p if self.training else 0.0)
 
     def forward(self, tokens: Tensor, prefix: Prefix, owner: Tensor | None) -> Tensor:
-        """Logits (N, T, V) float32 of what follows each token; `owner` as in `Im2SpModel.loss`."""
+        """Logits (N, T, V) float32 of the next tokens; `owner` as in `Im2SpModel.loss`."""
         length, num_states = tokens.shape[1], prefix[0][0].shape[2]
         x = self.embed(tokens, torch.arange(length, device=tokens.device))
-        # True where token t sees key s: all of the image, and the text up to itself.
+        # True if token t attends to key s: all of the image, and the text up to itself.
         mask = torch.ones(length, num_states + length, dtype=torch.bool, device=tokens.device)
         mask = mask.tril(num_states)
         for layer, image in zip(self.stack(), prefix, strict=True):
@@ -265,7 +265,7 @@ class Im2SpModel(nn.Module):
 
     Args:
         config: Sizes.
-        codebook: (num_codes, code_width) float32, the vectors behind the image units. Copied; kept
+        codebook: (num_codes, code_width) float32, the vectors of the image units. Copied; saved
             with the weights, not trained.
     """
 
@@ -288,7 +288,7 @@ class Im2SpModel(nn.Module):
         nn.init.trunc_normal_(self.encoder.positions, std=INIT_STD)
 
     def prefix(self, image_units: Tensor) -> Prefix:
-        """What the decoder needs of the images.
+        """Prefix cache of images for the decoder.
 
         Args:
             image_units: (B, grid, grid) int64.
@@ -297,11 +297,11 @@ class Im2SpModel(nn.Module):
         return self.decoder.prefix(self.projection_norm(self.projection(states)))
 
     def forward(self, image_units: Tensor, tokens: Tensor) -> Tensor:
-        """Logits of what follows each token, one text an image.
+        """Logits of the next tokens, for one text per image.
 
         Args:
             image_units: (B, grid, grid) int64.
-            tokens: (B, T) int64 from BOS on, T at most `config.max_positions`.
+            tokens: (B, T) int64, starting with BOS; T at most `config.max_positions`.
 
         Returns:
             (B, T, V) float32.
@@ -318,15 +318,15 @@ class Im2SpModel(nn.Module):
     ) -> Tensor:
         """Mean cross entropy of the tokens after BOS; PAD is not counted.
 
-        Loss and gradients are those of one pass a text, at the cost of one pass an image for all
-        that does not depend on the text. With dropout the texts of an image share what is dropped
-        of it.
+        Loss and gradients equal those of one pass per text, but the parts that do not depend on the
+        text are computed once per image. The texts of an image share the dropout masks of its
+        states.
 
         Args:
             image_units: (B, grid, grid) int64.
             tokens: (N, T) int64: BOS, ids, EOS, PAD up to T.
             owner: (N,) int64, row of the image that each text belongs to.
-            label_smoothing: Share of the target that is spread over all tokens.
+            label_smoothing: Share of the target distribution that is spread over all tokens.
 
         Returns:
             A float32 scalar.
@@ -342,12 +342,11 @@ class Im2SpModel(nn.Module):
         )
 
     def word_loss(self, image_units: Tensor, tokens: Tensor, owner: Tensor) -> Tensor:
-        """Cross entropy of which words the texts of an image hold, summed over the words.
+        """Loss of bag-of-words pre-training: binary cross entropy, summed over the words.
 
-        Each word is told apart from its absence by the mean of the projected image states; the
-        target is the share of the image's texts that hold it. Learning what an image shows from
-        the bare words of its captions follows Joulin et al., "Learning Visual Features from Large
-        Weakly Supervised Data" (2016).
+        The presence of each word is predicted from the mean of the projected image states; the
+        target is the share of the image's texts that contain it. Follows Joulin et al., "Learning
+        Visual Features from Large Weakly Supervised Data" (2016).
 
         Args:
             image_units: (B, grid, grid) int64.
@@ -375,12 +374,12 @@ class Im2SpModel(nn.Module):
         if tokens.shape[1] > self.config.max_positions:
             raise ValueError(
                 f"a text of {tokens.shape[1]} tokens, expected at most"
-                f" {self.config.max_positions}; leave longer ones out"
+                f" {self.config.max_positions}; omit longer texts"
             )
 
 
 def _init_weights(module: nn.Module) -> None:
-    """BERT's and timm's common start: small normal weights, zero biases."""
+    """Initialise like BERT and timm: small normal weights, zero biases."""
     if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
         nn.init.trunc_normal_(module.weight, std=INIT_STD)
     if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:

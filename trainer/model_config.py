@@ -1,4 +1,4 @@
-"""The sizes of a model, and the presets of them."""
+"""Configuration of a model, and the presets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,20 +19,20 @@ class StackConfig:
     mlp_width: int
 
     def __post_init__(self) -> None:
-        """Refuse sizes no stack can have."""
+        """Refuse impossible sizes."""
         for name in ("width", "depth", "heads", "mlp_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+            raise ValueError(f"width is {self.width}, expected a multiple of heads, {self.heads}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything that the shapes and the arithmetic of a model depend on."""
+    """Settings that determine the shapes and the computation of a model."""
 
     vocabulary: Vocabulary
-    """What the output means."""
+    """Meaning of the output tokens."""
     encoder: StackConfig
     """The ViT over the image units."""
     decoder: StackConfig
@@ -40,41 +40,41 @@ class ModelConfig:
     grid: int = 28
     """Rows and columns of image units; a multiple of `stem_stride`."""
     stem_stride: int = SEIT_STEM_STRIDE
-    """Rows and columns of image units that make one image state; even. The stem's kernel is twice
-    as large. SeiT's is 2; 4 gives a quarter of the states, for less than half the cost."""
+    """Rows and columns of image units per image state; even. The stem's kernel is twice as large.
+    SeiT uses 2; 4 gives a quarter of the states, for less than half the cost."""
     conv_stem: bool = False
-    """Whether the stem is a row of small convolutions in place of SeiT's single large one (see
-    `model.conv_stem`), which learns from far fewer images; for strides that are powers of 2."""
+    """True for a stem of several small convolutions instead of SeiT's single large one (see
+    `model.conv_stem`); it needs far fewer images. For strides that are powers of 2."""
     num_codes: int = 8192
     """Rows of the codebook."""
     code_width: int = 32
     """Columns of the codebook."""
     normalise_codebook: bool = False
-    """Whether rows are brought to length 1 before use; the paper's code takes them as they are."""
+    """True to scale rows to length 1 before use; the paper's code does not."""
     standardise_codebook: bool = False
-    """Whether columns are brought to mean 0 and deviation 1 before use, after that. A codebook near
-    principal components, as `compact` has, else shows a new encoder brightness and little more."""
+    """True to scale columns to mean 0 and deviation 1 before use, after that. Otherwise a codebook
+    close to principal components, like that of `compact`, is dominated by brightness."""
     max_positions: int = 1024
-    """Most tokens of a text, BOS and EOS included."""
+    """Maximum number of tokens of a text, BOS and EOS included."""
     dropout: float = 0.1
-    """On the decoder's sums and embeddings in training."""
+    """Dropout of the decoder's residual branches and embeddings."""
     attention_dropout: float = 0.1
-    """On the decoder's attention weights in training."""
+    """Dropout of the decoder's attention weights."""
 
     def __post_init__(self) -> None:
-        """Refuse sizes no model can have."""
+        """Refuse impossible values."""
         for name in ("num_codes", "code_width", "max_positions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.stem_stride < 2 or self.stem_stride % 2:
             raise ValueError(
-                f"stem_stride is {self.stem_stride}, expected an even number from 2 on"
+                f"stem_stride is {self.stem_stride}, expected an even number of at least 2"
             )
         is_power = self.stem_stride & (self.stem_stride - 1) == 0
         if self.conv_stem and not (is_power and self.stem_stride <= self.encoder.width):
             raise ValueError(
-                f"stem_stride is {self.stem_stride}, expected a power of 2 for a conv_stem, and not"
-                f" above the encoder's width, {self.encoder.width}"
+                f"stem_stride is {self.stem_stride}, expected a power of 2 for a conv_stem, at most"
+                f" the encoder's width, {self.encoder.width}"
             )
         if self.grid < self.stem_stride or self.grid % self.stem_stride:
             raise ValueError(
@@ -86,7 +86,7 @@ class ModelConfig:
 
     @property
     def num_states(self) -> int:
-        """States an image becomes: CLS and one for each square of `stem_stride` units."""
+        """Number of image states: CLS and one for each square of `stem_stride` units."""
         return 1 + (self.grid // self.stem_stride) ** 2
 
 
@@ -101,7 +101,7 @@ PRESETS: dict[str, tuple[StackConfig, StackConfig]] = {
     "small": (_SMALL, replace(_SMALL, depth=6)),
     "base": (_BASE, replace(_BASE, depth=6)),
 }
-"""Encoder and decoder: for seconds on a CPU, for an hour on one, for a GPU, and the paper's."""
+"""Encoder and decoder: for tests, for an hour on a CPU, for a GPU, and those of the paper."""
 _STEMS: dict[str, dict[str, Any]] = {"mini": {"stem_stride": 4, "conv_stem": True}}
 
 
@@ -134,7 +134,7 @@ def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
     """Undo `dataclasses.asdict`.
 
     Raises:
-        ValueError: A value no model can have, or a name that is missing or unknown.
+        ValueError: A value is invalid, or a name is missing or unknown.
     """
     try:
         parts = {
@@ -144,4 +144,4 @@ def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
         }
         return ModelConfig(**{**values, **parts})
     except (KeyError, TypeError) as error:
-        raise ValueError(f"no model configuration: {error}") from error
+        raise ValueError(f"not a model configuration: {error}") from error

@@ -1,8 +1,8 @@
-"""Linears through oneDNN while a model generates on a CPU.
+"""Linears through oneDNN for generation on a CPU.
 
-torch sends a float32 Linear to MKL, which on AMD processors runs at less than half of oneDNN's
-speed. Here each Linear's weight is laid out for oneDNN once and multiplied by it until the block
-ends; it is kept for the next time, until the weight changes. Results differ by rounding only.
+torch runs a float32 Linear through MKL, which on AMD processors has less than half the speed of
+oneDNN. `packed_linears` converts each weight to oneDNN's layout and uses oneDNN within its block;
+the converted weight is cached until the weight changes. Results differ by rounding only.
 """
 
 from collections.abc import Iterator
@@ -13,23 +13,23 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-# Linear -> what its weight was (address and version) and how oneDNN has it.
+# Linear -> address and version of its weight, and that weight in oneDNN's layout.
 _kept: "WeakKeyDictionary[nn.Linear, tuple[tuple[int, int], Tensor]]" = WeakKeyDictionary()
 
 
 @contextmanager
 def packed_linears(model: nn.Module) -> Iterator[None]:
-    """Within it the model's Linears run through oneDNN, where torch can; without gradients only.
+    """Run the model's Linears through oneDNN within the block, if available; no gradients.
 
-    Under autocast they are left as they are: it multiplies in another precision. Weights that are
-    changed within it are not seen.
+    No effect under autocast, which computes in another precision. Changes of weights within the
+    block are ignored.
     """
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     is_autocast = torch.is_autocast_enabled("cpu")
     packed = [linear for linear in linears if _can_pack(linear) and not is_autocast]
     try:
         for linear in packed:
-            # Found before the class's own `forward`.
+            # Takes precedence over the `forward` of the class.
             linear.__dict__["forward"] = partial(_multiply, _packed(linear), linear.bias)
         yield
     finally:

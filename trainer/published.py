@@ -1,15 +1,15 @@
-"""Published weights under this project's names.
+"""Conversion of published weights to this project's names.
 
-Three forms, told apart by their tensors' names:
+Three forms, distinguished by their tensor names:
 
-- GIT as transformers saves it: `git.encoder.layer.*`, `output.*`. Its image encoder reads pixels
+- GIT as saved by transformers: `git.encoder.layer.*`, `output.*`. Its image encoder reads pixels
   and is not used here.
-- SeiT's ViT as timm names it: `blocks.*`, `patch_embed.proj.*`; `norm.*` and `head.*` are for
-  classes and are not used here.
+- SeiT's ViT under timm's names: `blocks.*`, `patch_embed.proj.*`. `norm.*` and `head.*` belong to
+  the classifier and are not used here.
 - The paper's own checkpoint: GIT's names below `model.`, SeiT's below `model.git.image_encoder`.
 
-A name of ours is looked up in the tables below and nowhere else. Queries, keys and values are one
-Linear here and in timm, three in GIT.
+The tables below hold all names. Queries, keys and values are one Linear here and in timm, three in
+GIT.
 """
 
 import re
@@ -27,7 +27,7 @@ GIT_MARK = "git.embeddings.word_embeddings.weight"
 ORIGINAL_PREFIX = "model."
 ORIGINAL_ENCODER = "git.image_encoder.vision_model."
 
-# Our name without the last part -> theirs; `{}` is a layer's number.
+# Our name without the last part -> published name; `{}` is the number of a layer.
 TIMM_NAMES = {
     "stem": "patch_embed.proj",
     "layers.{}.attention_norm": "blocks.{}.norm1",
@@ -64,20 +64,20 @@ _KINDS = ("weight", "bias")
 
 
 class PublishedError(ValueError):
-    """The tensors are not those of the form they look like; says which and what was expected."""
+    """Tensors do not match the published form that their names suggest."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """The encoder or the decoder of some published weights."""
+    """Encoder or decoder of published weights."""
 
     tensors: dict[str, Tensor]
-    """float32, by the names they have in `ImageEncoder` or `Decoder`."""
+    """float32, by their names in `ImageEncoder` or `Decoder`."""
     stack: StackConfig
 
 
 class _Source:
-    """Tensors that are asked for by name, shape and purpose."""
+    """Tensors by name; a missing one raises `PublishedError`."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = tensors
@@ -96,7 +96,7 @@ class _Source:
         }
 
     def depth(self, pattern: str) -> int:
-        """Number of layers; `pattern` has the layer's number as its group."""
+        """Number of layers; the group of `pattern` matches the number of a layer."""
         found = {int(match[1]) for name in self.tensors if (match := re.match(pattern, name))}
         if found != set(range(len(found))):
             raise PublishedError(f"has layers {sorted(found)}, expected 0 to {len(found) - 1}")
@@ -104,7 +104,7 @@ class _Source:
 
 
 def _numbered(names: Mapping[str, str], layer: int) -> dict[str, str]:
-    """Names of one layer, or those outside the layers for -1."""
+    """Names of one layer, or with -1 those outside the layers."""
     return {
         ours.format(layer): theirs.format(layer)
         for ours, theirs in names.items()
@@ -113,7 +113,7 @@ def _numbered(names: Mapping[str, str], layer: int) -> dict[str, str]:
 
 
 def _stack(width: int, depth: int, mlp_width: int, heads: int | None) -> StackConfig:
-    """Sizes; tensors do not tell the heads, which are 64 wide in everything published."""
+    """Sizes of a stack; heads are 64 wide unless given, as tensor shapes do not show them."""
     if heads is None and width % HEAD_WIDTH:
         raise PublishedError(f"is {width} wide, expected a multiple of {HEAD_WIDTH}")
     return StackConfig(
@@ -122,7 +122,7 @@ def _stack(width: int, depth: int, mlp_width: int, heads: int | None) -> StackCo
 
 
 def encoder_part(tensors: Mapping[str, Tensor], heads: int | None = None) -> Part:
-    """SeiT's ViT of tensors under timm's names.
+    """Convert SeiT's ViT under timm's names.
 
     Raises:
         PublishedError: A tensor is missing.
@@ -140,19 +140,19 @@ def encoder_part(tensors: Mapping[str, Tensor], heads: int | None = None) -> Par
 
 
 def decoder_part(tensors: Mapping[str, Tensor], heads: int | None = None) -> Part:
-    """GIT's text decoder of tensors under transformers' names.
+    """Convert GIT's text decoder under transformers' names.
 
     Raises:
-        PublishedError: A tensor is missing, or output and embedding differ.
+        PublishedError: A tensor is missing, or output and embedding weights differ.
     """
     source = _Source(tensors)
     depth = source.depth(r"git\.encoder\.layer\.(\d+)\.")
     found = source.pairs(_numbered(GIT_NAMES, -1))
     found |= {ours: source(theirs) for ours, theirs in GIT_PARAMETERS.items()}
-    output = tensors.get("output.weight")  # left out where tied weights are saved once
+    output = tensors.get("output.weight")  # absent if tied weights are saved once
     if output is not None and not torch.equal(output.float(), found["embedding.weight"]):
         raise PublishedError(
-            "has an output.weight that differs from its word embedding; expected the two to be one"
+            "has an output.weight that differs from its word embedding; expected tied weights"
         )
     for layer in range(depth):
         found |= source.pairs(_numbered(GIT_NAMES, layer))
@@ -166,12 +166,12 @@ def decoder_part(tensors: Mapping[str, Tensor], heads: int | None = None) -> Par
 
 
 def projection_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """GIT's `visual_projection`, by our names."""
+    """Convert GIT's `visual_projection`."""
     return _Source(tensors).pairs(PROJECTION_NAMES)
 
 
 def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
+    """Tensors whose names start with `prefix`, by their names without it."""
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()

@@ -1,4 +1,4 @@
-"""The processes of a run: one, or as many as torchrun has started."""
+"""Processes (ranks) of a run: one, or those started by torchrun."""
 
 import os
 from collections.abc import Generator
@@ -12,28 +12,28 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that share a run."""
+    """This process and the number of processes that share a run."""
 
     rank: int
-    """Number of this process, from 0."""
+    """Rank of this process, from 0."""
     world_size: int
     """Number of processes."""
     device: torch.device
-    """Where this process computes."""
+    """Device of this process."""
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that writes and prints."""
+        """True on rank 0, which writes and prints."""
         return self.rank == 0
 
     def summed(self, values: Tensor) -> Tensor:
-        """The sum over all processes, of a tensor on `device`."""
+        """Sum a tensor on `device` over all processes, in place (all-reduce)."""
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
     def shared(self, number: int) -> int:
-        """The first process's number, on all of them."""
+        """Return the number of rank 0 on all processes (broadcast)."""
         if self.world_size == 1:
             return number
         held = torch.tensor(number, device=self.device)
@@ -41,21 +41,21 @@ class Ranks:
         return int(held)
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes get here (barrier)."""
         if self.world_size > 1:
             dist.barrier()
 
 
 @contextmanager
-def joined_ranks(device: str | None) -> Generator[Ranks]:
-    """Join the processes that torchrun has started, if it has; leave them at the end.
+def init_distributed(device: str | None) -> Generator[Ranks]:
+    """Join the process group if torchrun started this process, and leave it at the end.
 
     Args:
-        device: As torch names it; CUDA where there is one. Of several processes each takes the GPU
-            of its own number.
+        device: torch device; by default CUDA if available. With several processes, each uses the
+            GPU of its local rank.
 
     Raises:
-        ValueError: There is no such device.
+        ValueError: The device does not exist.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -82,6 +82,6 @@ def _device(name: str | None, local_rank: int | None) -> torch.device:
             torch.cuda.set_device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ValueError) as error:
-        # How torch says that it knows no such device, or that there is none.
+        # Raised by torch for an unknown or absent device.
         raise ValueError(f"--device {name}: {error}") from None
     return device

@@ -1,4 +1,4 @@
-"""Validation by what the model says: BLEU of what it generates."""
+"""Validation score of generations: BLEU."""
 
 from collections.abc import Hashable, Iterable, Sequence
 
@@ -23,16 +23,16 @@ def generated_bleu(
     ranks: Ranks,
     max_images: int | None = None,
 ) -> float:
-    """BLEU-4 of greedy generations, of all processes together: over words, or over speech units.
+    """BLEU-4 of greedy generations, over words or speech units, of all processes together.
 
     A generation ends at twice the length of the longest reference in its batch.
 
     Args:
-        model: On the ranks' device.
-        batches: This process's batches, with all texts of an image in each.
-        text_model: Of a model of text.
-        ranks: The processes.
-        max_images: Stop when a process has seen its part of so many.
+        model: Model on the device of `ranks`.
+        batches: Batches of this process; all texts of an image are in one batch.
+        text_model: Text model or unit pieces of the run; None for speech units without pieces.
+        ranks: Processes of the run.
+        max_images: Stop after about this many images on all processes together.
 
     Returns:
         BLEU in [0, 1].
@@ -48,16 +48,16 @@ def generated_bleu(
             longest = min(sizes.max_positions, _LENGTH_FACTOR * batch.tokens.shape[1])
             found = generate(model, units, max_tokens=longest)
             for ids, references in zip(found, _references(model, batch), strict=True):
-                said = [_symbols(ids, text_model)]
-                said += [_symbols(reference, text_model) for reference in references]
-                sums += torch.tensor(bleu_sums(said[0], said[1:]), dtype=torch.float64)
+                generated = _symbols(ids, text_model)
+                expected = [_symbols(reference, text_model) for reference in references]
+                sums += torch.tensor(bleu_sums(generated, expected), dtype=torch.float64)
         if max_images is not None and num_images * ranks.world_size >= max_images:
             break
     return bleu(ranks.summed(sums.to(ranks.device)).tolist())
 
 
 def _references(model: Im2SpModel, batch: TokenBatch) -> list[list[list[int]]]:
-    """The ids of all texts of each image."""
+    """Ids of all texts of each image."""
     references: list[list[list[int]]] = [[] for _ in range(len(batch.images_packed))]
     for row, owner in zip(batch.tokens.tolist(), batch.owner.tolist(), strict=True):
         references[owner].append(model.config.vocabulary.decode(row))
@@ -65,7 +65,7 @@ def _references(model: Im2SpModel, batch: TokenBatch) -> list[list[list[int]]]:
 
 
 def _symbols(ids: list[int], text_model: TextModel | UnitPieces | None) -> Sequence[Hashable]:
-    """Words, or speech units: what the model says are units already, also of pieces."""
+    """Words, or speech units: `ids` of a speech model are units even if it uses pieces."""
     if text_model is None or isinstance(text_model, UnitPieces):
         return ids
     return words_of(text_model.decode(ids))

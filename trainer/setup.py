@@ -1,4 +1,4 @@
-"""What a run begins with or goes on from: its checkpoint and its text model."""
+"""Start of a run: the checkpoint to resume from, and the text model."""
 
 import hashlib
 import tomllib
@@ -22,15 +22,15 @@ from im2sp.trainer.unit_pieces import UNITS_MODEL_NAME, UnitPieces, fit_unit_pie
 
 
 def find_checkpoint(
-    config: TrainConfig, ranks: Ranks, tell: Callable[[str], object]
+    config: TrainConfig, ranks: Ranks, log: Callable[[str], object]
 ) -> Checkpoint | None:
-    """The checkpoint to go on from, the same on all processes; None to begin.
+    """The checkpoint to resume from, the same on all processes; None for a new run.
 
     Raises:
-        ValueError: The run there has other settings.
+        ValueError: The existing run has other settings.
     """
     step = -1
-    if ranks.is_first and (found := newest_whole(config.out, tell)) is not None:
+    if ranks.is_first and (found := newest_whole(config.out, log)) is not None:
         step = found.step
     step = ranks.shared(step)
     if step < 0:
@@ -41,28 +41,28 @@ def find_checkpoint(
     num_images, expected = images_of_a_step(config, ranks), checkpoint.state["images_a_step"]
     if num_images != expected:
         changed.append(
-            f"a step had {expected} images and has {num_images}"
+            f"images per step was {expected} and is {num_images}"
             " (batch_size x grad_accumulation x processes)"
         )
     if changed:
         raise ValueError(
-            f"{config.out}: holds a run with other settings: {'; '.join(changed)};"
+            f"{config.out}: contains a run with other settings: {'; '.join(changed)};"
             f" give another --out, or --config {checkpoint.path / CONFIG_NAME}"
         )
     return checkpoint
 
 
 def images_of_a_step(config: TrainConfig, ranks: Ranks) -> int:
-    """Images whose gradients make one step."""
+    """Images per optimizer step, of all processes."""
     return config.batch_size * config.grad_accumulation * ranks.world_size
 
 
 def check_same_units(
     found: dict[str, str | None], checkpoint: Checkpoint | None, config: TrainConfig
 ) -> None:
-    """Refuse units of other tokenizers than those of the run, or those it begins with.
+    """Refuse units of other tokenizers than those of the run or of its initial weights.
 
-    The speech units may be others than those of --init-from: their embedding is new then.
+    Speech units may differ from those of --init-from; their embedding is then re-initialised.
 
     Raises:
         ValueError: A fingerprint differs.
@@ -75,7 +75,7 @@ def check_same_units(
         encoder = None if config.encoder_from is None else str(config.encoder_from)
         origins = {"--encoder-from": encoder, "--init-from": config.init_from}
         for flag, origin in origins.items():
-            # Whose encoder it is, is asked for its image units.
+            # Only the image units of the run that provides the encoder must match.
             if former := former_state(origin).get("fingerprints"):
                 check_fingerprints(found, {"image": former["image"]}, place, f"{flag} {origin}")
                 break
@@ -84,13 +84,13 @@ def check_same_units(
 def find_text_model(
     config: TrainConfig, dataset: ShardDataset, checkpoint: Checkpoint | None, ranks: Ranks
 ) -> TextModel | UnitPieces | None:
-    """The text model or unit pieces of a run, None where its target is speech units as they are.
+    """The text model or unit pieces of a run; None for speech units without pieces.
 
-    It is the run's own, else --text-model, else that of --init-from, else one that is fitted on
-    the captions or utterances. It is kept in the run's folder, from which all processes read it.
+    In this order: the run's own, --text-model, that of --init-from, or one fitted to the captions
+    or utterances. It is saved in the run's folder, and all processes read it from there.
 
     Raises:
-        ValueError: It cannot be read or fitted, or is not the one that the run began with.
+        ValueError: It cannot be read or fitted, or differs from the one the run started with.
     """
     if config.target == "speech" and not config.unit_pieces:
         return None
@@ -120,7 +120,7 @@ def find_text_model(
         expected = checkpoint.state["text_model_sha256"]
         if (found := text_model_sha256(model)) != expected:
             raise ValueError(
-                f"{path}: sha256 {found}, the run began with {expected}; put that file back"
+                f"{path}: sha256 {found}, expected that of the run, {expected}; restore that file"
             )
     return model
 

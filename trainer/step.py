@@ -1,8 +1,8 @@
-"""One step of the optimizer, and one pass of validation.
+"""Optimizer step and validation pass.
 
-Whatever a step draws at random (dropout, augmentation) comes from generators that are seeded anew
-by (seed, step, process), so nothing of them needs to be saved. A step's loss is the mean over all
-of its tokens, however they are dealt to batches and processes.
+The random numbers of a step (dropout, augmentation) come from generators seeded by (seed, step,
+rank), so no generator state is saved. The loss of a step is the mean over all of its tokens,
+however they are distributed over batches and processes.
 """
 
 import hashlib
@@ -26,29 +26,32 @@ _NUM_NAMED_KEYS = 8
 
 
 class DivergedError(ValueError):
-    """Loss or gradient is no finite number any more; names step and images."""
+    """Loss or gradient is NaN or infinite; names the step and its images."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepRecord:
-    """What became of a step. Tensors are not looked at before `check`: a GPU may still be at it."""
+    """Result of one optimizer step.
+
+    `check` synchronises with the GPU; do not read the tensors before.
+    """
 
     step: int
-    """Steps that were done, this one included."""
+    """Number of completed steps, this one included."""
     learning_rate: float
     loss: Tensor
-    """Mean over the step's tokens, of all processes."""
+    """Mean over the tokens of the step on all processes."""
     num_tokens: Tensor
-    """Tokens of all processes."""
+    """Tokens of the step on all processes."""
     grad_norm: Tensor
-    """Before it was limited."""
+    """Gradient norm before clipping."""
     own_losses: Sequence[Tensor]
-    """Of each batch on this process."""
+    """Loss of each batch on this process."""
     batches: Sequence[TokenBatch]
-    """The batches on this process."""
+    """Batches on this process."""
 
     def check(self) -> None:
-        """Wait for the step.
+        """Wait until the step is computed, and check its loss and gradient.
 
         Raises:
             DivergedError: Loss or gradient is NaN or infinite.
@@ -56,15 +59,15 @@ class StepRecord:
         loss, norm = float(self.loss), float(self.grad_norm)
         if math.isfinite(loss) and math.isfinite(norm):
             return
-        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient is {norm} long"
+        what = f"the gradient norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
         raise DivergedError(
             f"step {self.step}: {what}, {self._place(is_loss=not math.isfinite(loss))};"
-            " begin anew with a lower --learning-rate, more --warmup-steps, --clip-norm 1 or"
+            " start a new run with a lower --learning-rate, more --warmup-steps, --clip-norm 1 or"
             " --precision fp32"
         )
 
     def _place(self, *, is_loss: bool) -> str:
-        """The images that it happened at, as far as this process knows."""
+        """Description of the images concerned, as far as this process knows."""
         pairs = zip(self.batches, self.own_losses, strict=True)
         named = [batch for batch, own in pairs if not math.isfinite(float(own))]
         if is_loss and not named:
@@ -75,7 +78,7 @@ class StepRecord:
 
 
 class Objective(nn.Module):
-    """The loss of packed images and tokens, with augmentation and smoothing in training."""
+    """Loss of packed images and tokens, with augmentation and label smoothing in training."""
 
     def __init__(self, model: Im2SpModel, config: TrainConfig) -> None:
         super().__init__()
@@ -102,12 +105,13 @@ class Objective(nn.Module):
 
 
 def rate_factor(step: int, *, warmup_steps: int, schedule_steps: int) -> float:
-    """Learning rate of a step as a share of the highest: linear warm-up, then a cosine to 0.
+    """Learning rate of a step as a share of the peak: linear warm-up, then cosine decay to 0.
 
     Args:
         step: Number of the step, from 0.
-        warmup_steps: Steps of the rise; the last of them has the whole rate.
-        schedule_steps: Step that would have the rate 0; the rise is never cut short for it.
+        warmup_steps: Steps of the warm-up; the last of them has the peak learning rate. Always
+            completed, even if `schedule_steps` is smaller.
+        schedule_steps: Step at which the learning rate reaches 0.
 
     >>> [rate_factor(s, warmup_steps=2, schedule_steps=4) for s in range(5)]
     [0.5, 1.0, 1.0, 0.5, 0.0]
@@ -121,20 +125,20 @@ def rate_factor(step: int, *, warmup_steps: int, schedule_steps: int) -> float:
 
 
 class TrainStep:
-    """Trains a model in place.
+    """Optimizer and loss of a model, which is trained in place.
 
     Attributes:
         model: The model.
-        optimizer: AdamW over what is trained of it.
+        optimizer: AdamW over the trainable parameters.
     """
 
     def __init__(self, model: Im2SpModel, config: TrainConfig, ranks: Ranks) -> None:
-        """Take a model on the ranks' device.
+        """Freeze parts of the model, and create the optimizer.
 
         Args:
-            model: The model, the same on all processes.
+            model: The model on the device of `ranks`, the same on all processes.
             config: Settings.
-            ranks: The processes.
+            ranks: Processes of the run.
         """
         _freeze(model, config.freeze)
         self.model, self._config, self._ranks = model, config, ranks
@@ -153,7 +157,7 @@ class TrainStep:
             self._parallel = DistributedDataParallel(self._objective)
 
     def step(self, number: int, batches: Sequence[TokenBatch]) -> StepRecord:
-        """Do step `number`, counted from 0, with the gradients of some batches."""
+        """Run step `number`, counted from 0, with the accumulated gradients of `batches`."""
         config, ranks = self._config, self._ranks
         torch.manual_seed(_seed_of(config.seed, number, ranks.rank))
         horizon = config.schedule_steps or config.steps
@@ -171,7 +175,7 @@ class TrainStep:
             with self._gradients_shared(is_last=batch is batches[-1]):
                 own = self._loss_of(batch)
                 share = batch.num_tokens / num_tokens
-                # Gradients are averaged over processes, where they are to be added.
+                # DDP averages gradients over processes; here they must be summed.
                 (own * share * ranks.world_size).backward()
             own_losses.append(own.detach())
             loss += own.detach() * share
@@ -190,18 +194,18 @@ class TrainStep:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[TokenBatch], max_images: int | None = None) -> float:
-        """Mean loss over the tokens of some batches, of all processes together.
+        """Mean loss over the tokens of batches, of all processes together.
 
         Args:
-            batches: This process's batches, as many as each other's.
-            max_images: Stop when a process has seen its part of so many.
+            batches: Batches of this process; all processes have the same number.
+            max_images: Stop after about this many images on all processes together.
         """
         sums = torch.zeros(2, dtype=torch.float64)
         num_images = 0
         self._objective.eval()
         for batch in batches:
             num_images += len(batch.images_packed)
-            if batch.num_tokens:  # at the end of a split some processes have nothing left
+            if batch.num_tokens:  # at the end of a split some processes have empty batches
                 loss = float(self._loss_of(batch)) * batch.num_tokens
                 sums += torch.tensor([loss, batch.num_tokens], dtype=torch.float64)
             if max_images is not None and num_images * self._ranks.world_size >= max_images:
@@ -217,7 +221,7 @@ class TrainStep:
             return (parallel or self._objective)(*batch.to(device))
 
     def _gradients_shared(self, *, is_last: bool) -> AbstractContextManager[None]:
-        """Processes exchange gradients once a step, behind its last batch."""
+        """Context in which processes exchange gradients only with the last batch of a step."""
         if self._parallel is None or is_last:
             return nullcontext()
         return self._parallel.no_sync()

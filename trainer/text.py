@@ -1,4 +1,4 @@
-"""Captions as ids and back: sentencepiece models, GIT's word pieces, bags of words; fitting one."""
+"""Text models: captions to ids and back (sentencepiece, GIT's word pieces, bags of words)."""
 
 import io
 import math
@@ -20,20 +20,20 @@ _WORDS_FORM = "im2sp words 1"
 
 
 class TextModel(Protocol):
-    """What cuts texts into pieces; an id is the number of a piece."""
+    """Tokenizer of texts; an id is the number of a piece."""
 
     @property
     def data(self) -> bytes:
-        """Its file's bytes."""
+        """Content of its file."""
         ...
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Where its pieces lie among the model's tokens."""
+        """Mapping of its pieces to the model's tokens."""
         ...
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, without specials."""
+        """The ids of each text, without special tokens."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -42,10 +42,10 @@ class TextModel(Protocol):
 
 
 def read_text_model(path: Path) -> TextModel:
-    """Read a sentencepiece model, a GIT's `tokenizer.json`, or a bag of words; told by content.
+    """Read a sentencepiece model, a GIT's `tokenizer.json` or a bag of words; detected by content.
 
     Raises:
-        ValueError: There is no such file, or it is none of them.
+        ValueError: The file does not exist, or is none of them.
     """
     try:
         data = path.read_bytes()
@@ -60,15 +60,15 @@ class Sentencepieces:
     """A sentencepiece model."""
 
     def __init__(self, data: bytes, name: str) -> None:
-        """Take a model's bytes; `name` is what messages call it.
+        """Load a model from the content of its file; `name` is used in messages.
 
         Raises:
-            ValueError: They are no sentencepiece model.
+            ValueError: `data` is not a sentencepiece model.
         """
         self.data = data
         processor = load_sentencepieces(data)
         if processor is None:
-            raise ValueError(f"{name}: no sentencepiece model; make one with tools/fit_text.py")
+            raise ValueError(f"{name}: not a sentencepiece model; fit one with tools/fit_text.py")
         self._processor = processor
         self.vocabulary = Vocabulary(kind="text", num_ids=processor.get_piece_size())
 
@@ -77,30 +77,30 @@ class Sentencepieces:
         return self._processor.encode(list(texts))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; lower-case, as models fitted here see it."""
+        """The text of ids; lower-case for models fitted here."""
         return self._processor.decode(list(ids))
 
 
 class GitPieces:
-    """The word pieces of a GIT, as the `tokenizer.json` beside its weights holds them."""
+    """The word pieces of a GIT, from the `tokenizer.json` beside its weights."""
 
     def __init__(self, data: bytes, name: str) -> None:
-        """Take the file's bytes; `name` is what messages call it.
+        """Load the tokenizer from the content of its file; `name` is used in messages.
 
         Raises:
-            ValueError: They are no tokenizer, or one without GIT's BOS and EOS.
+            ValueError: `data` is not a tokenizer, or lacks GIT's BOS and EOS.
         """
         self.data = data
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(data.decode())
-        except Exception as error:  # the library raises Exception itself
+        except Exception as error:  # the class that the library raises
             reason = " ".join(str(error).split())
-            raise ValueError(f"{name}: no tokenizer of a GIT ({reason})") from None
+            raise ValueError(f"{name}: not the tokenizer of a GIT ({reason})") from None
         size = self._tokenizer.get_vocab_size()
         try:
             self.vocabulary = Vocabulary(kind="text", num_ids=size, layout="git")
         except ValueError as error:
-            raise ValueError(f"{name}: no tokenizer of a GIT ({error})") from None
+            raise ValueError(f"{name}: not the tokenizer of a GIT ({error})") from None
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text."""
@@ -113,18 +113,18 @@ class GitPieces:
 
 
 class WordBag:
-    """Words that captions hold or not: what an image encoder can learn from before it has to write.
+    """Bag of words: the words a caption contains, the target of pre-training the image encoder.
 
     Attributes:
-        words: The words, the most frequent first; an id is a place among them.
-        log_odds: Of each being in a caption.
+        words: The words, most frequent first; an id is an index into them.
+        log_odds: For each word, the log odds of occurring in a caption.
     """
 
     def __init__(self, data: bytes, name: str) -> None:
-        """Take a file's bytes; `name` is what messages call it.
+        """Load a bag of words from the content of its file; `name` is used in messages.
 
         Raises:
-            ValueError: They are no bag of words.
+            ValueError: `data` is not a bag of words.
         """
         self.data = data
         try:
@@ -135,11 +135,11 @@ class WordBag:
                 raise ValueError(f"it begins with {form}")
             self.vocabulary = Vocabulary(kind="words", num_ids=len(rows))
         except (ValueError, ZeroDivisionError) as error:
-            raise ValueError(f"{name}: no bag of words ({error})") from None
+            raise ValueError(f"{name}: not a bag of words ({error})") from None
         self._places = {word: place for place, word in enumerate(self.words)}
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of the words that each text holds, each once, in ascending order."""
+        """The ids of the words in each text, each once, in ascending order."""
         return [
             sorted({self._places[word] for word in words_of(text) if word in self._places})
             for text in texts
@@ -151,14 +151,14 @@ class WordBag:
 
 
 def fit_word_bag(texts: Iterable[str], max_words: int) -> WordBag:
-    """The words that most texts hold.
+    """Collect the words that occur in most texts.
 
     Args:
         texts: The captions.
-        max_words: Most words; those that more texts hold come first, then by the alphabet.
+        max_words: Maximum number of words; sorted by the number of texts, then alphabetically.
 
     Raises:
-        ValueError: There is no word.
+        ValueError: The texts contain no words.
     """
     counts: Counter[str] = Counter()
     num_texts = 0
@@ -166,22 +166,22 @@ def fit_word_bag(texts: Iterable[str], max_words: int) -> WordBag:
         counts.update(set(words_of(text)))
         num_texts += 1
     if not counts:
-        raise ValueError("the captions hold no word")
+        raise ValueError("the captions contain no words")
     kept = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:max_words]
-    # One text more, half of which holds each word: none is in all or in none.
+    # Smoothed by half an occurrence in one more text, so that all log odds are finite.
     rows = [f"{word}\t{(count + 0.5) / (num_texts + 1):.6g}" for word, count in kept]
     return WordBag("\n".join([_WORDS_FORM, *rows, ""]).encode(), "the fitted bag of words")
 
 
 def fit_text_model(texts: Iterable[str], max_pieces: int) -> Sentencepieces:
-    """Fit a unigram model on texts; letters are lower-cased and forms unified (NFKC) in it.
+    """Fit a unigram model to texts; it normalises its input to lower case and NFKC.
 
     Args:
         texts: The captions.
-        max_pieces: Most pieces; fewer where the texts do not hold so many.
+        max_pieces: Maximum number of pieces; fewer if the texts do not contain that many.
 
     Raises:
-        ValueError: There is no text, or its letters alone are more than `max_pieces`.
+        ValueError: There are no texts, or they have more than `max_pieces` distinct characters.
     """
     try:
         data = train_sentencepieces(
@@ -190,13 +190,13 @@ def fit_text_model(texts: Iterable[str], max_pieces: int) -> Sentencepieces:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(
-            f"no text model of {max_pieces} pieces can be fitted on these captions: {reason}"
+            f"cannot fit a text model of {max_pieces} pieces to these captions: {reason}"
         ) from None
     return Sentencepieces(data, "the fitted model")
 
 
 def load_sentencepieces(data: bytes) -> sentencepiece.SentencePieceProcessor | None:
-    """The processor of a sentencepiece model; None where the bytes are none."""
+    """The processor of a sentencepiece model; None if `data` is not one."""
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=data)
         return processor if processor.get_piece_size() else None
@@ -205,15 +205,15 @@ def load_sentencepieces(data: bytes) -> sentencepiece.SentencePieceProcessor | N
 
 
 def train_sentencepieces(texts: Iterable[str], max_pieces: int, **settings: Any) -> bytes:
-    """A sentencepiece model without BOS, EOS and PAD; the same texts make the same bytes.
+    """Fit a sentencepiece model without BOS, EOS and PAD; the same texts give the same bytes.
 
     Args:
-        texts: What to learn from.
-        max_pieces: Most pieces; fewer where the texts do not hold so many.
-        settings: More of sentencepiece's own.
+        texts: Texts to fit to.
+        max_pieces: Maximum number of pieces; fewer if the texts do not contain that many.
+        settings: Further options of sentencepiece.
 
     Raises:
-        RuntimeError: sentencepiece's, where nothing can be fitted.
+        RuntimeError: Raised by sentencepiece if no model can be fitted.
     """
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

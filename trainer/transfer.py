@@ -1,4 +1,4 @@
-"""Beginning a run with the weights of another: `--init-from` and `--encoder-from`."""
+"""Initial weights of a run from another one: `--init-from` and `--encoder-from`."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from im2sp.shards.hub import find_beside
+from im2sp.shards.weights.hub import find_beside
 from im2sp.trainer.checkpoint import is_step, named_checkpoint
 from im2sp.trainer.config import TrainConfig
 from im2sp.trainer.export import find_notes
@@ -25,22 +25,22 @@ _OF_VOCABULARY = ("decoder.embedding.weight", "decoder.output_bias")
 
 @dataclass(frozen=True)
 class Units:
-    """What the tokens of a run mean: its vocabulary, and what made its units."""
+    """Meaning of a run's tokens: the vocabulary, and the tokenizers of its units."""
 
     vocabulary: Vocabulary
     fingerprints: Mapping[str, str | None]
     """Kind of unit -> fingerprint of its tokenizer."""
     text_model_sha256: str | None = None
-    """Of the pieces or words, where the target is text or words."""
+    """Checksum of the text model, bag of words or unit pieces, if any."""
     log_odds: Sequence[float] | None = None
-    """Of the words, where the target is words."""
+    """Log odds of the words, for the target words."""
 
 
 def former_state(init_from: str | None) -> Mapping[str, Any]:
-    """What is known of the units of `--init-from`.
+    """Records of the units of `--init-from`.
 
-    That is `state.json` of our runs and their steps, the notes of what was exported from one, and
-    nothing of other people's.
+    `state.json` of a run or checkpoint, or the notes of an exported file; empty for published
+    weights.
     """
     if init_from is None:
         return {}
@@ -52,13 +52,13 @@ def former_state(init_from: str | None) -> Mapping[str, Any]:
 
 
 def _kept_pieces(init_from: str, name: str) -> Path:
-    """Where a run that is named by its folder or one of its steps would keep a file of pieces."""
+    """Path of a file of pieces in a run, which is named by its folder or one of its checkpoints."""
     path = Path(init_from)
     return (path.parent if is_step(path) else path) / name
 
 
 def former_text_model(init_from: str | None, target: str) -> TextModel | None:
-    """The text model for a target of the run or GIT that `--init-from` names, if it has one.
+    """The text model of the run or GIT of `--init-from`, if it has one for the target.
 
     Raises:
         ValueError: It cannot be read, or a GIT's cannot be fetched from the hub.
@@ -73,7 +73,7 @@ def former_text_model(init_from: str | None, target: str) -> TextModel | None:
 
 
 def former_unit_pieces(init_from: str | None, num_units: int) -> UnitPieces | None:
-    """The unit pieces of the run that `--init-from` names, if it has some."""
+    """The unit pieces of the run of `--init-from`, if it has any."""
     if init_from is None:
         return None
     path = _kept_pieces(init_from, UNITS_MODEL_NAME)
@@ -88,15 +88,15 @@ def first_model(
     codebook: torch.Tensor,
     warn: Callable[[str], object] = lambda _: None,
 ) -> Im2SpModel:
-    """The model that a run begins with, on the CPU.
+    """The initial model of a run, on the CPU.
 
-    What is new of it is a function of --seed.
+    Randomly initialised parts depend on --seed only.
 
     Args:
         config: Settings.
-        units: Of the run.
+        units: Units of the run.
         codebook: (num_codes, code_width) float32.
-        warn: Told of what is lost although both are of text.
+        warn: Called with a message if a text model's embedding cannot be kept.
 
     Raises:
         ValueError: The weights cannot be read or do not fit.
@@ -109,12 +109,12 @@ def first_model(
             units.vocabulary,
             num_codes=codebook.shape[0],
             code_width=codebook.shape[1],
-            # SeiT's encoder knows the rows as they are.
+            # SeiT's encoder was trained on the unchanged rows.
             standardise_codebook=not is_seit,
         )
         dropout = config.dropout
         sizes = dataclasses.replace(sizes, dropout=dropout, attention_dropout=dropout)
-        if is_seit:  # its encoder has a stem of its own
+        if is_seit:  # its encoder includes SeiT's stem
             sizes = dataclasses.replace(sizes, stem_stride=SEIT_STEM_STRIDE, conv_stem=False)
         model = Im2SpModel(sizes, codebook)
         _set_odds(model, units)
@@ -131,9 +131,9 @@ def first_model(
     kinds = {origin.config.vocabulary.kind, units.vocabulary.kind}
     if kinds == {"text"} and not _is_same(units, origin.config.vocabulary, state):
         warn(
-            f"--init-from {config.init_from}: its text pieces are not those of this run, so what it"
-            " knows of words is lost: embedding and output begin anew. To keep it, give its pieces"
-            f" with --text-model; a GIT's are its {GIT_NAME}, found beside its weights, too"
+            f"--init-from {config.init_from}: its text tokenizer differs from this run's, so the"
+            " embedding and output layers are re-initialised. To keep them, give its tokenizer with"
+            f" --text-model (of a GIT: {GIT_NAME} beside its weights)"
         )
     return transferred(origin, units, state, config.dropout)
 
@@ -141,13 +141,13 @@ def first_model(
 def transferred(
     origin: Im2SpModel, units: Units, state: Mapping[str, Any], dropout: float
 ) -> Im2SpModel:
-    """The same weights for another vocabulary: embedding and output are new where it differs.
+    """Transfer weights to another vocabulary; if it differs, embedding and output are new.
 
     Args:
-        origin: Where the weights come from.
-        units: Of the new model.
+        origin: Model with the weights.
+        units: Units of the new model.
         state: `former_state` of the origin.
-        dropout: Of the new model.
+        dropout: Dropout of the new model.
     """
     sizes = dataclasses.replace(
         origin.config,
@@ -166,7 +166,7 @@ def transferred(
 
 
 def _set_odds(model: Im2SpModel, units: Units) -> None:
-    """Begin with how frequent words are, so that the first thing to learn is where they differ."""
+    """Initialise the output bias with the log odds of the words, if the target is words."""
     if units.log_odds is not None:
         tokens = units.vocabulary.place(torch.arange(len(units.log_odds)))
         with torch.no_grad():
@@ -174,7 +174,7 @@ def _set_odds(model: Im2SpModel, units: Units) -> None:
 
 
 def _is_same(units: Units, vocabulary: Vocabulary, state: Mapping[str, Any]) -> bool:
-    """Whether a token means the same in both; what is not known of other people's is not asked."""
+    """True if tokens mean the same in both; unknown fingerprints of published weights match."""
     if units.vocabulary != vocabulary:
         return False
     if vocabulary.kind != "speech":
@@ -187,8 +187,7 @@ def _check_sizes(config: TrainConfig, origin: Im2SpModel) -> None:
     found = (origin.config.encoder, origin.config.decoder)
     if config.preset is not None and found != PRESETS[config.preset]:
         raise ValueError(
-            f"--preset {config.preset}: {config.init_from} has other sizes, {found}; leave the"
-            " preset out"
+            f"--preset {config.preset}: {config.init_from} has other sizes, {found}; omit --preset"
         )
     if config.longest >= origin.config.max_positions:
         raise ValueError(

@@ -1,10 +1,11 @@
-"""Speech units joined to pieces: runs of units that often occur together, as words have letters.
+"""Acoustic BPE: byte-pair encoding of speech units into unit pieces.
 
-An utterance has some hundred units, and most of them follow from the ones before. Cut into pieces
-by a sentencepiece model, each unit taken for a letter, it is a third as long: cheaper to train on
-and to generate, and easier to learn. What a piece stands for is kept in the model's `Vocabulary`,
-so that what is generated are units again. Shen et al., "Acoustic BPE for Speech Generation with
-Discrete Tokens" (ICASSP 2024), found the same of HuBERT units; the paper's own models have none.
+A unit piece is a sequence of units that often occur together. An utterance has some hundred units,
+most of them predictable from the ones before. A sentencepiece model, with one character per unit,
+makes it a third as long: cheaper to train on and to generate, and easier to learn. The model's
+`Vocabulary` holds the units of each piece, so generations are decoded to units. Shen et al.,
+"Acoustic BPE for Speech Generation with Discrete Tokens" (ICASSP 2024), report the same for HuBERT
+units; the paper's own models do not use it.
 """
 
 import itertools
@@ -14,7 +15,7 @@ from im2sp.trainer.text import load_sentencepieces, train_sentencepieces
 from im2sp.trainer.vocabulary import Vocabulary
 
 UNITS_MODEL_NAME = "units.model"
-# The first letter: from here on there are 20,000 that no rule of sentencepiece changes.
+# Character of unit 0: the first of 20,000 that sentencepiece does not normalise.
 _FIRST_LETTER = 0x4E00
 
 
@@ -22,20 +23,20 @@ class UnitPieces:
     """A sentencepiece model over units.
 
     Attributes:
-        data: Its file's bytes.
-        vocabulary: Where its pieces lie among the model's tokens, and the units of each.
+        data: Content of its file.
+        vocabulary: Mapping of its pieces to the model's tokens and to units.
     """
 
     def __init__(self, data: bytes, name: str, num_units: int) -> None:
-        """Take a model's bytes; `name` is what messages call it.
+        """Load a model from the content of its file; `name` is used in messages.
 
         Raises:
-            ValueError: They are no sentencepiece model, or not one of `num_units` units.
+            ValueError: `data` is not a sentencepiece model of `num_units` units.
         """
         self.data = data
         processor = load_sentencepieces(data)
         if processor is None:
-            raise ValueError(f"{name}: no sentencepiece model of speech units")
+            raise ValueError(f"{name}: not a sentencepiece model of speech units")
         self._processor = processor
         pieces = [
             () if processor.is_unknown(i) else _units(processor.id_to_piece(i))
@@ -50,24 +51,24 @@ class UnitPieces:
         self.vocabulary = Vocabulary(kind="speech", num_ids=len(pieces), pieces=tuple(pieces))
 
     def encode(self, utterances: Sequence[Sequence[int]]) -> list[list[int]]:
-        """The ids of the pieces that each utterance's units are cut into."""
+        """The ids of the pieces of each utterance's units."""
         return self._processor.encode([_letters(units) for units in utterances])
 
 
 def fit_unit_pieces(
     utterances: Iterable[Sequence[int]], num_units: int, max_pieces: int
 ) -> UnitPieces:
-    """Fit pieces on utterances by byte-pair encoding.
+    """Fit unit pieces to utterances by byte-pair encoding.
 
     Args:
         utterances: Units in [0, num_units), collapsed.
-        num_units: Units there are; each is a piece by itself, too.
-        max_pieces: Most pieces; fewer where the utterances do not hold so many.
+        num_units: Number of units; each is also a piece.
+        max_pieces: Maximum number of pieces; fewer if the utterances do not contain that many.
 
     Raises:
-        ValueError: There is no utterance, or `max_pieces` is not above `num_units`.
+        ValueError: There are no utterances, or `max_pieces` is not above `num_units`.
     """
-    # One more with all units, for some may occur in no other.
+    # An additional sequence with all units, as some may not occur in the data.
     sentences = map(_letters, itertools.chain(utterances, [range(num_units)]))
     try:
         data = train_sentencepieces(
@@ -82,8 +83,7 @@ def fit_unit_pieces(
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(
-            f"no {max_pieces} pieces of {num_units} units can be fitted on these utterances:"
-            f" {reason}"
+            f"cannot fit {max_pieces} pieces of {num_units} units to these utterances: {reason}"
         ) from None
     return UnitPieces(data, "the fitted model", num_units)
 

@@ -1,16 +1,16 @@
-"""The one table that places specials, speech units and text pieces among the model's tokens.
+"""Mapping of special tokens, speech units and text pieces to the model's tokens.
 
-An *id* is a speech unit, a piece of several, or a text piece; a *token* is its place in the
-embedding and the output. Nobody else adds an offset. The layouts:
+An *id* is a speech unit, a unit piece, or a text piece; a *token* is its index in the embedding and
+the output. No other module adds an offset. The layouts:
 
-    layout    PAD  BOS  EOS   id -> token                           tokens in all
+    layout    PAD  BOS  EOS   id -> token                           number of tokens
     im2sp      0    1    2    id + 3                                ids + 3
     git        0   101  102   id (the specials are pieces, too)     ids
     original   0   101  102   id + 1 up to 100, id + 3 above        ids + 3
 
-"git" is BERT's word pieces as GIT uses them. "original" is what the paper's own checkpoints were
-trained with: it meant to leave room for BOS and EOS but lands unit 100 on BOS. It is there to load
-them; inside a sequence, token 101 is then read as unit 100.
+"git" is for BERT's word pieces as used by GIT. "original" is the layout of the paper's checkpoints
+and needed to load them: by mistake, unit 100 has the token of BOS, so inside a sequence token 101
+is read as unit 100.
 """
 
 import itertools
@@ -34,20 +34,19 @@ _LAST_LOW_UNIT = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """Where ids and specials lie among the tokens."""
+    """Mapping of ids and special tokens to the model's tokens."""
 
     kind: Literal["speech", "text", "words"]
-    """What an id is: a speech unit, a text piece, or a word that captions hold or not."""
+    """Meaning of an id: a speech unit, a text piece, or a word of a bag of words."""
     num_ids: int
     """Ids are 0 to num_ids - 1."""
     layout: Literal["im2sp", "git", "original"] = "im2sp"
     """Row of the table in this module's docstring."""
     pieces: tuple[tuple[int, ...], ...] | None = None
-    """Speech units that each id stands for, where ids are pieces (`unit_pieces`); `decode` gives
-    the units."""
+    """Speech units of each id, if ids are unit pieces (`unit_pieces`); `decode` returns units."""
 
     def __post_init__(self) -> None:
-        """Refuse what is not in the table."""
+        """Refuse values that are not in the table."""
         for name, values in (("kind", get_args(Kind)), ("layout", get_args(Layout))):
             if getattr(self, name) not in values:
                 raise ValueError(
@@ -59,7 +58,7 @@ class Vocabulary:
                     f"{len(self.pieces)} pieces of units for {self.num_ids} ids of kind"
                     f" {self.kind!r}, expected one for each id of kind 'speech'"
                 )
-            # As lists, where they come from JSON.
+            # Lists if they come from JSON.
             object.__setattr__(self, "pieces", tuple(map(tuple, self.pieces)))
         least = {"im2sp": 1, "git": self.eos + 1, "original": self.eos + 1 - _NUM_SPECIALS}
         if self.num_ids < least[self.layout]:
@@ -70,7 +69,7 @@ class Vocabulary:
 
     @property
     def pad(self) -> int:
-        """Token that fills rows up."""
+        """Token that pads rows."""
         return _SPECIALS[self.layout][0]
 
     @property
@@ -90,13 +89,13 @@ class Vocabulary:
 
     @property
     def num_units(self) -> int:
-        """What `decode` gives lies in [0, num_units): ids, or the units of pieces."""
+        """Upper bound of the values that `decode` returns: they are in [0, num_units)."""
         if self.pieces is None:
             return self.num_ids
         return 1 + max(unit for piece in self.pieces for unit in piece)
 
     def place(self, ids: Tensor) -> Tensor:
-        """Tokens of ids: int64, same shape. Takes ids as they are; `encode` checks them."""
+        """Tokens of ids: int64, same shape. The ids are not checked; use `encode` for that."""
         ids = ids.long()
         if self.layout == "git":
             return ids
@@ -119,15 +118,15 @@ class Vocabulary:
         """Rows of `encode`, padded.
 
         Args:
-            ids: (N, S) integers; what lies at and after a row's length is not looked at.
+            ids: (N, S) integers; values from a row's length on are ignored.
             lengths: (N,) integers in [0, S].
 
         Returns:
             (N, S + 2) int64, on the device of `ids`.
 
         Raises:
-            ValueError: An id outside [0, num_ids). Looked at on the CPU only, for a device would
-                have to be waited for.
+            ValueError: An id outside [0, num_ids). Checked on the CPU only, to avoid
+                synchronising with a GPU.
         """
         lengths = lengths.to(ids.device).long()[:, None]
         is_used = torch.arange(ids.shape[1], device=ids.device) < lengths
@@ -135,17 +134,17 @@ class Vocabulary:
         if ids.device.type == "cpu" and ids.numel():
             low, high = (int(value) for value in torch.aminmax(ids))
             if low < 0 or high >= self.num_ids:
-                raise ValueError(f"ids reach from {low} to {high}, expected [0, {self.num_ids})")
+                raise ValueError(f"ids range from {low} to {high}, expected [0, {self.num_ids})")
         tokens = ids.new_full((ids.shape[0], ids.shape[1] + 2), self.pad)
         tokens[:, 0] = self.bos
         tokens[:, 1:-1] = torch.where(is_used, self.place(ids), self.pad)
         return tokens.scatter_(1, lengths + 1, self.eos)
 
     def decode(self, tokens: Iterable[int]) -> list[int]:
-        """The ids of a sequence that begins with BOS, up to EOS; specials are left out.
+        """The ids of a sequence that starts with BOS, up to EOS, without special tokens.
 
-        Of pieces it gives the units, collapsed: where one piece ends as the next begins, the unit
-        is there once.
+        Pieces are decoded to units and collapsed: if a piece ends with the unit that the next one
+        starts with, that unit appears once.
         """
         ids: list[int] = []
         for index, token in enumerate(tokens):

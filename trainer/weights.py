@@ -1,8 +1,8 @@
-"""Models in and out of files: our own form, and what is published.
+"""Reading and writing of models: our own form, and published ones.
 
-Our own is one `model.safetensors`: the tensors, codebook included, and the configuration as JSON in
-its metadata under "im2sp". It is written whole or not at all. Published forms are told apart by
-their tensors' names (see `published`) and go through the restricted reader.
+Our own is one `model.safetensors`, written atomically: the tensors, codebook included, and the
+configuration as JSON in its metadata under "im2sp". Published forms are distinguished by their
+tensor names (see `published`) and read by the restricted reader.
 """
 
 import json
@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from im2sp.shards.files import atomic_file
-from im2sp.shards.hub import CONFIG_FILE, find_model
-from im2sp.shards.pickles import WeightsError
-from im2sp.shards.rebuild import BFLOAT16
-from im2sp.shards.weight_files import describe, read_weights
+from im2sp.shards.weights import describe, read_weights
+from im2sp.shards.weights.hub import CONFIG_FILE, find_model
+from im2sp.shards.weights.pickles import WeightsError
+from im2sp.shards.weights.rebuild import BFLOAT16
 from im2sp.trainer.checkpoint import best_checkpoint
 from im2sp.trainer.model import Im2SpModel
 from im2sp.trainer.model_config import (
@@ -55,10 +55,10 @@ _SPECIAL_TOKENS = {"pad_token_id": "pad", "bos_token_id": "bos", "eos_token_id":
 
 
 def save_model(folder: str | Path, model: Im2SpModel) -> Path:
-    """Write `model.safetensors` into an existing folder; same model, same bytes.
+    """Write `model.safetensors` into an existing folder; the same model gives the same bytes.
 
     Returns:
-        The file's path.
+        Path of the file.
     """
     path = Path(folder) / MODEL_FILE
     tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -76,22 +76,22 @@ def load_model(
     encoder: str | Path | None = None,
     device: str | torch.device | None = None,
 ) -> Im2SpModel:
-    """Load a model in eval mode; nothing in the file is run.
+    """Load a model in eval mode; no code in the file is executed.
 
     Args:
-        path: "compact" (bundled), a run's folder (its best step is taken, else its newest), a
-            folder or file of ours, the paper's checkpoint, or a GIT of transformers: a folder, or
-            a hub id such as `microsoft/git-base`. A GIT gives the decoder; its own encoder reads
-            pixels, so the image encoder is new (see `encoder`), and so is the projection.
-        codebook: (codes, width) vectors behind the image units, or their file. Ours holds them;
-            the others do not.
-        encoder: A model of ours, whose image encoder and projection take the place of those at
-            `path`; or with a GIT, SeiT's weights for the image encoder. A GIT without has a random
-            one of the paper's size, which has to be trained.
-        device: None for CUDA where there is one, else the CPU.
+        path: "compact" (bundled), the folder of a run (its best checkpoint, or else the newest), a
+            folder or file in our own form, the paper's checkpoint, or a GIT of transformers: a
+            folder, or a hub id such as `microsoft/git-base`. Only the decoder of a GIT is used; as
+            its encoder reads pixels, the image encoder (see `encoder`) and projection are new.
+        codebook: (codes, width) vectors of the image units, or their file. Required for published
+            weights; our own form contains it.
+        encoder: A model in our own form, whose image encoder and projection replace those of
+            `path`; or for a GIT, SeiT's weights for the image encoder. A GIT without it gets a
+            randomly initialised encoder of the paper's size.
+        device: torch device; by default CUDA if available, else the CPU.
 
     Raises:
-        WeightsError: (a ValueError) no such weights, or not those of a model; one line.
+        WeightsError: (a ValueError) the weights do not exist, or are not those of a model.
     """
     found = _find(path)
     tensors, metadata = read_tensors(found)
@@ -101,15 +101,15 @@ def load_model(
     if METADATA_KEY in metadata:
         if encoder is not None:
             raise WeightsError(
-                f"{found}: holds an encoder; leave out encoder={str(encoder)!r}, or give a model"
+                f"{found}: holds an encoder; omit encoder={str(encoder)!r}, or give a model"
                 " of im2sp"
             )
         model = _own_model(found, tensors, metadata[METADATA_KEY], codebook)
     else:
         if codebook is None:
             raise WeightsError(
-                f"{found}: holds no codebook; pass codebook=, the file or tensor of the vectors"
-                " behind the image units"
+                f"{found}: holds no codebook; pass codebook=, the file or tensor of the vectors of"
+                " the image units"
             )
         rows = load_codebook(codebook)
         try:
@@ -124,7 +124,7 @@ def load_model(
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and safetensors' metadata of a file, through the restricted reader."""
+    """Read tensors and safetensors metadata of a file with the restricted reader."""
     weights = read_weights(path)
     tensors = {
         name: torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
@@ -138,10 +138,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def load_codebook(codebook: str | Path | Tensor) -> Tensor:
-    """(codes, width) float32 from a tensor, or a file that holds one such tensor.
+    """(codes, width) float32 from a tensor, or from a file with exactly one such tensor.
 
     Raises:
-        WeightsError: Something else.
+        WeightsError: It is anything else.
     """
     if isinstance(codebook, Tensor):
         tensors, source = {"": codebook}, "codebook"
@@ -157,10 +157,10 @@ def load_codebook(codebook: str | Path | Tensor) -> Tensor:
 
 
 def use_encoder(model: Im2SpModel, path: str | Path) -> None:
-    """Take the image encoder from SeiT's weights; the codebook stays.
+    """Load SeiT's weights into the image encoder; the codebook is unchanged.
 
     Raises:
-        WeightsError: Not SeiT's weights, or of other sizes.
+        WeightsError: The weights are not SeiT's, or have other sizes.
     """
     found = _find(path)
     part = _seit(found)
@@ -168,30 +168,30 @@ def use_encoder(model: Im2SpModel, path: str | Path) -> None:
 
 
 def is_own(path: str | Path) -> bool:
-    """Whether weights are of our own form.
+    """True if weights are in our own form.
 
     Raises:
-        WeightsError: There are no weights.
+        WeightsError: The weights do not exist.
     """
     return METADATA_KEY in read_tensors(_find(path))[1]
 
 
 def with_image_side(model: Im2SpModel, other: Im2SpModel, name: str) -> Im2SpModel:
-    """A model of the image encoder, codebook and projection of `other` and the decoder of `model`.
+    """Combine the image encoder, codebook and projection of `other` with the decoder of `model`.
 
     Args:
-        model: Where the decoder comes from.
-        other: Where the rest comes from.
-        name: Of `model`, for messages.
+        model: Model with the decoder.
+        other: Model with the other parts.
+        name: Name of `model`, for messages.
 
     Raises:
-        WeightsError: Their decoders differ in width, which the projection leads to.
+        WeightsError: The decoders differ in width.
     """
     widths = model.config.decoder.width, other.config.decoder.width
     if widths[0] != widths[1]:
         raise WeightsError(
-            f"{name}: has a decoder of width {widths[0]}, expected {widths[1]}, which the encoder's"
-            " projection leads to"
+            f"{name}: has a decoder of width {widths[0]}, expected {widths[1]}, the output width of"
+            " the encoder's projection"
         )
     own = model.config
     sizes = replace(
@@ -209,7 +209,7 @@ def with_image_side(model: Im2SpModel, other: Im2SpModel, name: str) -> Im2SpMod
 
 
 def _take(path: Path, module: torch.nn.Module, part: Part, stack: StackConfig) -> None:
-    """Copy a part's tensors into a module of the same sizes."""
+    """Copy the tensors of a part into a module of the same sizes."""
     if part.stack != stack:
         raise WeightsError(f"{path}: has {part.stack}, expected {stack}; choose another preset")
     own = module.state_dict()
@@ -232,12 +232,12 @@ def _find(path: str | Path) -> Path:
         if (best := best_checkpoint(folder)) is not None:
             return best.path / MODEL_FILE
         steps = sorted(step for step in folder.glob(STEP_DIRS) if step.name[5:].isdigit())
-        for step in reversed(steps):  # of a run whose state was not kept
+        for step in reversed(steps):  # of a run without state.json
             if (step / MODEL_FILE).is_file():
                 return step / MODEL_FILE
         raise WeightsError(
             f"{path}: this folder lacks {MODEL_FILE}, {STEP_DIRS}/{MODEL_FILE} and {CONFIG_FILE};"
-            " expected a run, a step of one, or a model of transformers"
+            " expected a run, a checkpoint, or a model of transformers"
         )
     return find_model(path, WEIGHT_FILES)
 
@@ -269,7 +269,7 @@ class _WithoutNoise(TorchFunctionMode):
 
 
 def _filled(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> Im2SpModel:
-    """A model that has all of its tensors from a file."""
+    """Model with all tensors from a file."""
     with torch.device("meta"), _WithoutNoise():
         model = Im2SpModel(config, torch.empty(config.num_codes, config.code_width))
     own = model.state_dict()
@@ -281,7 +281,7 @@ def _filled(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> I
                 f"{path}: {name} has shape {list(tensors[name].shape)}, expected"
                 f" {list(tensor.shape)}"
             )
-    # Copies: what was read is mapped from the file.
+    # Copies, because the tensors are mapped from the file.
     filled = {name: tensors[name].detach().float().clone() for name in own}
     model.load_state_dict(filled, assign=True)
     return model
@@ -293,7 +293,7 @@ def _published_model(
     original = below(tensors, ORIGINAL_PREFIX)
     if GIT_MARK in original:
         if encoder is not None:
-            raise WeightsError(f"{path}: holds an encoder; leave out encoder={str(encoder)!r}")
+            raise WeightsError(f"{path}: holds an encoder; omit encoder={str(encoder)!r}")
         return _original_model(path, original, codebook)
     if GIT_MARK not in tensors:
         hint = "SeiT's encoder alone; pass it as encoder=" if TIMM_MARK in tensors else ""
@@ -326,7 +326,7 @@ def _published_model(
 
 
 def _original_model(path: Path, tensors: dict[str, Tensor], codebook: Tensor) -> Im2SpModel:
-    """The paper's unit model, with the id map that it was trained with."""
+    """The paper's unit model, with the vocabulary layout that it was trained with."""
     encoder, decoder = encoder_part(below(tensors, ORIGINAL_ENCODER)), decoder_part(tensors)
     size = len(decoder.tensors["embedding.weight"])
     grid = SEIT_STEM_STRIDE * round((encoder.tensors["positions"].shape[1] - 1) ** 0.5)
@@ -359,14 +359,14 @@ def _seit(path: Path) -> Part:
 
 
 def _git_config(path: Path) -> dict[str, Any]:
-    """Settings beside a GIT's weights; empty where the weights stand alone."""
+    """Settings in the config file beside a GIT's weights; empty if there is none."""
     file = path.with_name(CONFIG_FILE)
     if not file.is_file():
         return {}
     try:
         settings = json.loads(file.read_text("utf-8"))
     except ValueError as error:
-        raise WeightsError(f"{file}: no JSON ({error})") from None
+        raise WeightsError(f"{file}: not JSON ({error})") from None
     fixed = {"model_type": "git", "hidden_act": "gelu", "layer_norm_eps": 1e-12}
     for name, expected in fixed.items():
         found = settings.get(name, expected) if isinstance(settings, dict) else None

@@ -10,10 +10,12 @@ import soundfile
 import torch
 from PIL import Image
 
-from im2sp.pipeline import decode_pool, job, job_config
-from im2sp.pipeline.decode_pool import decode
-from im2sp.pipeline.vitvqgan import TransformerConfig, ViTVQGAN, ViTVQGANConfig
-from im2sp.pipeline.vitvqgan_weights import image_tokenizer_bytes
+from im2sp.pipeline.image_tokenizer.network import TransformerConfig, ViTVQGAN, ViTVQGANConfig
+from im2sp.pipeline.image_tokenizer.weights import image_tokenizer_bytes
+from im2sp.pipeline.job import config as job_config
+from im2sp.pipeline.job import decode_pool
+from im2sp.pipeline.job import run as job
+from im2sp.pipeline.job.decode_pool import decode
 
 
 @pytest.fixture(scope="session")

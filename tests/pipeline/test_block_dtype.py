@@ -3,9 +3,9 @@
 import torch
 import torch.nn.functional as F
 
-from im2sp.pipeline.cpu_encoder import PackedEncoder
+from im2sp.pipeline.image_tokenizer.cpu_encoder import PackedEncoder
+from im2sp.pipeline.image_tokenizer.network import TransformerConfig, ViTVQGAN, ViTVQGANConfig
 from im2sp.pipeline.onednn import is_supported
-from im2sp.pipeline.vitvqgan import TransformerConfig, ViTVQGAN, ViTVQGANConfig
 
 
 def test_bfloat16_blocks_that_add_nothing_leave_features_exact():

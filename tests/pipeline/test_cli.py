@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from im2sp.pipeline import cli, job, job_config, load_image_tokenizer
-from im2sp.pipeline.images import DEFAULT_MAX_PIXELS
-from im2sp.pipeline.views import VIEWS
+from im2sp.pipeline import cli, load_image_tokenizer
+from im2sp.pipeline.decoding.images import DEFAULT_MAX_PIXELS
+from im2sp.pipeline.decoding.views import VIEWS
+from im2sp.pipeline.job import config as job_config
+from im2sp.pipeline.job import run as job
 from im2sp.shards import ShardDataset, verify_dataset
 
 # Runs the command with small chunks; the first argument is code to run before.

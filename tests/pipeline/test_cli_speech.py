@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from im2sp.pipeline import cli, load_speech_tokenizer
-from im2sp.pipeline.audio import read_audio
+from im2sp.pipeline.decoding.audio import read_audio
 from im2sp.shards import ShardDataset, deduplicate, verify_dataset
-from making.hubert import make_centres, make_hubert, save_folder
+from support.hubert import make_centres, make_hubert, save_folder
 
 
 @pytest.fixture(scope="module")

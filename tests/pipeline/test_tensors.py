@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from im2sp.pipeline.tensors import describe, named_tensors, read_weights
-from im2sp.shards.pickles import Record, WeightsError
-from making.damage import refusals_of_flipped_bytes
+from im2sp.shards.weights.pickles import Record, WeightsError
+from support.damage import refusals_of_flipped_bytes
 
 DTYPES = [
     torch.float64,

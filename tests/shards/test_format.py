@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from im2sp.shards import Manifest, Sample
-from making.huffman import naive_decode
+from support.huffman import naive_decode
 
 
 def read_dataset(dataset_dir: Path) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,7 @@ from im2sp.shards import (
     fit_speech_codec,
     write_shard,
 )
-from im2sp.shards.codecs import make_codecs
+from im2sp.shards.coding import make_codecs
 from im2sp.shards.schema import DEFAULT_COLUMNS
 from im2sp.tools.bitcount import checksum_bytes, count_bits, main
 

@@ -9,13 +9,16 @@ import soundfile as sf
 from im2sp import pipeline
 from im2sp.pipeline import vocoder
 from im2sp.shards import ShardDataset
-from im2sp.tools import asr, evaluate, evaluate_chain, evaluate_stages
+from im2sp.tools import evaluate
+from im2sp.tools.engines import asr
 from im2sp.tools.evaluate import EvaluateConfig, main, read_captions
-from im2sp.tools.evaluate_stages import StageFolder
+from im2sp.tools.evaluation import chain as evaluate_chain
+from im2sp.tools.evaluation import stages as evaluate_stages
+from im2sp.tools.evaluation.stages import StageFolder
 from im2sp.trainer.loop import train
-from making.evaluation import CANDIDATES, REFERENCES
-from making.speech import install_flite
-from making.training import make_config, make_shards
+from support.evaluation import CANDIDATES, REFERENCES
+from support.speech import install_flite
+from support.training import make_config, make_shards
 
 
 class Vocoder:
@@ -69,7 +72,7 @@ def stand_ins(monkeypatch):
     no_java = evaluate.score_captions
 
     def without_java(*args, **options):
-        from im2sp.tools.java_metrics import JavaTools
+        from im2sp.tools.engines.java import JavaTools
 
         return no_java(*args, tools=JavaTools(java=None, jars=None), **options)
 

@@ -8,16 +8,18 @@ import torch
 import torch.nn.functional as F
 
 from im2sp.pipeline import load_image_tokenizer
-from im2sp.pipeline.vitvqgan import ViTVQGAN
-from im2sp.tools import fit_image_tokenizer, image_tokenizer_start, image_tokenizer_trainer
-from im2sp.tools.image_tokenizer_start import fit_patches
-from im2sp.tools.image_tokenizer_trainer import (
+from im2sp.pipeline.image_tokenizer.network import ViTVQGAN
+from im2sp.tools import fit_image_tokenizer
+from im2sp.tools.fitting import image_start as image_tokenizer_start
+from im2sp.tools.fitting import image_trainer as image_tokenizer_trainer
+from im2sp.tools.fitting.image_start import fit_patches
+from im2sp.tools.fitting.image_trainer import (
     Recipe,
     Trainer,
     nearest_codes,
     network_config,
 )
-from im2sp.tools.kmeans import nearest_centroids
+from im2sp.tools.fitting.kmeans import nearest_centroids
 
 DEMO_DIR = Path(__file__).resolve().parents[2] / "docs" / "demo-images"
 RECIPE = Recipe(

@@ -7,7 +7,7 @@ import soundfile as sf
 from im2sp.pipeline import load_speech_tokenizer
 from im2sp.tools import fit_speech_tokenizer
 from im2sp.tools.fit_speech_tokenizer import main, read_captions
-from making.speech import install_flite
+from support.speech import install_flite
 
 SMALL = [
     *("--width", "64", "--num-layers", "2", "--conv-width", "16", "--position-kernel", "16"),

@@ -2,7 +2,7 @@ import pytest
 
 from im2sp.tools.fit_text import main
 from im2sp.trainer.text import read_text_model
-from making.training import make_shards
+from support.training import make_shards
 
 
 def test_captions_of_a_dataset_and_lines_of_a_file_give_the_same_model(tmp_path, capsys):
@@ -26,7 +26,7 @@ def test_captions_of_a_dataset_and_lines_of_a_file_give_the_same_model(tmp_path,
         (lambda path: path.mkdir(), [], "neither a dataset's folder nor a text file"),
         (lambda path: path.write_text("a b"), ["--split", "val"], "a text file has no splits"),
         (lambda path: path.write_bytes(b"\xff\xfe"), [], "not UTF-8 text"),
-        (lambda path: path.write_text("\n"), [], "no text model of 4000 pieces can be fitted"),
+        (lambda path: path.write_text("\n"), [], "cannot fit a text model of 4000 pieces"),
         (lambda path: path.write_text("abcdef"), ["--pieces", "3"], "no text model of 3 pieces"),
     ],
 )

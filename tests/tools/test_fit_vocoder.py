@@ -10,10 +10,11 @@ import torch
 
 from im2sp.pipeline import load_vocoder
 from im2sp.pipeline.cli import main as tokenize
-from im2sp.tools import fit_vocoder, vocoder_quality
+from im2sp.tools import fit_vocoder
 from im2sp.tools.fit_vocoder import main
-from making.hubert import clip, make_centres, make_hubert, save_folder
-from making.speech import install_flite
+from im2sp.tools.fitting import vocoder_quality
+from support.hubert import clip, make_centres, make_hubert, save_folder
+from support.speech import install_flite
 
 SMALL = [
     *("--width", "8", "--channels", "32", "--block-kernels", "3", "--dilations", "1", "2", "3"),

@@ -8,10 +8,10 @@ import soundfile
 
 from im2sp.shards import ShardDataset
 from im2sp.tools import flickr8k_spoken
+from im2sp.tools.engines.flite import VOICES
 from im2sp.tools.flickr8k_spoken import main, read_lines, speak_lines
-from im2sp.tools.flite import VOICES
-from making.hubert import make_centres, make_hubert, save_folder
-from making.speech import install_flite
+from support.hubert import make_centres, make_hubert, save_folder
+from support.speech import install_flite
 
 IMAGES = sorted((Path(__file__).parents[2] / "docs/demo-images").glob("*.jpg"))[:2]
 TEXTS = [["a dog runs", "two cats", "break"], ["one man sleeps", "boats", "red boats"]]
@@ -90,7 +90,7 @@ def test_an_interrupted_job_goes_on_to_the_same_bytes(run, tmp_path, monkeypatch
         return speak(text, voice)
 
     monkeypatch.setattr(flickr8k_spoken, "speak", interrupted)
-    assert run() == (130, "flickr8k_spoken.py: interrupted; run the same command again\n")
+    assert run() == (130, "flickr8k_spoken: interrupted; run the same command again to resume\n")
     first = spoken.copy()
     monkeypatch.setattr(flickr8k_spoken, "speak", lambda *a: spoken.append(a[0]) or speak(*a))
     assert run()[0] == 0
@@ -130,7 +130,7 @@ def test_speech_of_other_voices_or_of_nobody_knows_what_is_refused(captions, tmp
 def test_what_cannot_be_is_told(run, captions, tmp_path, monkeypatch):
     assert run("--voices", "slt", "fred") == (
         2,
-        "flickr8k_spoken.py: --voices is slt fred; expected some of awb, rms, slt, kal16\n",
+        "flickr8k_spoken: --voices is slt fred; expected some of awb, rms, slt, kal16\n",
     )
     assert run("--num-workers", "0")[0] == 2
     monkeypatch.setenv("PATH", "")
@@ -139,4 +139,4 @@ def test_what_cannot_be_is_told(run, captions, tmp_path, monkeypatch):
     captions.write_text('{"images": [{"filename": "a.jpg", "sentences": [{"raw": "x"}]}]}')
     assert "KeyError('sentid'); expected a Karpathy file" in run()[1]
     captions.unlink()
-    assert "No such file or directory; give a Karpathy file" in run()[1]
+    assert "No such file or directory; expected a Karpathy file" in run()[1]

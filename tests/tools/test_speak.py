@@ -10,19 +10,18 @@ import torch
 from PIL import Image
 
 from im2sp.pipeline.cli import main as tokenize
-from im2sp.pipeline.vocoder_weights import load_weights, vocoder_bytes
+from im2sp.pipeline.vocoder.weights import load_weights, vocoder_bytes
 from im2sp.shards import DEFAULT_COLUMNS, ShardDataset, encode_batch, write_shard
-from im2sp.tools import speak_job
 from im2sp.tools.export_captioner import main as export
-from im2sp.tools.listening_build import read_spoken
+from im2sp.tools.listening.build import read_spoken
 from im2sp.tools.speak import main
-from im2sp.tools.speak_captioner import Captioner
-from im2sp.tools.speak_run import read_run
+from im2sp.tools.speaking import run as speak_job
+from im2sp.tools.speaking.captioner import Captioner, read_run
 from im2sp.trainer import load_model
 from im2sp.trainer.cli import main as train
-from making import hostile
-from making.training import SPEECH_FINGERPRINT, make_shards
-from making.vocoder import make_config, random_generator, save_published
+from support import hostile
+from support.training import SPEECH_FINGERPRINT, make_shards
+from support.vocoder import make_config, random_generator, save_published
 
 IMAGES = Path(__file__).parents[2] / "docs/demo-images"
 NUM_UNITS = 20
@@ -504,7 +503,7 @@ def test_an_exported_run_says_what_the_run_says(made, tmp_path, capsys):
 
 def test_what_is_no_captioner_is_refused(made, tmp_path, capsys):
     message = refusal(capsys, 1, made, tmp_path / "out", IMAGES, run="vocoder.safetensors")
-    assert "vocoder.safetensors: no exported captioner; " in message
+    assert "vocoder.safetensors: not an exported captioner; " in message
     assert "expected a run of im2sp-train, or what tools/export_captioner.py makes" in message
     assert export([str(tmp_path), str(tmp_path / "x")]) == 1
     assert "holds no checkpoint; expected the --out of im2sp-train" in capsys.readouterr().err
@@ -537,10 +536,10 @@ def test_vocoders_that_are_refused(made, tmp_path, capsys):
     ("args", "message"),
     [
         (["x.jpg"], "x.jpg: no such file or folder"),
-        ([], "expected pictures or --units, got neither"),
-        ([IMAGES, "--units", IMAGES], "expected pictures or --units, got both"),
-        (["--units", IMAGES, "--run", IMAGES], "--run goes with pictures, not with --units"),
-        (["--units", IMAGES, "--image-root", IMAGES], "--image-root goes with pictures"),
+        ([], "expected images or --units, got neither"),
+        ([IMAGES, "--units", IMAGES], "expected images or --units, got both"),
+        (["--units", IMAGES, "--run", IMAGES], "--run applies to images, not to --units"),
+        (["--units", IMAGES, "--image-root", IMAGES], "--image-root applies to images"),
         (["--units", IMAGES, "--asr", "x/y"], "--asr needs --transcribe"),
         (["--units", IMAGES, "--num-beams", 0], "--num-beams is 0; expected at least 1"),
         (["--units", IMAGES, "--speaker", -1], "--speaker is -1; expected at least 0"),

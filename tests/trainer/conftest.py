@@ -11,7 +11,7 @@ from im2sp.trainer.vocabulary import Vocabulary
 
 
 def _make_model(seed=0, **changes):
-    """A random model whose weights are large enough to tell inputs apart, in eval mode."""
+    """A random model in eval mode; its weights are so large that outputs depend on the inputs."""
     stack = StackConfig(width=32, depth=2, heads=2, mlp_width=48)
     config = ModelConfig(
         vocabulary=Vocabulary(kind="speech", num_ids=40),

@@ -22,7 +22,7 @@ def test_crops_are_rectangles_in_order():
     assert len(crops.flatten(1).unique(dim=0)) > 190
 
 
-def test_nothing_is_done_unless_asked_for():
+def test_disabled_augmentation_keeps_the_units():
     assert augment_units(GRID, num_codes=784, crop_area=1.0, code_noise=0.0) is GRID
 
 
@@ -36,7 +36,7 @@ def test_noise_replaces_its_share():
     assert noisy.max() < 1000
 
 
-def test_both_are_drawn_from_torchs_generator():
+def test_augmentation_uses_torchs_generator():
     settings = {"num_codes": 784, "crop_area": 0.4, "code_noise": 0.3}
     found = []
     for seed in (1, 1, 2):

@@ -10,7 +10,7 @@ def test_words():
     assert words_of("A dog's ball, 2nd_one -- ÜBER!") == words
 
 
-def test_by_hand():
+def test_bleu_equals_a_hand_computed_example():
     found = [1, 2, 3, 4, 5, 6]
     references = [[1, 2, 3, 4, 9, 9, 9], [5, 6]]
     assert bleu_sums(found, references) == [6, 4, 2, 1, 6, 5, 4, 3, 6, 7]
@@ -28,5 +28,5 @@ def test_ends():
     assert bleu([a + b for a, b in zip(same, same, strict=True)]) == 1
     assert bleu(bleu_sums([], [[1]])) == 0
     assert bleu(bleu_sums([1, 2, 3], [[1, 2, 3]])) == 0
-    # As long as the nearer reference, the shorter one of two as near.
+    # The length of the nearest reference counts; of two equally near, the shorter one.
     assert bleu_sums([0] * 4, [[1] * 5, [1] * 3])[-2:] == [4, 3]

@@ -20,7 +20,7 @@ def write(run_dir, step, **scores):
     return write_checkpoint(run_dir, step, WRITERS, state)
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_write_and_read(tmp_path):
     written = write(tmp_path, 20, loss=1.5)
     assert written.path == tmp_path / "step-000020"
     assert {path.name for path in written.path.iterdir()} == {"a.bin", "b.toml", "state.json"}
@@ -30,7 +30,7 @@ def test_what_is_written_is_read(tmp_path):
     assert list(tmp_path.iterdir()) == [written.path]
 
 
-def test_a_checkpoint_is_replaced_whole(tmp_path):
+def test_a_checkpoint_is_replaced(tmp_path):
     write(tmp_path, 20, loss=1.5)
     assert write(tmp_path, 20, loss=1.0).score("loss") == 1.0
     assert read_checkpoint(tmp_path / "step-000020").score("loss") == 1.0
@@ -48,7 +48,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step-000010"]
 
 
-def test_every_flipped_byte_and_every_cut_is_noticed(tmp_path):
+def test_every_flipped_byte_and_every_cut_is_detected(tmp_path):
     path = write(tmp_path, 20, loss=1.5).path
     for name in ("a.bin", "state.json"):
         data = (path / name).read_bytes()
@@ -97,10 +97,10 @@ def test_damage_is_named(tmp_path, change, message):
     with pytest.raises(CheckpointError, match=message):
         read_checkpoint(path).check_files()
     write(tmp_path, 10)
-    told = []
-    assert newest_whole(tmp_path, told.append).step == 10
-    assert len(told) == 1
-    assert str(tmp_path / "step-000020.broken") in told[0]
+    messages = []
+    assert newest_whole(tmp_path, messages.append).step == 10
+    assert len(messages) == 1
+    assert str(tmp_path / "step-000020.broken") in messages[0]
     assert [found.name for found in checkpoint_dirs(tmp_path)] == ["step-000010"]
 
 

@@ -12,7 +12,7 @@ from im2sp.trainer.config import (
     to_toml,
     with_files,
 )
-from making.training import make_config
+from support.training import make_config
 
 
 def test_order_of_recipe_file_and_flags(tmp_path):
@@ -58,7 +58,7 @@ def test_a_recipe_names_settings_only():
     [
         ("steps = ", "not TOML"),
         ('config = "other.toml"', "one file cannot name another"),
-        ("steps = [[1]]", r"steps is \[\[1\]\]; expected a number, a text, true or false"),
+        ("steps = [[1]]", r"steps is \[\[1\]\]; expected a number, a string, true or false"),
         ('recipe = "papr"', "--recipe is papr; expected one of paper"),
     ],
 )
@@ -74,7 +74,7 @@ def test_a_missing_file(tmp_path):
         read_toml(tmp_path / "run.toml")
 
 
-def test_what_is_saved_says_the_same(tmp_path):
+def test_saved_settings_equal_the_config(tmp_path):
     config = make_config(tmp_path / "a", tmp_path / "b", eval_every=5, betas=(0.5, 0.6), json=True)
     saved = tomllib.loads(to_toml(config).decode())
     assert saved["betas"] == [0.5, 0.6]
@@ -105,7 +105,7 @@ def test_what_is_saved_says_the_same(tmp_path):
         ({"text_model": "a"}, "--text-model applies to --target text only"),
     ],
 )
-def test_settings_that_cannot_be(tmp_path, changes, message):
+def test_invalid_settings_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         make_config(tmp_path, tmp_path, **changes)
 

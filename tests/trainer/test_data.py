@@ -17,7 +17,7 @@ from im2sp.trainer.data import (
 )
 from im2sp.trainer.ranks import Ranks
 from im2sp.trainer.text import fit_text_model
-from making.training import make_config, make_samples, make_shards
+from support.training import make_config, make_samples, make_shards
 
 ONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -27,7 +27,7 @@ def shards(tmp_path_factory):
     return make_shards(tmp_path_factory.mktemp("data") / "shards")
 
 
-def test_speech_gets_its_specials(shards):
+def test_special_tokens_of_speech(shards):
     dataset = ShardDataset(shards, "train")
     loader = ShardLoader(dataset, batch_size=8, shuffle=False)
     (batch,) = TokenBatches(loader, speech_vocabulary(dataset), None)
@@ -42,7 +42,7 @@ def test_speech_gets_its_specials(shards):
     ]  # fmt: skip
 
 
-def test_captions_are_cut_into_pieces(shards):
+def test_captions_are_split_into_pieces(shards):
     dataset = ShardDataset(shards, "train")
     captions = list(captions_of(dataset))
     model = fit_text_model(captions, 40)
@@ -53,7 +53,7 @@ def test_captions_are_cut_into_pieces(shards):
     assert batch.num_tokens == (batch.tokens[:, 1:] != 0).sum()
 
 
-def test_which_split_is_meant(shards, tmp_path):
+def test_default_splits(shards, tmp_path):
     config = make_config(shards, tmp_path / "run")
     assert open_train(config).split == "train"
     assert open_val(config).split == "val"
@@ -108,7 +108,7 @@ def mirrored_of(shards, folder, keys=None, **changes):
 
 
 def units_of_epoch(shards, out, others, epoch, **changes):
-    """Key -> image units of one epoch, as a run sees them."""
+    """Key -> image units of one epoch of a run."""
     config = make_config(shards, out, other_view=tuple(others), **changes)
     dataset = open_train(config)
     loader = make_loader(dataset, config, ONE, is_train=True)
@@ -125,7 +125,7 @@ def units_of_epoch(shards, out, others, epoch, **changes):
     return found
 
 
-def test_another_view_is_shown_half_of_the_time(tmp_path):
+def test_one_other_view_is_drawn_half_of_the_time(tmp_path):
     shards = make_shards(tmp_path / "shards", {"train": 60, "val": 2})
     other = mirrored_of(shards, tmp_path / "other")
     own = {sample.key: sample.image_units for sample in ShardDataset(shards, "train")}
@@ -142,7 +142,7 @@ def test_another_view_is_shown_half_of_the_time(tmp_path):
     assert 15 <= (first != second).sum() <= 45
 
 
-def test_several_views_are_shown_equally_often(tmp_path):
+def test_several_views_are_drawn_equally_often(tmp_path):
     shards = make_shards(tmp_path / "shards", {"train": 60, "val": 2})
     others = [
         mirrored_of(shards, tmp_path / "a"),
@@ -158,7 +158,7 @@ def test_several_views_are_shown_equally_often(tmp_path):
     assert all(28 <= count <= 52 for count in counts)
 
 
-def test_which_view_is_shown_does_not_depend_on_the_batches(tmp_path):
+def test_the_drawn_view_does_not_depend_on_the_batches(tmp_path):
     shards = make_shards(tmp_path / "shards", {"train": 12, "val": 2})
     other = mirrored_of(shards, tmp_path / "other")
     one = units_of_epoch(shards, tmp_path / "run", [other], 1, batch_size=2)
@@ -168,7 +168,7 @@ def test_which_view_is_shown_does_not_depend_on_the_batches(tmp_path):
         np.testing.assert_array_equal(units, two[key])
 
 
-def test_images_without_another_view_show_their_own(tmp_path):
+def test_images_without_other_views_keep_their_own(tmp_path):
     shards = make_shards(tmp_path / "shards", {"train": 12, "val": 2})
     other = mirrored_of(shards, tmp_path / "other", keys=("train3",))
     for sample in ShardDataset(shards, "train"):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from im2sp.tools.git_reference import git_from, git_generate
+from im2sp.tools.engines.git_reference import git_from, git_generate
 from im2sp.trainer import generate
 from im2sp.trainer.generation import kept_logits
 
@@ -40,7 +40,7 @@ def test_equal_to_transformers(make_model, units, num_beams, bias):
 
 
 @pytest.mark.parametrize(("num_beams", "bias"), [(1, 1.0), (5, 1.0), (5, -100.0)])
-def test_a_batch_gives_what_single_images_give(make_model, units, num_beams, bias):
+def test_a_batch_equals_single_images(make_model, units, num_beams, bias):
     model = eos_model(make_model, bias)
     together = generate(model, units, num_beams, max_tokens=12)
     alone = [generate(model, unit[None], num_beams, max_tokens=12)[0] for unit in units]
@@ -48,7 +48,7 @@ def test_a_batch_gives_what_single_images_give(make_model, units, num_beams, bia
 
 
 def without_cache(model, units, max_tokens):
-    """Greedy as one writes it: the whole text again for each token."""
+    """Naive greedy decoding: a full forward pass for each token."""
     tokens = torch.full((len(units), 1), BOS)
     for _ in range(max_tokens):
         following = model(units, tokens)[:, -1].argmax(-1)
@@ -90,7 +90,7 @@ def test_sampling_is_seeded_and_near_greedy_when_cold(make_model, units):
     assert generate(model, units, max_tokens=14, temperature=2.0, top_p=1e-6) == greedy
 
 
-def test_what_may_be_drawn():
+def test_kept_logits():
     logits = torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.97, 0.01, 0.01, 0.01]]).log()
 
     def kept(**options):
@@ -119,14 +119,14 @@ def test_the_model_is_left_in_its_mode(make_model, units):
         ({"max_tokens": 41}, "max_tokens is 41, expected 1 to 40"),
         ({"max_tokens": 0}, "max_tokens is 0, expected 1 to 40"),
         ({"num_beams": 0}, "num_beams is 0, expected at least 1"),
-        ({"top_k": 3}, "top_k and top_p are for sampling; give a temperature"),
-        ({"temperature": 1.0, "num_beams": 2}, "a temperature with 2 beams"),
+        ({"top_k": 3}, "top_k and top_p apply to sampling only; also give a temp"),
+        ({"temperature": 1.0, "num_beams": 2}, "a temperature and 2 beams"),
         ({"temperature": 0.0}, "temperature is 0.0, expected above 0"),
         ({"temperature": 1.0, "top_k": 0}, "top_k is 0, expected at least 1"),
         ({"temperature": 1.0, "top_p": 1.5}, r"top_p is 1.5, expected \(0, 1\]"),
     ],
 )
-def test_impossible_wishes_are_refused(make_model, units, options, message):
+def test_invalid_options_are_refused(make_model, units, options, message):
     with pytest.raises(ValueError, match=message):
         generate(make_model(), units, **{"max_tokens": 5} | options)
 

@@ -12,7 +12,7 @@ from im2sp.trainer.data import TokenBatches, speech_vocabulary
 from im2sp.trainer.loop import train
 from im2sp.trainer.metrics import read_metrics
 from im2sp.trainer.step import DivergedError, StepRecord
-from making.training import make_config, make_samples, make_shards, weights_of
+from support.training import make_config, make_samples, make_shards, weights_of
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def whole(shards, tmp_path_factory):
 
 
 def copied_at_3(whole, out):
-    """The run as a kill behind step 3 leaves it."""
+    """The run in the state after a kill behind step 3."""
     shutil.copytree(whole, out)
     shutil.rmtree(out / "step-000006")
     return out
@@ -48,7 +48,7 @@ def optimizer_of(out, step):
     return torch.load(out / f"step-{step:06d}" / "optimizer.pt", weights_only=True)
 
 
-# Going on -----------------------------------------------------------------------------------------
+# Resuming -----------------------------------------------------------------------------------------
 
 
 def test_3_steps_and_3_more_are_6_steps(shards, whole, tmp_path):
@@ -87,7 +87,7 @@ def test_a_kill_at_any_write_changes_nothing(shards, whole, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "_fsync", killing(checkpoints._fsync))
         patch.setattr(os, "replace", killing(os.replace))
-        # What a kill leaves is not cleaned up.
+        # A killed process does not clean up.
         patch.setattr(checkpoints.shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(_Killed):
             resumed(shards, out)
@@ -100,21 +100,21 @@ def test_a_kill_at_any_write_changes_nothing(shards, whole, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "config.toml", "state.json"])
-def test_a_broken_checkpoint_is_named_and_passed_over(shards, whole, tmp_path, file):
+def test_a_broken_checkpoint_is_named_and_skipped(shards, whole, tmp_path, file):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     path = out / "step-000006" / file
     path.write_bytes(path.read_bytes()[:-7])
-    told = []
+    messages = []
     config = make_config(shards, out, crop_area=0.5, code_noise=0.1, label_smoothing=0.1)
-    result = train(config, told.append)
+    result = train(config, messages.append)
     assert result.first_step == 3
-    assert any(f"broken checkpoint, now {out}/step-000006.broken" in text for text in told)
-    assert any(f"step-000006/{file}" in text for text in told)
+    assert any(f"broken checkpoint, now {out}/step-000006.broken" in text for text in messages)
+    assert any(f"step-000006/{file}" in text for text in messages)
     assert weights_of(out, 6) == weights_of(whole, 6)
 
 
-def test_a_finished_run_is_left_as_it_is(shards, whole, tmp_path):
+def test_a_finished_run_is_unchanged(shards, whole, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     result = resumed(shards, out)
@@ -126,7 +126,7 @@ def test_other_settings_are_refused(shards, whole, tmp_path):
     out = copied_at_3(whole, tmp_path / "run")
     with pytest.raises(ValueError, match=r"learning_rate was 0.0005 and is 0.001; seed was 0"):
         resumed(shards, out, seed=1, learning_rate=1e-3)
-    with pytest.raises(ValueError, match=r"a step had 2 images and has 4 \(batch_size x"):
+    with pytest.raises(ValueError, match=r"images per step was 2 and is 4 \(batch_size x"):
         resumed(shards, out, grad_accumulation=2)
     assert not (out / "step-000006").exists()
 
@@ -151,7 +151,7 @@ def test_another_dataset_of_the_same_units_is_refused(whole, tmp_path):
         resumed(other, out)
 
 
-# What a step does ---------------------------------------------------------------------------------
+# Steps --------------------------------------------------------------------------------------------
 
 
 def final_weights(shards, out, **changes):
@@ -215,35 +215,37 @@ def test_a_few_images_are_memorised(tmp_path, target):
         )
     )
     assert read_metrics(tmp_path / "run")[0]["loss"] > 2
-    # The two captions of an image share their beginning, whose choice cannot be learned.
+    # The choice between the two captions of an image cannot be predicted.
     assert result.loss < 0.35
     assert result.scores["loss"] < 0.35
     assert result.scores["bleu"] > 0.9
 
 
-def test_a_loss_that_is_no_number_stops_the_run(shards, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run(shards, tmp_path):
     config = make_config(
         shards, tmp_path / "run", learning_rate=1e30, clip_norm=0, checkpoint_every=1, items="one"
     )
-    message = r"step [23]: the (loss|gradient) is .*at the images train\d, train\d; begin anew with"
+    message = (
+        r"step [23]: the (loss|gradient) is .*at the images train\d, train\d; start a new run with"
+    )
     with pytest.raises(DivergedError, match=message):
         train(config)
     assert not (tmp_path / "run/step-000003").exists()
 
 
-def test_what_another_process_did_is_not_blamed_on_ones_own_images(shards):
+def test_a_loss_of_another_process_names_no_images_of_this_one(shards):
     loader = ShardLoader(shards, split="train", batch_size=2, shuffle=False)
     batch = next(iter(TokenBatches(loader, speech_vocabulary(loader.dataset), None)))
     one, nan = torch.tensor(1.0), torch.tensor(float("nan"))
     own = {"step": 4, "learning_rate": 1.0, "num_tokens": one, "batches": [batch]}
     with pytest.raises(DivergedError, match="step 4: the loss is nan, in a batch of another proc"):
         StepRecord(**own, loss=nan, grad_norm=nan, own_losses=[one]).check()
-    with pytest.raises(DivergedError, match="the gradient is nan long, at the images train0, tr"):
+    with pytest.raises(DivergedError, match="the gradient norm is nan, at the images train0, tr"):
         StepRecord(**own, loss=one, grad_norm=nan, own_losses=[one]).check()
     StepRecord(**own, loss=one, grad_norm=one, own_losses=[one]).check()
 
 
-# What is kept -------------------------------------------------------------------------------------
+# Checkpoints and metrics --------------------------------------------------------------------------
 
 
 def test_the_best_and_the_last_are_kept(shards, tmp_path, monkeypatch):
@@ -277,7 +279,7 @@ def test_validation_is_the_mean_over_all_tokens(tmp_path):
         config = make_config(shards, tmp_path / str(i), batch_size=batch_size, steps=1)
         train(config)
         losses.append(read_metrics(config.out)[-1]["val_loss"])
-    # One step of another batch moves the weights by the warm-up's first, small rate.
+    # One step with another batch changes the weights by the small learning rate of the warm-up.
     assert losses[0] == pytest.approx(losses[1], abs=2e-2)
 
 

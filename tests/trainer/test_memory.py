@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from im2sp.trainer import memory
-from im2sp.trainer.memory import give_back_free_memory
+from im2sp.trainer.memory import trim_heap
 
 PAGE_BYTES = 4096
 
@@ -15,17 +15,17 @@ def resident_bytes():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_what_is_free_between_what_is_used_is_given_back():
+def test_free_memory_between_used_blocks_is_returned():
     blocks = [torch.ones(25_000) for _ in range(2000)]  # 100 kB each, below any mmap threshold
     kept = blocks[::2]
     del blocks
     before = resident_bytes()
-    if not give_back_free_memory():
+    if not trim_heap():
         pytest.skip("this C library has no malloc_trim")
     assert before - resident_bytes() > 50e6
     assert all(block[0] == 1 for block in kept)
 
 
-def test_a_library_without_it_is_left_alone(monkeypatch):
+def test_a_library_without_malloc_trim(monkeypatch):
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
-    assert not give_back_free_memory()
+    assert not trim_heap()

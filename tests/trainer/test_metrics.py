@@ -3,7 +3,7 @@ import pytest
 from im2sp.trainer.metrics import MetricsLog, draw_curves, read_metrics
 
 
-def test_rows_after_the_step_that_is_gone_on_from_come_once_more(tmp_path):
+def test_rows_after_the_resumed_step_are_removed(tmp_path):
     log = MetricsLog(tmp_path, 0, False)
     for step in range(1, 5):
         log.add({"step": step, "loss": 1 / step})

@@ -12,7 +12,7 @@ SPEECH = Vocabulary(kind="speech", num_ids=200)
 
 
 def one_pass_a_text(model, image_units, tokens, owner, label_smoothing=0.0):
-    """The loss as one writes it without sharing: an image a text, a text a pass."""
+    """The loss without sharing: one pass for each text, with its image."""
     pad, losses, num_tokens = model.config.vocabulary.pad, [], 0
     for row, image in zip(tokens, owner, strict=True):
         length = int((row != pad).sum())
@@ -50,7 +50,7 @@ def test_shapes_and_types(make_model, make_batch):
     assert [tuple(part.shape) for layer in prefix for part in layer] == [(3, 2, 197, 16)] * 6
 
 
-def test_text_sees_the_image_and_what_came_before(make_model, make_batch):
+def test_text_attends_to_the_image_and_to_earlier_tokens(make_model, make_batch):
     model = make_model()
     image_units, tokens, _ = make_batch(model, num_texts=3)
     logits = model(image_units, tokens)
@@ -66,7 +66,7 @@ def test_text_sees_the_image_and_what_came_before(make_model, make_batch):
     assert seen[[0, 2]].max() < 1e-5
 
 
-def test_codebook_rows_are_used_as_they_are_or_at_length_one(make_model, make_batch):
+def test_codebook_rows_are_unchanged_or_normalised(make_model, make_batch):
     raw, unit = make_model(), make_model(normalise_codebook=True)
     image_units, tokens, _ = make_batch(raw, num_texts=3)
     assert not torch.allclose(raw(image_units, tokens), unit(image_units, tokens), atol=1e-3)
@@ -85,7 +85,7 @@ def test_the_embedding_is_the_output_and_the_codebook_is_not_trained(make_model)
     assert "encoder.codebook" not in names
 
 
-def test_one_batch_is_learned(make_model, make_batch):
+def test_one_batch_is_memorised(make_model, make_batch):
     model = make_model(dropout=0.0, attention_dropout=0.0).train()
     batch = make_batch(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -159,11 +159,11 @@ def test_presets():
     [
         ({"grid": 27}, "grid is 27, expected a multiple of stem_stride, 2"),
         ({"stem_stride": 8}, "grid is .*, expected a multiple of stem_stride, 8"),
-        ({"stem_stride": 3}, "stem_stride is 3, expected an even number from 2 on"),
+        ({"stem_stride": 3}, "stem_stride is 3, expected an even number of at least 2"),
         ({"stem_stride": 14, "conv_stem": True}, "stem_stride is 14, expected a power of 2 for a"),
         (
             {"stem_stride": 128, "grid": 128, "conv_stem": True},
-            "stem_stride is 128, .* and not above the encoder's width, 64",
+            "stem_stride is 128, .* at most the encoder's width, 64",
         ),
         ({"code_width": 0}, "code_width is 0, expected at least 1"),
         ({"dropout": 1.0}, r"dropout is 1.0, expected \[0, 1\)"),
@@ -177,7 +177,7 @@ def test_impossible_configurations_are_refused(changes, message):
 def test_impossible_stacks_are_refused():
     with pytest.raises(ValueError, match="depth is 0, expected at least 1"):
         StackConfig(width=8, depth=0, heads=2, mlp_width=8)
-    with pytest.raises(ValueError, match="width 9 is no multiple of heads 2"):
+    with pytest.raises(ValueError, match="width is 9, expected a multiple of heads, 2"):
         StackConfig(width=9, depth=1, heads=2, mlp_width=8)
 
 
@@ -190,7 +190,7 @@ def test_wrong_inputs_are_refused(make_model, make_batch):
         Im2SpModel(model.config, torch.zeros(4, 8))
 
 
-def test_the_codebook_as_it_is_used():
+def test_the_normalised_codebook():
     rows = torch.randn(8192, 32) * torch.logspace(-2, 0, 32) + 3.0
     rows[:, 5] = 0.25
 
@@ -225,7 +225,7 @@ def word_batch():
     return model, torch.randint(50, (3, 28, 28)), tokens, torch.tensor([0, 0, 0, 1]), shares
 
 
-def test_words_are_told_by_the_mean_state(word_batch):
+def test_words_are_predicted_from_the_mean_state(word_batch):
     model, image_units, tokens, owner, shares = word_batch
     states = model.projection_norm(model.projection(model.encoder(image_units)))
     chances = torch.sigmoid(model.decoder.logits(states.mean(1))[:2, 3:])
@@ -235,7 +235,7 @@ def test_words_are_told_by_the_mean_state(word_batch):
     )
 
 
-def test_words_are_learned(word_batch):
+def test_words_are_memorised(word_batch):
     model, *batch, shares = word_batch
     model.float()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -261,7 +261,7 @@ def test_states_of_a_stem_of_convolutions(make_model, make_batch, stride):
     assert [kernel.out_channels for kernel in kernels] == widths
 
 
-def test_a_new_stem_of_convolutions_keeps_the_size_of_what_it_sees():
+def test_a_new_stem_of_convolutions_keeps_the_scale_of_its_input():
     torch.manual_seed(0)
     config = preset_config("mini", SPEECH, standardise_codebook=True)
     assert config.conv_stem

@@ -20,7 +20,7 @@ def test_results_are_the_same():
         torch.testing.assert_close(model(x), expected, atol=0, rtol=0)
 
 
-def test_the_model_is_as_before_also_after_an_error():
+def test_the_model_is_restored_also_after_an_error():
     model = network()
     with pytest.raises(RuntimeError, match="on purpose"), packed_linears(model):
         raise RuntimeError("on purpose")
@@ -29,7 +29,7 @@ def test_the_model_is_as_before_also_after_an_error():
     assert model[0].weight.grad is not None
 
 
-def test_other_number_types_stay_with_torch():
+def test_other_dtypes_stay_with_torch():
     model = network().double()
     with torch.no_grad(), packed_linears(model):
         assert model(torch.randn(1, 48, dtype=torch.double)).dtype == torch.double

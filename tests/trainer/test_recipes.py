@@ -1,4 +1,4 @@
-"""docs/recipes/compact-*.toml: the stages behind the bundled captioner, one after the other."""
+"""docs/recipes/compact-*.toml: the training stages of the bundled captioner."""
 
 import tomllib
 from pathlib import Path
@@ -7,11 +7,11 @@ import pytest
 
 from im2sp.trainer.cli import main
 from im2sp.trainer.weights import load_model
-from making.training import make_shards
+from support.training import make_shards
 
 RECIPES = Path(__file__).parents[2] / "docs/recipes"
 STAGES = ["words", "text", "speech"]
-# What a full run has more of than a test can wait for.
+# Settings that are reduced for a quick test.
 SMALLER = ["--steps", "1", "--checkpoint-every", "1", "--batch-size", "2", "--warmup-steps", "0"]
 SMALLER += ["--precision", "fp32", "--device", "cpu", "--no-tensorboard", "--quiet"]
 
@@ -33,7 +33,7 @@ def test_the_stages_follow_each_other(tmp_path):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_recipe_says_how_it_is_run(stage):
+def test_the_recipe_shows_its_command(stage):
     path = RECIPES / f"compact-{stage}.toml"
     text = path.read_text("utf-8")
     assert f"im2sp-train --config docs/recipes/{path.name} --shards " in text

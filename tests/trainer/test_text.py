@@ -11,7 +11,7 @@ from im2sp.trainer.text import (
     read_text_model,
 )
 from im2sp.trainer.vocabulary import Vocabulary
-from making.training import git_tokenizer
+from support.training import git_tokenizer
 
 TEXTS = [
     "A dog runs in the snow.",
@@ -40,19 +40,21 @@ def test_the_same_texts_make_the_same_model(model):
     assert fit_text_model(iter(TEXTS), 60).data == model.data
 
 
-def test_fewer_pieces_where_the_texts_hold_no_more():
+def test_fewer_pieces_if_the_texts_have_no_more():
     assert fit_text_model(["ab ab"], 4000).vocabulary.num_ids < 10
 
 
 def test_refusals(tmp_path):
-    with pytest.raises(ValueError, match="no text model of 60 pieces can be fitted on these"):
+    with pytest.raises(ValueError, match="cannot fit a text model of 60 pieces to these"):
         fit_text_model([], 60)
     with pytest.raises(ValueError, match="Vocabulary size is smaller than required_chars"):
         fit_text_model(TEXTS, 5)
     with pytest.raises(ValueError, match=r"no.model: No such file"):
         read_text_model(tmp_path / "no.model")
     for data in (b"", b"no model"):
-        with pytest.raises(ValueError, match="x: no sentencepiece model; make one with tools/fit_"):
+        with pytest.raises(
+            ValueError, match="x: not a sentencepiece model; fit one with tools/fit_"
+        ):
             Sentencepieces(data, "x")
 
 
@@ -66,7 +68,7 @@ def test_the_word_pieces_of_a_git(tmp_path):
     assert model.vocabulary.encode(ids[1]) == [101, 103, 102]
     assert model.decode(ids[0]) == "a dogs"
     for data, message in (
-        (b"{}", "x: no tokenizer of a GIT"),
+        (b"{}", "x: not the tokenizer of a GIT"),
         (git_tokenizer(50), "num_ids is 50"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -88,8 +90,8 @@ def test_a_bag_of_words(tmp_path):
 
 
 def test_no_bag_of_words():
-    with pytest.raises(ValueError, match="the captions hold no word"):
+    with pytest.raises(ValueError, match="the captions contain no words"):
         fit_word_bag(["", "..."], 4)
     for rows in ("", "\ndog", "\ndog\tx", "\ndog\t1", "2\ndog\t0.5"):
-        with pytest.raises(ValueError, match="x: no bag of words"):
+        with pytest.raises(ValueError, match="x: not a bag of words"):
             WordBag(f"im2sp words 1{rows}".encode(), "x")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from im2sp.tools.git_reference import git_from, git_state_dict
+from im2sp.tools.engines.git_reference import git_from, git_state_dict
 from im2sp.trainer.checkpoint import read_checkpoint
 from im2sp.trainer.cli import main
 from im2sp.trainer.config import MAX_TOKENS
@@ -20,9 +20,9 @@ from im2sp.trainer.model_config import PRESETS, StackConfig
 from im2sp.trainer.text import read_text_model
 from im2sp.trainer.vocabulary import Vocabulary
 from im2sp.trainer.weights import load_model
-from making.hub import cached_repository
-from making.published import timm_state_dict
-from making.training import git_tokenizer, make_shards
+from support.hub import cached_repository
+from support.published import timm_state_dict
+from support.training import git_tokenizer, make_shards
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["--preset", "tiny", "--batch-size", "2", "--device", "cpu", "--no-tensorboard"]
@@ -50,7 +50,7 @@ def test_a_run_and_the_same_command_again(shards, tmp_path, capsys):
     assert "images/s" in text
     assert "best      step " in text
     assert text.splitlines()[-1] == f"written   {out}"
-    assert "0.3 M of them trained, for 20 speech units; 8 images of" in errors
+    assert "0.3 M trainable, for 20 speech units; 8 images of" in errors
     assert "fp32 on cpu" in errors
     names = {path.name for path in out.iterdir()}
     assert names == {
@@ -66,7 +66,7 @@ def test_a_run_and_the_same_command_again(shards, tmp_path, capsys):
         0,
         "trained   4 steps, 4 of them before; nothing left to do",
     )
-    assert f"going on from {out / 'step-000004'}" in errors
+    assert f"resuming from {out / 'step-000004'}" in errors
 
 
 def test_the_best_model_is_what_load_model_finds(shards, tmp_path, capsys):
@@ -100,7 +100,7 @@ def test_from_text_to_speech(shards, tmp_path, capsys):
     assert after["decoder.embedding.weight"].shape == (23, 64)
     assert before["decoder.embedding.weight"].shape[0] > 23
     for name in before.keys() - {"decoder.embedding.weight", "decoder.output_bias"}:
-        # One step at a thousandth of the rate.
+        # One step at a thousandth of the learning rate.
         torch.testing.assert_close(before[name], after[name], rtol=0, atol=1e-5)
         if name.startswith("encoder."):
             assert torch.equal(before[name], after[name])
@@ -120,7 +120,7 @@ def test_from_words_to_text(shards, tmp_path, capsys):
     model, bag = load_model(words_run), read_text_model(words_run / "text.model")
     assert model.config.vocabulary == Vocabulary(kind="words", num_ids=8)
     assert model.decoder.output_bias[3:].tolist() == pytest.approx(bag.log_odds, abs=1e-2)
-    with pytest.raises(ValueError, match="the model tells which words its captions would hold and"):
+    with pytest.raises(ValueError, match="the model predicts a bag of words and cannot generate"):
         generate(model, torch.zeros(1, 28, 28, dtype=torch.int64))
     text = ["--target", "text", "--steps", 1, "--init-from", words_run, "--warmup-steps", 1000]
     assert run(capsys, *command, *text, "--out", text_run)[0] == 0
@@ -162,14 +162,14 @@ def test_a_run_on_pieces_of_units(shards, tmp_path, capsys):
     model = load_model(first)
     vocabulary = model.config.vocabulary
     assert (vocabulary.num_units, 20 < vocabulary.num_ids <= 30) == (20, True)
-    said = generate(model, torch.zeros(1, 28, 28, dtype=torch.int64), max_tokens=50)[0]
-    assert all(0 <= unit < 20 for unit in said)
+    units = generate(model, torch.zeros(1, 28, 28, dtype=torch.int64), max_tokens=50)[0]
+    assert all(0 <= unit < 20 for unit in units)
     more = ["--unit-pieces", 30, "--init-from", first, "--steps", 1, "--warmup-steps", 1000]
     assert run(capsys, *command, *more, "--out", second)[0] == 0
     assert (first / "units.model").read_bytes() == (second / "units.model").read_bytes()
     before, after = model.state_dict(), load_model(second).state_dict()
     torch.testing.assert_close(before, after, rtol=0, atol=1e-5)
-    # The same words as single units are other tokens.
+    # The same ids in a vocabulary of single units are different tokens.
     assert (
         run(capsys, *command, "--init-from", first, "--steps", 1, "--out", tmp_path / "x")[0] == 0
     )
@@ -211,7 +211,7 @@ def test_from_a_git_with_its_own_word_pieces(shards, tmp_path, capsys, make_mode
     assert (status, "tokenizer.json is not in the local cache" in error) == (1, True)
     command += ["--init-from", git]
     status, _, error = run(capsys, *command, "--out", tmp_path / "without")
-    assert (status, error.count("embedding and output begin anew")) == (0, 1)
+    assert (status, error.count("embedding and output layers are re-initialised")) == (0, 1)
 
 
 def test_an_encoder_of_seit_brings_its_stem(shards, tmp_path, capsys, make_model):
@@ -250,7 +250,7 @@ def test_an_encoder_of_another_run(shards, tmp_path, capsys, has_decoder):
     assert "its image units have the fingerprint cccccccccccc, those of --encoder-from" in error
 
 
-def test_what_cannot_be_begun_with_is_refused(shards, tmp_path, capsys):
+def test_unsuitable_initial_weights_are_refused(shards, tmp_path, capsys):
     run_dir = tmp_path / "run"
     command = [*QUICK, "--steps", 1, "--quiet"]
     assert run(capsys, *command, "--shards", shards, "--out", run_dir)[0] == 0
@@ -261,7 +261,7 @@ def test_what_cannot_be_begun_with_is_refused(shards, tmp_path, capsys):
     assert "its image units have the fingerprint cccccccccccc, those of --init-from" in error
     status, _, error = run(capsys, *command, "--shards", shards, "--preset", "small")
     assert (status, "--preset small:" in error) == (1, True)
-    assert "leave the preset out" in error
+    assert "omit --preset" in error
 
 
 def test_the_saved_settings_can_be_fed_back(shards, tmp_path, capsys):
@@ -284,25 +284,27 @@ ONE_LINE = [
     (["--recipe", "papr"], 2, "--recipe is papr; expected one of paper"),
     (["--shards", "nowhere"], 2, "nowhere: no such file or folder"),
     (["--device", "cuda:99"], 1, "--device cuda:99: there is no CUDA device"),
-    (["--batch-size", 99], 1, "8 samples make no batch of 99; give a smaller --batch-size"),
+    (
+        ["--batch-size", 99],
+        1,
+        "8 samples, expected at least a batch of 99; give a smaller --batch-size",
+    ),
     (["--split", "test"], 1, "no split 'test'; it has ['train', 'val']"),
     (["--max-length", 2], 1, "8 samples with no utterances left"),
     (["--text-model", "x"], 2, "--text-model applies to --target text only"),
     (["--target", "words", "--text-model", "x"], 2, "--text-model applies to --target text only"),
     (["--target", "text", "--unit-pieces", 9], 2, "--unit-pieces applies to --target speech only"),
     (["--unit-pieces", -1], 2, "--unit-pieces is -1; expected 0 or more"),
-    (["--unit-pieces", 9], 1, "no 9 pieces of 20 units can be fitted on these utterances: "),
+    (["--unit-pieces", 9], 1, "cannot fit 9 pieces of 20 units to these utterances: "),
     (["--target", "words", "--best-by", "bleu"], 2, "--target words generates nothing; use loss"),
-    (["--target", "text", "--text-model", __file__], 1, "no sentencepiece model; make one with"),
+    (["--target", "text", "--text-model", __file__], 1, "not a sentencepiece model; fit one with"),
     (["--init-from", "./nowhere"], 1, "./nowhere: there is no such file"),
     (["--target", "text", "--init-from", "tests/x"], 1, "tests/x: there is no such file"),
 ]
 
 
 @pytest.mark.parametrize(("options", "status", "message"), ONE_LINE, ids=lambda x: str(x)[:30])
-def test_what_cannot_be_is_told_in_one_line(
-    shards, tmp_path, capsys, monkeypatch, options, status, message
-):
+def test_errors_are_one_line(shards, tmp_path, capsys, monkeypatch, options, status, message):
     monkeypatch.chdir(ROOT)
     command = ["--shards", shards, "--out", tmp_path / "run", *QUICK, "--quiet", "--steps", 1]
     found, text, error = run(capsys, *command, *options)
@@ -320,7 +322,7 @@ def test_a_misspelt_key_fails_as_a_misspelt_flag_does(shards, tmp_path, capsys):
         assert "Unrecognized options: --stepz=3" in error
 
 
-def test_no_memory_is_told(shards, tmp_path, capsys, monkeypatch):
+def test_out_of_memory_is_reported(shards, tmp_path, capsys, monkeypatch):
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
 
@@ -331,8 +333,8 @@ def test_no_memory_is_told(shards, tmp_path, capsys, monkeypatch):
     assert "Tried to allocate 9 GiB.; give a smaller --batch-size" in error
 
 
-def test_two_processes_do_what_one_does(shards, tmp_path, capsys):
-    """The same samples make a step; processes share them and add up their gradients."""
+def test_two_processes_equal_one(shards, tmp_path, capsys):
+    """A step has the same samples; processes share them and sum their gradients."""
     options = ["--shards", shards, *QUICK, "--steps", 2, "--dropout", 0, "--bucket-window", 0,
                "--checkpoint-every", 1]  # fmt: skip
     two = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",

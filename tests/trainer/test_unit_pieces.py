@@ -11,7 +11,7 @@ NUM_UNITS = 12  # 10 and 11 occur nowhere
 
 
 def utterances(count, seed=0):
-    """Words one after the other, collapsed."""
+    """Sequences of words, collapsed."""
     rng = random.Random(seed)
     for _ in range(count):
         units = itertools.chain.from_iterable(rng.choices(WORDS, k=rng.randrange(2, 7)))
@@ -26,11 +26,11 @@ def pieces():
 def test_pieces_are_shorter_and_mean_the_same_units(pieces):
     vocabulary = pieces.vocabulary
     assert vocabulary.num_units == NUM_UNITS
-    spoken = [*utterances(50, seed=1), [11, 0, 10]]
-    rows = pieces.encode(spoken)
-    for units, ids in zip(spoken, rows, strict=True):
+    sequences = [*utterances(50, seed=1), [11, 0, 10]]
+    rows = pieces.encode(sequences)
+    for units, ids in zip(sequences, rows, strict=True):
         assert vocabulary.decode(vocabulary.encode(ids)) == units
-    assert sum(map(len, rows)) < 0.5 * sum(map(len, spoken))
+    assert sum(map(len, rows)) < 0.5 * sum(map(len, sequences))
     assert pieces.encode([[]]) == [[]]
 
 
@@ -40,17 +40,17 @@ def test_the_same_utterances_make_the_same_pieces(pieces):
     assert UnitPieces(again.data, "x", NUM_UNITS).vocabulary == pieces.vocabulary
 
 
-def test_a_unit_that_ends_one_piece_and_begins_the_next_is_there_once():
+def test_a_unit_repeated_between_pieces_is_collapsed():
     vocabulary = Vocabulary(kind="speech", num_ids=3, pieces=((), (1, 0), (0, 1)))
     assert vocabulary.decode(vocabulary.encode([1, 2, 0, 2])) == [1, 0, 1, 0, 1]
 
 
 def test_refusals(pieces):
-    with pytest.raises(ValueError, match="x: no sentencepiece model of speech units"):
+    with pytest.raises(ValueError, match="x: not a sentencepiece model of speech units"):
         UnitPieces(b"no model", "x", NUM_UNITS)
     with pytest.raises(ValueError, match=r"x: its pieces are not those of 13 speech units; expec"):
         UnitPieces(pieces.data, "x", 13)
-    with pytest.raises(ValueError, match="no 5 pieces of 12 units can be fitted on these utter"):
+    with pytest.raises(ValueError, match="cannot fit 5 pieces of 12 units to these utter"):
         fit_unit_pieces(utterances(9), NUM_UNITS, 5)
     with pytest.raises(ValueError, match="1 pieces of units for 2 ids of kind 'speech', expected"):
         Vocabulary(kind="speech", num_ids=2, pieces=((0,),))

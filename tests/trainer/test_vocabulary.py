@@ -9,7 +9,7 @@ GIT = Vocabulary(kind="text", num_ids=30522, layout="git")
 
 
 @pytest.mark.parametrize("vocabulary", [SPEECH, Vocabulary(kind="text", num_ids=1000), GIT])
-def test_every_id_has_a_token_of_its_own_and_comes_back(vocabulary):
+def test_ids_and_tokens_are_one_to_one(vocabulary):
     specials = [vocabulary.pad, vocabulary.bos, vocabulary.eos]
     ids = [i for i in range(vocabulary.num_ids) if vocabulary.layout != "git" or i not in specials]
     tokens = vocabulary.encode(ids)
@@ -27,7 +27,7 @@ def test_the_tables_numbers():
     assert (ORIGINAL.pad, ORIGINAL.bos, ORIGINAL.eos, ORIGINAL.size) == (0, 101, 102, 203)
 
 
-def test_the_originals_fault_is_kept_for_its_checkpoints():
+def test_the_fault_of_the_original_layout_is_kept_for_its_checkpoints():
     assert ORIGINAL.encode([0, 99, 100, 101, 199]) == [101, 1, 100, 101, 104, 202, 102]
     units = list(range(200))
     assert ORIGINAL.decode(ORIGINAL.encode(units)) == units
@@ -43,7 +43,7 @@ def test_a_batch_is_rows_of_encode(vocabulary):
     assert vocabulary.encode_batch(torch.zeros(0, 3), torch.zeros(0)).shape == (0, 5)
 
 
-def test_decoding_stops_at_eos_and_leaves_specials_out():
+def test_decoding_stops_at_eos_and_removes_specials():
     assert SPEECH.decode([1, 3, 0, 1, 4, 2, 9]) == [0, 1]
     assert SPEECH.decode([]) == []
 
@@ -51,7 +51,7 @@ def test_decoding_stops_at_eos_and_leaves_specials_out():
 def test_ids_outside_are_refused():
     with pytest.raises(ValueError, match=r"id 1 is 200, expected one in \[0, 200\)"):
         SPEECH.encode([3, 200])
-    with pytest.raises(ValueError, match=r"ids reach from -1 to 3, expected \[0, 200\)"):
+    with pytest.raises(ValueError, match=r"ids range from -1 to 3, expected \[0, 200\)"):
         SPEECH.encode_batch(torch.tensor([[3, -1]]), torch.tensor([2]))
 
 
@@ -65,6 +65,6 @@ def test_ids_outside_are_refused():
         ({"num_ids": 99, "layout": "original"}, "expected at least 100 in the layout 'original'"),
     ],
 )
-def test_what_is_not_in_the_table_is_refused(changes, message):
+def test_values_not_in_the_table_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Vocabulary(**{"kind": "speech", "num_ids": 200} | changes)

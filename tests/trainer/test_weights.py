@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import GitForCausalLM
 
-from im2sp.shards.pickles import WeightsError
-from im2sp.tools.git_reference import UnitsEncoder, git_config, git_from, git_state_dict
+from im2sp.shards.weights.pickles import WeightsError
+from im2sp.tools.engines.git_reference import UnitsEncoder, git_config, git_from, git_state_dict
 from im2sp.trainer import generate, load_model, weights
 from im2sp.trainer.model_config import StackConfig
 from im2sp.trainer.vocabulary import Vocabulary
 from im2sp.trainer.weights import load_codebook, save_model, use_encoder
-from making.published import original_state_dict, timm_state_dict
+from support.published import original_state_dict, timm_state_dict
 
 WIDE = StackConfig(width=128, depth=2, heads=2, mlp_width=48)
 GIT = Vocabulary(kind="text", num_ids=120, layout="git")
@@ -54,10 +54,10 @@ def original(make_model, tmp_path_factory):
     return model, folder / "Best.ckpt", folder / "codebook.ckpt"
 
 
-# Ours ---------------------------------------------------------------------------------------------
+# Our own form -------------------------------------------------------------------------------------
 
 
-def test_our_form_comes_back_whole(make_model, make_batch, tmp_path):
+def test_save_and_load(make_model, make_batch, tmp_path):
     model = make_model(normalise_codebook=True)
     path = save_model(tmp_path, model)
     data = path.read_bytes()
@@ -73,7 +73,7 @@ def test_our_form_comes_back_whole(make_model, make_batch, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["model.safetensors"]
 
 
-def test_the_newest_step_of_a_run_is_taken(make_model, tmp_path):
+def test_the_newest_checkpoint_of_a_run_is_loaded(make_model, tmp_path):
     for step in (20, 100, 120):
         (tmp_path / f"step-{step:06d}").mkdir()
     for step in (20, 100):
@@ -82,7 +82,7 @@ def test_the_newest_step_of_a_run_is_taken(make_model, tmp_path):
     assert torch.equal(load(tmp_path).decoder.output_bias, expected)
 
 
-def test_another_codebook_can_be_put_in(make_model, tmp_path):
+def test_another_codebook_can_be_given(make_model, tmp_path):
     path = save_model(tmp_path, make_model())
     codebook = torch.randn(50, 8)
     assert torch.equal(load(path, codebook).encoder.codebook, codebook)
@@ -90,7 +90,7 @@ def test_another_codebook_can_be_put_in(make_model, tmp_path):
         load(path, torch.randn(50, 9))
 
 
-def test_learning_goes_on_after_loading(make_model, make_batch, tmp_path):
+def test_a_loaded_model_can_be_trained(make_model, make_batch, tmp_path):
     model = load(save_model(tmp_path, make_model())).train()
     model.loss(*make_batch(model)).backward()
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_learning_goes_on_after_loading(make_model, make_batch, tmp_path):
     ("change", "message"),
     [
         ({"form": "im2sp model 9"}, "form 'im2sp model 9', expected 'im2sp model 1'"),
-        ({"config": {}}, "no model configuration: 'vocabulary'; expected a model of im2sp"),
+        ({"config": {}}, "not a model configuration: 'vocabulary'; expected a model of im2sp"),
         ({"config": None}, "expected a model of im2sp"),
     ],
 )
@@ -130,7 +130,7 @@ def test_a_file_of_ours_that_lacks_a_tensor(make_model, tmp_path):
 
 
 def check_against_git(model, folder, make_batch):
-    """Logits of a loaded model and of the folder's own GIT, behind the model's image states."""
+    """Logits of a loaded model and of the folder's GIT, given the model's image states."""
     reference = GitForCausalLM.from_pretrained(folder).eval()
     reference.git.image_encoder = UnitsEncoder(model)
     projection = reference.git.visual_projection.visual_projection
@@ -214,7 +214,7 @@ def test_gits_that_this_model_is_not_are_refused(git, tmp_path, changes, message
 
 
 def timm_forward(tensors, codes, heads):
-    """A ViT on timm's tensors, as plainly as can be; (B, C, 28, 28) -> (B, 197, D)."""
+    """Plain reference ViT on timm's tensors; (B, C, 28, 28) -> (B, 197, D)."""
 
     def linear(x, name):
         return x @ tensors[f"{name}.weight"].t() + tensors[f"{name}.bias"]
@@ -247,7 +247,7 @@ def test_seits_encoder_computes_what_timm_computes(seit, make_model, make_batch)
     torch.testing.assert_close(model.encoder(image_units), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_seits_file_is_no_model(seit, git):
+def test_seits_file_is_not_a_model(seit, git):
     with pytest.raises(WeightsError, match="SeiT's encoder alone; pass it as encoder="):
         load(seit[1], torch.zeros(50, 8))
     with pytest.raises(WeightsError, match="expected SeiT's weights"):
@@ -301,16 +301,18 @@ def test_a_model_of_ours_gives_encoder_and_projection(make_model, make_batch, gi
     states = image_side.projection_norm(image_side.projection(image_side.encoder(image_units)))
     expected = other.decoder(tokens[:3], other.decoder.prefix(states), None)
     torch.testing.assert_close(found(image_units, tokens[:3]), expected)
-    with pytest.raises(WeightsError, match="has a decoder of width 128, expected 32, which"):
+    with pytest.raises(
+        WeightsError, match="has a decoder of width 128, expected 32, the output width"
+    ):
         load(git[1], torch.zeros(60, 8), encoder=tmp_path / "encoder")
 
 
-def test_what_is_missing_or_too_much_is_said(original, git, seit, make_model, tmp_path):
+def test_missing_and_superfluous_parts_are_refused(original, git, seit, make_model, tmp_path):
     with pytest.raises(WeightsError, match="holds no codebook; pass codebook="):
         load(original[1])
-    with pytest.raises(WeightsError, match="holds an encoder; leave out encoder="):
+    with pytest.raises(WeightsError, match="holds an encoder; omit encoder="):
         load(original[1], original[2], encoder=seit[1])
-    with pytest.raises(WeightsError, match="holds an encoder; leave out encoder="):
+    with pytest.raises(WeightsError, match="holds an encoder; omit encoder="):
         load(save_model(tmp_path, make_model()), encoder=seit[1])
     with pytest.raises(WeightsError, match=r"expected one tensor \[codes, width\]"):
         load_codebook(torch.zeros(3))
@@ -328,7 +330,7 @@ def test_what_is_missing_or_too_much_is_said(original, git, seit, make_model, tm
         load(tmp_path / "none.safetensors")
 
 
-def test_narrow_published_weights_do_not_tell_their_heads(make_model, tmp_path):
+def test_narrow_published_weights_have_an_unknown_number_of_heads(make_model, tmp_path):
     torch.save(timm_state_dict(make_model()), tmp_path / "x.ckpt")
     with pytest.raises(WeightsError, match="is 48 wide, expected a multiple of 64"):
         use_encoder(make_model(), tmp_path / "x.ckpt")

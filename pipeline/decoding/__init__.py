@@ -1,0 +1,1 @@
+"""Decoding of images and clips: checks, formats, views."""

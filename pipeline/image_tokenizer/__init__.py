@@ -1,0 +1,1 @@
+"""The image tokenizer: ViT-VQGAN, its weights, and the `compact` one."""

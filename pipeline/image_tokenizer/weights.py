@@ -1,0 +1,319 @@
+"""From a weights file of any published form to a `ViTVQGAN`, and back to safetensors.
+
+The published forms differ in names only: a Lightning checkpoint has `encoder.`, `decoder.`,
+`quantizer.` (and `loss.`, which is left out); SeiT's pickled module ends at the features before
+quantisation, under whatever names its module has, and its codebook is a file of its own.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from im2sp.pipeline.image_tokenizer.network import (
+    HEAD_WIDTH,
+    TransformerConfig,
+    ViTVQGAN,
+    ViTVQGANConfig,
+    position_table,
+)
+from im2sp.pipeline.tensors import (
+    Weights,
+    checked_tensor,
+    describe,
+    finite_float32,
+    read_weights,
+    tensors_fingerprint,
+)
+from im2sp.shards.weights.pickles import WeightsError
+
+ENCODER_MARK = "to_patch_embedding.0.weight"
+DECODER_MARKS = ("to_pixel.1.weight", "to_pixel.conv_out.weight")
+CODEBOOK = "quantizer.embedding.weight"
+POSITIONS = ("encoder.en_pos_embedding", "decoder.de_pos_embedding")
+_UNIT_PARTS = ("encoder.", "pre_quant.", "quantizer.")
+METADATA_KEY = "im2sp"
+# Names in other versions of the published code -> names here.
+_OLD_NAMES = {
+    "encoder.norm.": "encoder.transformer.norm.",
+    "decoder.norm.": "decoder.transformer.norm.",
+    "decoder.to_pixel.conv_out.": "decoder.to_pixel.1.",
+}
+# A table stored as float16 is off by at most 2 ** -11.
+POSITION_TOLERANCE = 1e-3
+
+
+def load_network(weights: Weights, codebook: Tensor | None = None) -> ViTVQGAN:
+    """Build the network that a file's tensors describe.
+
+    Args:
+        weights: The file.
+        codebook: (rows, C) to use in place of the file's own.
+
+    Raises:
+        WeightsError: One line: what the file holds and what was expected.
+    """
+    tensors = published_names(weights.tensors())
+    if codebook is not None:
+        tensors[CODEBOOK] = codebook
+    if f"encoder.{ENCODER_MARK}" not in tensors:
+        raise WeightsError(
+            f"{weights.path}: holds {describe(weights.content)}, expected a ViT-VQGAN"
+            f" (encoder.{ENCODER_MARK} and so on)"
+        )
+    if CODEBOOK not in tensors:
+        raise WeightsError(
+            f"{weights.path}: holds a ViT-VQGAN without a codebook; pass the file of its codebook"
+            " as `codebook`"
+        )
+    settings = _settings(weights)
+    try:
+        config = config_from_shapes(
+            {name: tuple(tensor.shape) for name, tensor in tensors.items()}, settings.get("heads")
+        )
+        network = ViTVQGAN(config, _stored_grid(tensors, settings, config.patch_size_px))
+    except KeyError as error:
+        raise WeightsError(
+            f"{weights.path}: lacks {error.args[0]} of a ViT-VQGAN; holds"
+            f" {describe(weights.content)}"
+        ) from None
+    except (ValueError, TypeError, IndexError) as error:
+        raise WeightsError(f"{weights.path}: shapes of no ViT-VQGAN: {error}") from None
+    _fill(network, tensors, weights.path)
+    return network.eval().requires_grad_(False)
+
+
+def config_from_shapes(
+    shapes: Mapping[str, tuple[int, ...]], heads: int | None = None
+) -> ViTVQGANConfig:
+    """Read the sizes off the tensors of a checkpoint.
+
+    Args:
+        shapes: Shape of each tensor under its published name.
+        heads: Heads of both stacks; None means inner width / 64, as published.
+
+    Raises:
+        KeyError: A tensor that tells a size is missing; its name.
+        ValueError: Shapes that do not fit each other.
+    """
+    width, channels, patch_size_px, _ = shapes["encoder.to_patch_embedding.0.weight"]
+    num_codes, code_width = shapes["quantizer.embedding.weight"]
+    has_decoder = any(name.startswith("decoder.") for name in shapes)
+    decoder_width = shapes["post_quant.weight"][0] if has_decoder else 0
+    return ViTVQGANConfig(
+        encoder=_stack_from_shapes(shapes, "encoder", width, heads),
+        decoder=_stack_from_shapes(shapes, "decoder", decoder_width, heads)
+        if has_decoder
+        else None,
+        num_codes=num_codes,
+        code_width=code_width,
+        patch_size_px=patch_size_px,
+        channels=channels,
+    )
+
+
+def _stack_from_shapes(
+    shapes: Mapping[str, tuple[int, ...]], stack: str, width: int, heads: int | None
+) -> TransformerConfig:
+    layers = f"{stack}.transformer.layers."
+    indices = {int(name[len(layers) :].split(".")[0]) for name in shapes if name.startswith(layers)}
+    inner_width = shapes[f"{layers}0.0.fn.to_qkv.weight"][0] // 3
+    # A single head of another width than 64 can be told by its missing output projection.
+    if heads is None and f"{layers}0.0.fn.to_out.weight" not in shapes:
+        heads = 1
+    heads = heads or max(1, inner_width // HEAD_WIDTH)
+    if inner_width % heads:
+        raise ValueError(f"inner width {inner_width} of {stack} is no multiple of {heads} heads")
+    return TransformerConfig(
+        width=width,
+        depth=max(indices) + 1,
+        heads=heads,
+        head_width=inner_width // heads,
+        mlp_width=shapes[f"{layers}0.1.fn.net.0.weight"][0],
+    )
+
+
+def published_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename to the published names and drop what is no part of the network (`loss.*`).
+
+    Where the parts stand under other names (a pickled `Sequential` of encoder and Linear, say),
+    the encoder is what holds the patch embedding, the decoder what holds the pixel projection, and
+    the two Linears are known by their shapes.
+    """
+    parts: dict[str, str] = {}  # prefix in the file -> prefix here
+    encoder = _prefix_of(tensors, (ENCODER_MARK,))
+    if encoder is None:
+        return {}
+    root = encoder.removesuffix("encoder.")
+    parts[encoder] = "encoder."
+    decoder = _prefix_of(tensors, DECODER_MARKS)
+    if decoder is not None:
+        parts[decoder] = "decoder."
+    for part in ("pre_quant.", "post_quant.", "quantizer."):
+        if any(name.startswith(root + part) for name in tensors):
+            parts[root + part] = part
+    outside = {
+        name: tensor for name, tensor in tensors.items() if not name.startswith(tuple(parts))
+    }
+    if "pre_quant." not in parts.values():
+        width = tensors[encoder + ENCODER_MARK].shape[0]
+        candidates = [
+            name.removesuffix("weight")
+            for name, tensor in outside.items()
+            if name.endswith("weight") and tensor.ndim == 2 and tensor.shape[1] == width
+            if name.removesuffix("weight") + "bias" in outside
+        ]
+        if len(candidates) == 1:
+            parts[candidates[0]] = "pre_quant."
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        for found, here in parts.items():
+            if name.startswith(found):
+                renamed[_current_name(here + name[len(found) :])] = tensor
+    return renamed
+
+
+def _prefix_of(tensors: dict[str, Tensor], marks: tuple[str, ...]) -> str | None:
+    """What stands before the first of `marks` that ends a name; the shortest wins."""
+    found = [
+        name.removesuffix(mark)
+        for name in tensors
+        for mark in marks
+        if name == mark or name.endswith("." + mark)
+    ]
+    return min(found, key=lambda prefix: (len(prefix), prefix), default=None)
+
+
+def _current_name(name: str) -> str:
+    for old, new in _OLD_NAMES.items():
+        if name.startswith(old):
+            return new + name[len(old) :]
+    return name
+
+
+def _settings(weights: Weights) -> dict[str, Any]:
+    """What our own files say beyond their shapes."""
+    text = weights.metadata.get(METADATA_KEY)
+    if text is None:
+        return {}
+    try:
+        settings = json.loads(text)
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise WeightsError(f"{weights.path}: its metadata {METADATA_KEY!r} is no JSON object")
+    return settings
+
+
+def _stored_grid(
+    tensors: dict[str, Tensor], settings: dict[str, Any], patch_size_px: int
+) -> tuple[int, int]:
+    """Grid of the stored position tables, square unless the metadata says otherwise."""
+    image_size_px = settings.get("train_image_size_px")
+    if isinstance(image_size_px, int):
+        return image_size_px // patch_size_px, image_size_px // patch_size_px
+    table = tensors.get(POSITIONS[0])
+    num_patches = 28 * 28 if table is None else table.shape[-2]
+    side = round(num_patches**0.5)
+    if side * side != num_patches:
+        raise ValueError(f"{num_patches} stored positions, expected a square number")
+    return side, side
+
+
+def _fill(network: ViTVQGAN, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copy tensors in by name, checking each; position tables may be left out."""
+    for name, target in network.state_dict().items():
+        tensor = tensors.get(name)
+        if tensor is None and name in POSITIONS:
+            continue
+        if tensor is None:
+            missing = [key for key in network.state_dict() if key not in tensors]
+            raise WeightsError(f"{path}: lacks {name} of a ViT-VQGAN ({len(missing)} names in all)")
+        shape = tuple(target.shape)
+        target.copy_(checked_tensor(path, tensors, name, shape, what="a ViT-VQGAN"))
+    for name, part in zip(POSITIONS, (network.encoder, network.decoder), strict=True):
+        if part is not None and name in tensors:
+            formula = torch.from_numpy(position_table(part.grid, tensors[name].shape[-1]))
+            stored = tensors[name][0].float()
+            part.has_fixed_positions = bool((stored - formula).abs().max() <= POSITION_TOLERANCE)
+            if part.has_fixed_positions and tensors[name].dtype != torch.float32:
+                getattr(part, part.table_name)[0].copy_(formula)
+
+
+def load_codebook(source: str | Path | Tensor | np.ndarray) -> Tensor:
+    """(rows, C) float32 from a tensor, or a file that holds one in any form `read_weights` knows.
+
+    Raises:
+        WeightsError: Anything but one table of numbers.
+    """
+    if isinstance(source, str | Path):
+        weights = read_weights(source)
+        tensors, name = weights.tensors(), str(source)
+        found = describe(weights.content)
+    else:
+        tensors, name = {"": torch.as_tensor(source)}, "codebook"
+        found = f"shape {list(tensors[''].shape)}"
+    tables = [table for table in tensors.values() if table.ndim == 2 and table.is_floating_point()]
+    if len(tensors) > 1 and CODEBOOK in tensors:
+        tables = [tensors[CODEBOOK]]
+    if len(tables) != 1 or not 1 <= tables[0].shape[0] <= 2**16:
+        raise WeightsError(f"{name}: holds {found}, expected one codebook [rows, width]")
+    rows = finite_float32(tables[0], f"{name}: the codebook").clone()
+    if not rows.any(dim=-1).all():
+        raise WeightsError(f"{name}: a codebook row is zero")
+    return rows
+
+
+def fingerprint(network: ViTVQGAN, precision: str) -> str:
+    """sha256 (hex) of all that decides an image's units.
+
+    These are the encoder's weights as float32, `pre_quant`, the codebook's rows, patch size, heads
+    and precision: float32 and bfloat16 give other units for a share of the patches. The container,
+    the stored number type, computed position tables and the decoder do not matter, so SeiT's
+    encoder with its codebook has the fingerprint of the checkpoint that it was cut from.
+    """
+    settings = {
+        "format": 1,
+        "model": "vitvqgan",
+        "patch_size_px": network.config.patch_size_px,
+        "heads": network.config.encoder.heads,
+        "precision": precision,
+    }
+    tensors = network.state_dict()
+    if network.encoder.has_fixed_positions:
+        del tensors[POSITIONS[0]]
+    parts = [pair for pair in tensors.items() if pair[0].startswith(_UNIT_PARTS)]
+    return tensors_fingerprint(settings, parts)
+
+
+def image_tokenizer_bytes(
+    network: ViTVQGAN,
+    dtype: torch.dtype = torch.float16,
+    settings: dict[str, Any] | None = None,
+) -> bytes:
+    """The network as our safetensors form: published names, without the computed positions.
+
+    Args:
+        network: The network.
+        dtype: Number type of the stored tensors.
+        settings: More to keep in the metadata, such as the recipe; JSON values.
+    """
+    stacks = [stack for stack in (network.config.encoder, network.config.decoder) if stack]
+    heads = {stack.heads for stack in stacks}
+    metadata = {
+        **(settings or {}),
+        "patch_size_px": network.config.patch_size_px,
+        "train_image_size_px": network.encoder.grid[0] * network.config.patch_size_px,
+        "heads": heads.pop() if len(heads) == 1 else None,
+    }
+    tensors = {
+        name: tensor.detach().to("cpu", dtype).contiguous()
+        for name, tensor in network.state_dict().items()
+        if name not in POSITIONS
+    }
+    return save(tensors, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})

@@ -1,0 +1,1 @@
+"""The tokenize job: configuration, decoding processes, chunks, output."""

@@ -1,0 +1,193 @@
+"""Configuration of a tokenize job, and the part of it that determines the output.
+
+`im2sp-tokenize --help` imports this module, so it imports neither torch nor numpy nor Pillow.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from im2sp.pipeline.decoding.media import DEFAULT_MAX_PIXELS, DEFAULT_MAX_SECONDS
+from im2sp.pipeline.decoding.views import VIEWS, ViewName
+
+if TYPE_CHECKING:
+    from im2sp.pipeline.image_tokenizer.tokenizer import ImageTokenizer
+    from im2sp.pipeline.job.speech_coding import SpeechCoding
+    from im2sp.pipeline.sources.items import SourceListing
+    from im2sp.pipeline.speech_tokenizer.tokenizer import SpeechTokenizer
+    from im2sp.shards import Layout
+
+CHUNK_SIZE = 256
+"""Inputs whose samples are kept on disk together while the job runs."""
+FITTED, PLAIN = "huffman", "plain"
+"""Ways to code speech in the shards that need no other dataset."""
+MAX_WORKERS = 16
+
+Only = Literal["images", "audio"]
+
+
+class JobError(ValueError):
+    """The job cannot start or resume; the message says what to do."""
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """What to tokenize and how. Field docstrings are the help of `im2sp-tokenize`."""
+
+    source: Path
+    """Folder with images and audio (searched recursively), .tar, Karpathy dataset_*.json, LJSpeech
+    folder, or source list: .jsonl, .csv or .parquet with key, image, audio, caption, split."""
+    dataset_dir: Path
+    """Folder of the dataset; created if it does not exist. Other files in it are not touched."""
+    image_root: Path | None = None
+    """Folder or .tar that the image paths of a Karpathy file or source list are relative to; by
+    default the folder of that file."""
+    audio_root: Path | None = None
+    """Folder or .tar that the audio paths are relative to; for a Karpathy file, the folder of
+    Flickr8kAudio or SpokenCOCO."""
+    columns: tuple[str, ...] = ()
+    """Columns of a source list as FIELD=COLUMN, such as caption=text image=url; fields are key,
+    image, audio, caption, captions, split. Usual names are found without it."""
+    only: Only | None = None
+    """Tokenize the images alone, or the audio alone, of a source that has both."""
+    view: ViewName = "squash-224"
+    """How an image becomes the square that is encoded:
+    - squash-224: resized to 224 x 224; the aspect ratio changes
+    - squash-256-crop: resized to 256 x 256, central 28 x 28 of 32 x 32 units kept; the paper's code
+    - center-224: central square, resized to 224 x 224; the aspect ratio is kept
+    - ...-mirrored: flipped left to right; an augmented copy for im2sp-train --other-view
+    - random-224-N: random crop, colour jitter and flip number N; also for --other-view"""
+    layout: Literal["arrow", "webdataset"] = "arrow"
+    """Kind of shard files:
+    - arrow: memory-mapped Arrow files with random access; take this for im2sp-train
+    - webdataset: tar files; take this to stream with the webdataset library"""
+    samples_per_member: int = 256
+    """Samples in one tar member, 1 to 256; webdataset only. 1 gives one file per sample and field,
+    which any webdataset tool reads, and is larger."""
+    samples_per_shard: int = 16384
+    """Inputs per shard file, rounded up to a multiple of 256."""
+    speech_codec: Literal["huffman", "plain"] = FITTED
+    """Coding of the speech units:
+    - huffman: tables fitted to the first shard's worth of speech; smallest from some 100 clips on
+    - plain: fixed width"""
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    """Images with more pixels are refused without being decoded."""
+    max_audio_s: float = DEFAULT_MAX_SECONDS
+    """Clips longer than this many seconds are refused without being decoded."""
+    decode_timeout_s: float = 60.0
+    """Time limit of decoding one input; an input that takes longer twice is refused."""
+    num_workers: int = field(default_factory=lambda: min(MAX_WORKERS, num_cores()))
+    """Processes that decode; by default one per core, at most 16."""
+    overwrite: bool = False
+    """Remove the dataset or unfinished job in --out first. Other files are not touched."""
+    quiet: bool = False
+    """Print errors only."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, naming the flag, where a value cannot be used."""
+        self.column_names()
+        choices = {"view": tuple(VIEWS), "only": (None, *get_args(Only))}
+        for name, known in (choices | {"speech_codec": (FITTED, PLAIN)}).items():
+            if getattr(self, name) not in known:
+                expected = " or ".join(filter(None, known))
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} is {getattr(self, name)}; expected {expected}")
+        for name in ("samples_per_member", "samples_per_shard", "max_pixels", "num_workers"):
+            if getattr(self, name) < 1:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} is {getattr(self, name)}; expected at least 1")
+        for name in ("max_audio_s", "decode_timeout_s"):
+            if not 0 < getattr(self, name) < float("inf"):
+                flag = name.replace("_", "-")
+                raise ValueError(
+                    f"--{flag} is {getattr(self, name)}; expected a number of seconds above 0"
+                )
+        if self.samples_per_member > 256:
+            raise ValueError(f"--samples-per-member is {self.samples_per_member}; at most 256")
+        if self.layout == "arrow" and self.samples_per_member != 256:
+            raise ValueError("--samples-per-member applies to --layout webdataset only")
+
+    def column_names(self) -> dict[str, str]:
+        """Columns of a source list by their fields, as `columns` gives them."""
+        names = dict(text.partition("=")[::2] for text in self.columns)
+        for field_name, column in names.items():
+            if not column:
+                raise ValueError(f"--columns {field_name}; expected FIELD=COLUMN")
+        return names
+
+    @property
+    def shard_layout(self) -> "Layout":
+        """How samples are stored in the shards."""
+        from im2sp.shards import Layout
+
+        return Layout(kind=self.layout, samples_per_member=self.samples_per_member)
+
+    @property
+    def chunks_per_shard(self) -> int:
+        """Chunks of `CHUNK_SIZE` inputs that make one shard."""
+        return -(-self.samples_per_shard // CHUNK_SIZE)
+
+
+def describe_job(
+    config: JobConfig,
+    listing: "SourceListing",
+    image_tokenizer: "ImageTokenizer | None",
+    speech_tokenizer: "SpeechTokenizer | None",
+    coding: "SpeechCoding | None",
+) -> dict[str, Any]:
+    """Everything that determines the bytes of the dataset; no clock, host name or local path."""
+    tokenizers = [one for one in (image_tokenizer, speech_tokenizer) if one is not None]
+    job: dict[str, Any] = {
+        "image_tokenizer": None,
+        "layout": {
+            "kind": config.layout,
+            "samples_per_member": config.samples_per_member,
+        },
+        "settings": {
+            "source": listing.describe(),
+            "device": tokenizers[0].device.type,
+            "max_pixels": config.max_pixels,
+            "samples_per_shard": config.chunks_per_shard * CHUNK_SIZE,
+        },
+    }
+    if image_tokenizer is not None:
+        job["image_tokenizer"] = {
+            "name": image_tokenizer.name,
+            "fingerprint": image_tokenizer.fingerprint,
+            "precision": image_tokenizer.precision,
+            "view": config.view,
+        }
+    if speech_tokenizer is not None and coding is not None:
+        job["speech_tokenizer"] = {
+            "name": speech_tokenizer.name,
+            "fingerprint": speech_tokenizer.fingerprint,
+            "precision": speech_tokenizer.precision,
+            "layer": speech_tokenizer.layer,
+            "num_units": speech_tokenizer.num_units,
+        }
+        job["settings"]["max_audio_s"] = float(config.max_audio_s)
+        job["settings"]["speech_codec"] = coding.label
+    return job
+
+
+def check_image_tokenizer(config: JobConfig, tokenizer: "ImageTokenizer") -> None:
+    """Raise `JobError` if shards cannot hold the units of this tokenizer."""
+    patch_px = tokenizer.patch_size_px
+    if patch_px != 8:
+        raise JobError(
+            f"image tokenizer {tokenizer.name}: one unit covers {patch_px}x{patch_px} pixels; "
+            f"shards hold 28x28 units of views such as {config.view}, which need 8x8"
+        )
+    if tokenizer.num_codes > 8192:
+        raise JobError(
+            f"image tokenizer {tokenizer.name}: has {tokenizer.num_codes} codes; shards hold ids "
+            "of 13 bits, at most 8192"
+        )

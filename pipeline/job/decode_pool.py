@@ -1,0 +1,317 @@
+"""Decoding of images and clips, and the worker processes that do it.
+
+Workers are those of `pebble.ProcessPool`: one that dies or exceeds the time limit costs the task
+that it was at, and is replaced. The media of that task are then decoded one by one, so that only
+the one that fails again is refused, and a computer that was suspended refuses nothing. Should the
+pool itself fail (a worker killed while it held the lock on the pipe, or stopped there), it is
+replaced as a whole and the unfinished tasks are submitted again.
+
+A task is one clip, or up to 8 images, which are as small as their view. At most one task more than
+there are workers is unfinished, and none is submitted while more than 128 MiB of decoded audio wait
+for the consumer: what waits exceeds that limit by these tasks at most.
+"""
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import BrokenExecutor, Future
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, islice
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Any
+
+import numpy as np
+from pebble import ProcessExpired, ProcessPool
+from PIL import Image
+
+from im2sp.pipeline.decoding.audio import DEFAULT_MAX_SECONDS, read_audio
+from im2sp.pipeline.decoding.images import read_image
+from im2sp.pipeline.decoding.media import AudioError, ImageError, shown, source_size_bytes
+from im2sp.pipeline.decoding.views import VIEWS
+from im2sp.pipeline.sources.items import SourceItem, Utterance
+
+Medium = SourceItem | Utterance
+"""What is decoded at once: the image of an input, or one of its clips."""
+
+DEFAULT_TIMEOUT_S = 60.0
+IMAGES_PER_TASK = 8
+MAX_WAITING_BYTES = 128 * 2**20
+"""Decoded audio that waits for the consumer: 35 minutes."""
+_TASKS_PER_WORKER = 8
+_MAX_SILENCE_S = 60
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoded:
+    """An image or clip after decoding, or the reason why there is none."""
+
+    pixels: np.ndarray | None = None
+    """uint8 [S, S, 3] of an image."""
+    thumbnail: np.ndarray | None = None
+    """uint8 [H, W, 3] of an image, whole and reduced, where one is asked for."""
+    waveform: np.ndarray | None = None
+    """float32 [T] at 16 kHz of a clip."""
+    size_bytes: int = 0
+    """Size of the original file."""
+    reason: str = ""
+    """Why it is refused; "" where it is not."""
+
+
+def media_of(item: SourceItem) -> list[Medium]:
+    """Media of an input: its image, then its clips.
+
+    An input that cannot be used, or holds nothing, is one medium that will be refused.
+    """
+    if item.error is not None or not (item.image or item.utterances):
+        return [item]
+    return [*([item] if item.image else []), *item.utterances]
+
+
+def decode(
+    medium: Medium,
+    view: str,
+    max_pixels: int,
+    max_audio_s: float = DEFAULT_MAX_SECONDS,
+    thumbnail_px: int = 0,
+) -> Decoded:
+    """Decode an image, as the view shows it, or a clip; never raises for what it holds."""
+    if medium.error is not None:
+        return Decoded(reason=medium.error)
+    try:
+        if isinstance(medium, Utterance):
+            return _decode_clip(medium, max_audio_s)
+        return _decode_image(medium, view, max_pixels, thumbnail_px)
+    except (ImageError, AudioError) as error:
+        # The message begins with the name, which the reject has in a field of its own.
+        return Decoded(reason=str(error).removeprefix(f"{shown(medium.name)}: "))
+    except OSError as error:  # the file vanished after it was read
+        return Decoded(reason=f"cannot be read: {error.strerror or error}")
+    except MemoryError:
+        return Decoded(reason="decoding needs more memory than there is")
+    except Exception as error:  # the per-item edge: one input never ends the run
+        return Decoded(reason=_unexpected(error))
+
+
+def _decode_image(item: SourceItem, view: str, max_pixels: int, thumbnail_px: int) -> Decoded:
+    if item.image is None:
+        return Decoded(reason="no image")
+    image = read_image(item.image, name=item.name, max_pixels=max_pixels)
+    pixels, thumbnail = VIEWS[view].apply(image), None
+    if thumbnail_px:
+        image.thumbnail((thumbnail_px, thumbnail_px), Image.Resampling.BICUBIC)
+        thumbnail = np.asarray(image)
+    size_bytes = source_size_bytes(item.image)
+    return Decoded(pixels=pixels, thumbnail=thumbnail, size_bytes=size_bytes)
+
+
+def _decode_clip(utterance: Utterance, max_audio_s: float) -> Decoded:
+    if utterance.audio is None:
+        return Decoded(reason="no audio")
+    waveform = read_audio(utterance.audio, name=utterance.name, max_seconds=max_audio_s)
+    return Decoded(waveform=waveform, size_bytes=source_size_bytes(utterance.audio))
+
+
+def _unexpected(error: BaseException) -> str:
+    return f"cannot be decoded: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+class DecodePool:
+    """Worker processes that decode media; use it in a `with` statement, which ends them.
+
+    Args:
+        num_workers: Number of processes.
+        view: Name of the view that images are decoded to.
+        max_pixels: Largest image that is decoded.
+        max_audio_s: Longest clip that is decoded.
+        timeout_s: Time limit of one decode; a medium that exceeds it twice is refused.
+        thumbnail_px: Side of the square that thumbnails of images fit into; 0 for none.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_workers: int,
+        view: str,
+        max_pixels: int,
+        max_audio_s: float = DEFAULT_MAX_SECONDS,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        thumbnail_px: int = 0,
+    ) -> None:
+        self._num_workers, self._timeout_s = num_workers, timeout_s
+        self._settings = (view, max_pixels, max_audio_s, thumbnail_px)
+        self._changed = threading.Condition()
+        self._tasks: deque[_Task] = deque()  # all that are not consumed, in order
+        self._queue: deque[_Task] = deque()  # those of them that are not submitted, in order
+        self._waiting_bytes = 0
+        self._reset()
+
+    def __enter__(self) -> "DecodePool":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.stop()
+        self._pool.join()
+
+    def start(self) -> None:
+        """Start the workers, so that they are up when the first task comes; returns at once."""
+        with suppress(BrokenExecutor):  # the first task meets it again
+            _ = self._pool.active  # this property starts them
+
+    def decode(self, media: Iterable[Medium]) -> Iterator[Decoded]:
+        """Decode media; results come one by one, in the order of the media.
+
+        Raises:
+            ChildProcessError: No worker can be started.
+        """
+        tasks = _tasks_of(media)
+        while True:
+            num_free = self._num_workers * _TASKS_PER_WORKER - len(self._tasks)
+            new = list(islice(tasks, max(0, num_free)))
+            with self._changed:
+                self._tasks += new
+                self._queue += new
+            if not self._tasks:
+                return
+            self._wait()
+            results = self._take()
+            while results:
+                with self._changed:
+                    self._waiting_bytes -= _audio_bytes(results[:1])
+                yield results.pop(0)  # nothing here keeps a clip alive while another comes
+
+    def _wait(self) -> None:
+        """Wait until the first task is done."""
+        task = self._tasks[0]
+        while True:
+            self._submit()
+            with self._changed:
+                self._changed.wait_for(lambda: task.is_done or self._is_broken, timeout=1)
+            if task.is_done:
+                return
+            self._silence_s += 1  # seconds in which this process ran: suspended ones do not count
+            if self._is_broken or self._silence_s > self._timeout_s + _MAX_SILENCE_S:
+                self._restart()
+
+    def _submit(self) -> None:
+        """Submit tasks while few are unfinished and little audio waits for the consumer."""
+        with self._changed:
+            while self._queue and self._num_running <= self._num_workers and not self._is_broken:
+                task = self._queue[0]
+                if self._waiting_bytes > MAX_WAITING_BYTES and task is not self._tasks[0]:
+                    return
+                try:
+                    future = self._pool.schedule(
+                        _decode_all, args=[task.media, *self._settings], timeout=self._timeout_s
+                    )
+                except RuntimeError:  # the pool failed
+                    self._is_broken = True
+                    return
+                self._queue.popleft()
+                self._num_running += 1
+                future.add_done_callback(partial(self._on_done, task))
+
+    def _on_done(self, task: "_Task", future: "Future[list[Decoded]]") -> None:
+        with self._changed:
+            error = future.exception()
+            self._is_broken |= isinstance(error, BrokenExecutor)
+            if not self._is_broken:
+                task.error, task.results = error, [] if error else future.result()
+                self._waiting_bytes += _audio_bytes(task.results)
+                self._num_running -= 1
+                self._silence_s, self._has_answered = 0, True
+            self._changed.notify_all()
+        self._submit()
+
+    def _take(self) -> "list[Decoded]":
+        """Results of the first task; none where its media are put in its place, each by itself."""
+        with self._changed:
+            task = self._tasks.popleft()
+            if task.error is None or task.is_retry:
+                reason = "" if task.error is None else self._reason(task.error)
+                return task.results or [Decoded(reason=reason)]
+            retries = [_Task(media=[medium], is_retry=True) for medium in reversed(task.media)]
+            self._tasks.extendleft(retries)
+            self._queue.extendleft(retries)
+            return []
+
+    def _reason(self, error: BaseException) -> str:
+        if isinstance(error, TimeoutError):
+            return f"decoding takes longer than the time limit of {self._timeout_s:g} s"
+        if isinstance(error, ProcessExpired):
+            return "the process that decoded it died twice (a crash of the decoder, or no memory)"
+        return _unexpected(error)
+
+    def _restart(self) -> None:
+        """Replace the pool, and submit again what is unfinished."""
+        if not self._has_answered:
+            raise ChildProcessError(
+                "the decoding processes could not start; is there memory left? In a program of "
+                'your own, is the code that runs guarded by `if __name__ == "__main__":`?'
+            )
+        self.__exit__()
+        self._reset()
+        self._queue = deque(task for task in self._tasks if not task.is_done)
+
+    def _reset(self) -> None:
+        self._num_running = self._silence_s = 0
+        self._is_broken = self._has_answered = False
+        # Spawned, not forked: torch's threads in this process would be copied in an unknown state.
+        context: Any = _Context()  # its stub names the Pipe of Windows, which pebble's type refuses
+        self._pool = ProcessPool(self._num_workers, initializer=_silence, context=context)
+
+
+@dataclass(kw_only=True, eq=False)
+class _Task:
+    media: list[Medium]
+    is_retry: bool = False
+    results: list[Decoded] | None = None
+    error: BaseException | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return self.results is not None
+
+
+class _Worker(SpawnProcess):
+    """A process that is killed where pebble would ask it to end and wait: nothing can be lost."""
+
+    def start(self) -> None:
+        # The mask is inherited: Ctrl-C is for the parent, which then ends its workers.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def terminate(self) -> None:
+        self.kill()
+
+
+class _Context(SpawnContext):
+    Process = _Worker
+
+
+def _silence() -> None:
+    """Decoders in C may print what they think of a file; the output belongs to the command."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+
+
+def _decode_all(media: list[Medium], *settings: Any) -> list[Decoded]:
+    return [decode(medium, *settings) for medium in media]
+
+
+def _tasks_of(media: Iterable[Medium]) -> Iterator[_Task]:
+    """One clip each, or images that follow one another."""
+    for is_clip, run in groupby(media, lambda medium: isinstance(medium, Utterance)):
+        while group := list(islice(run, 1 if is_clip else IMAGES_PER_TASK)):
+            yield _Task(media=group)
+
+
+def _audio_bytes(results: list[Decoded]) -> int:
+    return sum(0 if one.waveform is None else one.waveform.nbytes for one in results)

@@ -1,0 +1,205 @@
+"""May a tokenize job write into its output folder, and which files there may it replace?
+
+The folder may hold anything else besides: Python sources, notes, even a tar named like a shard.
+Ours is only what a `dataset.json` of ours lists, what the unfinished job there writes, and what an
+interrupted --overwrite had begun to remove. A dataset or job of other settings is left as it is.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from im2sp.pipeline.job.config import JobError
+from im2sp.pipeline.job.identity import IDENTITIES_NAME
+from im2sp.pipeline.job.state import JobState
+from im2sp.shards import CODEBOOK_NAME, MANIFEST_NAME, REJECTS_NAME, Layout, Manifest, ShardError
+from im2sp.shards.files import TMP_SUFFIX
+
+_MANIFEST_HEAD = b'{"manifest_sha256":"'
+_LISTED = re.compile(rb'"file":"(\d{5,}\.(?:arrow|tar))"')
+_COMMON = [MANIFEST_NAME, REJECTS_NAME, CODEBOOK_NAME]
+
+
+def check_output(state: JobState, job: dict[str, Any], *, overwrite: bool) -> Manifest | None:
+    """The manifest if the very dataset is there already; looks and changes nothing.
+
+    Args:
+        state: The job folder of the dataset.
+        job: Description of the job that is to run.
+        overwrite: Whether it shall replace what is there.
+
+    Raises:
+        JobError: Something else is there.
+    """
+    dataset_dir = state.dataset_dir
+    finished = None if overwrite else read_finished(dataset_dir)
+    if finished is not None:
+        _check_same(dataset_dir, _job_of(finished), job, "a finished dataset")
+    elif state.exists and not overwrite:
+        _check_same(dataset_dir, state.read_job(), job, "an unfinished job")
+    else:
+        check_room(dataset_dir, state, Layout(**job["layout"]))
+    return finished
+
+
+def prepare_output(state: JobState, job: dict[str, Any], *, overwrite: bool) -> Manifest | None:
+    """Make the folder, which must be locked, ready to begin or go on; as `check_output`."""
+    finished = check_output(state, job, overwrite=overwrite)
+    if finished is not None:
+        state.remove()
+    elif overwrite or not state.exists:
+        state.begin(job, own_files(state.dataset_dir, state))
+    return finished
+
+
+def own_files(dataset_dir: Path, state: JobState) -> list[str]:
+    """Names of files that --overwrite removes, the manifest first: without it, nothing counts."""
+    manifest = _manifest_bytes(dataset_dir)
+    has_manifest = manifest.startswith(_MANIFEST_HEAD)
+    suffix = state.layout_suffix()
+    # A dict keeps the order and drops what is named twice.
+    names = dict.fromkeys(state.read_stale())
+    if has_manifest:
+        # Listed files are found in the text, so that a damaged manifest still tells.
+        listed = [name.decode() for name in _LISTED.findall(manifest)]
+        names = dict.fromkeys([MANIFEST_NAME, *names, *listed])
+    else:
+        names.pop(MANIFEST_NAME, None)
+    if has_manifest or suffix is not None:
+        names |= dict.fromkeys([REJECTS_NAME, CODEBOOK_NAME, IDENTITIES_NAME])
+    if suffix is not None:
+        # The folder held no such names when the job began.
+        names |= dict.fromkeys(_shard_names(dataset_dir, suffix))
+    with_tmp = [file for name in names for file in (name, name + TMP_SUFFIX)]
+    return [name for name in with_tmp if (dataset_dir / name).is_file()]
+
+
+def check_room(dataset_dir: Path, state: JobState, layout: Layout) -> None:
+    """Make sure that a new job replaces nothing but files of ours.
+
+    Raises:
+        JobError: A file that is not ours has a name that the job needs.
+    """
+    wanted = [name for name in _COMMON if (dataset_dir / name).exists()]
+    wanted += _shard_names(dataset_dir, layout.suffix)
+    own = set(own_files(dataset_dir, state))
+    foreign = [name for name in wanted if name not in own and not name.endswith(TMP_SUFFIX)]
+    if foreign:
+        raise JobError(
+            f"{dataset_dir}: holds {foreign[0]}, which the job would replace and no dataset.json "
+            "or unfinished job of im2sp there lists; move it away or choose another --out"
+        )
+
+
+def read_finished(dataset_dir: Path) -> Manifest | None:
+    """The manifest of the dataset that is there; None where there is none.
+
+    Raises:
+        JobError: It is damaged or none of ours, or a shard is missing or of another size.
+    """
+    path = dataset_dir / MANIFEST_NAME
+    if not path.exists():
+        return None
+    if not _manifest_bytes(dataset_dir).startswith(_MANIFEST_HEAD):
+        raise JobError(
+            f"{dataset_dir}: its {MANIFEST_NAME} is none of im2sp; choose another --out, or move "
+            "the file away"
+        )
+    try:
+        manifest = Manifest.read(dataset_dir)
+    except ShardError as error:
+        raise JobError(f"{error}; or start anew with --overwrite") from None
+    sizes = {shard.file: shard.size_bytes for shard in manifest.shards}
+    for name, size_bytes in sizes.items():
+        shard_path = dataset_dir / name
+        found = f"{shard_path.stat().st_size:,} bytes" if shard_path.is_file() else "missing"
+        if found != f"{size_bytes:,} bytes":
+            raise JobError(
+                f"{shard_path}: {found}, {MANIFEST_NAME} lists {size_bytes:,} bytes; copy the file "
+                "again or start anew with --overwrite"
+            )
+    return manifest
+
+
+def _manifest_bytes(dataset_dir: Path) -> bytes:
+    path = dataset_dir / MANIFEST_NAME
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _shard_names(dataset_dir: Path, suffix: str) -> list[str]:
+    """Files that bear the name of a shard, or of one that was being written."""
+    if not dataset_dir.is_dir():
+        return []
+    pattern = re.compile(rf"\d{{5,}}{re.escape(suffix)}({re.escape(TMP_SUFFIX)})?")
+    return sorted(path.name for path in dataset_dir.iterdir() if pattern.fullmatch(path.name))
+
+
+def _job_of(manifest: Manifest) -> dict[str, Any]:
+    """The description of the job that made a dataset."""
+    image_tokenizer = manifest.image_tokenizer
+    if image_tokenizer is not None:
+        own = ("codebook_file", "codebook_sha256")
+        image_tokenizer = {k: v for k, v in image_tokenizer.items() if k not in own}
+    speech_tokenizer = manifest.speech_tokenizer
+    layout = manifest.layout
+    return {
+        "image_tokenizer": image_tokenizer,
+        "speech_tokenizer": None if speech_tokenizer is None else dict(speech_tokenizer),
+        "layout": {"kind": layout.kind, "samples_per_member": layout.samples_per_member},
+        "settings": dict(manifest.settings),
+    }
+
+
+def _check_same(dataset_dir: Path, before: dict[str, Any], now: dict[str, Any], what: str) -> None:
+    found = differences(before, now)
+    if found:
+        raise JobError(
+            f"{dataset_dir}: holds {what} of other settings ({'; '.join(found)}); choose another "
+            "--out, or --overwrite to start anew"
+        )
+
+
+_WORDS = {
+    "image_tokenizer.name": "--image-tokenizer",
+    "image_tokenizer.fingerprint": "fingerprint of the image tokenizer",
+    "image_tokenizer.precision": "--precision",
+    "image_tokenizer.view": "--view",
+    "image_tokenizer": "image tokenizer",
+    "speech_tokenizer": "speech tokenizer",
+    "speech_tokenizer.name": "--speech-tokenizer",
+    "speech_tokenizer.fingerprint": "fingerprint of the speech tokenizer",
+    "speech_tokenizer.precision": "--precision",
+    "speech_tokenizer.layer": "--speech-layer",
+    "speech_tokenizer.num_units": "speech units",
+    "layout.kind": "--layout",
+    "layout.samples_per_member": "--samples-per-member",
+    "settings.device": "--device",
+    "settings.max_audio_s": "--max-audio-s",
+    "settings.max_pixels": "--max-pixels",
+    "settings.samples_per_shard": "--samples-per-shard",
+    "settings.speech_codec": "--speech-codec",
+    "settings.source.kind": "kind of source",
+    "settings.source.num_items": "inputs in the source",
+    "settings.source.sha256": "sha256 over names, captions and splits of the source",
+}
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """Where two descriptions differ: `--view: squash-224 there, center-224 now`."""
+    found: list[str] = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            label = _WORDS.get(prefix + name, prefix + name)
+            found.append(f"{label}: {_shown(old)} there, {_shown(new)} now")
+    return found
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, dict):
+        return value.get("name", value)
+    if value is None:
+        return "none"
+    return f"{value[:12]}.." if isinstance(value, str) and len(value) == 64 else value

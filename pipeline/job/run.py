@@ -1,0 +1,390 @@
+"""The tokenize job: a source of pictures and sound to a dataset of shards.
+
+Inputs are worked off in chunks of 256. Worker processes decode, this process encodes
+(`job_encode`), and each finished chunk is kept in the job folder (`job_state`); a shard is written
+once all its chunks are there, and the manifest last. What a chunk holds depends on the source and
+the settings alone, so neither interruptions nor the number of workers change a byte of the result.
+
+Chunks keep speech in plain codes. Shards get tables that are fitted to the first shard's worth of
+it, so shards before the first one with speech wait for that one.
+"""
+
+import errno
+import hashlib
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from im2sp.pipeline.decoding.audio import SAMPLE_RATE_HZ
+from im2sp.pipeline.job import config as job_config
+from im2sp.pipeline.job.config import JobConfig, JobError, check_image_tokenizer, describe_job
+from im2sp.pipeline.job.decode_pool import IMAGES_PER_TASK, Decoded, DecodePool, media_of
+from im2sp.pipeline.job.encode import MediaEncoder
+from im2sp.pipeline.job.identity import (
+    identities,
+    read_identities,
+    write_identities,
+)
+from im2sp.pipeline.job.output import check_output, prepare_output
+from im2sp.pipeline.job.speech_coding import (
+    CodedColumns,
+    SpeechCoding,
+    fit_columns,
+    recode,
+    speech_coding,
+)
+from im2sp.pipeline.job.state import JobState, Tally
+from im2sp.pipeline.sources import list_source
+from im2sp.pipeline.sources.items import SourceItem, SourceListing, has_images, has_speech, narrowed
+from im2sp.shards import (
+    CODEBOOK_NAME,
+    DEFAULT_COLUMNS,
+    MANIFEST_NAME,
+    REJECTS_NAME,
+    Manifest,
+    encode_batch,
+    write_codebook,
+)
+from im2sp.shards.errors import counted
+from im2sp.shards.files import atomic_file
+
+if TYPE_CHECKING:
+    from im2sp.pipeline.image_tokenizer.tokenizer import ImageTokenizer
+    from im2sp.pipeline.speech_tokenizer.tokenizer import SpeechTokenizer
+
+__all__ = ["JobConfig", "JobResult", "run_job"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobResult:
+    """What a job did, for the summary."""
+
+    manifest: Manifest
+    """The manifest of the finished dataset."""
+    listing: SourceListing
+    """What the source held."""
+    num_encoded: int = 0
+    """Pictures encoded by this run; fewer than the dataset has where it went on with a job."""
+    num_utterances: int = 0
+    """Clips encoded by this run."""
+    audio_s: float = 0.0
+    """Seconds of sound in them."""
+    encode_s: float = 0.0
+    """Seconds from the first decoded input to the last shard."""
+    was_finished: bool = False
+    """Whether the very dataset was there already, so that nothing was done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tokenizers:
+    """What the source needs; None for what it holds nothing of."""
+
+    image: "ImageTokenizer | None"
+    speech: "SpeechTokenizer | None"
+    coding: SpeechCoding | None
+    """How speech is coded; None where there is none."""
+
+
+def run_job(
+    config: JobConfig,
+    image_tokenizer: "ImageTokenizer | Callable[[], ImageTokenizer]",
+    speech_tokenizer: "SpeechTokenizer | Callable[[], SpeechTokenizer] | None" = None,
+) -> JobResult:
+    """Tokenize a source into `config.dataset_dir`, or go on where an interrupted run was.
+
+    Args:
+        config: What to do.
+        image_tokenizer: The image tokenizer, or a function that loads it; it is called after the
+            source is listed, while the decoding processes start, and only if there are images.
+        speech_tokenizer: The same for speech; not needed for a source without utterances.
+
+    Raises:
+        SourceError: The source cannot be used.
+        JobError: Something else is in the way at `dataset_dir`, or it cannot be written; or the
+            tokenizers do not fit.
+    """
+    listing = list_source(
+        config.source,
+        image_root=config.image_root,
+        audio_root=config.audio_root,
+        columns=config.column_names(),
+    )
+    listing = narrowed(listing, config.only, config.source)
+    state = JobState(config.dataset_dir)
+    num_tasks = -(-sum(len(media_of(item)) for item in listing.items) // IMAGES_PER_TASK)
+    with DecodePool(
+        num_workers=min(config.num_workers, num_tasks),
+        view=config.view,
+        max_pixels=config.max_pixels,
+        max_audio_s=config.max_audio_s,
+        timeout_s=config.decode_timeout_s,
+    ) as pool:
+        if config.overwrite or not (config.dataset_dir / MANIFEST_NAME).exists():
+            pool.start()
+        loaded = _load(config, listing.items, image_tokenizer, speech_tokenizer)
+        job = describe_job(config, listing, loaded.image, loaded.speech, loaded.coding)
+        digests = identities(listing.items)
+        with _told_errors(config.dataset_dir):
+            finished = check_output(state, job, overwrite=config.overwrite)
+            if finished is None or state.dir.exists():
+                with state.lock():
+                    finished = prepare_output(state, job, overwrite=config.overwrite)
+                    if finished is None:
+                        _drop_changed(config, state, listing.items, digests)
+                        return _Run(config, loaded, listing, state, job).run(pool)
+            _check_unchanged(config, listing.items, digests)
+    return JobResult(manifest=finished, listing=listing, was_finished=True)
+
+
+def _drop_changed(
+    config: JobConfig, state: JobState, items: list[SourceItem], digests: NDArray[np.uint64]
+) -> None:
+    """Forget what an unfinished job made of inputs that have changed since; keep the digests."""
+    before = read_identities(state.dir, len(items))
+    if before is None:
+        state.forget(None)
+    elif len(changed := np.flatnonzero(before != digests)):
+        if not config.quiet:
+            print(
+                f"{counted(len(changed), 'input')} changed since the job began (the first: "
+                f"{items[changed[0]].name}); encoding again",
+                file=sys.stderr,
+            )
+        has_changed_speech = any(items[index].utterances for index in changed)
+        chunks = sorted({int(index) // job_config.CHUNK_SIZE for index in changed})
+        # Tables are fitted to speech: with other speech every shard may change.
+        state.forget(None if has_changed_speech else chunks, config.chunks_per_shard)
+    write_identities(state.dir, digests)
+
+
+def _check_unchanged(
+    config: JobConfig, items: list[SourceItem], digests: NDArray[np.uint64]
+) -> None:
+    """Raise `JobError` where inputs have changed since the finished dataset was made."""
+    before = read_identities(config.dataset_dir, len(items))
+    changed = [] if before is None else np.flatnonzero(before != digests)
+    if len(changed):
+        raise JobError(
+            f"{config.dataset_dir}: {counted(len(changed), 'input')} of {config.source} changed "
+            f"since this dataset was made (the first: {items[changed[0]].name}); give --overwrite "
+            "to encode all again, or choose another --out"
+        )
+
+
+def _load(
+    config: JobConfig,
+    items: list[SourceItem],
+    image_tokenizer: "ImageTokenizer | Callable[[], ImageTokenizer]",
+    speech_tokenizer: "SpeechTokenizer | Callable[[], SpeechTokenizer] | None",
+) -> _Tokenizers:
+    """Load what the items need."""
+    image = speech = coding = None
+    if has_images(items):
+        image = image_tokenizer() if callable(image_tokenizer) else image_tokenizer
+        check_image_tokenizer(config, image)
+    if has_speech(items):
+        speech = speech_tokenizer() if callable(speech_tokenizer) else speech_tokenizer
+        if speech is None:
+            raise JobError(f"{config.source}: holds speech; a speech tokenizer is needed for it")
+        coding = speech_coding(config.speech_codec, config.shard_layout, speech.num_units)
+    return _Tokenizers(image=image, speech=speech, coding=coding)
+
+
+@contextmanager
+def _told_errors(dataset_dir: Path) -> Iterator[None]:
+    """Turn what the disk refuses into one line that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise  # not of the disk
+        again = "what is done is kept: run the same command again to resume"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = f"{dataset_dir}: no space left on the disk; free some; {again}"
+        else:
+            where = error.filename or dataset_dir
+            message = f"{where}: {error.strerror}; choose another --out, or fix it: {again}"
+        raise JobError(message) from None
+
+
+class _Run:
+    """One run of a job, new or continued."""
+
+    def __init__(
+        self,
+        config: JobConfig,
+        loaded: _Tokenizers,
+        listing: SourceListing,
+        state: JobState,
+        job: dict[str, Any],
+    ) -> None:
+        self.config, self.loaded, self.state, self.job = config, loaded, state, job
+        self.listing, self.items = listing, listing.items
+        num_chunks = -(-len(self.items) // job_config.CHUNK_SIZE)
+        self.shards = [
+            range(first, min(first + config.chunks_per_shard, num_chunks))
+            for first in range(0, num_chunks, config.chunks_per_shard)
+        ]
+        self.encoder = MediaEncoder(loaded.image, loaded.speech, config.view)
+        coding = loaded.coding
+        self.chunk_columns = DEFAULT_COLUMNS if coding is None else coding.chunk_columns
+        self.columns = DEFAULT_COLUMNS if coding is None else coding.columns
+        if self.columns is None:
+            self.columns = state.read_columns()
+        self.num_refused = 0
+
+    def run(self, pool: DecodePool) -> JobResult:
+        """Do what is left to do, then publish."""
+        todo = [
+            chunk
+            for shard, chunks in enumerate(self.shards)
+            if not self.state.has_shard(shard)
+            for chunk in chunks
+            if not self.state.has_chunk(chunk)
+        ]
+        waiting: list[int] = []
+        with self._bar(todo) as bar:
+            media = (
+                medium for chunk in todo for item in self._items(chunk) for medium in media_of(item)
+            )
+            decoded = self._clocked(pool.decode(media), bar)
+            self._begin_s = time.monotonic()
+            for shard, chunks in enumerate(self.shards):
+                if self.state.has_shard(shard):
+                    self.state.drop_chunks(chunks)
+                    continue
+                for chunk in chunks:
+                    if not self.state.has_chunk(chunk):
+                        self._encode_chunk(chunk, decoded, bar)
+                waiting.append(shard)
+                if self._find_columns(chunks):
+                    self._finish(waiting)
+            if self.columns is None:  # there was not one good clip to fit tables to
+                self.columns = self.chunk_columns
+            self._finish(waiting)
+            encode_s = time.monotonic() - self._begin_s
+        return JobResult(
+            manifest=self._publish(self.columns),
+            listing=self.listing,
+            num_encoded=self.encoder.num_images,
+            num_utterances=self.encoder.num_utterances,
+            audio_s=self.encoder.num_samples / SAMPLE_RATE_HZ,
+            encode_s=encode_s,
+        )
+
+    def _clocked(self, decoded: Iterator[Decoded], bar: "tqdm[Any]") -> Iterator[Decoded]:
+        """Start the clocks when the first medium arrives: waiting for workers is no encoding."""
+        first = list(itertools.islice(decoded, 1))
+        bar.unpause()
+        self._begin_s = time.monotonic()
+        while first:
+            yield first.pop()  # not named, where a clip would live on
+        yield from decoded
+
+    def _find_columns(self, chunks: range) -> bool:
+        """Whether the shards' codecs are known; they are fitted to the first speech there is."""
+        if self.columns is None and self.state.count(chunks).num_utterances:
+            assert self.loaded.speech is not None
+            read_batches = partial(self.state.read_batches, chunks)
+            self.columns = fit_columns(read_batches, self.loaded.speech.num_units)
+            self.state.write_columns(self.columns)
+        return self.columns is not None
+
+    def _finish(self, shards: list[int]) -> None:
+        """Write shards whose chunks are all there, and strike them off the list."""
+        assert self.columns is not None
+        for shard in shards:
+            coded = partial(recode, columns=self.columns)
+            self.state.finish_shard(shard, self.shards[shard], self.config.shard_layout, coded)
+        shards.clear()
+
+    def _bar(self, todo: list[int]) -> "tqdm[Any]":
+        left = sum(len(self._items(chunk)) for chunk in todo)
+        return tqdm(
+            total=len(self.items),
+            initial=len(self.items) - left,
+            desc="tokenize",
+            unit=" images" if self.loaded.speech is None else " inputs",
+            disable=self.config.quiet,
+            file=sys.stderr,
+            mininterval=0.5,
+            dynamic_ncols=True,
+        )
+
+    def _items(self, chunk: int) -> list[SourceItem]:
+        size = job_config.CHUNK_SIZE
+        return self.items[chunk * size : (chunk + 1) * size]
+
+    def _encode_chunk(self, chunk: int, decoded: Iterator[Decoded], bar: "tqdm[Any]") -> None:
+        """Encode the inputs of one chunk and keep them in the job folder."""
+        tally = Tally()
+        encoder = self.encoder
+
+        def show(num_inputs: int) -> None:
+            figures: dict[str, str] = {}
+            if self.loaded.speech is not None:
+                hours = encoder.num_samples / SAMPLE_RATE_HZ / 3600
+                figures["images"] = f"{encoder.num_images:,}"
+                figures["utterances"] = f"{encoder.num_utterances:,}"
+                figures["audio"] = f"{hours:.2f} h"
+            figures["refused"] = f"{self.num_refused + len(tally.rejects):,}"
+            bar.set_postfix(figures, refresh=False)
+            bar.update(num_inputs)
+
+        samples = encoder.encode(self._items(chunk), decoded, tally, show)
+        self.num_refused += len(tally.rejects)
+        self.state.write_chunk(chunk, encode_batch(samples, self.chunk_columns), tally)
+
+    def _publish(self, columns: CodedColumns) -> Manifest:
+        """Write what belongs to the dataset as a whole, the manifest last."""
+        tally = Tally()
+        shards = []
+        for index in range(len(self.shards)):
+            shard, counts = self.state.read_shard(index)
+            tally.add(counts)
+            shards += [] if shard is None else [shard]
+        dataset_dir = self.config.dataset_dir
+        rejects = "".join(json.dumps(row) + "\n" for row in tally.rejects).encode()
+        with atomic_file(dataset_dir / REJECTS_NAME) as file:
+            file.write(rejects)
+        image_tokenizer = None
+        if self.loaded.image is not None:
+            image_tokenizer = {
+                **self.job["image_tokenizer"],
+                "codebook_file": CODEBOOK_NAME,
+                "codebook_sha256": write_codebook(dataset_dir, self.loaded.image.codebook.numpy()),
+            }
+        splits: dict[str, int] = {}
+        for shard in shards:
+            for name, count in shard.splits.items():
+                splits[name] = splits.get(name, 0) + count
+        manifest = Manifest(
+            num_samples=sum(shard.num_samples for shard in shards),
+            splits=splits,
+            layout=self.config.shard_layout,
+            columns=columns,
+            shards=shards,
+            image_tokenizer=image_tokenizer,
+            speech_tokenizer=self.job.get("speech_tokenizer"),
+            raw=tally.raw(has_speech=self.loaded.speech is not None),
+            num_rejects=len(tally.rejects),
+            rejects_sha256=hashlib.sha256(rejects).hexdigest(),
+            settings=self.job["settings"],
+        )
+        digests = read_identities(self.state.dir, len(self.items))
+        if digests is not None:
+            write_identities(dataset_dir, digests)
+        manifest.write(dataset_dir)
+        self.state.remove()
+        return manifest

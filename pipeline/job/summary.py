@@ -1,0 +1,141 @@
+"""Summary of a tokenize job."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from im2sp.pipeline.decoding.audio import SAMPLE_RATE_HZ
+from im2sp.pipeline.job.run import JobResult
+from im2sp.shards import MANIFEST_NAME, REJECTS_NAME
+from im2sp.shards.errors import counted
+
+_RAW_IMAGE_BITS = 224 * 224 * 24
+_RAW_SAMPLE_BITS = 16
+
+
+def summary_json(dataset_dir: Path, result: JobResult) -> str:
+    """The summary as one JSON object; figures as `summary` has them."""
+    manifest = result.manifest
+    return json.dumps(
+        {
+            "out": str(dataset_dir),
+            "was_finished": result.was_finished,
+            "num_inputs": len(result.listing.items),
+            "num_ignored": sum(result.listing.ignored.values()),
+            "notes": list(result.listing.notes),
+            "splits": dict(manifest.splits),
+            "num_refused": manifest.num_rejects,
+            "num_samples": manifest.num_samples,
+            "num_shards": len(manifest.shards),
+            "num_encoded": result.num_encoded,
+            "num_utterances_encoded": result.num_utterances,
+            "audio_encoded_s": round(result.audio_s, 3),
+            "encode_s": round(result.encode_s, 3),
+            "size_bytes": size_bytes(dataset_dir, result),
+            "raw": dict(manifest.raw),
+            "image_tokenizer": _plain(manifest.image_tokenizer),
+            "speech_tokenizer": _plain(manifest.speech_tokenizer),
+        }
+    )
+
+
+def summary(source: Path, dataset_dir: Path, result: JobResult) -> str:
+    """A few lines: what was read, refused, ignored and written."""
+    manifest, listing = result.manifest, result.listing
+    lines = [
+        f"read      {counted(len(listing.items), 'input')} of {source} ({listing.kind})"
+        f"; {_encoded(result)}"
+    ]
+    lines.append(f"refused   {manifest.num_rejects:,}")
+    if manifest.num_rejects:
+        reasons = "reason" if manifest.num_rejects == 1 else "reasons"
+        lines[-1] += f", listed with {reasons} in {dataset_dir / REJECTS_NAME}"
+    if listing.ignored:
+        kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in listing.ignored.items())
+        lines.append(f"ignored   {counted(sum(listing.ignored.values()), 'file')} ({kinds})")
+    lines += [f"not used  {note}" for note in listing.notes]
+    if any(item.captions or item.split for item in listing.items):
+        lines.append(f"splits    {_splits(manifest.splits)}")
+    total = size_bytes(dataset_dir, result)
+    lines.append(
+        f"written   {counted(manifest.num_samples, 'sample')} in "
+        f"{counted(len(manifest.shards), 'shard')} to {dataset_dir}, {counted(total, 'byte')}"
+    )
+    raw_bits = manifest.raw.get("num_images", 0) * _RAW_IMAGE_BITS
+    raw_bits += manifest.raw.get("audio_samples", 0) * _RAW_SAMPLE_BITS
+    if manifest.num_samples:
+        noun = "sample" if manifest.speech_tokenizer else "image"
+        each = total / manifest.num_samples
+        lines[-1] += f": {each:,.0f} {_an(noun)}, {8 * total / raw_bits:.2%} of the raw bits"
+    if manifest.speech_tokenizer:
+        lines.append(f"holds     {_content(manifest.raw)}")
+    image, speech = manifest.image_tokenizer, manifest.speech_tokenizer
+    if image:
+        lines.append(f"tokenizer {_named(image)}, view {image['view']}")
+    if speech:
+        lines.append(
+            f"tokenizer {_named(speech)}, layer {speech['layer']}, "
+            f"{counted(speech['num_units'], 'speech unit')}"
+        )
+    return "\n".join(lines)
+
+
+def _splits(splits: Mapping[str, int]) -> str:
+    """Samples of each split; what `im2sp-train` does with those of none."""
+    named = [f"{count:,} {name}" for name, count in splits.items() if name]
+    if not named:
+        return "none; im2sp-train trains on all samples and validates on none"
+    if "" in splits:
+        named.append(f"{splits['']:,} of no split, which im2sp-train leaves out")
+    return ", ".join(named)
+
+
+def _encoded(result: JobResult) -> str:
+    """Count and rate of the inputs that this run encoded."""
+    if result.was_finished:
+        return "all done before with the same settings, nothing to do"
+    if not result.num_encoded and not result.num_utterances:
+        return "nothing left to encode"
+    if not result.num_utterances:
+        rate = result.num_encoded / result.encode_s
+        return f"encoded {result.num_encoded:,} in {result.encode_s:.1f} s, {rate:.1f}/s"
+    done = [counted(result.num_utterances, "utterance")]
+    rates = [f"{result.audio_s / result.encode_s:.0f} s of audio per second"]
+    if result.num_encoded:
+        done.insert(0, counted(result.num_encoded, "image"))
+        rates.insert(0, f"{result.num_encoded / result.encode_s:.1f} images/s")
+    hours = f"{result.audio_s / 3600:.2f} hours"
+    return (
+        f"encoded {' and '.join(done)} ({hours}) in {result.encode_s:.1f} s: {' and '.join(rates)}"
+    )
+
+
+def _content(raw: Mapping[str, int]) -> str:
+    hours = raw.get("audio_samples", 0) / SAMPLE_RATE_HZ / 3600
+    images, utterances = raw.get("num_images", 0), raw.get("num_utterances", 0)
+    spoken = f"{counted(utterances, 'utterance')}, {hours:.2f} hours"
+    return f"{counted(images, 'image')} and {spoken}" if images else spoken
+
+
+def _named(tokenizer: Mapping[str, Any]) -> str:
+    return (
+        f"{tokenizer['name']} ({tokenizer['precision']}, fingerprint "
+        f"{tokenizer['fingerprint'][:12]})"
+    )
+
+
+def _plain(tokenizer: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if tokenizer is None else dict(tokenizer)
+
+
+def _an(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+def size_bytes(dataset_dir: Path, result: JobResult) -> int:
+    """Bytes on disk of everything but the codebook, which a dataset has once."""
+    names = [MANIFEST_NAME, REJECTS_NAME]
+    paths = [dataset_dir / name for name in names]
+    files = sum(path.stat().st_size for path in paths if path.is_file())
+    return files + sum(shard.size_bytes for shard in result.manifest.shards)

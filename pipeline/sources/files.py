@@ -1,0 +1,286 @@
+"""A folder or a tar as a source: its images and clips, which pair by name.
+
+Members of a tar are read in place and never written anywhere.
+"""
+
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from im2sp.pipeline.decoding.images import ByteRange
+from im2sp.pipeline.sources.items import (
+    HIDDEN,
+    LINKED_FOLDER,
+    SourceError,
+    SourceListing,
+    count_ignored,
+    kind_of_name,
+    nothing_found,
+    printable_utf8,
+)
+from im2sp.pipeline.sources.pairs import Found, items_of_found
+
+Place = ByteRange | str
+"""Where a member's content lies, or why it cannot be read."""
+
+
+def list_media(path: Path, audio_root: Path | None) -> SourceListing:
+    """The pictures and sound files of a folder, by path, or of an uncompressed tar, in its order.
+
+    Sound of an image lies beside it or, with `audio_root` (a folder or tar), only there; the
+    source's own sound files are then ignored. Sound that pairs with no image is an item of its own.
+
+    Raises:
+        SourceError: There is nothing to list, or no image has a clip below `audio_root`.
+    """
+    ignored: Counter[str] = Counter()
+    found = _find(path, ("image", "audio") if audio_root is None else ("image",), ignored)
+    if not found:
+        raise SourceError(nothing_found(path, ignored))
+    apart = [] if audio_root is None else _find_apart(audio_root)
+    items = items_of_found(found, apart)
+    if audio_root is not None and not any(item.image and item.utterances for item in items):
+        num_images = sum(item.image is not None for item in items)
+        raise SourceError(
+            f"{audio_root}: none of its {len(apart)} sound files (the first: {apart[0].shown}) "
+            f"belongs to one of the {num_images} images of {path} (the first: {found[0].shown}); "
+            "expected x.wav or x_0.wav, x_1.wav and so on for x.jpg; check the audio root"
+        )
+    listed = dict(sorted(ignored.items()))
+    return SourceListing(kind="folder" if path.is_dir() else "tar", items=items, ignored=listed)
+
+
+def _find(path: Path, kinds: Collection[str], ignored: Counter[str]) -> list[Found]:
+    find = _find_in_folder if path.is_dir() else _find_in_tar
+    return find(path, kinds, ignored)
+
+
+def _find_apart(audio_root: Path) -> list[Found]:
+    """The sound below an audio root.
+
+    Raises:
+        SourceError: There is no such audio root, or it holds no sound.
+    """
+    if not audio_root.exists():
+        raise SourceError(
+            f"{audio_root}: no such audio root; expected a folder or a .tar of sound files"
+        )
+    ignored: Counter[str] = Counter()
+    found = _find(audio_root, ("audio",), ignored)
+    if not found:
+        others = ", ".join(f"{count} {suffix}" for suffix, count in ignored.most_common(5))
+        raise SourceError(
+            f"{audio_root}: the audio root holds no sound (found {others or 'nothing at all'}); "
+            "expected files with a suffix such as .wav or .flac"
+        )
+    return found
+
+
+def _find_in_folder(folder: Path, kinds: Collection[str], ignored: Counter[str]) -> list[Found]:
+    """All files below a folder that are of `kinds` by their name, sorted by path.
+
+    Hidden and other files are left out and counted in `ignored`. Links are followed, wherever they
+    lead.
+    """
+    found: list[Found] = []
+    base = str(folder)
+    for name, entry in _walk(base, "", ignored):
+        shown = printable_utf8(name)
+        if isinstance(entry, str):
+            found.append(Found(name=name, shown=shown, place=entry, kind="other"))
+            continue
+        kind = kind_of_name(name)
+        if kind not in kinds:
+            count_ignored(name, ignored)
+            continue
+        place = _file_problem(entry) or Path(f"{base}/{name}")
+        found.append(Found(name=name, shown=shown, place=place, kind=kind))
+    found.sort(key=lambda one: one.name)
+    return found
+
+
+def count_files(folder: Path, used: Collection[str]) -> dict[str, int]:
+    """The files below a folder by suffix, but for those whose relative path is in `used`."""
+    ignored: Counter[str] = Counter()
+    for name, _ in _walk(str(folder), "", ignored):
+        if name not in used:
+            count_ignored(name, ignored)
+    return dict(sorted(ignored.items()))
+
+
+def _walk(
+    folder: str, prefix: str, ignored: Counter[str]
+) -> Iterator[tuple[str, "os.DirEntry[str] | str"]]:
+    """Relative posix path and entry of each file; a message for a folder that cannot be listed.
+
+    Links to folders are followed after all that is no link. Each folder is entered once and those
+    around the first one never, so that links that lead round in a circle end; a link to such a
+    folder is counted in `ignored`.
+    """
+    above = os.path.realpath(folder).rstrip(os.sep) + os.sep
+    pending, links = [(folder, prefix)], list[tuple[str, str]]()
+    entered = set[tuple[int, int] | None]()
+    while pending or links:
+        if not pending:
+            links.sort(key=lambda link: link[1])
+            pending.append(links.pop(0))
+            if above.startswith(os.path.realpath(pending[0][0]).rstrip(os.sep) + os.sep):
+                ignored[LINKED_FOLDER] += 1
+                pending.clear()
+                continue
+        folder, prefix = pending.pop()
+        identity = _identity(folder)
+        if identity is not None and identity in entered:
+            ignored[LINKED_FOLDER] += 1
+            continue
+        entered.add(identity)
+        try:
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            yield prefix.rstrip("/"), f"folder cannot be listed: {error.strerror}"
+            continue
+        for entry in entries:
+            if entry.name.startswith("."):
+                ignored[HIDDEN] += 1
+            elif entry.is_dir(follow_symlinks=False):
+                pending.append((entry.path, f"{prefix}{entry.name}/"))
+            elif entry.is_symlink() and os.path.isdir(entry.path):
+                links.append((entry.path, f"{prefix}{entry.name}/"))
+            else:
+                yield prefix + entry.name, entry
+
+
+def _identity(folder: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(folder)
+    except OSError:  # listing it will say why
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _file_problem(entry: "os.DirEntry[str]") -> str | None:
+    """Why a directory entry with a candidate's name cannot be read; None when it can."""
+    try:
+        if entry.is_file():
+            return None
+    except OSError:  # a link that leads round in a circle
+        return "link to nothing"
+    return "link to nothing" if entry.is_symlink() else "not a regular file"
+
+
+def _find_in_tar(path: Path, kinds: Collection[str], ignored: Counter[str]) -> list[Found]:
+    """All members of an uncompressed tar that are of `kinds` by their name, in its order.
+
+    Hidden and other members are left out and counted in `ignored`. Symbolic links, sparse members
+    and names that leave the archive are rejects, and so is what follows the point where an archive
+    is cut or damaged (one reject, as nobody knows how much it was).
+
+    Raises:
+        SourceError: The file cannot be read, is compressed, or is no tar.
+    """
+    found: list[Found] = []
+    for name, place in tar_members(path):
+        kind = kind_of_name(name)
+        if any(part.startswith(".") and part not in (".", "..") for part in name.split("/")):
+            ignored[HIDDEN] += 1
+        elif name == "" or kind in kinds:
+            shown = printable_utf8(f"{path.name}/{name}".rstrip("/"))
+            found.append(Found(name=name, shown=shown, place=place, kind=kind))
+        else:
+            count_ignored(name, ignored)
+    return found
+
+
+def tar_members(path: Path) -> Iterator[tuple[str, Place]]:
+    """Name and place of every member but folders; the name "" stands for a cut or damaged rest.
+
+    Archives that were joined end to end are read on, as `tar -i` does.
+
+    Raises:
+        SourceError: The file cannot be opened, is compressed, or does not begin like a tar.
+    """
+    size_bytes = path.stat().st_size
+    places: dict[str, Place] = {}
+    with open(path, "rb") as file:
+        start: int | None = 0
+        while start is not None:
+            file.seek(start)
+            try:
+                archive = tarfile.TarFile(fileobj=file)
+            except (OSError, tarfile.TarError, RecursionError) as error:
+                if start == 0:
+                    raise SourceError(
+                        f"{path}: not a tar that can be read in place ({error}); expected an "
+                        "uncompressed .tar; unpack or decompress it first"
+                    ) from None
+                yield "", _cut_at(start, str(error))
+                return
+            try:
+                for member in _members(archive):
+                    name = member.name.removeprefix("./")
+                    place = places[name] = _place(path, member, size_bytes, places)
+                    yield name, place
+            except (OSError, tarfile.TarError, ValueError, RecursionError) as error:
+                yield "", _cut_at(archive.offset, str(error))
+                return
+            start = _next_archive(file, archive.offset)
+            if start == archive.offset:
+                yield "", _cut_at(start, "not a member's header")
+                return
+
+
+def _cut_at(offset: int, problem: str) -> str:
+    return f"the tar is cut or damaged at byte {offset:,}: {problem}"
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members that are no folders.
+
+    Raises:
+        ValueError: A member's size is negative, so that nobody knows where the next one begins.
+    """
+    for member in archive:
+        # A listing of 100,000s keeps none of tarfile's own records.
+        archive.members = []  # pyright: ignore[reportAttributeAccessIssue] - not in typeshed
+        if member.size < 0:
+            raise ValueError(f"a member of {member.size:,} bytes")
+        if not member.isdir():
+            yield member
+
+
+def _place(
+    path: Path, member: tarfile.TarInfo, size_bytes: int, earlier: Mapping[str, Place]
+) -> Place:
+    """Where a member's bytes lie, or why it is refused; a hard link's are those of its target."""
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        return "its name leaves the archive"
+    if member.issym():
+        return f"a link (to {printable_utf8(member.linkname)}); links in a tar are not followed"
+    if member.islnk():
+        missing = f"a hard link to {printable_utf8(member.linkname)}, which does not come before it"
+        return earlier.get(member.linkname.removeprefix("./"), missing)
+    if member.issparse():
+        return "a sparse member; repack the tar without --sparse"
+    if not member.isreg():
+        return "not a regular file"
+    if member.offset_data + member.size > size_bytes:
+        return f"cut: the tar ends before its {member.size:,} bytes do"
+    return ByteRange(path=path, offset=member.offset_data, size_bytes=member.size)
+
+
+def _next_archive(file: BinaryIO, offset: int) -> int | None:
+    """Where the first block that is not zero lies; None where there is none.
+
+    An archive ends with blocks of zeros, behind which another one may follow. `tarfile` takes a
+    header it cannot read for the end, too: then the result is `offset` itself.
+    """
+    file.seek(offset)
+    while chunk := file.read(tarfile.RECORDSIZE * 16):
+        rest = chunk.lstrip(b"\0")
+        if rest:
+            return offset + (len(chunk) - len(rest)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        offset += len(chunk)
+    return None

@@ -1,0 +1,298 @@
+"""What a source holds: items, the listing, and the rules for names and keys."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from im2sp.pipeline.decoding.images import ByteRange
+
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib")
+    + (".tif", ".tiff", ".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx")
+    + (".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".qoi", ".psd", ".dds", ".ico", ".sgi", ".rgb")
+    + (".rgba", ".pcx", ".tga")
+)
+"""Suffixes (lower case) that make a file of a folder or tar a candidate; its content decides."""
+
+AUDIO_SUFFIXES = frozenset(
+    (".wav", ".wave", ".bwf", ".rf64", ".w64", ".flac", ".mp3", ".ogg", ".oga", ".opus")
+    + (".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".sph", ".nist")
+)
+"""The same for audio; AU, CAF and Wave64 are listed to be refused by name."""
+
+HIDDEN = "(hidden)"
+NO_SUFFIX = "(no suffix)"
+LINKED_FOLDER = "(linked folder)"
+
+
+class SourceError(ValueError):
+    """A source as a whole cannot be used; the message says what was found and what to do."""
+
+
+def read_json(path: Path, expected: str) -> Any:
+    """The content of a JSON file.
+
+    Args:
+        path: The file.
+        expected: Form of the file, for messages.
+
+    Raises:
+        SourceError: The file cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror}; expected {expected}") from None
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path}: not JSON ({error}); expected {expected}") from None
+
+
+def read_json_list(path: Path, key: str, expected: str) -> list[Any]:
+    """The list under a key of a JSON file's object; see `read_json` and `list_under`."""
+    return list_under(path, read_json(path, expected), key, expected)
+
+
+def list_under(path: Path, content: Any, key: str, expected: str) -> list[Any]:
+    """The list under a key of what a JSON file holds.
+
+    Raises:
+        SourceError: There is no such list.
+    """
+    if isinstance(content, dict) and isinstance(content.get(key), list):
+        return content[key]
+    found = f"keys {sorted(content)[:8]}" if isinstance(content, dict) else type(content).__name__
+    raise SourceError(f"{path}: found {found}; expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Utterance:
+    """One spoken clip that belongs to an input."""
+
+    audio: Path | ByteRange | None
+    """Where the sound lies; None only together with `error`."""
+
+    name: str
+    """What messages and rejects show: the path relative to the source."""
+
+    text: str | None = None
+    """What is said, where the source tells."""
+
+    error: str | None = None
+    """Why this clip is a reject, without its name; the rest of the sample stays."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceItem:
+    """One input: a picture and its speech, or either, or the reason why it cannot be used."""
+
+    key: str
+    """The sample's key; unique among the items without `error`."""
+
+    image: Path | ByteRange | None
+    """Where the picture lies; None together with `error` or for speech without a picture."""
+
+    name: str
+    """What messages and rejects show: the path relative to the source."""
+
+    split: str = ""
+    """The split the source gives, as it stands there (`restval` stays `restval`)."""
+
+    captions: tuple[str, ...] = ()
+    """Captions without speech of their own, in the order of the source."""
+
+    utterances: tuple[Utterance, ...] = ()
+    """Spoken clips in the order of the source."""
+
+    error: str | None = None
+    """Why this input is a reject, without its name; None for a good one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceListing:
+    """Everything one source holds."""
+
+    kind: str
+    """`folder`, `tar`, `karpathy`, `coco`, `jsonl`, `csv`, `parquet` or `ljspeech`."""
+
+    items: list[SourceItem]
+    """The inputs, in an order that depends on the source alone."""
+
+    ignored: dict[str, int]
+    """Files that are no candidates, counted by suffix, sorted by it."""
+
+    notes: tuple[str, ...] = ()
+    """What else of the source is not used, a sentence each."""
+
+    def describe(self) -> dict[str, str | int]:
+        """Kind, number of items and a sha256 over all that was listed.
+
+        Two listings with one description hold the same items in the same order, so a job that
+        goes on where it was can tell that its source has changed. Machine paths do not enter.
+        """
+        digest = hashlib.sha256()
+        for item in self.items:
+            image = item.image
+            place = [image.offset, image.size_bytes] if isinstance(image, ByteRange) else []
+            row = [item.key, item.name, item.split, item.captions, item.error, *place]
+            row += [_describe_utterance(utterance) for utterance in item.utterances]
+            digest.update(json.dumps(row).encode() + b"\n")
+        return {"kind": self.kind, "num_items": len(self.items), "sha256": digest.hexdigest()}
+
+
+def _describe_utterance(utterance: Utterance) -> list[object]:
+    audio = utterance.audio
+    place = [audio.offset, audio.size_bytes] if isinstance(audio, ByteRange) else []
+    return [utterance.name, utterance.text, utterance.error, *place]
+
+
+def kind_of_name(name: str) -> Literal["image", "audio", "other"]:
+    """What a name's suffix says that a file is."""
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in IMAGE_SUFFIXES:
+        return "image"
+    return "audio" if suffix in AUDIO_SUFFIXES else "other"
+
+
+def split_name(name: str) -> str:
+    """The name of a split: train, val or test for its usual spellings, any other as it stands."""
+    folded = name.strip().casefold()
+    if folded in ("valid", "validation", "dev", "development"):
+        return "val"
+    return folded if folded in ("train", "val", "test") else name.strip()
+
+
+def count_ignored(name: str, ignored: Counter[str]) -> None:
+    """Count a file that is no candidate by its suffix."""
+    ignored[printable_utf8(os.path.splitext(name)[1].lower()) or NO_SUFFIX] += 1
+
+
+def nothing_found(path: Path, ignored: Counter[str]) -> str:
+    """The message for a source without a single candidate."""
+    others = ", ".join(f"{count} {suffix}" for suffix, count in ignored.most_common(5))
+    return (
+        f"{path}: holds no images and no sound (found {others or 'nothing at all'}); expected "
+        "files with a suffix such as .jpg, .png, .webp, .wav or .flac"
+    )
+
+
+def strip_suffix(name: str) -> str:
+    """`a/b.c.jpg` -> `a/b.c`."""
+    return os.path.splitext(name)[0]
+
+
+def printable_utf8(name: str) -> str:
+    """A file name as valid UTF-8: bytes that are not become backslash escapes."""
+    if is_utf8(name):
+        return name
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether text can be stored; a lone surrogate cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def clean_key(name: str) -> str:
+    """A key from a path: valid UTF-8, no empty, `.` or `..` part.
+
+    clean_key("../x//./y") == "x/y".
+    """
+    parts = printable_utf8(name).split("/")
+    return "/".join(part for part in parts if part not in ("", ".", "..")) or "_"
+
+
+def assign_keys(candidates: list[tuple[str, ...]]) -> list[str]:
+    """One key an input: the first candidate that no other input has.
+
+    Inputs that share a key all move on to their next candidate, until none share one or the
+    candidates end. `[("a", "a.jpg"), ("a", "a.png"), ("b", "b.jpg")]` -> `a.jpg, a.png, b`.
+    """
+    level = [0] * len(candidates)
+    keys = [options[0] for options in candidates]
+    while True:
+        counts = Counter(keys)
+        moved = False
+        for index, key in enumerate(keys):
+            if counts[key] > 1 and level[index] + 1 < len(candidates[index]):
+                level[index] += 1
+                keys[index] = candidates[index][level[index]]
+                moved = True
+        if not moved:
+            return keys
+
+
+def reject_repeated_keys(items: list[SourceItem]) -> list[SourceItem]:
+    """The items; one whose key an earlier good item has becomes a reject."""
+    owners: dict[str, int] = {}
+    for index, item in enumerate(items):
+        first = index if item.error else owners.setdefault(item.key, index)
+        if first != index:
+            error = f"its key {item.key!r} is already that of {items[first].name}"
+            items[index] = replace(item, image=None, utterances=(), error=error)
+    return items
+
+
+def narrowed(
+    listing: SourceListing, only: Literal["images", "audio"] | None, name: object
+) -> SourceListing:
+    """The listing as if the source held images alone, or audio alone; as it is for None.
+
+    Without audio, transcripts are captions like any other. Inputs of which nothing is left are
+    left out; those that cannot be used stay, and are refused.
+
+    Args:
+        listing: What the source holds.
+        only: What to keep.
+        name: What the message calls the source.
+
+    Raises:
+        SourceError: Nothing is left.
+    """
+    if only is None:
+        return listing
+    items: list[SourceItem] = []
+    for item in listing.items:
+        if item.error is not None:
+            items.append(replace(item, utterances=()))
+        elif only == "images" and item.image is not None:
+            captions = (*texts_of(item.utterances), *item.captions)
+            items.append(replace(item, utterances=(), captions=captions))
+        elif only == "audio" and item.utterances:
+            items.append(replace(item, image=None))
+    if not items:
+        raise SourceError(f"{name}: holds no {only}; leave --only {only} out")
+    return replace(listing, items=items)
+
+
+def has_speech(items: Sequence[SourceItem]) -> bool:
+    """True where a speech tokenizer is needed: there is a clip that may be good."""
+    return any(
+        utterance.error is None
+        for item in items
+        if item.error is None
+        for utterance in item.utterances
+    )
+
+
+def has_images(items: Sequence[SourceItem]) -> bool:
+    """True where an image tokenizer is needed.
+
+    It is for a source of neither, all of whose inputs cannot be used: those are missing images.
+    """
+    return any(item.error is None and item.image is not None for item in items) or not any(
+        item.error is None and item.utterances for item in items
+    )
+
+
+def texts_of(utterances: Sequence[Utterance]) -> list[str]:
+    """Transcripts of the clips that have one."""
+    return [utterance.text for utterance in utterances if utterance.text]

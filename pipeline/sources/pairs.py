@@ -1,0 +1,159 @@
+"""Pictures and speech that belong together by their names: `x.jpg` with `x.wav`, `x_0.wav`, ..."""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from im2sp.pipeline.decoding.images import ByteRange
+from im2sp.pipeline.sources.items import (
+    SourceItem,
+    Utterance,
+    assign_keys,
+    clean_key,
+    reject_repeated_keys,
+    strip_suffix,
+)
+
+_NUMBERED = re.compile(r"(.+)_([0-9]{1,9})", re.DOTALL)
+_WITHOUT_NUMBER = -1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """One file of a folder, or one member of a tar."""
+
+    name: str
+    """Its path below the folder or in the tar, `/` between parts; pairs and keys come from it."""
+
+    shown: str
+    """What messages call it."""
+
+    place: Path | ByteRange | str
+    """Where its content lies, or why it cannot be read."""
+
+    kind: Literal["image", "audio", "other"]
+    """What its name says it is; `other` is what could not even be listed, always a reject."""
+
+
+Claim = tuple[int, Found]
+"""A clip of an image and its number, -1 for the one without."""
+
+
+def items_of_found(found: Sequence[Found], apart: Sequence[Found] = ()) -> list[SourceItem]:
+    """One item an image, with its clips in the order of their numbers; other sound on its own.
+
+    A clip belongs to the image whose path without suffix is its own, or else is its own but for
+    `_` and a number at the end. One that two images could claim is a reject, and so is the second
+    clip of one number.
+
+    Args:
+        found: What the source holds, in its order, which is that of the items.
+        apart: Sound that lies elsewhere, below an audio root. It pairs by the path there, or else
+            with an image that has no clip by path: the only one of that file name. What pairs
+            with none comes last.
+    """
+    images = [one for one in found if one.kind == "image"]
+    clips = [one for one in found if one.kind == "audio"]
+    claims, owners = claim_clips(images, clips, [one for one in apart if one.kind == "audio"])
+    kept = [one for one in [*found, *apart] if not isinstance(owners.get(id(one)), Found)]
+    keys = assign_keys([(clean_key(strip_suffix(one.name)), clean_key(one.name)) for one in kept])
+    items: list[SourceItem] = []
+    for one, key in zip(kept, keys, strict=True):
+        problem = owners.get(id(one))
+        if isinstance(problem, str):
+            items.append(SourceItem(key=key, image=None, name=one.shown, error=problem))
+        elif one.kind == "audio":
+            utterances = (_utterance(one),)
+            items.append(SourceItem(key=key, image=None, name=one.shown, utterances=utterances))
+        elif isinstance(one.place, str):
+            items.append(SourceItem(key=key, image=None, name=one.shown, error=one.place))
+        else:
+            utterances = utterances_of_claims(claims.get(one.name, []))
+            item = SourceItem(key=key, image=one.place, name=one.shown, utterances=utterances)
+            items.append(item)
+    return reject_repeated_keys(items)
+
+
+def utterances_of_claims(claims: list[Claim]) -> tuple[Utterance, ...]:
+    """The clips of one image by number, the one without a number first."""
+    utterances: list[Utterance] = []
+    first: dict[int, Found] = {}
+    for number, clip in sorted(claims, key=lambda claim: (claim[0], claim[1].name)):
+        owner = first.setdefault(number, clip)
+        if owner is clip:
+            utterances.append(_utterance(clip))
+        else:
+            place = "the clip without a number" if number < 0 else f"clip {number}"
+            error = f"{place} of its image is already {owner.shown}; keep one of them"
+            utterances.append(Utterance(audio=None, name=clip.shown, error=error))
+    return tuple(utterances)
+
+
+def claim_clips(
+    images: Sequence[Found], clips: Sequence[Found], apart: Sequence[Found] = ()
+) -> tuple[dict[str, list[Claim]], dict[int, Found | str]]:
+    """The clips of each image by its name, and the image of each clip by the clip's `id()`.
+
+    For a clip that nobody can place, a message takes the place of its image. See `items_of_found`
+    for the rules; `clips` lie beside the images and pair by their path alone.
+    """
+    claims: dict[str, list[Claim]] = {}
+    owners: dict[int, Found | str] = {}
+
+    def claim(clip: Found, claimed: tuple[int, Found] | str) -> None:
+        if isinstance(claimed, str):
+            owners[id(clip)] = claimed
+        else:
+            number, image = claimed
+            owners[id(clip)] = image
+            claims.setdefault(image.name, []).append((number, clip))
+
+    by_path = _by_stem(images, lambda name: name)
+    for clip in [*clips, *apart]:
+        claimed = _claim_by_stem(by_path, clip.name)
+        if claimed is not None:
+            claim(clip, claimed)
+    with_clips = frozenset(claims)
+    by_file_name = _by_stem(images, os.path.basename) if apart else {}
+    for clip in apart:
+        if id(clip) not in owners:
+            claimed = _claim_by_stem(by_file_name, os.path.basename(clip.name))
+            if isinstance(claimed, str) or (claimed and claimed[1].name not in with_clips):
+                claim(clip, claimed)
+    return claims, owners
+
+
+def _claim_by_stem(owners: dict[str, list[Found]], name: str) -> tuple[int, Found] | str | None:
+    """Number and image of a clip by its name, why that cannot be told, or None for no image."""
+    stem = strip_suffix(name)
+    numbered = _NUMBERED.fullmatch(stem)
+    options = [(stem, _WITHOUT_NUMBER)]
+    if numbered:
+        options.append((numbered[1], int(numbered[2])))
+    for option, number in options:
+        images = owners.get(option, [])
+        if len(images) > 1:
+            names = ", ".join(image.shown for image in images[:3])
+            return f"{len(images)} images could claim it: {names}; rename it or them"
+        if images:
+            return number, images[0]
+    return None
+
+
+def _by_stem(images: Sequence[Found], part: Callable[[str], str]) -> dict[str, list[Found]]:
+    """Images by the stem of (a part of) their name; of one name repeated in a tar the first."""
+    by_stem: dict[str, list[Found]] = {}
+    for image in images:
+        same = by_stem.setdefault(strip_suffix(part(image.name)), [])
+        if all(other.name != image.name for other in same):
+            same.append(image)
+    return by_stem
+
+
+def _utterance(clip: Found) -> Utterance:
+    if isinstance(clip.place, str):
+        return Utterance(audio=None, name=clip.shown, error=clip.place)
+    return Utterance(audio=clip.place, name=clip.shown)

@@ -1,0 +1,339 @@
+"""A source list: a `.jsonl`, `.csv` or `.parquet` table of images, clips and captions."""
+
+import csv
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from im2sp.pipeline.sources.items import SourceError, SourceListing, kind_of_name, split_name
+from im2sp.pipeline.sources.rows import (
+    Row,
+    Spoken,
+    check_some_audio,
+    items_of_rows,
+    make_audio_finder,
+    make_resolver,
+)
+
+FIELDS: dict[str, tuple[str, ...]] = {
+    "key": ("key",),
+    "image": ("image", "file_name", "path"),
+    "audio": ("audio", "wav", "file"),
+    "caption": ("caption", "text", "sentence"),
+    "captions": ("captions",),
+    "split": ("split",),
+}
+"""Fields of a row, and the column names that stand for them, the first that a table has counts.
+
+Column names are compared without surrounding space and without regard to case.
+"""
+
+_EXPECTED = (
+    "expected an 'image' column with paths, an 'audio' column or both and, as wanted, 'key', "
+    "'caption' (or 'captions', a list) and 'split'; name others with --columns FIELD=COLUMN"
+)
+
+
+class _Columns:
+    """Which column of a table stands for which field."""
+
+    def __init__(self, path: Path, chosen: Mapping[str, str]) -> None:
+        for field, name in chosen.items():
+            if field not in FIELDS:
+                raise SourceError(
+                    f"--columns {field}={name}: no field {field!r}; expected one of "
+                    f"{', '.join(FIELDS)}"
+                )
+        self._path = path
+        self._chosen = {field: name.strip().casefold() for field, name in chosen.items()}
+        self._names: dict[str, str] = {}
+        self._by_field: dict[str, str] = {}
+
+    def add(self, names: Iterable[str], values: Mapping[str, Any]) -> None:
+        """Take notice of columns and find those of the fields.
+
+        Args:
+            names: Column names of the table, or of one more row where rows differ.
+            values: A row, which says whether an alias names images or clips.
+        """
+        new = [name for name in names if name not in self._names]
+        if not new:
+            return
+        self._names.update((name, name.strip().casefold()) for name in new)
+        by_name: dict[str, str] = {}
+        for name, folded in self._names.items():
+            by_name.setdefault(folded, name)
+        self._by_field = {}
+        for field, aliases in FIELDS.items():
+            wanted = (self._chosen[field],) if field in self._chosen else aliases
+            found = [by_name[a] for a in wanted if a in by_name and a not in self._taken(field)]
+            if found:
+                self._by_field[field] = found[0]
+        for field, other in (("image", "audio"), ("audio", "image")):
+            name = self._by_field.get(field)
+            # An alias such as `path` may name either: its suffix tells.
+            if name is None or field in self._chosen or self._names[name] == field:
+                continue
+            if other not in self._by_field and kind_of_name(str(values.get(name))) == other:
+                self._by_field[other] = self._by_field.pop(field)
+
+    def _taken(self, field: str) -> set[str]:
+        return {name for other, name in self._chosen.items() if other != field}
+
+    def check(self) -> None:
+        """Refuse a table that has no column of images or clips, or not one that was asked for.
+
+        Raises:
+            SourceError: Names the columns that there are.
+        """
+        held = f"found columns {list(self._names)[:8]}"
+        for field, name in self._chosen.items():
+            if field not in self._by_field:
+                raise SourceError(
+                    f"{self._path}: no column {name!r} for {field} (--columns); {held}"
+                )
+        if not {"image", "audio"} & set(self._by_field):
+            raise SourceError(f"{self._path}: {held}; {_EXPECTED}")
+
+    def fields_of(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """The known fields of a row."""
+        return {field: entry.get(name) for field, name in self._by_field.items()}
+
+    def used(self) -> list[str]:
+        """Names of the columns that stand for a field."""
+        return list(self._by_field.values())
+
+    def unused(self) -> list[str]:
+        """Names of the columns that stand for nothing, as the table has them."""
+        return [name for name in self._names if name not in self._by_field.values()]
+
+
+def list_table(
+    path: Path,
+    image_root: Path | None,
+    audio_root: Path | None,
+    columns: Mapping[str, str] | None = None,
+) -> SourceListing:
+    """The samples of a source list; columns that are not used are named in the listing's notes.
+
+    Relative image paths start at `image_root` or else at the list's folder; absolute ones are
+    taken as they are; audio paths likewise with `audio_root`. A missing or empty key is derived
+    from the image path or, without an image, from the (first) audio path. `audio` is a path, which
+    goes with the row's caption, or a list of paths, each of which goes with the caption at its
+    place. Rows that repeat a key and its image add captions and clips to the sample.
+
+    Raises:
+        SourceError: It cannot be read as a table at all, has no column of images or clips or not
+            one that `columns` names, or no row; or no clip can be used below an `audio_root` that
+            was given.
+    """
+    kind = path.suffix.lower()
+    known = _Columns(path, columns or {})
+    try:
+        rows = list(TABLE_READERS[kind](path, known))
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from None
+    known.check()
+    if not rows:
+        raise SourceError(f"{path}: holds no rows; {_EXPECTED}")
+    root = path.parent if image_root is None else image_root
+    find_audio = None
+    if audio_root is not None or any(row.speech for row in rows):
+        find_audio = make_audio_finder(path.parent if audio_root is None else audio_root)
+    items = items_of_rows(rows, make_resolver(root), find_audio)
+    if audio_root is not None:
+        unnamed = (
+            f"no row names a clip under 'audio', so an audio root ({audio_root}) has no use; "
+            "leave it out"
+        )
+        check_some_audio(path, items, audio_root, unnamed=unnamed)
+    unused = known.unused()
+    note = f"columns not used: {', '.join(map(repr, unused))} (--columns FIELD=COLUMN takes one)"
+    return SourceListing(kind=kind[1:], items=items, ignored={}, notes=(note,) if unused else ())
+
+
+def _read_jsonl(path: Path, columns: _Columns) -> Iterator[Row]:
+    """One JSON object a line; blank lines are skipped."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if not text.strip():
+                continue
+            where = f"line {number}"
+            try:
+                entry = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                yield Row(where=where, error=f"not JSON: {error}")
+                continue
+            if not isinstance(entry, dict):
+                yield Row(where=where, error=f"found {type(entry).__name__}, expected an object")
+                continue
+            columns.add(entry, entry)
+            yield _row(where, columns.fields_of(entry))
+
+
+def _read_csv(path: Path, columns: _Columns) -> Iterator[Row]:
+    """A header line and comma-separated rows, UTF-8; quoted fields may hold line breaks."""
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        records = _csv_records(file)
+        _, header = next(records, (1, []))
+        if isinstance(header, str):
+            raise SourceError(f"{path}: not CSV ({header}); {_EXPECTED}")
+        header = [name.strip() for name in header]
+        for number, fields in records:
+            where = f"line {number}"
+            if isinstance(fields, str):
+                yield Row(where=where, error=f"not CSV: {fields}")
+            elif len(fields) > len(header):
+                error = f"{len(fields)} fields, the header has {len(header)}"
+                yield Row(where=where, error=error)
+            elif fields:
+                entry = dict(zip(header, fields, strict=False))
+                columns.add(header, entry)
+                yield _row(where, columns.fields_of(entry))
+        columns.add(header, {})
+
+
+def _csv_records(file: Iterable[str]) -> Iterator[tuple[int, list[str] | str]]:
+    """Line number and fields of each record, or why a line is none.
+
+    A record that is no CSV, such as one with an unclosed quote, costs its first line; the lines
+    that the quote would swallow are read again as records of their own.
+    """
+    source = iter(file)
+    waiting: deque[str] = deque()
+    taken: list[str] = []
+
+    def lines() -> Iterator[str]:
+        while True:
+            line = waiting.popleft() if waiting else next(source, "")
+            if not line:
+                return
+            taken.append(line)
+            yield line
+
+    number, spaced = 1, False
+    reader = csv.reader(lines(), strict=True)
+    while True:
+        taken.clear()
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            waiting.extendleft(reversed(taken[1:]))
+            problem = str(error)
+            if len(taken) > 1:
+                problem = f"a quote that opens here is not closed ({error})"
+            yield number, problem
+            number += 1
+            reader = csv.reader(lines(), strict=True, skipinitialspace=spaced)
+            continue
+        if number == 1 and not spaced and any(name.startswith(" ") for name in fields):
+            # `image, caption`: the space after a comma belongs to no field. The header again.
+            spaced = True
+            waiting.extendleft(reversed(taken))
+            reader = csv.reader(lines(), strict=True, skipinitialspace=True)
+            continue
+        yield number, fields
+        number += len(taken)
+
+
+def _read_parquet(path: Path, columns: _Columns) -> Iterator[Row]:
+    """A Parquet table, read batch by batch and only in the columns of known fields."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(path)
+    except pa.ArrowException as error:
+        raise SourceError(f"{path}: not a Parquet file ({error}); {_EXPECTED}") from None
+    with table:
+        names = list(dict.fromkeys(table.schema_arrow.names))
+        number = 0
+        try:
+            first = next(table.iter_batches(batch_size=1), None)
+            columns.add(names, first.to_pylist()[0] if first is not None and len(first) else {})
+            columns.check()
+            for batch in table.iter_batches(columns=columns.used()):
+                for entry in batch.to_pylist():
+                    yield _row(f"row {number}", columns.fields_of(entry))
+                    number += 1
+        except pa.ArrowException as error:
+            raise SourceError(f"{path}: damaged after row {number} ({error})") from None
+
+
+TABLE_READERS: dict[str, Callable[[Path, _Columns], Iterator[Row]]] = {
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+"""Reader of each kind of source list by its suffix."""
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _text(value: Any) -> Any:
+    """A value of a key, split or caption as text; "" for none, what it is where it is no text.
+
+    pandas writes whole numbers beside gaps as floats and gaps as NaN: `1.0` is `1`, NaN is none.
+    """
+    if _is_missing(value):
+        return ""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, int | float) else value
+
+
+def _row(where: str, entry: Mapping[str, Any]) -> Row:
+    """One row by its fields; what is wrong with it becomes the row's error."""
+    image = "" if _is_missing(entry.get("image")) else entry["image"]
+    key, split = _text(entry.get("key")), _text(entry.get("split"))
+    texts = entry.get("captions")
+    texts = entry.get("caption") if texts is None else texts
+    captions = [_text(text) for text in texts] if isinstance(texts, list) else [_text(texts)]
+    row = Row(where=where, image=image if isinstance(image, str) else "")
+    if not isinstance(image, str):
+        row.error = f"image is {type(image).__name__}, expected a path"
+    elif not isinstance(key, str):
+        row.error = f"key is {type(key).__name__}, expected text"
+    elif not isinstance(split, str):
+        row.error = f"split is {type(split).__name__}, expected text"
+    elif not all(isinstance(text, str) for text in captions):
+        row.error = "caption must be text or a list of texts"
+    elif isinstance(audio := _audio_paths(entry, image, captions), str):
+        row.error = audio
+    else:
+        row.key = key.strip()
+        row.split = split_name(split)
+        texts = captions if any(captions) else [None] * len(audio)
+        row.speech = [
+            Spoken(path, text or None, where)
+            for path, text in zip(audio, texts, strict=False)
+            if path
+        ]
+        spoken = [bool(path) for path in audio] + [False] * (len(captions) - len(audio))
+        row.captions = [
+            text for text, said in zip(captions, spoken, strict=False) if text and not said
+        ]
+    return row
+
+
+def _audio_paths(entry: Mapping[str, Any], image: str, captions: list[str]) -> list[str] | str:
+    """The paths of a row's clips, "" for a caption that has none, or why they cannot be had."""
+    value = "" if _is_missing(entry.get("audio")) else entry["audio"]
+    paths = [value] if isinstance(value, str) else ([] if value is None else value)
+    if not isinstance(paths, list) or not all(isinstance(one, str | None) for one in paths):
+        return f"audio is {type(value).__name__}, expected a path or a list of paths"
+    if not any(paths):
+        return "neither an image path nor an audio path" if not image and "audio" in entry else []
+    if any(captions) and len(captions) != len(paths):
+        return f"{len(paths)} audio paths, but {len(captions)} captions; they pair by their places"
+    return [one or "" for one in paths]

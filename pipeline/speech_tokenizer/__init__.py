@@ -1,0 +1,1 @@
+"""The speech tokenizer: HuBERT, k-means, and the `compact` one."""

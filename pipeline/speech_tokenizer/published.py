@@ -1,0 +1,170 @@
+"""Settings and names of published HuBERTs: transformers' `config.json`, fairseq's records."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from im2sp.pipeline.tensors import Weights
+from im2sp.shards.weights.hub import CONFIG_FILE
+from im2sp.shards.weights.pickles import Record, WeightsError
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+POSITIONS = "encoder.pos_conv_embed.conv"
+# The one front end of all published HuBERTs: 400 samples for the first frame, 320 for each more.
+CONV_KERNELS = (10, 3, 3, 3, 3, 2, 2)
+CONV_STRIDES = (5, 2, 2, 2, 2, 2, 2)
+HEAD_WIDTH = 64
+MAX_RECORD_DEPTH = 20
+# What this code computes, where config.json could ask for something else.
+_FIXED: dict[str, Any] = {
+    "model_type": "hubert",
+    "hidden_act": "gelu",
+    "feat_extract_activation": "gelu",
+    "conv_kernel": list(CONV_KERNELS),
+    "conv_stride": list(CONV_STRIDES),
+    "feat_proj_layer_norm": True,
+    "conv_pos_batch_norm": False,
+    "adapter_attn_dim": None,
+}
+# fairseq's name -> transformers' name; `N` is a layer's number.
+_FAIRSEQ_NAMES = [
+    (r"feature_extractor\.conv_layers\.(\d+)\.0\.", r"feature_extractor.conv_layers.\1.conv."),
+    (
+        r"feature_extractor\.conv_layers\.(\d+)\.2\.(?:1\.)?",
+        r"feature_extractor.conv_layers.\1.layer_norm.",
+    ),
+    (r"layer_norm\.", r"feature_projection.layer_norm."),
+    (r"post_extract_proj\.", r"feature_projection.projection."),
+    (r"encoder\.pos_conv\.0\.", rf"{POSITIONS}."),
+    (r"(encoder\.layers\.\d+)\.self_attn\.", r"\1.attention."),
+    (r"(encoder\.layers\.\d+)\.self_attn_layer_norm\.", r"\1.layer_norm."),
+    (r"(encoder\.layers\.\d+)\.fc1\.", r"\1.feed_forward.intermediate_dense."),
+    (r"(encoder\.layers\.\d+)\.fc2\.", r"\1.feed_forward.output_dense."),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubertSettings:
+    """What the shapes of the tensors do not tell, and the layer."""
+
+    heads: int
+    """Attention heads of every layer."""
+    layer: int
+    """Layers to compute; their output is the features."""
+    norm_eps: float = 1e-5
+    """Of every LayerNorm of the transformer."""
+    conv_norm: str = "group"
+    """"group": the first convolution's channels over time; "layer": every convolution's frames."""
+    is_pre_norm: bool = False
+    """Norms before attention and MLP, as in the larger models, instead of after."""
+
+    def __post_init__(self) -> None:
+        """Check types and ranges, which come from files."""
+        numbers = (self.heads, self.layer)
+        if any(type(number) is not int or number < 1 for number in numbers):
+            raise ValueError(f"{self.heads!r} heads and layer {self.layer!r}, expected 1 or more")
+        if not isinstance(self.norm_eps, float) or self.conv_norm not in ("group", "layer"):
+            raise ValueError(f"norm_eps {self.norm_eps!r}, conv_norm {self.conv_norm!r}")
+        if not isinstance(self.is_pre_norm, bool):
+            raise ValueError(f"is_pre_norm is {self.is_pre_norm!r}, expected a bool")
+
+
+# transformers -------------------------------------------------------------------------------------
+
+
+def config_settings(path: Path) -> HubertSettings:
+    """The settings in `config.json`; the layer is the last one."""
+    config_path = path.parent / CONFIG_FILE
+    if path.name not in WEIGHT_FILES or not config_path.is_file():
+        raise WeightsError(
+            f"{path}: transformers' weights without their {CONFIG_FILE}; pass the folder that"
+            f" holds both, the weights as {' or '.join(WEIGHT_FILES)}"
+        )
+    try:
+        config = json.loads(config_path.read_text("utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{config_path}: no JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise WeightsError(f"{config_path}: a {type(config).__name__}, expected a JSON object")
+    for key, expected in _FIXED.items():
+        found = config.get(key, expected)
+        if found != expected:
+            raise WeightsError(f"{config_path}: {key} is {found!r}, expected {expected!r}")
+    heads = config.get("num_attention_heads", 12)
+    num_layers = config.get("num_hidden_layers", 12)
+    norm_eps, conv_norm = config.get("layer_norm_eps", 1e-5), config.get("feat_extract_norm")
+    if any(type(number) is not int or number < 1 for number in (heads, num_layers)):
+        raise WeightsError(f"{config_path}: {heads!r} heads and {num_layers!r} layers")
+    if not isinstance(norm_eps, float) or conv_norm not in (None, "group", "layer"):
+        raise WeightsError(f"{config_path}: layer_norm_eps {norm_eps!r}, norm {conv_norm!r}")
+    return HubertSettings(
+        heads=heads,
+        layer=num_layers,
+        norm_eps=norm_eps,
+        conv_norm=conv_norm or "group",
+        is_pre_norm=config.get("do_stable_layer_norm", False) is True,
+    )
+
+
+# fairseq ------------------------------------------------------------------------------------------
+
+
+def fairseq_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename; what is no part of the network (`label_embs_concat`, `final_proj`) stays unused."""
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        for pattern, replacement in _FAIRSEQ_NAMES:
+            found, count = re.subn(f"^{pattern}", replacement, name)
+            if count:
+                name = found
+                break
+        renamed[name] = tensor
+    return renamed
+
+
+def fairseq_settings(weights: Weights, tensors: Mapping[str, Tensor]) -> HubertSettings:
+    """Sizes from the shapes; heads and the norms' places from the records where there are some."""
+    records = _plain_records(weights.content)
+    width = len(tensors["encoder.layer_norm.weight"])
+    numbers = re.compile(r"encoder\.layers\.(\d+)\.")
+    num_layers = 1 + max(int(m[1]) for name in tensors if (m := numbers.match(name)))
+    heads = records.get("encoder_attention_heads", max(1, width // HEAD_WIDTH))
+    if type(heads) is not int or heads < 1:
+        raise ValueError(f"{heads!r} attention heads")
+    is_layer = "feature_extractor.conv_layers.1.layer_norm.weight" in tensors
+    activation = records.get("activation_fn", "gelu")
+    if activation != "gelu":
+        raise ValueError(f"activation_fn is {activation!r}, expected 'gelu'")
+    return HubertSettings(
+        heads=heads,
+        layer=num_layers,
+        conv_norm="layer" if is_layer else "group",
+        is_pre_norm=records.get("layer_norm_first", is_layer) is True,
+    )
+
+
+def _plain_records(content: Any) -> dict[str, Any]:
+    """The model's settings: `cfg["model"]`, or `args` of before, of any kind of record."""
+    if not isinstance(content, dict):
+        return {}
+    model = _plain(_plain(content.get("cfg")).get("model"))
+    return {key: _value(value) for key, value in (model or _plain(content.get("args"))).items()}
+
+
+def _plain(record: Any) -> dict[Any, Any]:
+    """A dict, an argparse.Namespace or an omegaconf node as a dict; {} for anything else."""
+    for _ in range(MAX_RECORD_DEPTH):
+        if not isinstance(record, Record):
+            break
+        record = record.state.get("_content", record.state)
+    return record if isinstance(record, dict) else {}
+
+
+def _value(value: Any) -> Any:
+    """A scalar, out of its omegaconf node where it is in one."""
+    return value.state.get("_val") if isinstance(value, Record) else value

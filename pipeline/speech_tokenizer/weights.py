@@ -1,0 +1,283 @@
+"""HuBERT's weights of every published form, up to the layer whose output is wanted.
+
+transformers keeps the sizes in `config.json` and the tensors beside it. fairseq's file
+(`hubert_base_ls960.pt`) has the same tensors under other names, and of the settings that shapes do
+not tell, its records. Our own form is one safetensors file with the centres of k-means in it, and
+the settings in its metadata. All end here as one dictionary under transformers' names.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from im2sp.pipeline.speech_tokenizer.published import (
+    CONV_KERNELS,
+    POSITIONS,
+    WEIGHT_FILES,
+    HubertSettings,
+    config_settings,
+    fairseq_settings,
+    fairseq_tensors,
+)
+from im2sp.pipeline.tensors import (
+    Weights,
+    checked_tensor,
+    describe,
+    finite_float32,
+    read_weights,
+    tensors_fingerprint,
+)
+from im2sp.shards.weights.hub import find_model, find_weights
+from im2sp.shards.weights.pickles import Record, WeightsError
+
+BUNDLED = {"compact": Path(__file__).parent / "compact.safetensors"}
+METADATA_KEY = "im2sp"
+CENTRES = "centres"
+# Names of the centroids in a file that holds more than one array, best first.
+CENTRE_NAMES = (CENTRES, "cluster_centers_")
+MAX_UNITS = 2**16
+# The layer whose features the published centres were fitted to.
+DEFAULT_LAYER = 6
+HF_MARK = "feature_extractor.conv_layers.0.conv.weight"
+FAIRSEQ_MARK = "feature_extractor.conv_layers.0.0.weight"
+# Names of torch's newer weight norm -> the published ones.
+_WEIGHT_NORM_NAMES = {
+    f"{POSITIONS}.parametrizations.weight.original0": f"{POSITIONS}.weight_g",
+    f"{POSITIONS}.parametrizations.weight.original1": f"{POSITIONS}.weight_v",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubertWeights:
+    """Settings, and float32 tensors on the CPU under transformers' names, all of them checked."""
+
+    settings: HubertSettings
+    tensors: dict[str, Tensor]
+    centres: Tensor | None = None
+    """(K, D) float32 of k-means, where the file holds them."""
+
+    @property
+    def width(self) -> int:
+        """Width of a feature."""
+        return len(self.tensors["feature_projection.projection.weight"])
+
+
+def load_hubert(name_or_path: str | Path, layer: int | None = None) -> HubertWeights:
+    """Read a HuBERT up to a layer; layers above it are not read.
+
+    Args:
+        name_or_path: "compact" (bundled), transformers' folder, fairseq's file, our own file, or a
+            hub id.
+        layer: Which layer's output is wanted, counted from 1. None for the one that the centres of
+            our own file belong to, and 6 for the others.
+
+    Raises:
+        WeightsError: One line: what was found and what was expected.
+    """
+    is_bundled = str(name_or_path) in BUNDLED
+    path = (
+        find_weights(name_or_path, BUNDLED)
+        if is_bundled
+        else find_model(name_or_path, WEIGHT_FILES)
+    )
+    weights = read_weights(path)
+    tensors = weights.tensors()
+    own = _own_settings(weights)
+    if layer is None:
+        layer = own.layer if own else DEFAULT_LAYER
+    try:
+        if own is not None:
+            settings = own
+        elif (prefix := _prefix_before(tensors, FAIRSEQ_MARK)) is not None:
+            tensors = fairseq_tensors(_below(tensors, prefix))
+            settings = fairseq_settings(weights, tensors)
+        elif (prefix := _prefix_before(tensors, HF_MARK)) is not None:
+            tensors = _below(tensors, prefix)
+            settings = config_settings(path)
+        else:
+            raise WeightsError(f"{path}: holds {describe(weights.content)}, expected a HuBERT")
+        if not 1 <= layer <= settings.layer:
+            raise WeightsError(f"{path}: a model of {settings.layer} layers has no layer {layer}")
+        settings = replace(settings, layer=layer)
+        tensors = {_WEIGHT_NORM_NAMES.get(name, name): value for name, value in tensors.items()}
+        shapes = expected_shapes(tensors, settings)
+    except KeyError as error:
+        raise WeightsError(f"{path}: lacks {error.args[0]} of a HuBERT") from None
+    except (ValueError, IndexError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{path}: shapes of no HuBERT: {error}") from None
+    checked = {
+        name: checked_tensor(path, tensors, name, shape, what="a HuBERT")
+        for name, shape in shapes.items()
+    }
+    # Centres belong to one layer's features.
+    has_centres = own is not None and layer == own.layer and CENTRES in tensors
+    centres = tensors[CENTRES].to(torch.float32) if has_centres else None
+    return HubertWeights(settings=settings, tensors=checked, centres=centres)
+
+
+def _prefix_before(tensors: Mapping[str, Tensor], mark: str) -> str | None:
+    """What stands before a name, such as `hubert.` in a fine-tuned model."""
+    found = [name.removesuffix(mark) for name in tensors if name.endswith(mark)]
+    return min(found, key=len, default=None)
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+# Our own form -------------------------------------------------------------------------------------
+
+
+def speech_tokenizer_bytes(
+    weights: HubertWeights,
+    dtype: torch.dtype = torch.float16,
+    notes: dict[str, Any] | None = None,
+) -> bytes:
+    """A HuBERT up to its layer, and its centres if it has some, as one safetensors file.
+
+    Args:
+        weights: What to write.
+        dtype: Number type of the stored tensors; the centres stay float32.
+        notes: More to keep in the metadata, such as the recipe; JSON values.
+    """
+    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in weights.tensors.items()}
+    if weights.centres is not None:
+        tensors[CENTRES] = weights.centres.to(torch.float32).contiguous()
+    metadata = {**(notes or {}), "hubert": asdict(weights.settings)}
+    return save(tensors, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+
+
+def _own_settings(weights: Weights) -> HubertSettings | None:
+    """The settings in the metadata of our own form; None for a file of another form."""
+    if (text := weights.metadata.get(METADATA_KEY)) is None:
+        return None
+    try:
+        return HubertSettings(**json.loads(text)["hubert"])
+    except (ValueError, TypeError, KeyError):
+        raise WeightsError(
+            f"{weights.path}: its metadata {METADATA_KEY!r} names no settings of a HuBERT"
+        ) from None
+
+
+# k-means ------------------------------------------------------------------------------------------
+
+
+def load_centres(source: str | Path | Tensor | np.ndarray) -> Tensor:
+    """(K, D) float32 from a table or its file.
+
+    Args:
+        source: The table; or the published `km.bin` (scikit-learn's k-means as joblib writes it,
+            read without running anything in it); or a safetensors, `.npy` or torch file of one
+            table or with one named `centres`.
+
+    Raises:
+        WeightsError: Anything but one table of finite numbers.
+    """
+    if not isinstance(source, str | Path):
+        return _checked_centres("centres", torch.as_tensor(source))
+    weights = read_weights(source)
+    tensors, content = weights.tensors(), weights.content
+    if isinstance(content, Record):
+        table = content.state.get("cluster_centers_")
+        if isinstance(table, np.ndarray) and table.dtype.kind == "f":
+            native = np.ascontiguousarray(table, dtype=table.dtype.newbyteorder("="))
+            tensors = {"cluster_centers_": torch.from_numpy(native)}
+    for name in (*CENTRE_NAMES, *(tensors if len(tensors) == 1 else ())):
+        if name in tensors:
+            return _checked_centres(str(source), tensors[name])
+    raise WeightsError(
+        f"{source}: holds {describe(content)}, expected the k-means centres [units, width] as"
+        " joblib's km.bin, safetensors with a table `centres`, or .npy"
+    )
+
+
+def _checked_centres(name: str, table: Tensor) -> Tensor:
+    is_table = table.ndim == 2 and table.is_floating_point() and 0 not in table.shape
+    if not is_table or len(table) > MAX_UNITS:
+        raise WeightsError(
+            f"{name}: the centres are {table.dtype} of shape {list(table.shape)}, expected real"
+            f" numbers of shape [units, width] with at most {MAX_UNITS} units"
+        )
+    return finite_float32(table, f"{name}: the table of centroids").clone()
+
+
+# Shapes and fingerprint ---------------------------------------------------------------------------
+
+
+def expected_shapes(
+    tensors: Mapping[str, Tensor], settings: HubertSettings
+) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor up to the layer, sizes taken from the tensors themselves.
+
+    Raises:
+        KeyError: A tensor that tells a size is missing; its name.
+        ValueError: Sizes that do not fit each other.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    channels = 1
+    for index, kernel in enumerate(CONV_KERNELS):
+        name = f"feature_extractor.conv_layers.{index}"
+        out_channels = tensors[f"{name}.conv.weight"].shape[0]
+        shapes[f"{name}.conv.weight"] = (out_channels, channels, kernel)
+        if f"{name}.conv.bias" in tensors:
+            shapes[f"{name}.conv.bias"] = (out_channels,)
+        if settings.conv_norm == "layer" or index == 0:
+            shapes |= _pair(f"{name}.layer_norm", out_channels)
+        channels = out_channels
+    width = tensors["feature_projection.projection.weight"].shape[0]
+    _, group_width, kernel = tensors[f"{POSITIONS}.weight_v"].shape
+    if width % settings.heads or not group_width or width % group_width or not kernel:
+        raise ValueError(
+            f"width {width} for {settings.heads} heads, and position groups of {group_width}"
+        )
+    shapes |= _pair("feature_projection.layer_norm", channels)
+    shapes |= _pair("feature_projection.projection", width, channels)
+    shapes[f"{POSITIONS}.bias"] = (width,)
+    shapes[f"{POSITIONS}.weight_g"] = (1, 1, kernel)
+    shapes[f"{POSITIONS}.weight_v"] = (width, group_width, kernel)
+    if not settings.is_pre_norm:  # else it follows the last layer, whose output is taken before it
+        shapes |= _pair("encoder.layer_norm", width)
+    hidden = tensors["encoder.layers.0.feed_forward.intermediate_dense.weight"].shape[0]
+    for index in range(settings.layer):
+        name = f"encoder.layers.{index}"
+        for part in "qkv":
+            shapes |= _pair(f"{name}.attention.{part}_proj", width, width)
+        shapes |= _pair(f"{name}.attention.out_proj", width, width)
+        shapes |= _pair(f"{name}.layer_norm", width)
+        shapes |= _pair(f"{name}.feed_forward.intermediate_dense", hidden, width)
+        shapes |= _pair(f"{name}.feed_forward.output_dense", width, hidden)
+        shapes |= _pair(f"{name}.final_layer_norm", width)
+    return shapes
+
+
+def _pair(name: str, *weight_shape: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": weight_shape, f"{name}.bias": weight_shape[:1]}
+
+
+def fingerprint(weights: HubertWeights, centres: Tensor, precision: str) -> str:
+    """sha256 (hex) of all that decides a clip's units.
+
+    These are the settings, the float32 weights up to the layer, the centres and the precision. The
+    container, the stored number type and layers above do not matter, so fairseq's file has the
+    fingerprint of the folder that was converted from it.
+    """
+    settings = {
+        "format": 1,
+        "model": "hubert",
+        "precision": precision,
+        **asdict(weights.settings),
+    }
+    return tensors_fingerprint(settings, [*weights.tensors.items(), ("centres", centres)])

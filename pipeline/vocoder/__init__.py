@@ -1,0 +1,1 @@
+"""The vocoder: unit HiFi-GAN, its weights, and the `compact` one."""

@@ -1,0 +1,1 @@
+"""Layouts of shard files: Arrow and WebDataset."""

@@ -1,0 +1,303 @@
+"""`ShardLoader`: batches for training, straight from mapped shards; the one file here with torch.
+
+Nothing is shuffled in advance and no process is started. The order is a function of seed, epoch and
+position (`loader_plan.py`), and a batch is a few calls of kernels that release the GIL, so
+that one or two threads keep up with any model.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from im2sp.shards.coding.packing import IMAGE_UNIT_BITS
+from im2sp.shards.dataset import ShardDataset
+from im2sp.shards.loader.index import LoaderIndex
+from im2sp.shards.loader.plan import LoaderSettings, Plan, Position, check_state, make_state
+from im2sp.shards.loader.read import BatchTexts, SampleReader
+
+_AHEAD_PER_THREAD = 2
+
+
+def unpack_units_on_device(
+    packed: Tensor, bits: int = IMAGE_UNIT_BITS, shape: tuple[int, ...] = (28, 28)
+) -> Tensor:
+    """Unpack what `pack_units` made, on the device where it is; `torch.compile` takes it whole.
+
+    Args:
+        packed: (..., bytes) uint8.
+        bits: Width of one id, 1 to 16.
+        shape: Shape of one image's units.
+
+    Returns:
+        (..., *shape) int64.
+
+    Raises:
+        ValueError: The bytes are not as many as the units need, or no uint8.
+    """
+    count = 1
+    for size in shape:
+        count *= size
+    size_bytes = (count * bits + 7) // 8
+    if packed.dtype != torch.uint8 or packed.shape[-1] != size_bytes:
+        raise ValueError(
+            f"packed units are {packed.dtype} of shape {tuple(packed.shape)}; {count} units of "
+            f"{bits} bits are torch.uint8 of shape (..., {size_bytes})"
+        )
+    first_bit = bits * torch.arange(count, device=packed.device)
+    first_byte = first_bit >> 3
+    held = packed[..., first_byte].int()
+    for k in (1, 2):  # a unit lies in at most three bytes; what is read beyond the end is cut off
+        held |= packed[..., (first_byte + k).clamp(max=size_bytes - 1)].int() << 8 * k
+    units = (held >> (first_bit & 7).int()) & ((1 << bits) - 1)
+    return units.long().reshape(*packed.shape[:-1], *shape)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoaderBatch:
+    """B images and what belongs to them."""
+
+    step: int
+    """Number of the batch since the loader's start, from 0."""
+    epoch: int
+    """Passes over the samples before this one."""
+    images_packed: Tensor
+    """(B, 1274) uint8, packed units; `unpack_units_on_device` makes (B, 28, 28) of them."""
+    ids: Tensor
+    """(N, longest) int16, or int32 for vocabularies over 32,768: the speech units of N utterances,
+    padded with -1. (0, 0) where the target is not speech."""
+    lengths: Tensor
+    """(N,) int32: units of each utterance; characters of each caption where the target is text."""
+    owner: Tensor
+    """(N,) int32, ascending: the row of `images_packed` that each utterance or caption is of."""
+    texts: BatchTexts
+    """Where keys and captions are read."""
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of the B samples; read when first asked for."""
+        return self.texts.keys
+
+    @property
+    def captions(self) -> list[str]:
+        """Captions that are not empty: the N to take where the target is text, else all."""
+        return self.texts.captions.texts
+
+    def to(self, device: torch.device | str) -> "LoaderBatch":
+        """The batch with its tensors on a device."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)  # pyright: ignore[reportUnknownMemberType]  # torch does not say
+
+        return self._mapped(moved)
+
+    def pin_memory(self) -> "LoaderBatch":
+        """The batch with its tensors in page-locked memory, from which a GPU copies by itself."""
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "LoaderBatch":
+        names = ("images_packed", "ids", "lengths", "owner")
+        return replace(self, **{name: change(getattr(self, name)) for name in names})
+
+
+class ShardLoader:
+    """Batches of a dataset, in an order that depends on nothing but seed and position.
+
+    >>> loader = ShardLoader("shards/", batch_size=256, split="train")  # doctest: +SKIP
+    >>> for batch in loader:  # doctest: +SKIP
+    ...     units = unpack_units_on_device(batch.images_packed.to("cuda"))
+
+    Iterating goes on from the loader's position to the end of the last epoch; `reset` goes back to
+    the start. `state_dict` tells the position after the batch that was given out last, whatever
+    threads have read ahead, and `load_state_dict` takes it up, also on another number of ranks.
+
+    Each batch of the dataset is opened, and its checksum compared, when the loader is made.
+
+    Attributes:
+        dataset: What is read.
+        settings: What decides the sequence.
+        num_samples: Samples in an epoch, those of all ranks.
+        steps_per_epoch: Steps of an epoch, the same on all ranks.
+        skipped: What is left out of every epoch: reason -> number. An image without anything of
+            the target, or whose items are all too long or short, is left out with them.
+    """
+
+    def __init__(
+        self,
+        dataset: ShardDataset | str | os.PathLike[str],
+        *,
+        batch_size: int,
+        epochs: int | None = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        num_threads: int = 1,
+        device: torch.device | str | None = None,
+        pin_memory: bool = False,
+        **settings: Any,
+    ) -> None:
+        """Open the dataset and look through it.
+
+        Args:
+            dataset: A dataset or its folder.
+            batch_size: Images of a step on one rank.
+            epochs: Passes over the samples, None for no end.
+            rank: Number of this process.
+            world_size: Number of processes that share the samples.
+            num_threads: Threads that read ahead; 0 reads when a batch is asked for.
+            device: Where the tensors go, None for the CPU.
+            pin_memory: Page-lock the tensors, so that copying to a GPU does not wait.
+            settings: What decides the sequence: the fields of `LoaderSettings` (`split`, `target`,
+                `items`, `min_length`, `max_length`, `shuffle`, `seed`, `bucket_window` and
+                `drop_last`). Where `split` is None, it is that of `dataset`, or all.
+
+        Raises:
+            ShardError: The dataset is missing or damaged, or has no such split.
+            ValueError: An argument is out of range, or no sample is left.
+        """
+        self.dataset = _opened(dataset, settings.pop("split", None))
+        self.settings = LoaderSettings(split=self.dataset.split, **settings)
+        for name, value in (("epochs", epochs), ("num_threads", num_threads)):
+            if value is not None and value < 0:
+                raise ValueError(f"{name} is {value}; expected 0 or more")
+        if pin_memory and not torch.cuda.is_available():
+            raise ValueError(
+                "pin_memory is for copying to a GPU, and torch sees none; leave it out"
+            )
+        index = LoaderIndex(self.dataset, self.settings)
+        self._plan = Plan(
+            index.num_samples,
+            self.settings,
+            index.sort_lengths,
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+        )
+        self.num_samples = index.num_samples
+        self.steps_per_epoch = self._plan.steps_per_epoch
+        self.skipped = index.skipped
+        self._reader = SampleReader(self.dataset, index, self.settings)
+        self._epochs, self._num_threads = epochs, num_threads
+        self._device, self._is_pinned = device, pin_memory
+        self._position = Position()
+        self._turn = 0
+
+    def __iter__(self) -> Iterator[LoaderBatch]:
+        """The batches from the loader's position on; ends an iteration that is under way."""
+        self._turn += 1
+        return self._batches(self._turn)
+
+    def __repr__(self) -> str:
+        return (
+            f"ShardLoader({str(self.dataset.path)!r}, {self.settings}): "
+            f"{self.num_samples} samples, {self.steps_per_epoch} steps an epoch"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position and what it belongs to, as JSON can hold it; the same on all ranks."""
+        return make_state(
+            self._position,
+            asdict(self.settings),
+            dataset_sha256=self.dataset.manifest.sha256,
+            global_batch=self._plan.global_batch,
+        )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to the position of a `state_dict`; ends an iteration that is under way.
+
+        With `batch_size * world_size` as it was, exactly the same batches follow. With
+        another product the same samples follow in the same order, in other batches; buckets do
+        not allow that.
+
+        Raises:
+            ValueError: The state is of another dataset or other settings, or no state at all.
+        """
+        self._position = check_state(
+            state,
+            asdict(self.settings),
+            dataset_sha256=self.dataset.manifest.sha256,
+            global_batch=self._plan.global_batch,
+            num_samples=self.num_samples,
+        )
+        self._turn += 1
+
+    def reset(self) -> None:
+        """Go back to the start; ends an iteration that is under way."""
+        self._position = Position()
+        self._turn += 1
+
+    def _batches(self, turn: int) -> Iterator[LoaderBatch]:
+        positions = self._plan.positions(self._position, self._epochs)
+        for position, batch in self._read_ahead(positions):
+            if turn != self._turn:
+                raise RuntimeError(
+                    "the loader was reset, or iterated once more, during an iteration; "
+                    "make a loader for each, or finish one first"
+                )
+            self._position = self._plan.after(position)
+            yield batch if self._device is None else batch.to(self._device)
+
+    def _read_ahead(self, positions: Iterator[Position]) -> Iterator[tuple[Position, LoaderBatch]]:
+        """The batches at some positions, in order, read by threads."""
+        if self._num_threads == 0:
+            for position in positions:
+                yield position, self._read(position)
+            return
+        pool = ThreadPoolExecutor(self._num_threads, "im2sp-loader")
+        waiting: deque[tuple[Position, Future[LoaderBatch]]] = deque()
+        try:
+            for position in positions:
+                waiting.append((position, pool.submit(self._read, position)))
+                if len(waiting) > _AHEAD_PER_THREAD * self._num_threads:
+                    first, batch = waiting.popleft()
+                    yield first, batch.result()
+            while waiting:
+                first, batch = waiting.popleft()
+                yield first, batch.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _read(self, position: Position) -> LoaderBatch:
+        samples = self._plan.samples(position)
+        reader, target = self._reader, self.settings.target
+        texts = BatchTexts(reader, samples, position.epoch, is_target=target == "text")
+        ids: NDArray[Any] = np.zeros((0, 0), np.int16)
+        lengths = owner = np.zeros(0, np.int32)
+        if target == "speech":
+            utterances = reader.utterances(samples, position.epoch)
+            ids, lengths, owner = utterances.ids, utterances.lengths, utterances.owner
+        elif target == "text":
+            captions = texts.captions.texts
+            lengths = np.fromiter(map(len, captions), np.int32, len(captions))
+            owner = texts.captions.owner
+        batch = LoaderBatch(
+            step=position.step,
+            epoch=position.epoch,
+            images_packed=_tensor(reader.images(samples)),
+            ids=_tensor(ids),
+            lengths=_tensor(lengths),
+            owner=_tensor(owner),
+            texts=texts,
+        )
+        return batch.pin_memory() if self._is_pinned else batch
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """The array as a tensor that shares its memory."""
+    return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType]  # torch does not say
+
+
+def _opened(dataset: ShardDataset | str | os.PathLike[str], split: str | None) -> ShardDataset:
+    if not isinstance(dataset, ShardDataset):
+        return ShardDataset(dataset, split)
+    if split is None or split == dataset.split:
+        return dataset
+    if dataset.split is not None:
+        raise ValueError(f"split is {split!r}, but the dataset is of split {dataset.split!r}")
+    return ShardDataset(dataset.path, split)

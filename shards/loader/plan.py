@@ -1,0 +1,289 @@
+"""Order of samples: settings, positions and their JSON form, and the stateless plan of a loader.
+
+The order is a function of (seed, epoch, position), computed anew for each batch and kept nowhere.
+So a position is all that must be saved, and ranks agree without talking to each other.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from im2sp.shards.loader.kernels import permute
+
+Target = Literal["speech", "text", "images"]
+Items = Literal["all", "one"]
+
+_STATE_VERSION = 1
+_STATE_NUMBERS = ("step", "epoch", "sample", "global_batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderSettings:
+    """What decides the sequence of samples, together with the dataset and the size of a batch."""
+
+    split: str | None = None
+    """Part of the dataset, None for all of it."""
+    target: Target = "speech"
+    """What comes with each image: utterances, captions, or nothing."""
+    items: Items = "all"
+    """All utterances (or captions) of an image, or one drawn anew each epoch."""
+    min_length: int = 1
+    """Shortest utterance in units, or caption in characters, to take."""
+    max_length: int | None = None
+    """Longest one; longer ones are left out and counted in `ShardLoader.skipped`."""
+    shuffle: bool = True
+    """Another order each epoch; the dataset's own order otherwise."""
+    seed: int = 0
+    """Which orders and draws."""
+    bucket_window: int = 0
+    """Batches hold items of like length, sorted within windows of N batches, and come in random
+    order; 0 or 1 for no sorting."""
+    drop_last: bool = False
+    """Leave out the samples at the end of an epoch that make no whole batch. Else the last batch is
+    smaller, and on some ranks empty where there are more ranks than samples left."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range or contradicts itself."""
+        for name, value, known in (
+            ("target", self.target, get_args(Target)),
+            ("items", self.items, get_args(Items)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}")
+        if self.min_length < 1:
+            raise ValueError(f"min_length is {self.min_length}; expected at least 1")
+        if self.max_length is not None and self.max_length < self.min_length:
+            raise ValueError(
+                f"max_length is {self.max_length}; expected at least min_length, {self.min_length}"
+            )
+        if self.bucket_window < 0:
+            raise ValueError(f"bucket_window is {self.bucket_window}; expected 0 or more batches")
+        if self.target == "images" and (self.is_bucketed or self.max_length is not None):
+            raise ValueError("target is 'images', which have no length: no max_length, no buckets")
+
+    @property
+    def is_bucketed(self) -> bool:
+        """Whether batches hold items of like length."""
+        return self.bucket_window > 1
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether lengths decide what is taken, other than that it is not empty."""
+        return self.max_length is not None or self.min_length > 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """A place in the sequence, the same on all ranks."""
+
+    step: int = 0
+    """Batches that each rank was given."""
+    epoch: int = 0
+    """Passes over the samples that are behind."""
+    sample: int = 0
+    """Samples of this epoch that are behind, those of all ranks."""
+
+
+def key_of(seed: int, epoch: int, purpose: str) -> np.uint64:
+    """A 64-bit key that differs wherever an argument does."""
+    digest = hashlib.blake2b(f"{purpose} {seed} {epoch}".encode(), digest_size=8).digest()
+    return np.uint64(int.from_bytes(digest, "little"))
+
+
+class Plan:
+    """Deals samples to steps and ranks.
+
+    A step takes the next `batch_size * world_size` samples of the epoch's order; rank r gets the
+    r-th of them and every `world_size`-th after it. So the samples of a step are the same
+    however many ranks share them, and all ranks take the same number of steps. Where the last
+    step of an epoch has fewer samples than ranks, some ranks get none of them.
+
+    Attributes:
+        num_samples: Samples in an epoch.
+        global_batch: Samples that a step takes, those of all ranks.
+        steps_per_epoch: Steps of an epoch that starts at its first sample.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        settings: LoaderSettings,
+        lengths: Callable[[NDArray[np.int64], int], NDArray[np.int32]],
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Lay the plan.
+
+        Args:
+            num_samples: Samples in an epoch, at least 1.
+            settings: The settings.
+            lengths: (samples, epoch) -> lengths by which they are sorted into buckets.
+            batch_size: Samples of a step on one rank.
+            rank: This one.
+            world_size: Number of ranks.
+        """
+        for name, value in (("batch_size", batch_size), ("world_size", world_size)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected at least 1")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank is {rank}; expected 0 to {world_size - 1}")
+        self.num_samples = num_samples
+        self.global_batch = batch_size * world_size
+        if settings.drop_last and num_samples < self.global_batch:
+            raise ValueError(
+                f"{num_samples} samples make no whole batch of {self.global_batch} "
+                f"({batch_size} on each of {world_size} ranks), and drop_last leaves out the rest; "
+                "take a smaller batch_size or drop_last=False"
+            )
+        rounding = 0 if settings.drop_last else self.global_batch - 1
+        self.steps_per_epoch = (num_samples + rounding) // self.global_batch
+        self._settings = settings
+        self._lengths = lengths
+        self._rank, self._world_size = rank, world_size
+        self._lock = Lock()
+        self._window: tuple[tuple[int, int], NDArray[np.int64]] | None = None
+
+    def normalized(self, position: Position) -> Position:
+        """The position itself, or the next epoch's start where it leaves no batch in its epoch."""
+        num_left = self.num_samples - position.sample
+        if num_left >= (self.global_batch if self._settings.drop_last else 1):
+            return position
+        return Position(step=position.step, epoch=position.epoch + 1)
+
+    def after(self, position: Position) -> Position:
+        """The position after the step at `position`."""
+        return self.normalized(
+            Position(
+                step=position.step + 1,
+                epoch=position.epoch,
+                sample=position.sample + self.global_batch,
+            )
+        )
+
+    def positions(self, start: Position, num_epochs: int | None) -> Iterator[Position]:
+        """Positions from `start` to the end of the last epoch, for ever where that is None."""
+        position = self.normalized(start)
+        while num_epochs is None or position.epoch < num_epochs:
+            yield position
+            position = self.after(position)
+
+    def samples(self, position: Position) -> NDArray[np.int64]:
+        """Numbers of this rank's samples, (batch_size,) int64 or fewer at an epoch's end."""
+        settings, first = self._settings, position.sample
+        if settings.is_bucketed:
+            window_size = settings.bucket_window * self.global_batch
+            number = first // window_size
+            window = self._arranged(position.epoch, number, window_size)
+            first -= number * window_size
+            if first < window.size:
+                return window[first : first + self.global_batch][self._rank :: self._world_size]
+        stop = min(position.sample + self.global_batch, self.num_samples)
+        return self._ordered(
+            position.epoch, range(position.sample + self._rank, stop, self._world_size)
+        )
+
+    def _ordered(self, epoch: int, places: range) -> NDArray[np.int64]:
+        """The samples at some places of an epoch's order."""
+        if not self._settings.shuffle or not places:
+            return np.array(places, np.int64)
+        samples = np.empty(len(places), np.int64)
+        key = key_of(self._settings.seed, epoch, "order")
+        permute(places.start, places.step, self.num_samples, key, samples)
+        return samples
+
+    def _arranged(self, epoch: int, number: int, window_size: int) -> NDArray[np.int64]:
+        """The whole batches of a window, one after the other, each with samples of like length."""
+        with self._lock:
+            if self._window is not None and self._window[0] == (epoch, number):
+                return self._window[1]
+            start = number * window_size
+            num_batches = min(window_size, self.num_samples - start) // self.global_batch
+            places = range(start, start + num_batches * self.global_batch)
+            samples = self._ordered(epoch, places)
+            by_length = np.argsort(self._lengths(samples, epoch), kind="stable")
+            batches = samples[by_length].reshape(num_batches, self.global_batch)
+            if self._settings.shuffle and num_batches:
+                order = np.empty(num_batches, np.int64)
+                key = key_of(self._settings.seed, epoch, f"window {number}")
+                permute(0, 1, num_batches, key, order)
+                batches = batches[order]
+            window = batches.reshape(-1)
+            self._window = ((epoch, number), window)
+            return window
+
+
+def make_state(
+    position: Position, settings: Mapping[str, Any], *, dataset_sha256: str, global_batch: int
+) -> dict[str, Any]:
+    """The state as JSON can hold it.
+
+    Args:
+        position: The position.
+        settings: What decides the sequence.
+        dataset_sha256: Checksum of the dataset's manifest.
+        global_batch: Samples of a step, those of all ranks.
+    """
+    return {
+        "version": _STATE_VERSION,
+        "dataset_sha256": dataset_sha256,
+        "settings": dict(settings),
+        "global_batch": global_batch,
+        "step": position.step,
+        "epoch": position.epoch,
+        "sample": position.sample,
+    }
+
+
+def check_state(
+    state: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    *,
+    dataset_sha256: str,
+    global_batch: int,
+    num_samples: int,
+) -> Position:
+    """The position of a state.
+
+    Raises:
+        ValueError: It is no state, of another version, or does not belong to these arguments.
+    """
+    if state.get("version") != _STATE_VERSION:
+        raise ValueError(
+            f"loader state: version {state.get('version')!r}, this im2sp reads {_STATE_VERSION}"
+        )
+    for name in _STATE_NUMBERS:
+        value = state.get(name)
+        if type(value) is not int or value < 0:
+            raise ValueError(f"loader state: {name} is {value!r}; expected a whole number from 0")
+    if state.get("dataset_sha256") != dataset_sha256:
+        raise ValueError(
+            f"loader state: of the dataset with manifest_sha256 {state.get('dataset_sha256')}, "
+            f"this one has {dataset_sha256}; resume with the dataset that the run began with"
+        )
+    content: object = state.get("settings")
+    found: Mapping[str, Any] = {}
+    if isinstance(content, Mapping):
+        found = cast(Mapping[str, Any], content)
+    for name, value in settings.items():
+        if found.get(name) != value:
+            raise ValueError(
+                f"loader state: {name} was {found.get(name)!r} and is {value!r} now; "
+                "resume with the settings that the run began with"
+            )
+    if settings["bucket_window"] > 1 and state["global_batch"] != global_batch:
+        raise ValueError(
+            f"loader state: a step had {state['global_batch']} samples and has {global_batch} "
+            "now; with buckets, keep batch_size * world_size as it was"
+        )
+    if state["sample"] >= num_samples:
+        raise ValueError(
+            f"loader state: sample is {state['sample']}; an epoch has {num_samples} samples"
+        )
+    return Position(step=state["step"], epoch=state["epoch"], sample=state["sample"])

@@ -1,0 +1,161 @@
+"""Reading the samples of one batch out of the mapped shards, without Python for each sample."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from im2sp.shards.dataset import ShardDataset
+from im2sp.shards.errors import ShardError
+from im2sp.shards.loader import kernels
+from im2sp.shards.loader.index import LONGEST, NO_LENGTHS, LoaderIndex, SpeechDecoder
+from im2sp.shards.loader.plan import LoaderSettings, key_of
+
+_NO_KEY = np.uint64(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Texts and the images they belong to."""
+
+    texts: list[str]
+    """(N,) texts."""
+    owner: NDArray[np.int32]
+    """(N,) int32, the row in the batch of each text's image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Utterances:
+    """Utterances and the images they belong to."""
+
+    ids: NDArray[np.int16 | np.int32]
+    """(N, longest), padded with -1."""
+    lengths: NDArray[np.int32]
+    """(N,) int32."""
+    owner: NDArray[np.int32]
+    """(N,) int32, the row in the batch of each utterance's image."""
+
+
+@dataclass(frozen=True)
+class _Items:
+    """Coded items of a batch, one after the other."""
+
+    data: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+    owner: NDArray[np.int32]
+
+
+class SampleReader:
+    """Reads batches of samples by their numbers in the index; any number of threads may."""
+
+    def __init__(self, dataset: ShardDataset, index: LoaderIndex, settings: LoaderSettings) -> None:
+        self._dataset = dataset
+        self._index = index
+        self._settings = settings
+        self._image_size_bytes = dataset.codecs.image_size_bytes
+        self._decoder = SpeechDecoder(dataset.codecs.speech_units)
+
+    def images(self, samples: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Packed rows, (n, bytes) uint8."""
+        images = np.empty((samples.size, self._image_size_bytes), np.uint8)
+        places = self._index.places[samples]
+        num = kernels.gather_rows(places, self._index.images, images)
+        assert num == places.size, "the index names a row that its batch lacks"
+        return images
+
+    def utterances(self, samples: NDArray[np.int64], epoch: int) -> Utterances:
+        """The utterances to take.
+
+        Raises:
+            ShardError: One is not what its codec writes; names file and sample.
+        """
+        items = self._target_items(samples, epoch, self._index.speech)
+        try:
+            ids, lengths = self._decoder.rows(items.data, items.offsets)
+        except ShardError as error:
+            self._blame(samples, error)
+        return Utterances(ids=ids, lengths=lengths, owner=items.owner)
+
+    def target_captions(self, samples: NDArray[np.int64], epoch: int) -> Texts:
+        """The captions to take."""
+        return _texts(self._target_items(samples, epoch, self._index.captions))
+
+    def all_captions(self, samples: NDArray[np.int64]) -> Texts:
+        """All captions that are not empty."""
+        index = self._index
+        how = (NO_LENGTHS, 1, LONGEST, False, _NO_KEY)
+        return _texts(self._items(samples, index.captions, index.max_captions, how))
+
+    def keys(self, samples: NDArray[np.int64]) -> list[str]:
+        """Keys of the samples."""
+        places: list[int] = self._index.places[samples].tolist()
+        return [self._index.batches[place >> 8].keys.text(place & 255) for place in places]
+
+    def _target_items(self, samples: NDArray[np.int64], epoch: int, column: Any) -> _Items:
+        index, settings = self._index, self._settings
+        is_drawn = settings.items == "one"
+        key = key_of(settings.seed, epoch, "draw") if is_drawn else _NO_KEY
+        how = (index.lengths, settings.min_length, index.max_length, is_drawn, key)
+        return self._items(samples, column, index.max_items, how)
+
+    def _items(self, samples: NDArray[np.int64], column: Any, max_items: int, how: Any) -> _Items:
+        """Gather items; `how` is what `choose` needs to choose them."""
+        index = self._index
+        places = index.places[samples]
+        first_lengths = index.first_lengths[samples] if how[0].size else index.first_lengths
+        room = samples.size * max_items
+        starts, offsets = np.empty(room, np.int64), np.empty(room + 1, np.int64)
+        owner = np.empty(room, np.int32)
+        num = kernels.choose(places, column, first_lengths, *how, starts, offsets, owner)
+        if num < 0:
+            batch = int(places[-1 - num]) >> 8
+            raise ShardError(
+                f"{self._dataset.batch_path(batch)}: its offsets changed while it was in use; "
+                "stop what writes to it, and run im2sp-verify"
+            )
+        offsets, owner = offsets[: num + 1], owner[:num].copy()
+        data = np.empty(int(offsets[-1]), np.uint8)
+        kernels.gather(places, column, starts, offsets, owner, data)
+        return _Items(data, offsets, owner)
+
+    def _blame(self, samples: NDArray[np.int64], error: ShardError) -> NoReturn:
+        """Raise the error of the first sample that cannot be decoded, which names it."""
+        for place in self._index.places[samples].tolist():
+            self._dataset.sample(place >> 8, place & 255)
+        raise error
+
+
+class BatchTexts:
+    """The texts of a batch, read when first asked for."""
+
+    def __init__(
+        self, reader: SampleReader, samples: NDArray[np.int64], epoch: int, is_target: bool
+    ) -> None:
+        self._reader, self._samples, self._epoch = reader, samples, epoch
+        self._is_target = is_target
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Keys of the samples."""
+        return self._reader.keys(self._samples)
+
+    @cached_property
+    def captions(self) -> Texts:
+        """The captions to take where they are the target, else all that are not empty."""
+        if self._is_target:
+            return self._reader.target_captions(self._samples, self._epoch)
+        return self._reader.all_captions(self._samples)
+
+
+def _texts(items: _Items) -> Texts:
+    data = items.data.tobytes()
+    bounds = pairwise(items.offsets.tolist())
+    if data.isascii():
+        joined = data.decode("ascii")
+        texts = [joined[start:end] for start, end in bounds]
+    else:
+        texts = [data[start:end].decode() for start, end in bounds]
+    return Texts(texts=texts, owner=items.owner)

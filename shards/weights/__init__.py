@@ -1,0 +1,228 @@
+"""Open weights files of every published form without running anything in them.
+
+Forms: safetensors; numpy's `.npy`; what `torch.save` writes, as a zip (since torch 1.6) or as
+before; a plain pickle. Tensors come as arrays (see `rebuild` for bfloat16), mapped from the file,
+so that what is not used is not read. This lies where all rooms may use it; those that compute make
+torch's tensors of the arrays.
+"""
+
+# What a file of weights holds has no static type.
+# pyright: reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+# pyright: reportUnknownMemberType=false
+
+import json
+import mmap
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from im2sp.shards.weights.pickles import Record, RefusedGlobalError, WeightsError
+from im2sp.shards.weights.rebuild import BFLOAT16
+from im2sp.shards.weights.torch_files import TorchZip, read_pickles
+
+# First instructions of pickles that name no protocol: a global, a mark, a list, a dict.
+_OLD_PICKLE_STARTS = frozenset({b"c", b"(", b"]", b"}"})
+MAX_MODULE_DEPTH = 100
+MAX_TENSORS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a file holds.
+
+    `content` is made of dicts, lists, tuples, scalars, arrays and `Record`s.
+    `metadata` is safetensors' text table, empty elsewhere.
+    """
+
+    path: Path
+    form: str
+    content: Any
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """See `named_arrays`.
+
+        Raises:
+            WeightsError: A module nested without end.
+        """
+        with _one_line_errors(self.path):
+            return named_arrays(self.content)
+
+
+def read_weights(path: str | Path) -> Weights:
+    """Read a weights file of any known form; see the module's docstring.
+
+    Raises:
+        WeightsError: One line: no such file, no known form, damaged, or it holds something that is
+            not data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "nothing"
+        raise WeightsError(f"{path}: found {found} here, expected a weights file")
+    with _one_line_errors(path), path.open("rb") as file:
+        head = file.read(16)
+        header_bytes = int.from_bytes(head[:8], "little")
+        if head[8:9] == b"{" and header_bytes < path.stat().st_size:
+            return _read_safetensors(path)
+        if head.startswith(b"\x93NUMPY"):
+            return Weights(path, "npy", np.load(path, mmap_mode="c", allow_pickle=False))
+        if head.startswith(b"PK\x03\x04"):
+            return Weights(path, "torch zip", TorchZip(file, map_bytes(path)).load())
+        if head.startswith(b"\x80") or head[:1] in _OLD_PICKLE_STARTS:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped_file:
+                return Weights(path, *read_pickles(mapped_file, map_bytes(path)))
+        raise ValueError(f"no weights file: it begins with {_describe_head(head)}")
+
+
+@contextmanager
+def _one_line_errors(path: Path) -> Generator[None]:
+    try:
+        yield
+    except WeightsError:
+        raise
+    except RefusedGlobalError as error:
+        raise WeightsError(
+            f"{path}: holds {error}, expected only tensors and plain containers; nothing of it was"
+            " run. Use a file that holds the weights alone, such as safetensors"
+        ) from None
+    except Exception as error:
+        # Whatever a hostile or cut file provokes ends here, with the file's name before it.
+        what = " ".join(str(error).split())[:300] or type(error).__name__
+        raise WeightsError(f"{path}: {what}; expected a whole weights file") from error
+
+
+def _describe_head(head: bytes) -> str:
+    if head.startswith(b"version https://"):
+        return "a Git LFS pointer; fetch the file itself with `git lfs pull`"
+    if head.lstrip()[:1] == b"<":
+        return "a web page; the download has failed"
+    return f"{head[:8]!r}" if head else "nothing (it is empty)"
+
+
+def _read_safetensors(path: Path) -> Weights:
+    """Length of the header, header in JSON, numbers; the library checks what it says."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata() or {}
+    mapped = map_bytes(path)
+    start = 8 + int.from_bytes(mapped[:8].tobytes(), "little")
+    entries = json.loads(mapped[8:start].tobytes())
+    entries.pop("__metadata__", None)
+    arrays = {}
+    for name, entry in entries.items():
+        dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
+        if dtype is None:
+            raise ValueError(f"{name[:60]!r} is of type {entry['dtype']}, which is not known here")
+        first, end = entry["data_offsets"]
+        data = mapped[start + first : start + end]
+        if data.ctypes.data % dtype.itemsize:
+            data = data.copy()
+        arrays[name] = data.view(dtype).reshape(entry["shape"])
+    return Weights(path, "safetensors", arrays, metadata)
+
+
+_SAFETENSORS_DTYPES = {
+    "BF16": BFLOAT16,
+    "BOOL": np.dtype("?"),
+    **{f"F{8 * n}": np.dtype(f"<f{n}") for n in (2, 4, 8)},
+    **{f"I{8 * n}": np.dtype(f"<i{n}") for n in (1, 2, 4, 8)},
+    **{f"U{8 * n}": np.dtype(f"<u{n}") for n in (1, 2, 4, 8)},
+}
+
+
+def map_bytes(path: Path) -> np.ndarray:
+    """The file's bytes, mapped; writing to them leaves the file alone."""
+    return np.asarray(np.memmap(path, dtype=np.uint8, mode="c"))
+
+
+def named_arrays(content: Any) -> dict[str, np.ndarray]:
+    """The tensors of a state dict, a checkpoint that holds one, or a pickled module.
+
+    A module's tensors get the names they have in its `state_dict()`, buffers that it would leave
+    out included. A lone tensor or array gets the name "".
+
+    Raises:
+        ValueError: A module nested without end.
+    """
+    lone = _as_numbers(content)
+    if lone is not None:
+        return {"": lone}
+    if isinstance(content, Record):
+        return module_arrays(content)
+    if not isinstance(content, dict):
+        return {}
+    for key in ("state_dict", "model", "module"):
+        if isinstance(content.get(key), dict | Record):
+            return named_arrays(content[key])
+    named = {name: _as_numbers(value) for name, value in content.items() if isinstance(name, str)}
+    return {name: array for name, array in named.items() if array is not None}
+
+
+def _as_numbers(value: Any) -> np.ndarray | None:
+    """An array of numbers that torch knows, in this machine's byte order."""
+    if not isinstance(value, np.ndarray) or value.dtype == BFLOAT16:
+        return value if isinstance(value, np.ndarray) else None
+    if value.dtype.kind not in "fiub" or value.dtype.itemsize > 8:
+        return None
+    return value.astype(value.dtype.newbyteorder("="), copy=False)
+
+
+def module_arrays(module: Record) -> dict[str, np.ndarray]:
+    """Parameters and buffers of a pickled `nn.Module`, by their dotted names."""
+    arrays: dict[str, np.ndarray] = {}
+    waiting: list[tuple[str, Any, int]] = [("", module, 0)]
+    num_seen = 0
+    while waiting:
+        prefix, current, depth = waiting.pop()
+        num_seen += 1
+        if depth > MAX_MODULE_DEPTH or num_seen > MAX_TENSORS:
+            raise ValueError("its modules are nested without end")
+        if not isinstance(current, Record):
+            continue
+        for table in ("_parameters", "_buffers"):
+            for name, value in _dict(current.state.get(table)).items():
+                if isinstance(value, np.ndarray):
+                    arrays[f"{prefix}{name}"] = value
+        for name, child in _dict(current.state.get("_modules")).items():
+            waiting.append((f"{prefix}{name}.", child, depth + 1))
+    return arrays
+
+
+def _dict(value: Any) -> dict[Any, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def describe(content: Any) -> str:
+    """What a file's content is, in a few words, for messages."""
+    tensors = named_arrays(content)
+    if list(tensors) == [""]:
+        return f"one tensor of shape {list(tensors[''].shape)}"
+    if tensors:
+        guess = ""
+        for part, what in _KNOWN_PARTS.items():
+            if any(part in name for name in tensors):
+                guess = f" (it looks like {what})"
+                break
+        plural = "tensor" if len(tensors) == 1 else "tensors"
+        return f"{len(tensors)} {plural} such as {min(tensors)[:80]!r}{guess}"
+    if isinstance(content, Record):
+        return f"an object of {content.kind} without tensors"
+    return f"a {type(content).__name__} without tensors"
+
+
+_KNOWN_PARTS = {
+    "to_patch_embedding": "a ViT-VQGAN",
+    "feature_extractor.conv_layers": "HuBERT or wav2vec 2.0",
+    "conv_pre.": "a HiFi-GAN vocoder",
+    "git.": "GIT",
+    "stem_adapter": "a SeiT classifier",
+    "cluster_centers": "k-means centres",
+    "quantize.embedding": "a convolutional VQGAN",
+}

@@ -1,0 +1,149 @@
+"""From the name of published weights to a file or a model's folder on this machine."""
+
+import re
+from pathlib import Path
+
+from im2sp.shards.weights.pickles import WeightsError
+
+# The one file to fetch from each repository that this project knows.
+HUB_FILES = {
+    "thuanz123/vitvqgan-imagenet-base": "imagenet_vitvq_base.ckpt",
+    "thuanz123/vitvqgan-imagenet-small": "imagenet_vitvq_small.ckpt",
+}
+WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".npy", ".pkl")
+CONFIG_FILE = "config.json"
+_HUB_ID = re.compile(
+    r"(?P<repo>[\w.-]+/[\w.-]+?)(?:/(?P<file>[\w./-]+))?(?:@(?P<revision>[\w./-]+))?"
+)
+
+
+def find_weights(name_or_path: str | Path, bundled: dict[str, Path]) -> Path:
+    """The file that a bundled name, a path or a hub id stands for; hub files are fetched.
+
+    A hub id is `owner/repository`, with `/file` where the repository is not one of `HUB_FILES`,
+    and `@revision` (branch, tag or commit) to pin it.
+
+    Raises:
+        WeightsError: There is no such thing, or it cannot be fetched; says what to do.
+    """
+    name = str(name_or_path)
+    if name in bundled:
+        if not bundled[name].is_file():
+            raise WeightsError(
+                f"{name}: its file {bundled[name].name} is missing from the installed im2sp;"
+                " install im2sp again, or pass a path or a hub id"
+            )
+        return bundled[name]
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        return path
+    match = _HUB_ID.fullmatch(name)
+    hub_file = match and (match["file"] or HUB_FILES.get(match["repo"]))
+    if _is_path(name_or_path) or not match or (not hub_file and name.endswith(WEIGHT_SUFFIXES)):
+        raise WeightsError(
+            f"{name}: there is no such file; expected {_options(bundled)}, or the path of a weights"
+            " file"
+        )
+    if not hub_file:
+        raise WeightsError(
+            f"{name}: which file of that hub repository is not known; write"
+            f" {match['repo']}/FILE, or use {_options(bundled)}"
+        )
+    return _fetch(name, match["repo"], hub_file, match["revision"])
+
+
+def find_model(name_or_path: str | Path, weight_files: tuple[str, ...]) -> Path:
+    """The weights file that a model's folder, a file's path or a hub id stands for.
+
+    Where the name is that of a whole model (a folder or `owner/repository`), its `config.json`
+    lies beside the file; hub files are fetched.
+
+    Args:
+        name_or_path: A folder, a file, or `owner/repository` with `/file` and `@revision`.
+        weight_files: Names of a whole model's weights; the first one there is taken.
+
+    Raises:
+        WeightsError: There is no such thing, or it cannot be fetched; says what to do.
+    """
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    choices = " or ".join(weight_files)
+    if path.is_dir():
+        found = [path / file for file in weight_files if (path / file).is_file()]
+        if not found or not (path / CONFIG_FILE).is_file():
+            raise WeightsError(f"{name}: this folder lacks {CONFIG_FILE}, or {choices}")
+        return found[0]
+    if path.exists():
+        return path
+    match = _HUB_ID.fullmatch(name)
+    if (
+        _is_path(name_or_path)
+        or not match
+        or (not match["file"] and name.endswith(WEIGHT_SUFFIXES))
+    ):
+        raise WeightsError(
+            f"{name}: there is no such file; expected a folder with {CONFIG_FILE} and {choices},"
+            " a weights file, or a hub id"
+        )
+    if match["file"]:
+        return _fetch(name, match["repo"], match["file"], match["revision"])
+    _fetch(name, match["repo"], CONFIG_FILE, match["revision"])
+    for file in weight_files[:-1]:
+        try:
+            return _fetch(name, match["repo"], file, match["revision"])
+        except WeightsError:  # older models have one of the others
+            continue
+    return _fetch(name, match["repo"], weight_files[-1], match["revision"])
+
+
+def find_beside(name_or_path: str | Path, file: str) -> Path | None:
+    """Another file of the folder or hub repository that a whole model's name stands for.
+
+    Args:
+        name_or_path: As `find_model` takes it.
+        file: The file's name.
+
+    Returns:
+        None where a folder lacks it, or where the name is that of one weights file.
+
+    Raises:
+        WeightsError: It cannot be fetched from the hub.
+    """
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    if path.exists() or _is_path(name_or_path):
+        return path / file if (path / file).is_file() else None
+    match = _HUB_ID.fullmatch(name)
+    if not match or match["file"] or name.endswith(WEIGHT_SUFFIXES):
+        return None
+    return _fetch(name, match["repo"], file, match["revision"])
+
+
+def _is_path(name_or_path: str | Path) -> bool:
+    """Whether what names no file here is a slip in a path, and no hub id."""
+    if isinstance(name_or_path, Path) or name_or_path.startswith(("/", ".", "~")):
+        return True
+    parts = Path(name_or_path).parts
+    return bool(parts) and Path(parts[0]).is_dir()
+
+
+def _options(bundled: dict[str, Path]) -> str:
+    return ", ".join([*bundled, *HUB_FILES])
+
+
+def _fetch(name: str, repository: str, file: str, revision: str | None) -> Path:
+    import huggingface_hub
+
+    try:
+        # An overload of it has no known type; without dry_run it gives a path.
+        fetched = huggingface_hub.hf_hub_download(  # pyright: ignore[reportUnknownMemberType]
+            repository, file, revision=revision
+        )
+        return Path(str(fetched))
+    except Exception as error:
+        # The hub client raises a dozen kinds, from its HTTP library's to its own.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        pin = f" --revision {revision}" if revision else ""
+        raise WeightsError(
+            f"{name}: {file} is not in the local cache and could not be fetched; where there is"
+            f" network, run `hf download {repository} {file}{pin}`, bring the file here and pass"
+            f" its path ({type(error).__name__}: {reason})"
+        ) from error

@@ -1,0 +1,188 @@
+"""The containers around a pickle that `torch.save` writes: a zip, and the form before torch 1.6.
+
+Both keep the numbers outside the pickle; here they are looked at in place (`mapped` is the whole
+file as a uint8 array) after every size has been checked.
+"""
+
+# What a pickle holds has no static type.
+# pyright: reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+# pyright: reportUnknownMemberType=false
+
+import io
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from im2sp.shards.weights.joblib_arrays import JOBLIB_REBUILDERS, joblib_setters
+from im2sp.shards.weights.pickles import InertUnpickler, ReadableFile, Rebuilder
+from im2sp.shards.weights.rebuild import (
+    REBUILDERS,
+    STATE_SETTERS,
+    TENSOR_REBUILDERS,
+    Storage,
+    storage_dtype,
+)
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LEGACY_PROTOCOL = 1001
+LEGACY_HEAD = b"\x80\x02\x8a\x0a"
+LOCAL_HEADER = struct.Struct("<4s5H3L2H")
+
+
+class StorageTable:
+    """Resolves the persistent ids of one file.
+
+    Args:
+        find: Key and byte count of a storage -> its bytes as a uint8 array of that length.
+    """
+
+    def __init__(self, find: Callable[[str, int], np.ndarray]) -> None:
+        self.find = find
+        self.described: dict[str, tuple[np.dtype, int]] = {}
+        self.storages: dict[str, Storage] = {}
+
+    def persistent_load(self, persistent_id: Any) -> Any:
+        """A storage, or the class that a pickled module of old names with its source."""
+        if type(persistent_id) is not tuple or len(persistent_id) < 2:
+            raise ValueError("a reference to data outside the pickle that is no storage")
+        if persistent_id[0] == "module":  # ('module', class, source file, source code)
+            return persistent_id[1]
+        tag, kind, key, _location, num_elements, *view = persistent_id
+        if tag != "storage" or not isinstance(key, str) or type(num_elements) is not int:
+            raise ValueError("a reference to data outside the pickle that is no storage")
+        dtype = storage_dtype(kind)
+        if num_elements < 0 or any(part is not None for part in view):
+            raise ValueError(f"storage {key[:40]!r} of {num_elements} elements, or a view of one")
+        if self.described.setdefault(key, (dtype, num_elements)) != (dtype, num_elements):
+            raise ValueError(f"storage {key[:40]!r} is described in two ways")
+        if key not in self.storages:
+            data = self.find(key, num_elements * dtype.itemsize)
+            # Mapped bytes may begin at any place; a copy is aligned for its type.
+            is_aligned = data.ctypes.data % dtype.itemsize == 0
+            self.storages[key] = Storage((data if is_aligned else data.copy()).view(dtype))
+        return self.storages[key]
+
+
+def unpickle(
+    file: ReadableFile,
+    table: StorageTable | None = None,
+    rebuilders: Mapping[str, Rebuilder] = REBUILDERS,
+    state_setters: Mapping[type, Callable[[Any, Any], Any]] = STATE_SETTERS,
+) -> Any:
+    """Read one pickle at the file's position."""
+    load = None if table is None else table.persistent_load
+    return InertUnpickler(file, rebuilders, load, state_setters).load()
+
+
+class TorchZip:
+    """`NAME/data.pkl`, and each storage uncompressed as `NAME/data/KEY`."""
+
+    def __init__(self, file: Any, mapped: np.ndarray) -> None:
+        self.mapped = mapped
+        with zipfile.ZipFile(file) as archive:
+            self.members = {info.filename: info for info in archive.infolist()}
+        pickles = [name for name in self.members if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise ValueError("a zip without one data.pkl, so not written by torch.save")
+        self.root = pickles[0].removesuffix("data.pkl")
+
+    def member(self, name: str) -> np.ndarray:
+        """A member's bytes; nothing is unpacked, so nothing can swell."""
+        info = self.members.get(self.root + name)
+        if info is None:
+            raise ValueError(f"its part {name[:60]!r} is missing")
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+            raise ValueError(f"its part {name[:60]!r} is compressed, which torch.save never does")
+        header = self.mapped[info.header_offset :][: LOCAL_HEADER.size].tobytes()
+        signature, *_, name_size, extra_size = LOCAL_HEADER.unpack(header)
+        start = info.header_offset + LOCAL_HEADER.size + name_size + extra_size
+        if signature != b"PK\x03\x04" or start + info.file_size > self.mapped.size:
+            raise ValueError(f"its part {name[:60]!r} lies outside the file")
+        return self.mapped[start : start + info.file_size]
+
+    def find(self, key: str, size_bytes: int) -> np.ndarray:
+        """A storage's bytes."""
+        data = self.member(f"data/{key}")
+        if data.size < size_bytes:
+            raise ValueError(f"storage {key[:40]!r} has {data.size} bytes, expected {size_bytes}")
+        return data[:size_bytes]
+
+    def load(self) -> Any:
+        """The content."""
+        if self.root + "byteorder" in self.members:
+            order = self.member("byteorder")[:10].tobytes()
+            if order != b"little":
+                raise ValueError(f"byte order {order!r}, expected b'little'")
+        pickled = io.BytesIO(self.member("data.pkl").tobytes())
+        return unpickle(pickled, StorageTable(self.find))
+
+
+def read_pickles(file: ReadableFile, mapped: np.ndarray) -> tuple[str, Any]:
+    """Form and content of torch's form before 1.6, or of one plain pickle or joblib's.
+
+    Tensors inside a plain pickle are whole torch files of their own; arrays in joblib's stand
+    between its instructions (see `joblib_arrays`).
+    """
+    if mapped[: len(LEGACY_HEAD)].tobytes() == LEGACY_HEAD:
+        magic = unpickle(file)
+        if type(magic) is int and magic == LEGACY_MAGIC:
+            return "torch before 1.6", _read_legacy(file, mapped)
+    file.seek(0)
+    nested = {
+        **REBUILDERS,
+        **JOBLIB_REBUILDERS,
+        "torch.storage._load_from_bytes": _load_from_bytes,
+    }
+    return "pickle", unpickle(file, None, nested, joblib_setters(file, mapped))
+
+
+def _load_from_bytes(data: Any) -> Any:
+    if type(data) is not bytes or not data:
+        raise TypeError("a tensor that is not bytes")
+    mapped = np.frombuffer(bytearray(data), np.uint8)
+    if data.startswith(b"PK\x03\x04"):
+        return TorchZip(io.BytesIO(data), mapped).load()
+    file = io.BytesIO(data)
+    if not data.startswith(LEGACY_HEAD) or unpickle(file) != LEGACY_MAGIC:
+        raise ValueError("a tensor that is no torch file")
+    return _read_legacy(file, mapped)
+
+
+def _read_legacy(file: ReadableFile, mapped: np.ndarray) -> Any:
+    """After the magic number: protocol; system; content; keys; each storage's count and bytes.
+
+    Tensors are described before their storages lie in the file, so the content is read twice:
+    first for the storages' sizes, then for itself.
+    """
+    protocol, system = unpickle(file), unpickle(file)
+    if protocol != LEGACY_PROTOCOL or not isinstance(system, dict):
+        raise ValueError("torch's form before 1.6, of an unknown version")
+    if system.get("little_endian") is not True:
+        raise ValueError("a file of a big-endian machine, expected little-endian")
+    start = file.tell()
+    sizes = StorageTable(lambda _key, _size_bytes: np.empty(0, np.uint8))
+    placeholder = np.empty(0)
+    unpickle(
+        file, sizes, {**REBUILDERS, **dict.fromkeys(TENSOR_REBUILDERS, lambda *_: placeholder)}
+    )
+    keys = unpickle(file)
+    position = file.tell()
+    found: dict[str, np.ndarray] = {}
+    for key in keys:
+        if key not in sizes.described:
+            raise ValueError("a storage that no tensor looks into")
+        dtype, num_elements = sizes.described[key]
+        (declared,) = struct.unpack("<q", mapped[position : position + 8].tobytes())
+        end = position + 8 + num_elements * dtype.itemsize
+        if declared != num_elements or end > mapped.size:
+            raise ValueError(
+                f"storage {key[:40]!r} has {declared} elements or is cut, expected {num_elements}"
+            )
+        found[key] = mapped[position + 8 : end]
+        position = end
+    file.seek(start)
+    return unpickle(file, StorageTable(lambda key, _: found[key]))

@@ -1,0 +1,65 @@
+import sys
+
+import numpy as np
+import pytest
+
+from im2sp.tools.engines.asr import edits, load_recognizer, word_errors, words_of
+from support.evaluation import make_ctc_model, make_seq2seq_model
+
+
+def sound(seconds=1.0, seed=0):
+    rng = np.random.default_rng(seed)
+    return (0.1 * rng.standard_normal(int(16_000 * seconds))).astype(np.float32)
+
+
+def test_pocketsphinx_hears_each_clip_as_if_alone():
+    pytest.importorskip("pocketsphinx")
+    recognizer = load_recognizer("pocketsphinx")
+    assert recognizer.name == "pocketsphinx"
+    assert recognizer.fingerprint.startswith("pocketsphinx 5")
+    first = recognizer.transcribe(sound())
+    recognizer.transcribe(0.01 * sound(0.5, seed=1))
+    assert recognizer.transcribe(sound()) == first
+    assert recognizer.transcribe(sound(0.05)) == ""
+
+
+@pytest.mark.parametrize("make", [make_ctc_model, make_seq2seq_model])
+def test_models_of_transformers(make, tmp_path):
+    folder = make(tmp_path / "model")
+    recognizer = load_recognizer(str(folder), device="cpu")
+    assert recognizer.name == "model"
+    assert len(recognizer.fingerprint) == 64
+    text = recognizer.transcribe(sound())
+    assert isinstance(text, str)
+    assert not set(text.lower()) - set("abcdefghij ")
+    assert recognizer.transcribe(sound()) == text
+    assert recognizer.transcribe(sound(0.01)) == ""
+    again = load_recognizer(str(folder), device="cpu")
+    assert again.fingerprint == recognizer.fingerprint
+
+
+def test_what_cannot_be_loaded(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="no model of speech to text that transformers can load"):
+        load_recognizer(str(tmp_path))
+    monkeypatch.setitem(sys.modules, "pocketsphinx", None)
+    with pytest.raises(ValueError, match="pocketsphinx is not installed: pip install"):
+        load_recognizer("pocketsphinx")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match="x: transformers, which reads it, is not installed"):
+        load_recognizer("x")
+
+
+def test_word_errors():
+    assert words_of("A dog's t-shirt, TWO.") == ["a", "dog's", "t", "shirt", "two"]
+    assert word_errors("the dog runs", "A dog runs fast.") == (2, 4)
+    assert word_errors("", "two words") == (2, 2)
+    assert word_errors("a word", "") == (2, 0)
+    assert edits([1, 2, 3], [1, 3]) == 1
+    assert edits(range(70_000, 70_300), range(70_001, 70_300)) == 1
+
+
+def test_edits_without_rapidfuzz(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rapidfuzz.distance", None)
+    with pytest.raises(ValueError, match=r"rapidfuzz, .* pip install 'im2sp\[evaluate\]' or"):
+        edits([1], [2])

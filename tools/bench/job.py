@@ -1,0 +1,182 @@
+"""Time the whole tokenize job against its encoder alone, and watch its memory.
+
+    python tools/bench/job.py photographs.tar --weights compact --num-images 512
+    python tools/bench/job.py photographs.tar --memory 1000 7000 --size tiny
+
+The first takes turns, `--repeats` times: the job on the first `--num-images` files of the source,
+and `ImageTokenizer.encode` on the same pictures, decoded beforehand. The job's time is the one its
+summary prints: from the first task for the decoding processes to the last shard written; loading
+the tokenizer is left out. The second runs the job for each number of images and prints the most
+memory its main process ever held. Both run the command itself, as a user would. One JSON row
+a case, then a table.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+from im2sp.pipeline.decoding.images import DEFAULT_MAX_PIXELS, ByteRange
+from im2sp.pipeline.image_tokenizer.tokenizer import load_image_tokenizer
+from im2sp.pipeline.image_tokenizer.weights import image_tokenizer_bytes
+from im2sp.pipeline.job.decode_pool import decode
+from im2sp.pipeline.job.encode import MIN_CPU_BATCH_INPUTS
+from im2sp.pipeline.sources import list_source
+from im2sp.shards.command_line import run_command
+from im2sp.tools.bench.timing import table
+from im2sp.tools.bench.tokenize import SIZES, Settings, make_network, photographs
+
+
+def copy_images(sources: Sequence[Path], num_images: int, folder: Path) -> None:
+    """Write the first images of some sources into a folder, as the files they are."""
+    items = [item for source in sources for item in list_source(source).items if item.image]
+    if len(items) < num_images:
+        raise ValueError(f"the sources hold {len(items)} images; {num_images} were asked for")
+    for i, item in enumerate(items[:num_images]):
+        image = item.image
+        if isinstance(image, ByteRange):
+            with open(image.path, "rb") as file:
+                file.seek(image.offset)
+                data = file.read(image.size_bytes)
+        else:
+            assert image is not None
+            data = image.read_bytes()
+        (folder / f"{i:06d}{Path(item.name).suffix}").write_bytes(data)
+
+
+def weights_file(size: str, weights: str, folder: Path) -> str:
+    """What --image-tokenizer takes: the weights asked for, or a file with random ones of a size."""
+    if weights:
+        return weights
+    assert size in SIZES
+    settings = Settings(size=size, num_images=1)  # pyright: ignore[reportArgumentType] # checked above
+    path = folder / f"{size}.safetensors"
+    path.write_bytes(image_tokenizer_bytes(make_network(settings, photographs(settings))))
+    return str(path)
+
+
+def run_once(folder: Path, weights: str, precision: str) -> dict[str, Any]:
+    """The command on a folder, into one that is dropped; its summary, and its peak memory."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "im2sp.pipeline.cli", str(folder), "--json", "--quiet"]
+        command += ["--out", f"{out}/shards", "--image-tokenizer", weights]
+        with subprocess.Popen([*command, "--precision", precision], stdout=subprocess.PIPE) as job:
+            assert job.stdout is not None
+            text = job.stdout.read()
+            _, status, usage = os.wait4(job.pid, 0)
+            job.returncode = os.waitstatus_to_exitcode(status)
+        if job.returncode:
+            raise ValueError(f"im2sp-tokenize ended with {job.returncode}")
+        return {**json.loads(text), "peak_bytes": usage.ru_maxrss * 1024}
+
+
+def decoded_pixels(folder: Path) -> list[Tensor]:
+    """The pictures of a folder as the job hands them to the encoder: float32 batches."""
+    items = list_source(folder).items
+    batches = []
+    for start in range(0, len(items), MIN_CPU_BATCH_INPUTS):
+        rows = (
+            decode(item, "squash-224", DEFAULT_MAX_PIXELS).pixels
+            for item in items[start : start + MIN_CPU_BATCH_INPUTS]
+        )
+        pixels = torch.stack([torch.from_numpy(row) for row in rows if row is not None])
+        batches.append(pixels.permute(0, 3, 1, 2).contiguous().float() / 255)
+    return batches
+
+
+def time_job(folder: Path, weights: str, precision: str, repeats: int) -> list[dict[str, Any]]:
+    """Rows for the encoder alone and for the job."""
+    kind = "bf16" if precision == "bf16" else "fp32"
+    tokenizer = load_image_tokenizer(weights, precision=kind)
+    batches = decoded_pixels(folder)
+    num_images = sum(len(batch) for batch in batches)
+    tokenizer.encode(batches[0])
+    rates: dict[str, list[float]] = {"encoder": [], "job": []}
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for batch in batches:
+            tokenizer.encode(batch)
+        rates["encoder"].append(num_images / (time.perf_counter() - start))
+        result = run_once(folder, weights, precision)
+        rates["job"].append(result["num_encoded"] / result["encode_s"])
+    shares = [job / encoder for job, encoder in zip(rates["job"], rates["encoder"], strict=True)]
+    return [
+        {
+            "case": f"{name}, {tokenizer.name}, {precision}",
+            "images_per_s": round(statistics.median(values), 2),
+            "share": round(statistics.median(shares), 3) if name == "job" else 1.0,
+            "slowest": round(min(values), 2),
+            "fastest": round(max(values), 2),
+            "num_images": num_images,
+            "repeats": repeats,
+            "threads": torch.get_num_threads(),
+        }
+        for name, values in rates.items()
+    ]
+
+
+def run(config: "BenchJobConfig") -> list[dict[str, Any]]:
+    """All rows that the flags ask for."""
+    rows: list[dict[str, Any]] = []
+    for num_images in config.memory or [config.num_images]:
+        with tempfile.TemporaryDirectory() as name:
+            weights = weights_file(config.size, config.weights, Path(name))
+            folder = Path(name) / "images"
+            folder.mkdir()
+            copy_images(config.sources, num_images, folder)
+            if config.memory:
+                peak_mb = run_once(folder, weights, "fp32")["peak_bytes"] / 1e6
+                case = f"memory, {num_images} images"
+                rows.append({"case": case, "peak_mb": round(peak_mb, 1)})
+                continue
+            for precision in config.precisions:
+                rows += time_job(folder, weights, precision, config.repeats)
+    return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchJobConfig:
+    """Time the tokenize job against its encoder, or measure its memory."""
+
+    sources: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders or .tar files of images."""
+    size: Literal["tiny", "small", "base"] = "base"
+    """Size of the encoder, with random weights."""
+    weights: str = ""
+    """Weights to use instead, such as compact."""
+    precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32",)
+    """Precisions to time."""
+    num_images: int = 256
+    """Images to tokenize."""
+    repeats: int = 3
+    """Runs of each case."""
+    memory: tuple[int, ...] = ()
+    """Measure the peak memory for these numbers of images instead of timing."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command and return the exit code."""
+    return run_command("bench_job", BenchJobConfig, _run, args)
+
+
+def _run(config: BenchJobConfig) -> None:
+    rows = run(config)
+    for row in rows:
+        print(json.dumps(row))
+    columns = ("case", "peak_mb") if config.memory else ("case", "images_per_s", "share")
+    print(table(rows, columns))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

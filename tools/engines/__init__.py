@@ -1,0 +1,1 @@
+"""Programs and models of others: speech recognition, synthesis, metrics, MOS."""

@@ -1,0 +1,1 @@
+"""Parts of im2sp-evaluate: stages, metrics, intervals, tables."""

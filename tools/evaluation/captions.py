@@ -1,0 +1,284 @@
+"""Scores of captions against their references: those of the COCO caption evaluation.
+
+Equal to pycocoevalcap 1.2 (its CIDEr is what its paper calls CIDEr-D: clipped, with a Gaussian of
+the difference in length, sigma 6). BLEU, ROUGE-L and CIDEr need nothing else; METEOR and SPICE are
+Java programs, and where they cannot run, the report names what is missing. Intervals are
+bootstraps over images; CIDEr's weights of n-grams stay those of the whole corpus in them.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from im2sp.tools.engines.java import (
+    METEOR_JAR,
+    TOKENIZER_JAR,
+    JavaTools,
+    Meteor,
+    meteor_statistics,
+    spice,
+)
+from im2sp.tools.evaluation.caption_tokens import tokenize, tokenize_with_java
+from im2sp.tools.evaluation.intervals import DEFAULT_RESAMPLES, interval
+from im2sp.trainer.bleu import MAX_ORDER
+from im2sp.trainer.bleu import bleu_sums as counted
+
+Tokens = Sequence[Hashable]
+_SMALL, _TINY = 1e-9, 1e-15  # pycocoevalcap's, against a division by zero
+_ROUGE_BETA = 1.2
+_CIDER_SIGMA = 6.0
+METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
+"""Names of the scores; CIDEr lies between 0 and 10, the others between 0 and 1."""
+
+
+@dataclass(kw_only=True)
+class Scores:
+    """Figures of a corpus with their 95 % intervals, and why others are not there."""
+
+    num_items: int
+    scores: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, list[float]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def put(self, name: str, score: float | np.floating, ends: ArrayLike) -> None:
+        """Add a figure and the two ends of its interval."""
+        self.scores[name] = float(score)
+        self.intervals[name] = np.asarray(ends, np.float64).tolist()
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return {
+            "num_items": self.num_items,
+            **self.scores,
+            "intervals": self.intervals,
+            "missing": self.missing,
+        }
+
+
+def check_captions(
+    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """The ids, in the candidates' order.
+
+    Raises:
+        ValueError: No captions, ids of one side only, or something that is no text.
+    """
+    if not candidates:
+        raise ValueError("no candidates, expected at least one id with its caption")
+    for here, there, side in (
+        (candidates, references, "references"),
+        (references, candidates, "candidates"),
+    ):
+        alone = [key for key in here if key not in there]
+        if alone:
+            raise ValueError(
+                f"{len(alone)} ids have no {side}, the first is {alone[0]!r}; give both for each id"
+            )
+    for key, text in candidates.items():
+        if not isinstance(text, str):
+            raise ValueError(f"candidate {key!r}: {type(text).__name__}, expected one text")
+        group = references[key]
+        if not isinstance(group, list | tuple) or not group:
+            raise ValueError(f"references {key!r}: expected a list of one or more texts")
+        if not all(isinstance(reference, str) for reference in group):
+            raise ValueError(f"references {key!r}: something in the list is no text")
+    return list(candidates)
+
+
+def score_captions(
+    candidates: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    *,
+    tools: JavaTools | None = None,
+    resamples: int = DEFAULT_RESAMPLES,
+    seed: int = 0,
+) -> Scores:
+    """Score captions.
+
+    Args:
+        candidates: Of each image its caption, any text.
+        references: Of the same images one or more captions.
+        tools: Java and its jars; None looks for them.
+        resamples: Of the intervals.
+        seed: Of the intervals.
+
+    Raises:
+        ValueError: See `check_captions`; or a Java program breaks off.
+    """
+    ids = check_captions(candidates, references)
+    tools = JavaTools.find() if tools is None else tools
+    found = _tokenized([candidates[key] for key in ids], tools)
+    sizes = [len(references[key]) for key in ids]
+    flat = iter(_tokenized([text for key in ids for text in references[key]], tools))
+    wanted = [[next(flat) for _ in range(size)] for size in sizes]
+    result = Scores(num_items=len(ids))
+    _put_ngram_scores(result, found, wanted, resamples, seed)
+    _put_meteor(result, found, wanted, tools, resamples, seed)
+    _put_spice(result, found, wanted, tools, resamples, seed)
+    return result
+
+
+def _tokenized(texts: list[str], tools: JavaTools) -> list[str]:
+    """By the metrics' own program where it can run, else by ours."""
+    if tools.missing(TOKENIZER_JAR) is not None:
+        return [tokenize(text) for text in texts]
+    assert tools.java is not None
+    assert tools.jars is not None
+    return tokenize_with_java(texts, tools.java, tools.jars / TOKENIZER_JAR)
+
+
+def _put_ngram_scores(
+    result: Scores, found: list[str], wanted: list[list[str]], resamples: int, seed: int
+) -> None:
+    words = [text.split() for text in found]
+    groups = [[text.split() for text in group] for group in wanted]
+    sums = np.stack([bleu_sums(c, group) for c, group in zip(words, groups, strict=True)])
+    ends = interval(sums, bleu, resamples=resamples, seed=seed)
+    for order, score in enumerate(bleu(sums.sum(0))):
+        result.put(f"Bleu_{order + 1}", score, ends[:, order])
+    # pycocoevalcap splits at single spaces here, which makes one empty word of no text.
+    pairs = zip(found, wanted, strict=True)
+    rouge = [rouge_l(c.split(" "), [r.split(" ") for r in group]) for c, group in pairs]
+    result.put("ROUGE_L", np.mean(rouge), interval(rouge, resamples=resamples, seed=seed))
+    each = cider(words, groups)
+    result.put("CIDEr", np.mean(each), interval(each, resamples=resamples, seed=seed))
+
+
+def _put_meteor(
+    result: Scores,
+    found: list[str],
+    wanted: list[list[str]],
+    tools: JavaTools,
+    resamples: int,
+    seed: int,
+) -> None:
+    why = tools.missing(METEOR_JAR)
+    if why is not None:
+        result.missing["METEOR"] = why
+        return
+    with Meteor(tools) as meteor:
+        counts = meteor_statistics(meteor, found, wanted)
+
+        def scored(sums: np.ndarray) -> np.ndarray:
+            return np.array([meteor.score(row) for row in sums])
+
+        ends = interval(counts, scored, resamples=resamples, seed=seed)
+        result.put("METEOR", meteor.score(counts.sum(0)), ends)
+
+
+def _put_spice(
+    result: Scores,
+    found: list[str],
+    wanted: list[list[str]],
+    tools: JavaTools,
+    resamples: int,
+    seed: int,
+) -> None:
+    why = tools.spice_missing()
+    if why is not None:
+        result.missing["SPICE"] = why
+        return
+    try:
+        each = spice(tools, found, wanted)
+    except ValueError as error:
+        result.missing["SPICE"] = str(error)
+        return
+    result.put("SPICE", np.mean(each), interval(each, resamples=resamples, seed=seed))
+
+
+def _ngrams(tokens: Tokens) -> Counter[tuple[Hashable, ...]]:
+    """How often each run of 1 to 4 tokens occurs."""
+    return Counter(
+        tuple(tokens[start : start + order])
+        for order in range(1, MAX_ORDER + 1)
+        for start in range(len(tokens) - order + 1)
+    )
+
+
+def bleu_sums(candidate: Tokens, references: Sequence[Tokens]) -> NDArray[np.float64]:
+    """(NUM_SUMS,) what one candidate adds to its corpus, as `trainer.bleu` counts it; see `bleu`.
+
+    Args:
+        candidate: Its tokens, none is allowed.
+        references: Those of one or more references.
+    """
+    return np.array(counted(candidate, references), np.float64)
+
+
+def bleu(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(..., 4) BLEU-1 to BLEU-4, 0 to 1, of (..., NUM_SUMS) sums over a corpus."""
+    found, tried = sums[..., :MAX_ORDER], sums[..., MAX_ORDER : 2 * MAX_ORDER]
+    length, closest = sums[..., 2 * MAX_ORDER, None], sums[..., 2 * MAX_ORDER + 1, None]
+    products = np.cumprod((found + _TINY) / (tried + _SMALL), axis=-1)
+    ratio = (length + _TINY) / (closest + _SMALL)
+    brevity = np.exp(np.minimum(0.0, 1 - 1 / ratio))
+    return products ** (1 / np.arange(1, MAX_ORDER + 1)) * brevity
+
+
+def rouge_l(candidate: Tokens, references: Sequence[Tokens]) -> float:
+    """ROUGE-L of one candidate, 0 to 1: best precision and best recall, each of any reference."""
+    common = [_common(candidate, reference) for reference in references]
+    precision = max(common) / len(candidate)
+    recall = max(c / len(r) for c, r in zip(common, references, strict=True))
+    if not precision or not recall:
+        return 0.0
+    weight = _ROUGE_BETA**2
+    return (1 + weight) * precision * recall / (recall + weight * precision)
+
+
+def _common(a: Tokens, b: Tokens) -> int:
+    """Length of the longest common subsequence."""
+    row = [0] * (len(b) + 1)
+    for left in a:
+        above_left = 0
+        for j, right in enumerate(b, 1):
+            above = row[j]
+            row[j] = above_left + 1 if left == right else max(above, row[j - 1])
+            above_left = above
+    return row[-1]
+
+
+def cider(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
+    """CIDEr of each candidate, 0 to 10; the corpus's is their mean.
+
+    An n-gram weighs the less, the more images have it in their references. So a caption's score
+    depends on the corpus: one image alone scores 0.
+    """
+    counts = [[_ngrams(reference) for reference in group] for group in references]
+    images_with: dict[tuple[Hashable, ...], int] = defaultdict(int)
+    for group in counts:
+        for ngram in set().union(*group):
+            images_with[ngram] += 1
+    log_images = math.log(len(counts)) if counts else 0.0
+
+    def vectors(ngrams: Counter[tuple[Hashable, ...]]) -> tuple[list[dict], list[float], int]:
+        """Of each order the weights and their norm; and how many pairs of words there are."""
+        weights: list[dict[tuple[Hashable, ...], float]] = [{} for _ in range(MAX_ORDER)]
+        for ngram, count in ngrams.items():
+            rarity = log_images - math.log(max(1, images_with.get(ngram, 0)))
+            weights[len(ngram) - 1][ngram] = count * rarity
+        norms = [math.sqrt(sum(w * w for w in of_order.values())) for of_order in weights]
+        return weights, norms, sum(c for ngram, c in ngrams.items() if len(ngram) == 2)
+
+    scores = []
+    for candidate, group in zip(candidates, counts, strict=True):
+        ours, our_norms, our_length = vectors(_ngrams(candidate))
+        total = 0.0
+        for theirs, their_norms, their_length in map(vectors, group):
+            gauss = math.exp(-((our_length - their_length) ** 2) / (2 * _CIDER_SIGMA**2))
+            for order in range(MAX_ORDER):
+                other = theirs[order]
+                alike = sum(
+                    min(weight, other[ngram]) * other[ngram]
+                    for ngram, weight in ours[order].items()
+                    if ngram in other
+                )
+                norm = our_norms[order] * their_norms[order]
+                total += gauss * (alike / norm if norm else alike)
+        scores.append(10 * total / MAX_ORDER / len(group))
+    return scores

@@ -1,0 +1,298 @@
+"""The chain of an evaluation: what a model says of images, spoken, heard, and judged.
+
+Stages (see `evaluate_stages`): `said` (units or text of each image), `spoken` (sound files, where
+there is speech), `heard` (what a recognizer hears), `mos` (predicted opinions).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import soundfile as sf
+from tqdm import tqdm
+
+from im2sp.shards import Sample, ShardDataset
+from im2sp.shards.files import atomic_file
+from im2sp.tools.engines.asr import RATE_HZ, load_recognizer
+from im2sp.tools.engines.flite import speak
+from im2sp.tools.engines.mos import Dnsmos
+from im2sp.tools.evaluation.config import EvaluateConfig, Topline
+from im2sp.tools.evaluation.stages import Row, StageFolder
+
+SOUND_DIR = "speech"
+BATCH_IMAGES = 8
+MAX_TOKENS = 511
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A sample and its part in the evaluation."""
+
+    sample: Sample
+    references: list[str]
+    said: str | None
+    """The text behind a topline's speech, by which word errors are counted."""
+
+
+@dataclass(kw_only=True)
+class Chain:
+    """What came of the stages; rows are in the samples' order."""
+
+    kind: Literal["speech", "text"]
+    said: list[Row]
+    heard: list[Row] | None
+    mos: list[Row] | None
+    about: dict[str, Any]
+    """Names and fingerprints of what was used."""
+    missing: dict[str, str]
+
+
+def judged_samples(
+    dataset: ShardDataset, topline: Topline | None, limit: int | None
+) -> tuple[list[Judged], int]:
+    """Samples that can be judged, and how many cannot.
+
+    A model needs an image and a caption. A topline speaks the first caption and is judged by the
+    others; that of units needs an utterance, whose text is the first caption.
+    """
+    kept: list[Judged] = []
+    num_without = 0
+    for sample in dataset:
+        if limit is not None and len(kept) == limit:
+            break
+        captions = [caption for caption in sample.captions if caption.strip()]
+        if topline is None:
+            is_whole, said = sample.image_units is not None and len(captions) > 0, None
+        else:
+            said = sample.captions[0] if sample.captions else ""
+            captions = [caption for caption in sample.captions[1:] if caption.strip()]
+            has_speech = topline == "captions" or len(sample.speech_units) > 0
+            is_whole = bool(said.strip()) and len(captions) > 0 and has_speech
+        if is_whole:
+            kept.append(Judged(sample=sample, references=captions, said=said))
+        else:
+            num_without += 1
+    return kept, num_without
+
+
+def run_chain(
+    config: EvaluateConfig, dataset: ShardDataset, items: Sequence[Judged], folder: StageFolder
+) -> Chain:
+    """Run the stages that are not kept yet.
+
+    Raises:
+        ValueError: Weights or packages are missing or do not fit the dataset.
+    """
+    speaker = _speaker(config, dataset)
+    inputs = {
+        "shards": dataset.manifest.sha256,
+        "split": dataset.split,
+        "keys": [item.sample.key for item in items],
+        **speaker.inputs,
+    }
+
+    def bar(rows: Iterator[Row], what: str, start: int) -> Iterator[Row]:
+        return iter(tqdm(rows, desc=what, total=len(items), initial=start, disable=config.quiet))
+
+    said = folder.rows(
+        "said", inputs, len(items), lambda start: bar(speaker.said(items[start:]), "say", start)
+    )
+    chain = Chain(
+        kind=speaker.kind, said=said, heard=None, mos=None, about=speaker.inputs, missing={}
+    )
+    if speaker.kind == "text" and config.cascade is None and config.topline is None:
+        return chain
+    voice = _FliteVoice(config) if speaker.kind == "text" else _UnitVoice(config, dataset)
+    chain.about |= voice.inputs
+    inputs = {"said": folder.sha256("said"), **voice.inputs}
+    spoken = folder.rows(
+        "spoken",
+        inputs,
+        len(items),
+        lambda start: bar(_spoken(said, start, voice, folder.folder), "speak", start),
+    )
+    _hear_and_judge(config, chain, spoken, folder, bar)
+    return chain
+
+
+def _hear_and_judge(
+    config: EvaluateConfig, chain: Chain, spoken: list[Row], folder: StageFolder, bar: Any
+) -> None:
+    """The stages `heard` and `mos` of what was spoken."""
+    recognizer = load_recognizer(config.asr, config.device)
+    recognized = {"asr": recognizer.name, "asr_fingerprint": recognizer.fingerprint}
+    chain.about |= recognized
+
+    def heard(start: int) -> Iterator[Row]:
+        for row in spoken[start:]:
+            samples = read_sound(folder.folder, row)
+            yield {"key": row["key"], "text": recognizer.transcribe(samples)}
+
+    inputs = {"spoken": folder.sha256("spoken"), **recognized}
+    chain.heard = folder.rows(
+        "heard", inputs, len(spoken), lambda start: bar(heard(start), "hear", start)
+    )
+    try:
+        judge = Dnsmos()
+    except ValueError as error:
+        chain.missing["DNSMOS"] = str(error)
+        return
+
+    def mos(start: int) -> Iterator[Row]:
+        for row in spoken[start:]:
+            samples = read_sound(folder.folder, row)
+            yield {"key": row["key"], "scores": judge.score(samples) if len(samples) else None}
+
+    inputs = {"spoken": folder.sha256("spoken"), "mos": judge.name}
+    chain.mos = folder.rows(
+        "mos", inputs, len(spoken), lambda start: bar(mos(start), "judge", start)
+    )
+
+
+def read_sound(folder: Path, row: Row) -> np.ndarray:
+    """(T,) float32 of a row of `spoken`; none where nothing was said."""
+    if row["file"] is None:
+        return np.zeros(0, np.float32)
+    samples, rate_hz = sf.read(folder / row["file"], dtype="float32")
+    assert rate_hz == RATE_HZ
+    return samples
+
+
+class _Speaker(Protocol):
+    """Who tells what is to be spoken."""
+
+    kind: Literal["speech", "text"]
+    inputs: dict[str, Any]
+
+    def said(self, items: Sequence[Judged]) -> Iterator[Row]: ...
+
+
+class _Voice(Protocol):
+    """Who speaks it."""
+
+    inputs: dict[str, Any]
+
+    def speak(self, row: Row) -> np.ndarray: ...
+
+
+def _speaker(config: EvaluateConfig, dataset: ShardDataset) -> _Speaker:
+    if config.topline is not None:
+        return _Topline(config.topline)
+    return _Model(config, dataset)
+
+
+class _Topline:
+    """The dataset itself: what a perfect model would say."""
+
+    def __init__(self, topline: Topline) -> None:
+        self.kind: Literal["speech", "text"] = "speech" if topline == "units" else "text"
+        self.inputs: dict[str, Any] = {"topline": topline}
+
+    def said(self, items: Sequence[Judged]) -> Iterator[Row]:
+        for item in items:
+            row: Row = {"key": item.sample.key}
+            if self.kind == "text":
+                row["text"] = item.said
+            else:
+                row["units"] = item.sample.speech_units[0].tolist()
+                if item.sample.durations is not None:
+                    row["durations"] = item.sample.durations[0].tolist()
+            yield row
+
+
+class _Model:
+    """A trained run."""
+
+    def __init__(self, config: EvaluateConfig, dataset: ShardDataset) -> None:
+        from im2sp.pipeline.tensors import state_fingerprint
+        from im2sp.trainer import load_model
+        from im2sp.trainer.text import TEXT_MODEL_NAME, read_text_model
+
+        assert config.run is not None
+        self._config = config
+        self._model = load_model(config.run, config.codebook, device=config.device)
+        kind = self._model.config.vocabulary.kind
+        if kind == "words":
+            raise ValueError(
+                f"{config.run}: tells which words captions would hold and writes none; give a run"
+                " of im2sp-train --target speech or text"
+            )
+        self.kind: Literal["speech", "text"] = kind
+        self._max_tokens = min(config.max_tokens, self._model.config.max_positions)
+        self.inputs: dict[str, Any] = {
+            "run": Path(config.run).name,
+            "run_fingerprint": state_fingerprint(self._model),
+            "num_beams": config.num_beams,
+            "max_tokens": self._max_tokens,
+        }
+        self._text_model = None
+        if self.kind == "text":
+            folder = Path(config.run)
+            places = [folder / TEXT_MODEL_NAME, folder.parent / TEXT_MODEL_NAME]
+            place = next((one for one in places if one.is_file()), places[0])
+            self._text_model = read_text_model(place)
+
+    def said(self, items: Sequence[Judged]) -> Iterator[Row]:
+        import torch
+
+        from im2sp.trainer import generate
+
+        device = next(self._model.parameters()).device
+        for start in range(0, len(items), BATCH_IMAGES):
+            batch = items[start : start + BATCH_IMAGES]
+            images = np.stack([np.asarray(item.sample.image_units) for item in batch])
+            units = torch.from_numpy(images.astype(np.int64)).to(device)
+            found = generate(self._model, units, self._config.num_beams, self._max_tokens)
+            for item, ids in zip(batch, found, strict=True):
+                text = None if self._text_model is None else self._text_model.decode(ids)
+                said = {"units": ids} if text is None else {"text": text}
+                yield {"key": item.sample.key, **said}
+
+
+class _UnitVoice:
+    """The vocoder."""
+
+    def __init__(self, config: EvaluateConfig, dataset: ShardDataset) -> None:
+        from im2sp.pipeline import load_vocoder
+
+        self._vocoder = load_vocoder(config.vocoder, device=config.device)
+        told = dataset.manifest.speech_tokenizer or {}
+        self._vocoder.check_units(
+            told.get("num_units"), told.get("fingerprint"), "the shards' speech"
+        )
+        self._speaker = 0 if self._vocoder.num_speakers else None
+        self.inputs: dict[str, Any] = {
+            "vocoder": self._vocoder.name,
+            "vocoder_fingerprint": self._vocoder.fingerprint,
+        }
+
+    def speak(self, row: Row) -> np.ndarray:
+        durations = row.get("durations")
+        return self._vocoder.synthesize(row["units"], durations, self._speaker)
+
+
+class _FliteVoice:
+    """flite."""
+
+    def __init__(self, config: EvaluateConfig) -> None:
+        self._voice = config.voice
+        self.inputs: dict[str, Any] = {"cascade": "flite", "voice": config.voice}
+
+    def speak(self, row: Row) -> np.ndarray:
+        if not any(c.isalnum() for c in row["text"]):
+            return np.zeros(0, np.float32)
+        return speak(row["text"], self._voice).samples.astype(np.float32) / 32768
+
+
+def _spoken(said: list[Row], start: int, voice: _Voice, folder: Path) -> Iterator[Row]:
+    """Speak rows of `said` from one on, each into a file before its row comes."""
+    (folder / SOUND_DIR).mkdir(exist_ok=True)
+    for number, row in enumerate(said[start:], start):
+        samples = voice.speak(row)
+        name = f"{SOUND_DIR}/{number:06d}.wav" if len(samples) else None
+        if name is not None:
+            with atomic_file(folder / name) as file:
+                sf.write(file, samples, RATE_HZ, "PCM_16", format="WAV")
+        yield {"key": row["key"], "file": name, "duration_s": len(samples) / RATE_HZ}

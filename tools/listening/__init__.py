@@ -1,0 +1,1 @@
+"""The listening test: page and scores."""

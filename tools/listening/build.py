@@ -1,0 +1,355 @@
+"""Writer of a listening test: a blind page with its media in one folder, and the key beside it.
+
+The clips come from folders of im2sp-speak and from a reference by image name.
+
+    OUT/page/index.html      what listeners get, with media/ beside it
+    OUT/page/media/*.wav     16 kHz, 16 bit, mono, without any notes; the level is left as it is
+    OUT/page/media/*.jpg
+    OUT/key.json             which sample is of which system
+
+Samples and pictures have names drawn by chance, and are written in the order of these names, so
+that nothing in the page's folder tells a system. The same input and seed give the same bytes.
+"""
+
+import hashlib
+import io
+import json
+import random
+import re
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+from PIL import Image
+
+from im2sp.pipeline.decoding.audio import SAMPLE_RATE_HZ, read_audio
+from im2sp.pipeline.decoding.images import read_image
+from im2sp.shards.files import TMP_SUFFIX, atomic_file
+from im2sp.tools.listening.page import PageSample, page
+from im2sp.tools.listening.score import KEY_FORM
+from im2sp.tools.speaking.page import PAGE_NAME, SPOKEN_NAME
+
+KEY_NAME = "key.json"
+PAGE_DIR = "page"
+MEDIA_DIR = "media"
+INDEX_NAME = "index.html"
+_NAME_BITS = 48
+_COMPARED_PX = 32
+# Mean difference of 8-bit values up to which two small pictures are the same picture, saved twice.
+_SAME_LEVELS = 8.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """What one system says of images."""
+
+    name: str
+    folder: Path
+    sounds: Mapping[str, Path]
+    """Files by the image's key."""
+    pictures: Mapping[str, Path]
+    """JPEG files by the image's key; a system that spoke units has none."""
+
+
+def read_spoken(name: str, folder: Path) -> System:
+    """A folder that im2sp-speak wrote.
+
+    Raises:
+        ValueError: It is none, is not finished, or lists what is not there.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{name}={folder}: no such folder; give one that im2sp-speak wrote")
+    for file in (SPOKEN_NAME, PAGE_NAME):
+        if not (folder / file).is_file():
+            raise ValueError(
+                f"{name}={folder}: holds no {file}, so im2sp-speak did not finish there; run it"
+                " again, or give the folder of its --out"
+            )
+    sounds: dict[str, Path] = {}
+    lines = (folder / SPOKEN_NAME).read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            key, wav = row["key"], folder / Path(row["wav"]).name
+            if not isinstance(key, str):
+                raise TypeError
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(
+                f"{folder / SPOKEN_NAME}:{number}: expected a row with key and wav; run im2sp-speak"
+                " again"
+            ) from None
+        if not wav.is_file():
+            raise ValueError(f"{wav}: missing, but {SPOKEN_NAME} lists it; run im2sp-speak again")
+        sounds[key] = wav
+    pictures = {key: wav.with_suffix(".jpg") for key, wav in sounds.items()}
+    return System(
+        name=name,
+        folder=folder,
+        sounds=sounds,
+        pictures={key: path for key, path in pictures.items() if path.is_file()},
+    )
+
+
+def read_reference(name: str, folder: Path, keys: Iterable[str]) -> System:
+    """Wav files by image name: `x.wav`, or the first of `x_0.wav`, `x_1.wav`, .. for the image x.
+
+    An image whose key has folders in it, such as `a/x`, may have its sound in `a/` or at the top.
+
+    Args:
+        name: What the table calls it.
+        folder: Searched at any depth.
+        keys: Of the images that need a reference.
+
+    Raises:
+        ValueError: No such folder, or no wav file in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"--reference {name}={folder}: no such folder")
+    plain: dict[str, Path] = {}
+    numbered: dict[str, tuple[int, Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() != ".wav":
+            continue
+        stem = path.relative_to(folder).with_suffix("").as_posix()
+        plain.setdefault(stem, path)
+        found = re.fullmatch(r"(.+)_(\d+)", stem)
+        if found:
+            one = (int(found[2]), path)
+            numbered[found[1]] = min(one, numbered.get(found[1], one))
+    if not plain:
+        raise ValueError(
+            f"--reference {name}={folder}: no wav file; expected x.wav or x_0.wav for the image x"
+        )
+    sounds: dict[str, Path] = {}
+    for key in keys:
+        for stem in (key, key.rpartition("/")[2]):
+            if stem in plain or stem in numbered:
+                sounds[key] = plain[stem] if stem in plain else numbered[stem][1]
+                break
+    return System(name=name, folder=folder, sounds=sounds, pictures={})
+
+
+def common_images(systems: Sequence[System]) -> list[str]:
+    """Keys of the images of which every system speaks and one has the picture, sorted."""
+    with_picture = {key for system in systems for key in system.pictures}
+    return sorted(with_picture.intersection(*(system.sounds for system in systems)))
+
+
+def picture_of(key: str, systems: Sequence[System]) -> tuple[Path, Image.Image]:
+    """File and content of an image, which must look alike in all systems that have it.
+
+    Raises:
+        ValueError: A file is damaged, or two systems mean two pictures.
+    """
+    paths = [system.pictures[key] for system in systems if key in system.pictures]
+    pictures = [read_image(path, name=str(path)) for path in paths]
+    small = [
+        np.asarray(picture.resize((_COMPARED_PX, _COMPARED_PX)), np.float32) for picture in pictures
+    ]
+    for path, other in zip(paths[1:], small[1:], strict=True):
+        difference = float(np.abs(other - small[0]).mean())
+        if difference > _SAME_LEVELS:
+            raise ValueError(
+                f"{path}: another picture than {paths[0]} (they differ by {difference:.0f} of 255"
+                f" levels), though both are the image {key!r}; speak the same pictures with each"
+                " system"
+            )
+    return paths[0], pictures[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What was written."""
+
+    test: str
+    num_samples: int
+    num_images: int
+    num_common: int
+    """Images that could have been chosen."""
+    num_systems: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    id: str
+    system: System
+    image: str
+
+
+def build(
+    systems: Sequence[tuple[str, Path]],
+    reference: tuple[str, Path] | None,
+    *,
+    out: Path,
+    num_images: int,
+    seed: int,
+) -> Built:
+    """Write a listening test.
+
+    Args:
+        systems: Name and folder of im2sp-speak, each.
+        reference: Name and folder of wav files by image name.
+        out: Folder that is not there yet, or is empty.
+        num_images: How many of the common images are drawn.
+        seed: Of the drawing and of the names.
+
+    Raises:
+        ValueError: A folder or file does not serve, too few common images, or `out` is in use.
+        OSError: The folder cannot be written.
+    """
+    _check_new(out)
+    names = [name for name, _ in (*systems, *([reference] if reference else []))]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name}: two systems of this name; give each another one")
+    spoken = [read_spoken(name, folder) for name, folder in systems]
+    if reference is not None:
+        spoken = [read_reference(*reference, common_images(spoken)), *spoken]
+    common = common_images(spoken)
+    if len(common) < num_images:
+        counts = ", ".join(f"{one.name} {len(one.sounds):,}" for one in spoken)
+        raise ValueError(
+            f"--num-images {num_images}: {len(common):,} images with a picture are in all systems"
+            f" ({counts}); speak the same pictures with each, or ask for fewer"
+        )
+    rng = random.Random(seed)
+    images = sorted(rng.sample(common, num_images))
+    ids = _names(rng, num_images * (1 + len(spoken)))
+    photos = dict(zip(images, ids[:num_images], strict=True))
+    pairs = [(system, image) for system in spoken for image in images]
+    samples = [
+        _Sample(id=id_, system=system, image=image)
+        for id_, (system, image) in zip(ids[num_images:], pairs, strict=True)
+    ]
+    samples.sort(key=lambda sample: sample.id)
+    with _new_folder(out) as folder:
+        test = _write(folder, samples, photos, spoken, seed, reference and reference[0])
+    return Built(
+        test=test,
+        num_samples=len(samples),
+        num_images=num_images,
+        num_common=len(common),
+        num_systems=len(spoken),
+    )
+
+
+def _names(rng: random.Random, count: int) -> list[str]:
+    """Different names of 12 hexadecimal digits."""
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found[f"{rng.getrandbits(_NAME_BITS):012x}"] = None
+    return list(found)
+
+
+def _check_new(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(
+            f"--out {out}: exists; a listening test is never written over, since answers may belong"
+            " to it. Choose another --out, or remove it"
+        )
+
+
+@contextmanager
+def _new_folder(out: Path) -> Generator[Path]:
+    """A folder to fill, which becomes `out` when all is well and is removed otherwise."""
+    tmp = out.with_name(out.name + TMP_SUFFIX)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        tmp.mkdir()
+    except FileExistsError:
+        raise ValueError(f"{tmp}: left by a build that was killed; remove it") from None
+    try:
+        yield tmp
+        if out.exists():
+            out.rmdir()
+        tmp.rename(out)
+    except BaseException:
+        _remove(tmp)
+        raise
+
+
+def _remove(folder: Path) -> None:
+    """Remove what a build has written, and nothing else."""
+    media = folder / PAGE_DIR / MEDIA_DIR
+    for path in [*media.glob("*"), folder / PAGE_DIR / INDEX_NAME, folder / KEY_NAME]:
+        path.unlink(missing_ok=True)
+    for path in (media, media.parent, folder):
+        if path.is_dir():
+            path.rmdir()
+
+
+def _write(
+    folder: Path,
+    samples: Sequence[_Sample],
+    photos: dict[str, str],
+    systems: Sequence[System],
+    seed: int,
+    reference: str | None,
+) -> str:
+    """Write all files; returns the test's id, which stands for everything that listeners get."""
+    media = folder / PAGE_DIR / MEDIA_DIR
+    media.mkdir(parents=True)
+    digest = hashlib.sha256()
+    sizes: dict[str, tuple[int, int]] = {}
+    for image, name in sorted(photos.items(), key=lambda item: item[1]):
+        path, picture = picture_of(image, systems)
+        data = path.read_bytes()
+        _publish(media / f"{name}.jpg", data)
+        digest.update(name.encode() + hashlib.sha256(data).digest())
+        sizes[image] = picture.size
+    shown: list[PageSample] = []
+    for sample in samples:
+        data = wav_bytes(sample.system.sounds[sample.image])
+        _publish(media / f"{sample.id}.wav", data)
+        photo = photos[sample.image]
+        digest.update((sample.id + photo).encode() + hashlib.sha256(data).digest())
+        width, height = sizes[sample.image]
+        shown.append(
+            PageSample(
+                id=sample.id,
+                wav=f"{MEDIA_DIR}/{sample.id}.wav",
+                photo=f"{MEDIA_DIR}/{photo}.jpg",
+                width_px=width,
+                height_px=height,
+            )
+        )
+    test = digest.hexdigest()[:16]
+    key = {
+        "form": KEY_FORM,
+        "test": test,
+        "seed": seed,
+        "systems": [system.name for system in systems],
+        "reference": reference,
+        "samples": {
+            sample.id: {
+                "system": sample.system.name,
+                "image": sample.image,
+                "wav": sample.system.sounds[sample.image].name,
+            }
+            for sample in samples
+        },
+    }
+    _publish(folder / KEY_NAME, (json.dumps(key, indent=1, ensure_ascii=False) + "\n").encode())
+    _publish(folder / PAGE_DIR / INDEX_NAME, page(test, shown).encode())
+    return test
+
+
+def _publish(path: Path, data: bytes) -> None:
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def wav_bytes(path: Path) -> bytes:
+    """A clip as every sample is stored: 16 kHz, 16 bit, mono, and no notes of who made it.
+
+    A clip that is 16 bit and mono at 16 kHz keeps each sample's value.
+
+    Raises:
+        ValueError: The clip is missing or damaged.
+    """
+    file = io.BytesIO()
+    sf.write(file, read_audio(path, name=str(path)), SAMPLE_RATE_HZ, "PCM_16", format="WAV")
+    return file.getvalue()

@@ -1,0 +1,1 @@
+"""Parts of im2sp-speak."""

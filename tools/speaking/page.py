@@ -1,0 +1,210 @@
+"""The page of spoken descriptions: pictures, what their units keep, sound and text.
+
+One file that opens from disk, without scripts and without anything from elsewhere; pictures and
+sound lie beside it.
+"""
+
+import html
+import json
+import re
+import urllib.parse
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from im2sp.shards.errors import counted
+from im2sp.shards.files import TMP_SUFFIX, atomic_file, is_plain_name
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #777; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 76rem; padding: 1rem; line-height: 1.4;
+  font-family: system-ui, sans-serif; }
+h1 { font-size: 1.5rem; margin: 0 0 .25rem; }
+header p, figcaption, .about { color: var(--soft); font-size: .875rem; margin: 0; }
+main { display: grid; gap: 1rem; margin-top: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
+article { border: 1px solid var(--line); border-radius: .5rem; padding: .75rem; min-width: 0; }
+h2 { font-size: 1rem; margin: 0 0 .5rem; overflow-wrap: anywhere; }
+.pictures { display: flex; gap: .5rem; margin-bottom: .5rem; }
+figure { flex: 1 1 0; margin: 0; min-width: 0; }
+img { display: block; width: 100%; height: auto; border-radius: .25rem; }
+audio { display: block; width: 100%; }
+blockquote { margin: .5rem 0 0; font-size: 1.125rem; overflow-wrap: anywhere; }
+.about { margin-top: .5rem; }
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PagePicture:
+    """A picture beside the page; its size is the shape in which it is shown."""
+
+    file: str
+    width_px: int
+    height_px: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageItem:
+    """One description."""
+
+    key: str
+    wav: str
+    """Name of the sound's file, beside the page."""
+    num_units: int
+    duration_s: float
+    text: str | None = None
+    """What a recognizer hears; None where none was asked."""
+    picture: PagePicture | None = None
+    decoded: PagePicture | None = None
+    """What the tokenizer makes of the picture's units."""
+
+
+def page(title: str, about: Sequence[str], items: Sequence[PageItem]) -> str:
+    """The page as HTML.
+
+    Args:
+        title: Its heading.
+        about: Lines below it.
+        items: In their order.
+    """
+    lines = "".join(f"<p>{html.escape(line)}</p>\n" for line in about)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<header>\n<h1>{html.escape(title)}</h1>\n{lines}</header>\n<main>\n"
+        + "".join(_article(item) for item in items)
+        + "</main>\n</body>\n</html>\n"
+    )
+
+
+def _article(item: PageItem) -> str:
+    key = html.escape(item.key)
+    parts = [f"<article>\n<h2>{key}</h2>\n"]
+    figures = ""
+    if item.picture is not None:
+        figures += _figure(item.picture, "the picture", f"The picture {item.key}")
+    if item.decoded is not None:
+        figures += _figure(item.decoded, "what its units keep", f"{item.key}, from its units")
+    if figures:
+        parts.append(f'<div class="pictures">\n{figures}</div>\n')
+    wav = _link(item.wav)
+    parts.append(
+        f'<audio controls preload="metadata" src="{wav}"><a href="{wav}">{wav}</a></audio>\n'
+    )
+    if item.text is not None:
+        heard = html.escape(item.text) if item.text.strip() else "(nothing)"
+        parts.append(f"<blockquote>{heard}</blockquote>\n")
+    num_units = counted(item.num_units, "unit")
+    parts.append(f'<p class="about">{num_units}, {item.duration_s:.1f} s</p>\n</article>\n')
+    return "".join(parts)
+
+
+def _figure(picture: PagePicture, caption: str, alternative: str) -> str:
+    width, height = picture.width_px, picture.height_px
+    return (
+        f'<figure><img src="{_link(picture.file)}" alt="{html.escape(alternative)}"'
+        f' width="{width}" height="{height}" style="aspect-ratio: {width} / {height}"'
+        f' loading="lazy"><figcaption>{html.escape(caption)}</figcaption></figure>\n'
+    )
+
+
+def _link(file: str) -> str:
+    return html.escape(urllib.parse.quote(file))
+
+
+LIST_NAME = ".im2sp-speak.json"
+PAGE_NAME = "index.html"
+SPOKEN_NAME = "spoken.jsonl"
+REJECTS_NAME = "rejects.jsonl"
+_TABLES = [PAGE_NAME, SPOKEN_NAME, REJECTS_NAME]
+_FORM = "im2sp-speak 1"
+_LONGEST_STEM = 80
+
+
+class SpeechFolder:
+    """Files of one run of im2sp-speak."""
+
+    def __init__(self, path: Path, names: Iterable[str]) -> None:
+        """Make the folder, note what will be written, and remove the tables of an earlier run.
+
+        Args:
+            path: The folder.
+            names: Of all files that may be written, beside the tables.
+
+        Raises:
+            ValueError: A file that is not ours has one of the names. Nothing is changed then.
+            OSError: The folder cannot be written.
+        """
+        self.path = path
+        self._written: set[str] = set()
+        self._former = _own_names(path)
+        wanted = {*_TABLES, *names}
+        for name in sorted(wanted - self._former):
+            if (path / name).exists():
+                raise ValueError(
+                    f"--out {path}: holds {name}, which no earlier im2sp-speak wrote there; move it"
+                    " away or choose another --out"
+                )
+        path.mkdir(parents=True, exist_ok=True)
+        self._list(self._former | wanted)
+        for name in _TABLES:
+            (path / name).unlink(missing_ok=True)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file whole or not at all."""
+        with atomic_file(self.path / name) as file:
+            file.write(data)
+        self._written.add(name)
+
+    def write_rows(self, name: str, rows: Sequence[object]) -> None:
+        """Write JSON lines."""
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        self.write(name, "".join(lines).encode())
+
+    def finish(self, page: str) -> None:
+        """Remove what is left of earlier runs, and write the page."""
+        for name in self._former - self._written - {PAGE_NAME}:
+            (self.path / name).unlink(missing_ok=True)
+            (self.path / (name + TMP_SUFFIX)).unlink(missing_ok=True)
+        self.write(PAGE_NAME, page.encode())
+        self._list(self._written)
+
+    def _list(self, names: Iterable[str]) -> None:
+        content = {"form": _FORM, "files": sorted(names)}
+        with atomic_file(self.path / LIST_NAME) as file:
+            file.write(json.dumps(content, indent=1).encode() + b"\n")
+
+
+def _own_names(path: Path) -> set[str]:
+    """Names of files that an earlier run wrote there, or began to."""
+    place = path / LIST_NAME
+    try:
+        content = json.loads(place.read_bytes())
+        names = content["files"] if content["form"] == _FORM else None
+    except FileNotFoundError:
+        return set()
+    except (ValueError, TypeError, KeyError):
+        names = None
+    if not isinstance(names, list) or not all(is_plain_name(name) for name in names):
+        raise ValueError(f"{place}: not what im2sp-speak writes; remove it or choose another --out")
+    return set(names)
+
+
+def file_stems(keys: Sequence[str]) -> list[str]:
+    """A file name without suffix for each key, different even where case does not count.
+
+    file_stems(["a/b.c", "A_B_C", ""]) == ["a_b_c", "A_B_C-2", "_"]
+    """
+    stems: list[str] = []
+    taken: set[str] = set()
+    for key in keys:
+        first = stem = re.sub(r"[^A-Za-z0-9_-]", "_", key)[:_LONGEST_STEM] or "_"
+        number = 1
+        while stem.lower() in taken:
+            number += 1
+            stem = f"{first}-{number}"
+        taken.add(stem.lower())
+        stems.append(stem)
+    return stems
