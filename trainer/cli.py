@@ -49,9 +49,15 @@ def _run(config: TrainConfig) -> None:
             raise UsageError(f"{path}: no such file or folder")
     if config.out.exists() and not config.out.is_dir():
         raise UsageError(f"--out {config.out}: not a folder")
+
+    def log(line: str) -> None:
+        print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
+
+    if not config.quiet and os.environ.get("RANK", "0") == "0":
+        log(f"reading {config.shards} ...")
     from im2sp.trainer.loop import train
 
-    result = train(config, lambda message: print(f"{PROGRAM}: {message}", file=sys.stderr))
+    result = train(config, log)
     if not result.is_first:
         return
     if config.json:
