@@ -62,9 +62,9 @@ def test_pictures_and_sound_to_shards_to_speech_to_scores(pairs, tmp_path):
     samples, rate_hz = soundfile.read(spoken / row["wav"])
     assert rate_hz == 16_000
     assert len(samples) >= 320 * len(row["units"]) > 0
-    scores = tmp_path / "scores.json"
+    scores = tmp_path / "scored" / "scores.json"
     what = ["--run", trained, "--shards", shards, "--split", "val", "--out", tmp_path / "scored"]
-    options = ["--json", scores, "--resamples", 20, *few]
+    options = ["--resamples", 20, *few]
     assert run(evaluate, *what, *options, *QUIET) in (0, None)
     found = json.loads(scores.read_text())
     assert found["captions"]["num_items"] == 2

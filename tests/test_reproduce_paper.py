@@ -138,9 +138,9 @@ def check_scores(runs):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_recipes_are_settings_of_a_training(path, tmp_path):
-    from im2sp.trainer.cli import _parsed
+    from im2sp.trainer.cli import _parse
 
-    config = _parsed([f"--config={path}", "--shards=a", f"--out={tmp_path}"])
+    config = _parse([f"--config={path}", "--shards=a", f"--out={tmp_path}"])
     assert config == TrainConfig(**vars(config))
     assert (config.recipe, config.preset) == ("paper", "base")
     assert config.target == path.stem.rpartition("-")[2]

@@ -97,9 +97,9 @@ class JobConfig:
         choices = {"view": tuple(VIEWS), "only": (None, *get_args(Only))}
         for name, known in (choices | {"speech_codec": (FITTED, PLAIN)}).items():
             if getattr(self, name) not in known:
-                expected = " or ".join(filter(None, known))
+                expected = ", ".join(filter(None, known))
                 flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} is {getattr(self, name)}; expected {expected}")
+                raise ValueError(f"--{flag} is {getattr(self, name)}; expected one of {expected}")
         for name in ("samples_per_member", "samples_per_shard", "max_pixels", "num_workers"):
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
@@ -108,7 +108,7 @@ class JobConfig:
             if not 0 < getattr(self, name) < float("inf"):
                 flag = name.replace("_", "-")
                 raise ValueError(
-                    f"--{flag} is {getattr(self, name)}; expected a number of seconds above 0"
+                    f"--{flag} is {getattr(self, name)}; expected more than 0 s, not infinite"
                 )
         if self.samples_per_member > 256:
             raise ValueError(f"--samples-per-member is {self.samples_per_member}; at most 256")

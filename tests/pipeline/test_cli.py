@@ -20,7 +20,7 @@ from im2sp.shards import ShardDataset, verify_dataset
 PROGRAM = """
 import os, signal, sys
 if __name__ == "__main__":
-    from im2sp.pipeline import job_config
+    from im2sp.pipeline.job import config as job_config
     from im2sp.pipeline.cli import main
     job_config.CHUNK_SIZE = 8
     exec(sys.argv.pop(1))

@@ -7,7 +7,7 @@ import pytest
 import soundfile as sf
 
 from im2sp import pipeline
-from im2sp.pipeline import vocoder
+from im2sp.pipeline.vocoder import vocoder
 from im2sp.shards import ShardDataset
 from im2sp.tools import evaluate
 from im2sp.tools.engines import asr

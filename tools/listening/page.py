@@ -1,6 +1,6 @@
 """Page of a listening test: one HTML file that opens from disk, with its media beside it.
 
-It knows samples by opaque ids only. Its parts are `listening_page.html`, `.css` and `.js`.
+It knows samples by opaque ids only. Its parts are `page.html`, `.css` and `.js`.
 """
 
 import json
@@ -35,9 +35,9 @@ def page(test: str, samples: Sequence[PageSample]) -> str:
         "answers_form": ANSWERS_FORM,
         "samples": [asdict(sample) for sample in samples],
     }
-    return Template(_read("listening_page.html")).substitute(
-        style=_read("listening_page.css"),
-        script=_read("listening_page.js"),
+    return Template(_read("page.html")).substitute(
+        style=_read("page.css"),
+        script=_read("page.js"),
         num_samples=f"{len(samples):,}",
         data=json.dumps(content).replace("<", "\\u003c"),
     )

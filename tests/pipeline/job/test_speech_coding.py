@@ -163,7 +163,7 @@ def test_the_plain_layout_has_plain_codecs(tmp_path):
     for codec in ("huffman", "plain"):
         coding = speech_coding(codec, PLAIN, 200)
         assert (coding.label, coding.columns) == ("plain", DEFAULT_COLUMNS)
-    with pytest.raises(ValueError, match="--speech-codec is x; expected huffman or plain"):
+    with pytest.raises(ValueError, match="--speech-codec is x; expected one of huffman, plain"):
         JobConfig(source=tmp_path, dataset_dir=tmp_path, speech_codec="x")
 
 
@@ -171,7 +171,7 @@ def test_the_plain_layout_has_plain_codecs(tmp_path):
     ("settings", "message"),
     [
         ({"only": "text"}, "--only is text; expected one of images, audio"),
-        ({"max_audio_s": 0}, "--max-audio-s is 0; expected more than 0"),
+        ({"max_audio_s": 0}, "--max-audio-s is 0; expected more than 0 s, not infinite"),
         ({"max_audio_s": float("nan")}, "--max-audio-s is nan"),
     ],
 )

@@ -173,7 +173,7 @@ def cut(path):
         (lambda d: (d / "spoken.jsonl").unlink(), "holds no spoken.jsonl"),
         (lambda d: (d / "a.wav").unlink(), r"a\.wav: missing, but spoken\.jsonl lists it"),
         (lambda d: cut(d / "a.wav"), r"a\.wav: cut"),
-        (lambda d: cut(d / "a.jpg"), r"a\.jpg: .*cannot be decoded"),
+        (lambda d: cut(d / "a.jpg"), r"a\.jpg: .*cut or damaged"),
         (lambda d: (d / "spoken.jsonl").write_text('{"key": "a"}\n'), r"spoken\.jsonl:1: expected"),
         (lambda d: (d / "spoken.jsonl").write_text("[]\n"), r"spoken\.jsonl:1: expected a row"),
         (lambda d: (d / "spoken.jsonl").write_bytes(b'"\xff'), r"spoken\.jsonl:1: expected a row"),
