@@ -13,6 +13,7 @@ for the consumer: what waits exceeds that limit by these tasks at most.
 
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
 from multiprocessing.context import SpawnContext, SpawnProcess
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -248,10 +250,7 @@ class DecodePool:
     def _restart(self) -> None:
         """Replace the pool, and submit again what is unfinished."""
         if not self._has_answered:
-            raise ChildProcessError(
-                "the decoding processes could not start; is there memory left? In a program of "
-                'your own, is the code that runs guarded by `if __name__ == "__main__":`?'
-            )
+            raise ChildProcessError("the decoding processes could not start; is there memory left?")
         self.__exit__()
         self._reset()
         self._queue = deque(task for task in self._tasks if not task.is_done)
@@ -282,9 +281,12 @@ class _Worker(SpawnProcess):
     def start(self) -> None:
         # The mask is inherited: Ctrl-C is for the parent, which then ends its workers.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        # A worker would import the program's main module, of which it needs nothing.
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
         try:
             super().start()
         finally:
+            sys.modules["__main__"] = main
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def terminate(self) -> None:
