@@ -137,7 +137,7 @@ def shard(content: dict[str, Any]) -> dict[str, Any]:
         (lambda c: c.update(layout={"kind": "zip"}), "layout kind: 'zip'"),
         (lambda c: c.update(layout={"kind": "webdataset", "samples_per_member": 0}), "member: 0"),
         (lambda c: c.pop("columns"), "columns: None, expected an object"),
-        (lambda c: c["columns"]["durations"].update(codec="ans"), "codec 'ans' is not known here"),
+        (lambda c: c["columns"]["durations"].update(codec="ans"), "codec 'ans' is unknown"),
         (lambda c: c.pop("shards"), "shards: None, expected a list"),
         (lambda c: c.update(shards=[3]), "shard: 3, expected an object"),
         (lambda c: c.update(shards=c["shards"] * 2, num_samples=10), "each file listed once"),

@@ -90,7 +90,7 @@ def test_expand_members_refuses_what_is_not_ours() -> None:
         ({"arrow": b"x"}, "not an Arrow stream"),
         ({"json": b"["}, "not JSON"),
         ({"json": b"[]"}, "holds no object"),
-        ({"json": b"{}"}, "no note of im2sp"),
+        ({"json": b"{}"}, "im2sp format note is missing"),
         ({"json": b'{"format":{"format_version":9,"columns":{}}}'}, "format version 9"),
     ):
         with pytest.raises(ShardError, match=message):

@@ -200,9 +200,9 @@ def test_offsets_outside_the_data_are_refused(offsets: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("ff", "value 0, bit 0: no code begins there"),
-        ("fe ff", "value 0, bit 1: no code begins there"),
-        ("a4 ff ff", "bit 9: no code begins there"),
+        ("ff", "value 0, bit 0: no code starts there"),
+        ("fe ff", "value 0, bit 1: no code starts there"),
+        ("a4 ff ff", "bit 9: no code starts there"),
         ("23", "bit 6: the code there is cut off"),
         ("0f", "bit 0: an id after an escape is out of range or has its own code"),
     ],
@@ -242,15 +242,15 @@ def text(lengths: list[list[int]]) -> str:
         (changed(lengths=None), "lengths is a NoneType"),
         (changed(lengths="lvA=="), "not base64"),
         (changed(lengths="läng"), "not base64"),
-        (changed(lengths=""), "0 bytes, not those of 5 contexts with 4 ids"),
+        (changed(lengths=""), "0 bytes do not match 5 contexts with 4 ids"),
         (changed(lengths="lvA/ISISmZlZIUM"), "not base64"),
         (changed(lengths="lvA/ISISmZlZIUMA"), "12 bytes, not those"),
-        (changed(order=0, num_ids=2, lengths="IoI="), "2 bytes, not those of 1 contexts"),
-        (changed(num_ids=5), "11 bytes, not those of 6 contexts"),
+        (changed(order=0, num_ids=2, lengths="IoI="), "2 bytes do not match 1 contexts"),
+        (changed(num_ids=5), "11 bytes do not match 6 contexts"),
         (changed(order=0, num_ids=2, lengths=text([[0, 13, 1]])), "0 or over 12 bits"),
         (changed(order=0, num_ids=2, lengths="AA=="), "0 or over 12 bits"),
         (changed(order=0, num_ids=2, lengths=text([[2, 1, 2]])), "context 0 has more codes"),
-        (changed(order=0, num_ids=1, lengths=text([[1, 1]])), "more codes than there are"),
+        (changed(order=0, num_ids=1, lengths=text([[1, 1]])), "more codes than its lengths allow"),
         ({"codec": "huffman", "num_ids": 4, "order": 1}, "huffman: .*lengths"),
         (changed(table=1), r"codec huffman has no parameter \['table'\]"),
     ],
@@ -369,7 +369,7 @@ def test_verify_names_a_value_that_is_no_coding(
     write_dataset(tmp_path, [Sample(key="a", speech_units=units)], columns=coded_columns)
     problems = [str(problem) for problem in verify_dataset(tmp_path)]
     assert len(problems) == 1
-    assert "huffman: value 0, bit 0: no code begins there" in problems[0]
+    assert "huffman: value 0, bit 0: no code starts there" in problems[0]
 
 
 @pytest.mark.parametrize("name", ["lj100", "vctk100"])

@@ -268,7 +268,7 @@ def test_iterating_goes_on_where_it_was(train_dir: Path) -> None:
     first = iter(loader)
     next(first)
     loader.reset()
-    with pytest.raises(RuntimeError, match="reset, or iterated once more"):
+    with pytest.raises(RuntimeError, match="reset or iterated again"):
         next(first)
 
 

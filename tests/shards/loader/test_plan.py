@@ -215,5 +215,5 @@ def test_plans_that_make_no_sense(arguments: tuple, message: str) -> None:
 
 
 def test_nothing_whole_to_deal() -> None:
-    with pytest.raises(ValueError, match=r"9 samples make no whole batch of 12 \(4 on each of 3"):
+    with pytest.raises(ValueError, match=r"9 samples do not fill a batch of 12 \(4 on each of 3"):
         plan_of(9, 4, 0, 3, drop_last=True)

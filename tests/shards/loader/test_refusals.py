@@ -56,15 +56,15 @@ def test_no_sample_is_left(tmp_path: Path, train_dir: Path, write_dataset: Calla
     image = np.zeros((28, 28), np.uint16)
     write_dataset(tmp_path / "pictures", [Sample(key="a", image_units=image)])
     for target, message in (
-        ("speech", r"1 samples without utterances\); it holds no speech; take another target"),
-        ("text", r"1 samples without captions\); it holds no captions; take another target"),
+        ("speech", r"1 samples without utterances\); it has no speech; use another target"),
+        ("text", r"1 samples without captions\); it has no captions; use another target"),
     ):
         with pytest.raises(ValueError, match=message):
             loader_of(tmp_path / "pictures", target=target)
     write_dataset(tmp_path / "sounds", [Sample(key="a", speech_units=[np.ones(3, np.uint16)])])
     with pytest.raises(ValueError, match=r"1 samples without image\); the loader needs images"):
         loader_of(tmp_path / "sounds")
-    with pytest.raises(ValueError, match="none of 50 samples .* longer than 1.*; take other"):
+    with pytest.raises(ValueError, match="none of 50 samples .* longer than 1.*; use other"):
         loader_of(train_dir, target="text", max_length=1)
     for name in ("epochs", "num_threads"):
         with pytest.raises(ValueError, match=f"{name} is -1; expected 0 or more"):
@@ -73,7 +73,9 @@ def test_no_sample_is_left(tmp_path: Path, train_dir: Path, write_dataset: Calla
 
 def test_pinning_without_a_gpu(train_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ValueError, match="pin_memory is for copying to a GPU, and torch sees none"):
+    with pytest.raises(
+        ValueError, match="pin_memory is for copying to a GPU, but torch finds none"
+    ):
         loader_of(train_dir, pin_memory=True)
 
 

@@ -182,7 +182,7 @@ def test_a_memo_index_takes_no_memory(tmp_path):
 def test_modules_that_hold_themselves_are_refused():
     module = Record(GlobalName("torch.nn", "Module"))
     module.state["_modules"] = {"inner": module}
-    with pytest.raises(ValueError, match="nested without end"):
+    with pytest.raises(ValueError, match="nested too deeply or endlessly"):
         named_tensors(module)
 
 
@@ -193,7 +193,7 @@ def test_modules_shared_again_and_again_are_refused():
         outer = Record(GlobalName("torch.nn", "Module"))
         outer.state["_modules"] = {"a": module, "b": module}
         module = outer
-    with pytest.raises(ValueError, match="nested without end"):
+    with pytest.raises(ValueError, match="nested too deeply or endlessly"):
         named_tensors(module)
 
 
@@ -212,7 +212,7 @@ def test_a_torch_file_inside_a_plain_pickle_cannot_hide_a_call(tmp_path):
     with pytest.raises(WeightsError, match=r"posix\.system"):
         read_weights(path)
     inner = call_by_name("torch.storage", "_load_from_bytes", b"x")
-    with pytest.raises(WeightsError, match=r"a tensor that is no torch file"):
+    with pytest.raises(WeightsError, match=r"a tensor that is not a torch file"):
         read_weights(write(tmp_path, call_by_name("torch.storage", "_load_from_bytes", inner)))
     assert not mark.exists()
 
