@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from im2sp.pipeline.job.config import JobError
-from im2sp.pipeline.job.identity import IDENTITIES_NAME
 from im2sp.pipeline.job.state import JobState
 from im2sp.shards import CODEBOOK_NAME, MANIFEST_NAME, REJECTS_NAME, Layout, Manifest, ShardError
 from im2sp.shards.files import TMP_SUFFIX
@@ -66,7 +65,7 @@ def own_files(dataset_dir: Path, state: JobState) -> list[str]:
     else:
         names.pop(MANIFEST_NAME, None)
     if has_manifest or suffix is not None:
-        names |= dict.fromkeys([REJECTS_NAME, CODEBOOK_NAME, IDENTITIES_NAME])
+        names |= dict.fromkeys([REJECTS_NAME, CODEBOOK_NAME])
     if suffix is not None:
         # The folder held no such names when the job began.
         names |= dict.fromkeys(_shard_names(dataset_dir, suffix))

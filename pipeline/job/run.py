@@ -32,6 +32,7 @@ from im2sp.pipeline.job.config import JobConfig, JobError, check_image_tokenizer
 from im2sp.pipeline.job.decode_pool import IMAGES_PER_TASK, Decoded, DecodePool, media_of
 from im2sp.pipeline.job.encode import MediaEncoder
 from im2sp.pipeline.job.identity import (
+    changed_since,
     identities,
     read_identities,
     write_identities,
@@ -143,7 +144,7 @@ def run_job(
                     if finished is None:
                         _drop_changed(config, state, listing.items, digests)
                         return _Run(config, loaded, listing, state, job).run(pool)
-            _check_unchanged(config, listing.items, digests)
+            _check_unchanged(config, listing.items, finished)
     return JobResult(manifest=finished, listing=listing, was_finished=True)
 
 
@@ -168,17 +169,15 @@ def _drop_changed(
     write_identities(state.dir, digests)
 
 
-def _check_unchanged(
-    config: JobConfig, items: list[SourceItem], digests: NDArray[np.uint64]
-) -> None:
-    """Raise `JobError` where inputs have changed since the finished dataset was made."""
-    before = read_identities(config.dataset_dir, len(items))
-    changed = [] if before is None else np.flatnonzero(before != digests)
-    if len(changed):
+def _check_unchanged(config: JobConfig, items: list[SourceItem], finished: Manifest) -> None:
+    """Raise `JobError` if inputs have changed since the finished dataset was made."""
+    path = config.dataset_dir / MANIFEST_NAME
+    changed = changed_since(items, path, finished.raw, finished.num_rejects)
+    if changed:
         raise JobError(
             f"{config.dataset_dir}: {counted(len(changed), 'input')} of {config.source} changed "
-            f"since this dataset was made (the first: {items[changed[0]].name}); give --overwrite "
-            "to encode all again, or choose another --out"
+            f"since this dataset was made (the first: {changed[0]}); give --overwrite to encode "
+            "all again, or choose another --out"
         )
 
 
@@ -382,9 +381,6 @@ class _Run:
             rejects_sha256=hashlib.sha256(rejects).hexdigest(),
             settings=self.job["settings"],
         )
-        digests = read_identities(self.state.dir, len(self.items))
-        if digests is not None:
-            write_identities(dataset_dir, digests)
         manifest.write(dataset_dir)
         self.state.remove()
         return manifest
