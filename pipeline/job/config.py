@@ -117,7 +117,8 @@ class JobConfig:
 
     def column_names(self) -> dict[str, str]:
         """Columns of a source list by their fields, as `columns` gives them."""
-        names = dict(text.partition("=")[::2] for text in self.columns)
+        parts = [text.partition("=") for text in self.columns]
+        names = {field_name: column for field_name, _, column in parts}
         for field_name, column in names.items():
             if not column:
                 raise ValueError(f"--columns {field_name}; expected FIELD=COLUMN")

@@ -228,7 +228,7 @@ def tar_members(path: Path) -> Iterator[tuple[str, Place]]:
                 return
             start = _next_archive(file, archive.offset)
             if start == archive.offset:
-                yield "", _cut_at(start, "not a member's header")
+                yield "", _cut_at(archive.offset, "not a member's header")
                 return
 
 
