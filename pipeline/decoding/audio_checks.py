@@ -22,13 +22,13 @@ class DeclaredAudio:
     """What is decoded: the file, or the part and header of it that hold the samples."""
 
     num_frames: int | None = None
-    """Samples of one channel that must come out; None where only the decoder can count them."""
+    """Samples of one channel that must come out; None if only the decoder can count them."""
 
     is_open: bool = False
-    """Whether the header counts no samples and all that can be decoded are the clip."""
+    """True if the header counts no samples and all that can be decoded are the clip."""
 
     md5: bytes | None = None
-    """MD5 of the integer samples; None where the file has none."""
+    """MD5 of the integer samples; None if the file has none."""
 
     md5_bits: int = 16
     """Width of a sample that `md5` counts."""

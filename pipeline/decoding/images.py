@@ -113,7 +113,7 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:
-    """The EXIF orientation, 1 where there is none or none that can be read."""
+    """The EXIF orientation, 1 if there is none or none that can be read."""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # garbage where the EXIF block should be: the image is kept as stored

@@ -107,7 +107,7 @@ class SplitJpeg:
         self.parts[at] = self.parts[at][:-num_bytes]
 
     def _ends_with_block(self, num_stray: int) -> bool:
-        """Whether the stray bytes of the only scan are blocks: they end exactly with one.
+        """True if the stray bytes of the only scan are blocks: they end exactly with one.
 
         If so, damage earlier in the data has swallowed blocks, and the image shows others in their
         place. Codes resynchronise, so it is enough to read from somewhere before the stray bytes.

@@ -23,7 +23,7 @@ _RATES_HZ = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 1200
 
 
 def is_mp3_frame(head: bytes) -> bool:
-    """Whether these bytes begin a frame of layer II or III."""
+    """True if these bytes begin a frame of layer II or III."""
     return _frame_size(head) is not None
 
 
@@ -102,7 +102,7 @@ def _check_rest(data: bytes, at: int, first: bytes) -> None:
 
 
 def _noted_frames(first: bytes) -> int | None:
-    """Frames that the note in the first frame counts, 0 where it counts none; None without one."""
+    """Frames that the note in the first frame counts, 0 if it counts none; None without one."""
     at = 4 + _num_side_bytes(first)
     note = first[at : at + 12]
     if len(note) < 12 or note[:4] not in (b"Xing", b"Info"):
@@ -149,7 +149,7 @@ def _frame_size(header: bytes) -> int | None:
 
 
 def _is_alike(header: bytes, first: bytes) -> bool:
-    """Whether version, layer and rate are those of the first frame."""
+    """True if version, layer and rate are those of the first frame."""
     return (
         len(header) >= 4
         and header[0] == 0xFF

@@ -126,7 +126,7 @@ def _samples_end(data: bytes, start: int) -> int:
 
 
 def _are_samples(rest: bytes, size_bytes: int) -> bool:
-    """Whether what follows `size_bytes` of samples is no chain of chunks and not all zero."""
+    """True if what follows `size_bytes` of samples is no chain of chunks and not all zero."""
     num_used = len(rest.rstrip(b"\0"))
     at = size_bytes % 2 if rest[:4] not in _KNOWN_CHUNKS else 0
     for _ in range(_MAX_CHUNKS):

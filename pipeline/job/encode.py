@@ -225,7 +225,7 @@ def _parts(pieces: list[tuple[int, np.ndarray]]) -> Iterator[list[tuple[int, np.
 
 
 def _finish(draft: _Draft, tally: Tally) -> Sample | None:
-    """The sample of an input, None where it is refused; counts it."""
+    """The sample of an input, None if it is refused; counts it."""
     item = draft.item
     if draft.refusal:
         tally.rejects.append({"file": item.name, "reason": draft.refusal})

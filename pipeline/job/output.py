@@ -91,7 +91,7 @@ def check_room(dataset_dir: Path, state: JobState, layout: Layout) -> None:
 
 
 def read_finished(dataset_dir: Path) -> Manifest | None:
-    """The manifest of the dataset that is there; None where there is none.
+    """The manifest of the dataset that is there; None if there is none.
 
     Raises:
         JobError: It is damaged or none of ours, or a shard is missing or of another size.

@@ -75,7 +75,7 @@ class JobResult:
     encode_s: float = 0.0
     """Seconds from the first decoded input to the last shard."""
     was_finished: bool = False
-    """Whether the very dataset was there already, so that nothing was done."""
+    """True if the very dataset was there already, so that nothing was done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class _Tokenizers:
     image: "ImageTokenizer | None"
     speech: "SpeechTokenizer | None"
     coding: SpeechCoding | None
-    """How speech is coded; None where there is none."""
+    """How speech is coded; None if there is none."""
 
 
 def run_job(
@@ -242,7 +242,7 @@ class _Run:
         yield from decoded
 
     def _find_columns(self, chunks: range) -> bool:
-        """Whether the shards' codecs are known; they are fitted to the first speech there is."""
+        """True if the shards' codecs are known; they are fitted to the first speech there is."""
         if self.columns is None and self.state.count(chunks).num_utterances:
             assert self.loaded.speech is not None
             read_batches = partial(self.state.read_batches, chunks)

@@ -31,7 +31,7 @@ class SpeechCoding:
     chunk_columns: CodedColumns
     """Codecs of the chunks that are kept while the job runs: plain ones."""
     columns: CodedColumns | None
-    """Codecs of the shards; None where they are fitted once there is speech to fit them to."""
+    """Codecs of the shards; None if they are fitted once there is speech to fit them to."""
 
 
 def speech_coding(speech_codec: str, layout: Layout, num_units: int) -> SpeechCoding:

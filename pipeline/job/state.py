@@ -82,7 +82,7 @@ class JobState:
 
     @property
     def exists(self) -> bool:
-        """Whether an unfinished job lies here."""
+        """True if an unfinished job lies here."""
         return (self.dir / "job.json").exists()
 
     def read_job(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class JobState:
         return job
 
     def layout_suffix(self) -> str | None:
-        """How the unfinished job's shards end; None where there is no job, or it is damaged."""
+        """How the unfinished job's shards end; None if there is no job, or it is damaged."""
         with suppress(JobError, KeyError, TypeError):
             return Layout(kind=self.read_job()["layout"]["kind"]).suffix if self.exists else None
         return None
@@ -150,7 +150,7 @@ class JobState:
         shutil.rmtree(self.dir)
 
     def has_chunk(self, index: int) -> bool:
-        """True where all inputs of a chunk are done."""
+        """True if all inputs of a chunk are done."""
         return self._chunk(index, ".json").exists()
 
     def write_chunk(self, index: int, batch: pa.RecordBatch, tally: Tally) -> None:
@@ -211,7 +211,7 @@ class JobState:
         self._write("codecs.json", columns)
 
     def read_columns(self) -> dict[str, dict[str, Any]] | None:
-        """The codecs of the shards, None where they are not yet known."""
+        """The codecs of the shards, None if they are not yet known."""
         if not (self.dir / "codecs.json").exists():
             return None
         columns = self._read("codecs.json")
@@ -228,7 +228,7 @@ class JobState:
                 self._chunk(chunk, suffix).unlink(missing_ok=True)
 
     def has_shard(self, index: int) -> bool:
-        """Whether a shard is finished."""
+        """True if a shard is finished."""
         return (self.dir / f"shard-{index:05d}.json").exists()
 
     def read_shard(self, index: int) -> tuple[ShardInfo | None, Tally]:
