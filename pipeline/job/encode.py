@@ -115,7 +115,7 @@ class MediaEncoder:
         while start < len(items):
             begin_s = time.monotonic()
             group = self._take(items[start:], decoded)
-            self._encode_pictures(group)
+            self._encode_images(group)
             self._encode_clips(group)
             samples += [
                 sample for draft in group.drafts if (sample := _finish(draft, tally)) is not None
@@ -149,7 +149,7 @@ class MediaEncoder:
                 draft.refusal = result.reason
                 return
             draft.image_file_bytes = result.size_bytes
-            group.pictures.append((draft, result.pixels))
+            group.images.append((draft, result.pixels))
             return
         place, waveform = len(draft.clips), result.waveform
         num_samples = 0 if waveform is None else len(waveform)
@@ -162,12 +162,12 @@ class MediaEncoder:
                 self._encode_clips(group)
 
     def _encode_images(self, group: _Group) -> None:
-        if not group.pictures:
+        if not group.images:
             return
-        units = self._image_units([pixels for _, pixels in group.pictures])
-        for (draft, _), image_units in zip(group.pictures, units, strict=True):
+        units = self._image_units([pixels for _, pixels in group.images])
+        for (draft, _), image_units in zip(group.images, units, strict=True):
             draft.image_units = image_units
-        self.num_images += len(group.pictures)
+        self.num_images += len(group.images)
 
     def _image_units(self, pixels: list[np.ndarray]) -> np.ndarray:
         """uint8 [S, S, 3] each -> uint16 [B, 28, 28]."""

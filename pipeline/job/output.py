@@ -53,7 +53,7 @@ def prepare_output(state: JobState, job: dict[str, Any], *, overwrite: bool) -> 
 
 
 def own_files(dataset_dir: Path, state: JobState) -> list[str]:
-    """Names of files that --overwrite removes; the manifest is first, as no file is valid without it."""
+    """Names of files that --overwrite removes; the manifest first, as it validates the rest."""
     manifest = _manifest_bytes(dataset_dir)
     has_manifest = manifest.startswith(_MANIFEST_HEAD)
     suffix = state.layout_suffix()

@@ -143,7 +143,8 @@ def test_a_disk_full_at_any_step_is_told_and_resumed(
         if not message:
             break
         num_stops += 1
-        assert message.startswith(f"{out}: no space left on the disk; free some; finished work is kept")
+        start = f"{out}: no space left on the disk; free some; finished work is kept"
+        assert message.startswith(start)
         assert not list(out.glob("*.tmp"))
         run(twenty, out, fake_tokenizer)
         assert files_of(out) == expected, stop
