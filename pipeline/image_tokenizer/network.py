@@ -47,7 +47,7 @@ class TransformerConfig:
 
     @property
     def has_projection(self) -> bool:
-        """Whether attention ends in a Linear; the published code leaves it out for one head."""
+        """True if attention ends in a Linear; the published code leaves it out for one head."""
         return not (self.heads == 1 and self.head_width == self.width)
 
 

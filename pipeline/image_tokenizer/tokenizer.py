@@ -212,7 +212,7 @@ def load_image_tokenizer(
     device: str | torch.device | None = None,
     precision: Precision = "fp32",
 ) -> ImageTokenizer:
-    """Load an image tokenizer of any published form; nothing in the file is run.
+    """Load an image tokenizer of any published form; nothing in the file is executed.
 
     Args:
         name_or_path: "compact" (bundled), a path, or a hub id such as
@@ -220,7 +220,7 @@ def load_image_tokenizer(
             checkpoint of enhancing-transformers, SeiT's pickled `tokenizer.ckpt`, safetensors.
         codebook: The codebook, or its file, where it is not in the weights (SeiT's
             `codebook.ckpt`); replaces the one in the weights.
-        device: None for CUDA where there is one, else the CPU.
+        device: None for CUDA if available, else the CPU.
         precision: Arithmetic of the encoder. "bf16" is several times as fast on a CPU that has it
             and gives other units for a few of a hundred patches.
 

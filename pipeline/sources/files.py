@@ -272,7 +272,7 @@ def _place(
 
 
 def _next_archive(file: BinaryIO, offset: int) -> int | None:
-    """Where the first block that is not zero lies; None where there is none.
+    """Where the first block that is not zero lies; None if there is none.
 
     An archive ends with blocks of zeros, behind which another one may follow. `tarfile` takes a
     header it cannot read for the end, too: then the result is `offset` itself.

@@ -193,7 +193,7 @@ def printable_utf8(name: str) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether text can be stored; a lone surrogate cannot."""
+    """True if text can be stored; a lone surrogate cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -274,7 +274,7 @@ def narrowed(
 
 
 def has_speech(items: Sequence[SourceItem]) -> bool:
-    """True where a speech tokenizer is needed: there is a clip that may be good."""
+    """True if a speech tokenizer is needed: there is a clip that may be good."""
     return any(
         utterance.error is None
         for item in items
@@ -284,7 +284,7 @@ def has_speech(items: Sequence[SourceItem]) -> bool:
 
 
 def has_images(items: Sequence[SourceItem]) -> bool:
-    """True where an image tokenizer is needed.
+    """True if an image tokenizer is needed.
 
     It is for a source of neither, all of whose inputs cannot be used: those are missing images.
     """

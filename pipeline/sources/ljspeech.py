@@ -19,7 +19,7 @@ _FIRST_LINE_BYTES = 65_536
 
 
 def is_ljspeech(folder: Path) -> bool:
-    """Whether a folder has `wavs/` and a `metadata.csv` whose first line has fields between `|`."""
+    """True if a folder has `wavs/` and a `metadata.csv` whose first line has fields between `|`."""
     metadata = folder / _METADATA
     if not metadata.is_file() or not (folder / _WAVS).is_dir():
         return False

@@ -232,7 +232,7 @@ def _find_file(image_root: Path, image: str) -> Path | str:
 
 
 def _spelling_hint(path: Path) -> str:
-    """Which file was probably meant where a path leads nowhere; empty where there is none."""
+    """Which file was probably meant where a path leads nowhere; empty if there is none."""
     if "\\" in path.name and (as_posix := Path(str(path).replace("\\", "/"))).is_file():
         return f"; {as_posix} is there: write / for \\"
     here = _names_by_folded(path.parent).get(_folded(path.name))
@@ -319,7 +319,7 @@ class _FolderIndex:
 
 
 def read_folder(folder: str) -> dict[str, bool] | str:
-    """Whether each entry of a folder is a regular file, or why none can be had."""
+    """True if each entry of a folder is a regular file, or why none can be had."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name: _is_file(entry) for entry in entries}

@@ -32,7 +32,7 @@ CONV_NORM_EPS = 1e-5
 
 
 def num_frames(num_samples: int) -> int:
-    """Units of a clip that is not cut; 0 where it is too short for one."""
+    """Units of a clip that is not cut; 0 if it is too short for one."""
     return max(0, (num_samples - FIRST_FRAME_SAMPLES) // FRAME_SAMPLES + 1)
 
 

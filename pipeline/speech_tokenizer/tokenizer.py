@@ -185,7 +185,7 @@ def load_speech_tokenizer(
     precision: Precision = "fp32",
     layer: int | None = None,
 ) -> SpeechTokenizer:
-    """Load a HuBERT and its k-means centres; nothing in the files is run.
+    """Load a HuBERT and its k-means centres; nothing in the files is executed.
 
     Args:
         name_or_path: "compact" (bundled), transformers' folder (`config.json` and weights),
@@ -193,7 +193,7 @@ def load_speech_tokenizer(
             `facebook/hubert-base-ls960`, with `@revision` to pin it.
         kmeans: The centroids [units, width] or their file; see `hubert_weights.load_centres`. None
             for those in our own file.
-        device: None for CUDA where there is one, else the CPU.
+        device: None for CUDA if available, else the CPU.
         precision: Arithmetic of the encoder. "bf16" is several times as fast on a CPU that has it
             and gives other units for some frames.
         layer: Which layer's output the centres were fitted to, counted from 1; None for 6, or

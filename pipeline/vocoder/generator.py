@@ -228,7 +228,7 @@ class UnitGenerator:
 
 
 def frame_mask(lengths: Tensor | None, num_frames: int, dtype: torch.dtype) -> Tensor | None:
-    """(B, 1, 1, T): one up to each clip's end, zero behind it; None where all are of one length."""
+    """(B, 1, 1, T): one up to each clip's end, zero behind it; None if all are of one length."""
     if lengths is None or bool((lengths == num_frames).all()):
         return None
     is_inside = torch.arange(num_frames, device=lengths.device) < lengths[:, None]
@@ -291,7 +291,7 @@ class DurationPredictor:
 
 
 def is_supported(dtype: torch.dtype) -> bool:
-    """Whether this build of torch and this CPU have what `PackedConvolution` calls."""
+    """True if this build of torch and this CPU have what `PackedConvolution` calls."""
     try:
         weight, bias = torch.ones(16, 16, 3) / 48, torch.ones(16)
         convolution = PackedConvolution(weight, bias, 1, dtype)

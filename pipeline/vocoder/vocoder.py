@@ -37,10 +37,10 @@ class Vocoder:
         name: What it was loaded by; for a path, the last part alone.
         fingerprint: sha256 of the weights and settings; see `vocoder_weights.fingerprint`.
         precision: "fp32" or "bf16", of the generator. Durations are float32 in both.
-        speech_fingerprint: Of the speech tokenizer whose units it was trained on; None where its
+        speech_fingerprint: Of the speech tokenizer whose units it was trained on; None if its
             file does not tell, as published ones do not.
         num_units: Units lie in [0, num_units).
-        num_speakers: Voices to choose from; 0 where there is one only.
+        num_speakers: Voices to choose from; 0 if there is one only.
         has_durations: Whether it tells how long each unit lasts.
         rate_hz: 16000, of the samples.
     """
@@ -70,8 +70,8 @@ class Vocoder:
         """Refuse units of another speech tokenizer.
 
         Args:
-            num_units: How many units there are; None where it is not known.
-            fingerprint: Of the speech tokenizer that made them; None where it is not known.
+            num_units: How many units there are; None if it is not known.
+            fingerprint: Of the speech tokenizer that made them; None if it is not known.
             whose: Whose units they are, for the message.
 
         Raises:
@@ -275,13 +275,13 @@ def load_vocoder(
     device: str | torch.device | None = None,
     precision: Precision = "fp32",
 ) -> Vocoder:
-    """Load a unit vocoder; nothing in its files is run.
+    """Load a unit vocoder; nothing in its files is executed.
 
     Args:
         name_or_path: "compact" (bundled), a folder with `config.json` and generators `g_*` as
             speech-resynthesis or fairseq ship them (the one of the most steps is taken), one such
             generator with `config.json` beside it, or our own file.
-        device: None for CUDA where there is one, else the CPU.
+        device: None for CUDA if available, else the CPU.
         precision: Arithmetic of the generator.
 
     Raises:

@@ -95,12 +95,12 @@ class VocoderWeights:
 
     @property
     def num_speakers(self) -> int:
-        """Voices to choose from; 0 where it has one voice."""
+        """Voices to choose from; 0 if it has one voice."""
         return len(self.tensors.get("spkr.weight", ()))
 
     @property
     def has_durations(self) -> bool:
-        """Whether it tells how long each unit lasts."""
+        """True if it tells how long each unit lasts."""
         return "dur_predictor.proj.weight" in self.tensors
 
 
