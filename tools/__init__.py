@@ -1,1 +1,1 @@
-"""Programs that need several rooms of the house."""
+"""Programs that use several packages of im2sp."""

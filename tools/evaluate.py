@@ -1,9 +1,9 @@
-"""`im2sp-evaluate`: scores of spoken or written image descriptions.
+"""`im2sp-evaluate`: scores of image descriptions in speech or text.
 
     im2sp-evaluate --run runs/a --shards shards --split val
     im2sp-evaluate --captions captions.json --json > scores.json
 
-`evaluate_config.EvaluateConfig` documents the settings, `evaluate_chain` the stages.
+`evaluation.config.EvaluateConfig` documents the settings, `evaluation.chain` the stages.
 """
 
 import json
@@ -28,7 +28,7 @@ RESULT_NAME = "scores.json"
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Run the stages that are not kept yet and score; the results as JSON values.
+    """Run the stages that are not complete yet, score, and return the results as JSON values.
 
     Raises:
         ValueError: A file, package or model is missing or does not fit.
@@ -55,10 +55,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def read_captions(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Candidates and references of a file.
+    """Read candidates and references from a JSON file.
 
     Raises:
-        ValueError: It cannot be read, or holds something else.
+        ValueError: It cannot be read, or has another structure.
     """
     try:
         content = json.loads(path.read_text("utf-8"))
@@ -79,7 +79,9 @@ def _out(config: EvaluateConfig) -> Path:
     assert config.run is not None
     run = Path(config.run)
     if not run.exists():
-        raise ValueError(f"--out is missing: {config.run} is no folder or file to put it beside")
+        raise ValueError(
+            f"--out is missing: {config.run} is not a local path to store the results beside"
+        )
     parent = run if run.is_dir() else run.parent
     cascade = f"-{config.cascade}" if config.cascade else ""
     return parent / f"evaluate-{config.split or 'all'}{cascade}"
@@ -93,7 +95,7 @@ def _captions(
 
 def _results(config: EvaluateConfig, items: "Sequence[Judged]", chain: "Chain") -> dict[str, Any]:
     """Score the rows of the stages."""
-    texts = chain.said if chain.heard is None else chain.heard
+    texts = chain.generated if chain.recognized is None else chain.recognized
     candidates = {row["key"]: row["text"] for row in texts}
     references = {item.sample.key: item.references for item in items}
     what = config.topline or config.cascade or chain.kind
@@ -105,24 +107,24 @@ def _results(config: EvaluateConfig, items: "Sequence[Judged]", chain: "Chain") 
         "captions": _captions(config, candidates, references).as_json(),
     }
     if chain.kind == "speech" and config.topline is None:
-        result["units"] = _unit_scores(config, items, chain.said).as_json()
-    spoken = [
-        item.said if item.said is not None else row.get("text")
-        for item, row in zip(items, chain.said, strict=True)
+        result["units"] = _unit_scores(config, items, chain.generated).as_json()
+    expected = [
+        item.text if item.text is not None else row.get("text")
+        for item, row in zip(items, chain.generated, strict=True)
     ]
-    if chain.heard is not None and None not in spoken:
-        result["words"] = _word_scores(config, spoken, chain.heard).as_json()
-    if chain.heard is not None:
+    if chain.recognized is not None and None not in expected:
+        result["words"] = _word_scores(config, expected, chain.recognized).as_json()
+    if chain.recognized is not None:
         result["opinions"] = _opinions(config, chain).as_json()
     return result
 
 
-def _unit_scores(config: EvaluateConfig, items: "Sequence[Judged]", said: list[Any]) -> Scores:
+def _unit_scores(config: EvaluateConfig, items: "Sequence[Judged]", generated: list[Any]) -> Scores:
     """BLEU-4 of units, and their error rate against each clip's closest reference."""
     from im2sp.tools.engines.asr import edits
 
     sums, errors = [], []
-    for item, row in zip(items, said, strict=True):
+    for item, row in zip(items, generated, strict=True):
         references = [units.tolist() for units in item.sample.speech_units if len(units)]
         if references:
             sums.append(bleu_sums(row["units"], references))
@@ -139,24 +141,24 @@ def _unit_scores(config: EvaluateConfig, items: "Sequence[Judged]", said: list[A
     return scores
 
 
-def _word_scores(config: EvaluateConfig, spoken: list[Any], heard: list[Any]) -> Scores:
-    """Word error rate of what is heard against what was spoken."""
+def _word_scores(config: EvaluateConfig, expected: list[Any], recognized: list[Any]) -> Scores:
+    """Word error rate of the transcripts against the synthesized text."""
     from im2sp.tools.engines.asr import word_errors
 
-    counted = [word_errors(h["text"], text) for h, text in zip(heard, spoken, strict=True)]
+    counted = [word_errors(r["text"], text) for r, text in zip(recognized, expected, strict=True)]
     kept = [pair for pair in counted if pair[1]]
     scores = Scores(num_items=len(kept))
     if kept:
         _put_rate(config, scores, "word_error_rate", kept)
     else:
-        scores.missing["word error rate"] = "nothing was spoken"
+        scores.missing["word error rate"] = "no speech was generated"
     return scores
 
 
 def _put_rate(
     config: EvaluateConfig, scores: Scores, name: str, errors: list[tuple[int, int]]
 ) -> None:
-    """Errors over lengths, both added up."""
+    """Add a rate: sum of errors over sum of lengths."""
     table = np.array(errors, np.float64)
 
     def rate(sums: np.ndarray) -> np.ndarray:
@@ -167,11 +169,11 @@ def _put_rate(
 
 
 def _opinions(config: EvaluateConfig, chain: "Chain") -> Scores:
-    """Means of the predicted opinions of clips that have sound."""
+    """Mean predicted opinion scores of the clips that are not empty."""
     rows = [row["scores"] for row in chain.mos or [] if row["scores"] is not None]
     scores = Scores(num_items=len(rows), missing=dict(chain.missing))
     if not rows and chain.mos is not None:
-        scores.missing["DNSMOS"] = "nothing was spoken"
+        scores.missing["DNSMOS"] = "no speech was generated"
     for name in rows[0] if rows else ():
         values = [row[name] for row in rows]
         ends = interval(values, resamples=config.resamples, seed=config.seed)

@@ -1,4 +1,4 @@
-"""`im2sp-speak`: images in, spoken descriptions out; or speech units in, speech out."""
+"""`im2sp-speak`: images to spoken descriptions, or speech units to speech."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ def _run(config: SpeakConfig) -> int:
     elif not config.quiet:
         print(_summary(result))
     if not result.num_spoken:
-        print_error(PROGRAM, f"nothing could be spoken; see {result.out / 'rejects.jsonl'}")
+        print_error(PROGRAM, f"no clip was synthesized; see {result.out / 'rejects.jsonl'}")
         return 1
     return 0
 
@@ -50,7 +50,7 @@ def _summary(result: "SpeakResult") -> str:
     if result.num_rejects:
         lines[1] += f"; see {result.out / 'rejects.jsonl'}"
     if result.num_without_picture:
-        lines.insert(1, f"left out  {result.num_without_picture:,} without an image")
+        lines.insert(1, f"skipped   {result.num_without_picture:,} without an image")
     return "\n".join(lines)
 
 

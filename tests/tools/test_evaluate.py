@@ -108,7 +108,7 @@ def test_a_run_of_speech(shards, runs, tmp_path, capsys):
 
 def test_a_run_of_words_is_refused(shards, tmp_path):
     train(make_config(shards, tmp_path / "run", target="words", steps=1, checkpoint_every=1))
-    with pytest.raises(ValueError, match="run: tells which words captions would hold and writes"):
+    with pytest.raises(ValueError, match="run: trained with --target words, which generates no"):
         evaluate.evaluate(options(shards, tmp_path / "a", run=str(tmp_path / "run")))
 
 

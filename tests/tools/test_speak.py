@@ -228,14 +228,14 @@ def test_the_units_of_a_picture_are_those_of_the_dataset(made):
 
 
 def test_an_image_whose_decoder_crashes_is_a_reject(made, pictures, tmp_path, monkeypatch):
-    real = speak_job.list_pictures
+    real = speak_job.list_images
 
     def with_bomb(*args):
         found = real(*args)
         found.items[0] = dataclasses.replace(found.items[0], image=hostile.Killed("bomb.jpg"))
         return found
 
-    monkeypatch.setattr(speak_job, "list_pictures", with_bomb)
+    monkeypatch.setattr(speak_job, "list_images", with_bomb)
     out = tmp_path / "out"
     assert speak(made, out, pictures / "first.jpg", IMAGES / "koi-pond.jpg", "--quiet") == 0
     assert [row["key"] for row in rows_of(out / "spoken.jsonl")] == ["koi-pond"]
@@ -290,20 +290,20 @@ def test_units_of_a_list(made, tmp_path, capsys):
     assert soundfile.info(out / "a_b.wav").frames == 7 * 320
     found = {row["file"]: row["reason"] for row in rows_of(out / "rejects.jsonl")}
     assert found == {
-        "out": "unit 20, the vocoder vocoder.safetensors speaks 0 to 19",
+        "out": "unit 20, but the vocoder vocoder.safetensors has units 0 to 19",
         "u.jsonl:4": "1 durations for 2 units",
-        "u.jsonl:5": "durations are no list of whole numbers from 1 on",
+        "u.jsonl:5": "durations are not a list of whole numbers from 1 on",
         "u.jsonl:6": "180,001 frames of 20 ms, over the limit of 180,000",
-        "u.jsonl:7": "no units, so there is nothing to speak",
-        "u.jsonl:8": "units are no list of whole numbers from 0 on",
+        "u.jsonl:7": "no units, so there is nothing to synthesize",
+        "u.jsonl:8": "units are not a list of whole numbers from 0 on",
         "u.jsonl:9": 'expected {"key": text, "units": [numbers]}',
-        "u.jsonl:10": "the key 'a/b' is on an earlier line, too",
-        "u.jsonl:12": "no JSON (Expecting value: line 1 column 1 (char 0))",
+        "u.jsonl:10": "the key 'a/b' is also on an earlier line",
+        "u.jsonl:12": "not JSON (Expecting value: line 1 column 1 (char 0))",
     }
     assert "<img" not in (out / "index.html").read_text()
     path.write_text('{"key": "x", "units": []}\n')
     assert speak(made, out, "--units", path, run=None) == 1
-    assert "im2sp-speak: nothing could be spoken; see " in capsys.readouterr().err
+    assert "im2sp-speak: no clip was synthesized; see " in capsys.readouterr().err
 
 
 def test_units_of_an_array_and_of_a_dataset(made, tmp_path):
@@ -329,7 +329,7 @@ def test_units_of_an_array_and_of_a_dataset(made, tmp_path):
     ("name", "values", "message"),
     [
         ("u.npy", np.zeros((2, 2), int), "int64 of shape .2, 2., expected whole numbers of shape"),
-        ("u.npy", None, "no .npy file of numbers"),
+        ("u.npy", None, "not a .npy file of numbers"),
         ("u.txt", None, "expected a .jsonl with key and units, a .npy, or a folder with data"),
         ("images", None, "this dataset holds no speech units"),
         ("other", None, "vocoder vocoder.safetensors: speaks 20 units, .*other has 9; name the"),
@@ -377,12 +377,12 @@ def test_files_of_others_stay(made, pictures, tmp_path, capsys):
     (out / "notes.txt").write_text("mine")
     (out / "first.jpg").write_text("mine")
     message = refusal(capsys, 1, made, out, pictures / "first.jpg")
-    assert "holds first.jpg, which no earlier im2sp-speak wrote there; move it away" in message
+    assert "holds first.jpg, which im2sp-speak did not write; move it away" in message
     assert {path.name for path in out.iterdir()} == {"notes.txt", "first.jpg"}
     (out / "first.jpg").unlink()
     (out / ".im2sp-speak.json").write_text('{"form": "im2sp-speak 1", "files": ["../x"]}')
     message = refusal(capsys, 1, made, out, pictures / "first.jpg")
-    assert "not what im2sp-speak writes; remove it or choose another --out" in message
+    assert "not written by im2sp-speak; remove it or choose another --out" in message
     (out / ".im2sp-speak.json").unlink()
     assert speak(made, out, pictures / "first.jpg", "--quiet") == 0
     assert (out / "notes.txt").read_text() == "mine"
@@ -424,7 +424,7 @@ def test_another_image_tokenizer_is_refused_by_its_fingerprint(made, tmp_path, c
         capsys, 1, made, tmp_path / "out", IMAGES / "koi-pond.jpg", run=tmp_path / "lost"
     )
     assert "lost.safetensors: there is no such file" in message
-    assert "the run lost wants that image tokenizer, give its place with --image-tok" in message
+    assert "the run lost needs that image tokenizer, give its path with --image-tok" in message
 
 
 def train_tiny(shards, out, *flags):
@@ -443,10 +443,10 @@ def test_runs_that_are_refused(made, tmp_path, capsys):
     assert "holds no checkpoint; expected the --out of im2sp-train, or one of its step" in message
     text = train_tiny(make_shards(tmp_path / "shards"), tmp_path / "text", "--target", "text")
     message = refusal(capsys, 1, made, out, picture, run=text)
-    assert "it writes text, which has no speech units; give a run with --target speech" in message
+    assert "generates text, not speech units; give a run with --target speech" in message
     unknown = train_tiny(tmp_path / "shards", tmp_path / "unknown")
     message = refusal(capsys, 1, made, out, picture, run=unknown)
-    assert "does not tell with which image tokenizer and view its images were token" in message
+    assert "does not record the image tokenizer and view of its images" in message
     assert not out.exists()
 
 
@@ -520,12 +520,12 @@ def test_vocoders_that_are_refused(made, tmp_path, capsys):
     assert "of the speech tokenizer dddddddddddd.., the run run has those of bbbbb" in message
     save_vocoder(made, "plain", durations=False)
     message = refusal(capsys, 1, made, out, picture, vocoder="plain")
-    assert "vocoder plain.safetensors: does not tell how long units last, and the" in message
+    assert "vocoder plain.safetensors: has no duration predictor, and the" in message
     message = refusal(capsys, 1, made, out, picture, "--speaker", 0)
-    assert "--speaker 0: the vocoder vocoder.safetensors has no voices to choose from" in message
+    assert "--speaker 0: the vocoder vocoder.safetensors has no speakers" in message
     save_vocoder(made, "voices", num_speakers=2)
     message = refusal(capsys, 1, made, out, picture, "--speaker", 2, vocoder="voices")
-    assert "--speaker 2: the vocoder voices.safetensors has 2 voices to choose from" in message
+    assert "--speaker 2: the vocoder voices.safetensors has 2 speakers" in message
     args = ["--units", made / "shards", "--limit", 1, "--quiet"]
     assert speak(made, out / "1", *args, "--speaker", 1, vocoder="voices", run=None) == 0
     assert speak(made, out / "0", *args, vocoder="voices", run=None) == 0
@@ -552,10 +552,10 @@ def test_wrong_usage(made, tmp_path, capsys, args, message):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([IMAGES, IMAGES], "a folder, tar or list is given by itself; this run has 2 inputs"),
+        ([IMAGES, IMAGES], "a folder, tar or list must be the only input; this run has 2 inputs"),
         ([IMAGES, "--split", "val"], "has no split 'val', only ['']"),
-        ([IMAGES / "koi-pond.jpg", "--split", "val"], "--split goes with a list of pictures, not"),
-        ([IMAGES / "koi-pond.jpg", "--image-root", IMAGES], "--image-root goes with a list of"),
+        ([IMAGES / "koi-pond.jpg", "--split", "val"], "--split applies to a list of images, not"),
+        ([IMAGES / "koi-pond.jpg", "--image-root", IMAGES], "--image-root applies to a list of"),
     ],
 )
 def test_pictures_that_cannot_be_listed(made, tmp_path, capsys, args, message):

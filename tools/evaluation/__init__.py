@@ -1,1 +1,1 @@
-"""Parts of im2sp-evaluate: stages, metrics, intervals, tables."""
+"""Modules of im2sp-evaluate: stages, metrics, intervals, tables."""

@@ -1,9 +1,9 @@
 """Words of captions as the COCO metrics count them: Penn Treebank tokens without punctuation.
 
-The metrics' own program for it is the PTBTokenizer of Stanford CoreNLP 3.4.1, which needs Java.
-`tokenize` gives the same words of a caption without it: of all 35,000 captions of Flickr8k's train
-and val parts, and of what its test holds. Web pages, program text and the like are beyond it;
-`tokenize_with_java` runs the program itself.
+The COCO metrics use the PTBTokenizer of Stanford CoreNLP 3.4.1, which needs Java. `tokenize` gives
+the same words without Java for all 35,000 captions of Flickr8k's train and val splits and for the
+cases in its test. It does not cover web pages, program text and the like; `tokenize_with_java` runs
+the original program.
 """
 
 import re
@@ -14,14 +14,14 @@ from pathlib import Path
 PUNCTUATION = frozenset(
     [*("''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-"), *".?!,:-;", "--", "..."]
 )
-"""Tokens that the metrics drop. Brackets come as `-lrb-`, so in fact they stay."""
+"""Tokens that the metrics drop. Brackets are kept, because they arrive as `-lrb-`."""
 
 _WRITTEN_SO = {
     **{"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"},
     **{"\N{EURO SIGN}": "$", "\N{POUND SIGN}": "#", "\N{CENT SIGN}": "cents"},
     **{"&amp;": "&", "&lt;": "<", "&gt;": ">", '"': "''"},
 }
-# Forms of one character, where CoreNLP makes no difference: quotes, dashes, what is not seen.
+# Canonical form of characters that CoreNLP treats alike: quotes, dashes, invisible characters.
 _ONE_FORM = {
     **dict.fromkeys("\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}", "'"),
     **dict.fromkeys("\N{SINGLE HIGH-REVERSED-9 QUOTATION MARK}", "'"),
@@ -40,7 +40,7 @@ _ONE_FORM = {
 }
 _CHARACTERS = str.maketrans(_ONE_FORM)
 
-# A period belongs to these wherever they stand.
+# A period after one of these is always part of the token.
 _ABBREVIATIONS = (
     *("jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec", "mon"),
     *("tue", "tues", "wed", "thu", "thurs", "fri", "calif", "conn", "co", "corp", "inc", "ltd"),
@@ -62,7 +62,7 @@ _RULES = (
     r"[@#][a-z_]\w*",
     r"</?[a-z][^<>\s]*>",
     r"[:;]-?[()]|[:;]-?[dp](?!\w)",
-    # Apostrophes: what hangs on a word, what a word begins with, what holds two of them together.
+    # Apostrophes: suffixes of a word, prefixes, and those inside a word.
     rf"'{_CLITIC}",
     r"n't(?![a-z])",
     r"'t(?=(?:is|was)(?![a-z]))",
@@ -90,7 +90,7 @@ _RULES = (
     r"c\+\+|[cf]#|(?-i:[A-Z]+(?:&[A-Z]+)+|US\$)",
     r"[-+](?:\d++(?:[.,:]\d+)*|[.,]\d+)",
     _WORD,
-    # The rest, of which only runs of one sort stay together.
+    # Everything else; only runs of one kind of character form one token.
     r"\.{2,}|--+|[!?]+|\*+|_+|``|''|&(?:amp|lt|gt);",
     r"\S",
 )
@@ -101,13 +101,13 @@ _SPLIT_WORDS = frozenset(["cannot", "gonna", "gotta", "lemme", "gimme", "wanna"]
 
 
 def tokenize(caption: str) -> str:
-    """The words of a caption, lower-case, one space between them.
+    """Words of a caption, lower-case, separated by single spaces.
 
     >>> tokenize("A dog isn't in (its) t-shirt.")
     "a dog is n't in -lrb- its -rrb- t-shirt"
     """
     text = caption.strip()
-    if _PLAIN.fullmatch(text):  # most captions: words, commas, perhaps a period at the end
+    if _PLAIN.fullmatch(text):  # most captions: words, commas, an optional period at the end
         words = text.lower().replace(",", " ").removesuffix(".").split()
         last = words[-1]
         if len(last) > 1 and last not in _NO_PLAIN_END and _SPLIT_WORDS.isdisjoint(words):
@@ -124,25 +124,25 @@ def _written(token: str) -> str:
         return token[:1]
     if len(token) > 1 and token[0] in "(:;":
         token = "".join(_WRITTEN_SO.get(c, c) for c in token)
-    # The two parts of 3 1/2 stay one token, by a space that does not break.
+    # A no-break space keeps the two parts of 3 1/2 in one token.
     return re.sub(r"\s", "\N{NO-BREAK SPACE}", token.lower())
 
 
 def tokenize_with_java(captions: Iterable[str], java: str, jar: Path) -> list[str]:
-    """The same by CoreNLP's own program, as pycocoevalcap calls it.
+    """Tokenize captions with CoreNLP's program, called as pycocoevalcap calls it.
 
     Args:
-        captions: Texts; a line break in one counts as a space.
-        java: The program.
-        jar: stanford-corenlp-3.4.1.jar.
+        captions: Texts; line breaks count as spaces.
+        java: Path of the `java` program.
+        jar: Path of stanford-corenlp-3.4.1.jar.
 
     Raises:
-        ValueError: Java fails, or tells another number of lines.
+        ValueError: Java fails, or returns another number of lines.
     """
     lines = [" ".join(caption.split()) for caption in captions]
     command = [java, "-Xmx512m", "-Dfile.encoding=UTF-8", "-cp", str(jar)]
     command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
-    # A last line, so that the program sees an end of each caption and none is taken for no line.
+    # The sentinel line terminates the last caption, so an empty one is not dropped.
     text = "".join(f"{line}\n" for line in [*lines, "end"])
     done = subprocess.run(command, input=text.encode(), capture_output=True, check=False)
     found = done.stdout.decode("utf-8", "replace").split("\n")

@@ -1,9 +1,9 @@
-"""Scores of captions against their references: those of the COCO caption evaluation.
+"""Scores of the COCO caption evaluation: captions against their references.
 
-Equal to pycocoevalcap 1.2 (its CIDEr is what its paper calls CIDEr-D: clipped, with a Gaussian of
-the difference in length, sigma 6). BLEU, ROUGE-L and CIDEr need nothing else; METEOR and SPICE are
-Java programs, and where they cannot run, the report names what is missing. Intervals are
-bootstraps over images; CIDEr's weights of n-grams stay those of the whole corpus in them.
+Equal to pycocoevalcap 1.2 (its CIDEr is CIDEr-D of the paper: clipped, with a Gaussian penalty of
+the length difference, sigma 6). BLEU, ROUGE-L and CIDEr have no dependencies; METEOR and SPICE are
+Java programs, and if they cannot run, the report names what is missing. Intervals are bootstraps
+over images; resamples keep the n-gram weights of CIDEr that the whole corpus gives.
 """
 
 import math
@@ -29,16 +29,16 @@ from im2sp.trainer.bleu import MAX_ORDER
 from im2sp.trainer.bleu import bleu_sums as counted
 
 Tokens = Sequence[Hashable]
-_SMALL, _TINY = 1e-9, 1e-15  # pycocoevalcap's, against a division by zero
+_SMALL, _TINY = 1e-9, 1e-15  # pycocoevalcap's guards against division by zero
 _ROUGE_BETA = 1.2
 _CIDER_SIGMA = 6.0
 
 
 @dataclass(kw_only=True)
 class Scores:
-    """Figures of a corpus with their 95 % intervals, and why others are missing.
+    """Scores of a corpus with 95 % intervals, and the reasons for missing scores.
 
-    CIDEr lies between 0 and 10, the others between 0 and 1.
+    CIDEr is between 0 and 10, the others between 0 and 1.
     """
 
     num_items: int
@@ -47,12 +47,12 @@ class Scores:
     missing: dict[str, str] = field(default_factory=dict)
 
     def put(self, name: str, score: float | np.floating, ends: ArrayLike) -> None:
-        """Add a figure and the two ends of its interval."""
+        """Add a score and the two ends of its interval."""
         self.scores[name] = float(score)
         self.intervals[name] = np.asarray(ends, np.float64).tolist()
 
     def as_json(self) -> dict[str, Any]:
-        """Everything as JSON values."""
+        """Return all fields as JSON values."""
         return {
             "num_items": self.num_items,
             **self.scores,
@@ -64,10 +64,10 @@ class Scores:
 def check_captions(
     candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
 ) -> list[str]:
-    """The ids, in the candidates' order.
+    """Return the ids in the candidates' order.
 
     Raises:
-        ValueError: No captions, ids of one side only, or something that is no text.
+        ValueError: No captions, ids on one side only, or a value that is not text.
     """
     if not candidates:
         raise ValueError("no candidates, expected at least one id with its caption")
@@ -87,7 +87,7 @@ def check_captions(
         if not isinstance(group, list | tuple) or not group:
             raise ValueError(f"references {key!r}: expected a list of one or more texts")
         if not all(isinstance(reference, str) for reference in group):
-            raise ValueError(f"references {key!r}: something in the list is no text")
+            raise ValueError(f"references {key!r}: an item of the list is not text")
     return list(candidates)
 
 
@@ -102,14 +102,14 @@ def score_captions(
     """Score captions.
 
     Args:
-        candidates: Of each image its caption, any text.
-        references: Of the same images one or more captions.
-        tools: Java and its jars; None looks for them.
-        resamples: Of the intervals.
-        seed: Of the intervals.
+        candidates: Caption of each image id.
+        references: One or more reference captions of each image id.
+        tools: Java and its jars; None searches for them.
+        resamples: Number of bootstrap resamples.
+        seed: Random seed of the bootstrap.
 
     Raises:
-        ValueError: See `check_captions`; or a Java program breaks off.
+        ValueError: See `check_captions`; or a Java program fails.
     """
     ids = check_captions(candidates, references)
     tools = JavaTools.find() if tools is None else tools
@@ -125,7 +125,7 @@ def score_captions(
 
 
 def _tokenized(texts: list[str], tools: JavaTools) -> list[str]:
-    """By the metrics' own program where it can run, else by ours."""
+    """Tokenize with the Java program if it can run, otherwise with `tokenize`."""
     if tools.missing(TOKENIZER_JAR) is not None:
         return [tokenize(text) for text in texts]
     assert tools.java is not None
@@ -142,7 +142,7 @@ def _put_ngram_scores(
     ends = interval(sums, bleu, resamples=resamples, seed=seed)
     for order, score in enumerate(bleu(sums.sum(0))):
         result.put(f"Bleu_{order + 1}", score, ends[:, order])
-    # pycocoevalcap splits at single spaces here, which makes one empty word of no text.
+    # pycocoevalcap splits at single spaces here, so an empty text is one empty word.
     pairs = zip(found, wanted, strict=True)
     rouge = [rouge_l(c.split(" "), [r.split(" ") for r in group]) for c, group in pairs]
     result.put("ROUGE_L", np.mean(rouge), interval(rouge, resamples=resamples, seed=seed))
@@ -193,7 +193,7 @@ def _put_spice(
 
 
 def _ngrams(tokens: Tokens) -> Counter[tuple[Hashable, ...]]:
-    """How often each run of 1 to 4 tokens occurs."""
+    """Counts of n-grams of 1 to 4 tokens."""
     return Counter(
         tuple(tokens[start : start + order])
         for order in range(1, MAX_ORDER + 1)
@@ -202,11 +202,11 @@ def _ngrams(tokens: Tokens) -> Counter[tuple[Hashable, ...]]:
 
 
 def bleu_sums(candidate: Tokens, references: Sequence[Tokens]) -> NDArray[np.float64]:
-    """(NUM_SUMS,) what one candidate adds to its corpus, as `trainer.bleu` counts it; see `bleu`.
+    """(NUM_SUMS,) additive statistics of one candidate (see `trainer.bleu`), for `bleu`.
 
     Args:
-        candidate: Its tokens, none is allowed.
-        references: Those of one or more references.
+        candidate: Tokens; may be empty.
+        references: Tokens of one or more references.
     """
     return np.array(counted(candidate, references), np.float64)
 
@@ -222,7 +222,7 @@ def bleu(sums: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def rouge_l(candidate: Tokens, references: Sequence[Tokens]) -> float:
-    """ROUGE-L of one candidate, 0 to 1: best precision and best recall, each of any reference."""
+    """ROUGE-L of one candidate, 0 to 1: best precision and best recall over the references."""
     common = [_common(candidate, reference) for reference in references]
     precision = max(common) / len(candidate)
     recall = max(c / len(r) for c, r in zip(common, references, strict=True))
@@ -245,10 +245,10 @@ def _common(a: Tokens, b: Tokens) -> int:
 
 
 def cider(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
-    """CIDEr of each candidate, 0 to 10; the corpus's is their mean.
+    """CIDEr of each candidate, 0 to 10; the corpus score is their mean.
 
-    An n-gram weighs the less, the more images have it in their references. So a caption's score
-    depends on the corpus: one image alone scores 0.
+    N-grams that occur in the references of many images weigh less, so a caption's score depends on
+    the corpus: a single image scores 0.
     """
     counts = [[_ngrams(reference) for reference in group] for group in references]
     images_with: dict[tuple[Hashable, ...], int] = defaultdict(int)
@@ -258,7 +258,7 @@ def cider(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) 
     log_images = math.log(len(counts)) if counts else 0.0
 
     def vectors(ngrams: Counter[tuple[Hashable, ...]]) -> tuple[list[dict], list[float], int]:
-        """Of each order the weights and their norm; and how many pairs of words there are."""
+        """Weights and their norm for each order, and the number of bigrams."""
         weights: list[dict[tuple[Hashable, ...], float]] = [{} for _ in range(MAX_ORDER)]
         for ngram, count in ngrams.items():
             rarity = log_images - math.log(max(1, images_with.get(ngram, 0)))

@@ -1,7 +1,8 @@
-"""The chain of an evaluation: what a model says of images, spoken, heard, and judged.
+"""Chain of evaluation stages: generate, synthesize, recognize, predict opinions.
 
-Stages (see `evaluate_stages`): `said` (units or text of each image), `spoken` (sound files, where
-there is speech), `heard` (what a recognizer hears), `mos` (predicted opinions).
+Stages (see `evaluation.stages`) and their files: `said` (generated units or text of each image),
+`spoken` (synthesized clips, for speech), `heard` (transcripts of the recognizer), `mos` (predicted
+opinion scores).
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,41 +22,41 @@ from im2sp.tools.engines.mos import Dnsmos
 from im2sp.tools.evaluation.config import EvaluateConfig, Topline
 from im2sp.tools.evaluation.stages import Row, StageFolder
 
-SOUND_DIR = "speech"
+SPEECH_DIR = "speech"
 BATCH_IMAGES = 8
 MAX_TOKENS = 511
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A sample and its part in the evaluation."""
+    """A sample with its references."""
 
     sample: Sample
     references: list[str]
-    said: str | None
-    """The text behind a topline's speech, by which word errors are counted."""
+    text: str | None
+    """Text of a topline's speech, the reference of the word error rate."""
 
 
 @dataclass(kw_only=True)
 class Chain:
-    """What came of the stages; rows are in the samples' order."""
+    """Results of the stages; rows are in the samples' order."""
 
     kind: Literal["speech", "text"]
-    said: list[Row]
-    heard: list[Row] | None
+    generated: list[Row]
+    recognized: list[Row] | None
     mos: list[Row] | None
     about: dict[str, Any]
-    """Names and fingerprints of what was used."""
+    """Names and fingerprints of the models used."""
     missing: dict[str, str]
 
 
 def judged_samples(
     dataset: ShardDataset, topline: Topline | None, limit: int | None
 ) -> tuple[list[Judged], int]:
-    """Samples that can be judged, and how many cannot.
+    """Samples that can be scored, and the number of the others.
 
-    A model needs an image and a caption. A topline speaks the first caption and is judged by the
-    others; that of units needs an utterance, whose text is the first caption.
+    A model needs an image and a caption. A topline speaks the first caption and is scored against
+    the others; the topline of units needs an utterance, whose text is the first caption.
     """
     kept: list[Judged] = []
     num_without = 0
@@ -64,14 +65,14 @@ def judged_samples(
             break
         captions = [caption for caption in sample.captions if caption.strip()]
         if topline is None:
-            is_whole, said = sample.image_units is not None and len(captions) > 0, None
+            is_whole, text = sample.image_units is not None and len(captions) > 0, None
         else:
-            said = sample.captions[0] if sample.captions else ""
+            text = sample.captions[0] if sample.captions else ""
             captions = [caption for caption in sample.captions[1:] if caption.strip()]
             has_speech = topline == "captions" or len(sample.speech_units) > 0
-            is_whole = bool(said.strip()) and len(captions) > 0 and has_speech
+            is_whole = bool(text.strip()) and len(captions) > 0 and has_speech
         if is_whole:
-            kept.append(Judged(sample=sample, references=captions, said=said))
+            kept.append(Judged(sample=sample, references=captions, text=text))
         else:
             num_without += 1
     return kept, num_without
@@ -80,7 +81,7 @@ def judged_samples(
 def run_chain(
     config: EvaluateConfig, dataset: ShardDataset, items: Sequence[Judged], folder: StageFolder
 ) -> Chain:
-    """Run the stages that are not kept yet.
+    """Run the stages that are not complete yet.
 
     Raises:
         ValueError: Weights or packages are missing or do not fit the dataset.
@@ -96,11 +97,19 @@ def run_chain(
     def bar(rows: Iterator[Row], what: str, start: int) -> Iterator[Row]:
         return iter(tqdm(rows, desc=what, total=len(items), initial=start, disable=config.quiet))
 
-    said = folder.rows(
-        "said", inputs, len(items), lambda start: bar(speaker.said(items[start:]), "say", start)
+    generated = folder.rows(
+        "said",
+        inputs,
+        len(items),
+        lambda start: bar(speaker.generate(items[start:]), "generate", start),
     )
     chain = Chain(
-        kind=speaker.kind, said=said, heard=None, mos=None, about=speaker.inputs, missing={}
+        kind=speaker.kind,
+        generated=generated,
+        recognized=None,
+        mos=None,
+        about=speaker.inputs,
+        missing={},
     )
     if speaker.kind == "text" and config.cascade is None and config.topline is None:
         return chain
@@ -111,28 +120,28 @@ def run_chain(
         "spoken",
         inputs,
         len(items),
-        lambda start: bar(_spoken(said, start, voice, folder.folder), "speak", start),
+        lambda start: bar(_spoken(generated, start, voice, folder.folder), "synthesize", start),
     )
-    _hear_and_judge(config, chain, spoken, folder, bar)
+    _recognize_and_judge(config, chain, spoken, folder, bar)
     return chain
 
 
-def _hear_and_judge(
+def _recognize_and_judge(
     config: EvaluateConfig, chain: Chain, spoken: list[Row], folder: StageFolder, bar: Any
 ) -> None:
-    """The stages `heard` and `mos` of what was spoken."""
+    """Run the stages `heard` and `mos` on the synthesized clips."""
     recognizer = load_recognizer(config.asr, config.device)
     recognized = {"asr": recognizer.name, "asr_fingerprint": recognizer.fingerprint}
     chain.about |= recognized
 
-    def heard(start: int) -> Iterator[Row]:
+    def transcripts(start: int) -> Iterator[Row]:
         for row in spoken[start:]:
-            samples = read_sound(folder.folder, row)
+            samples = read_clip(folder.folder, row)
             yield {"key": row["key"], "text": recognizer.transcribe(samples)}
 
     inputs = {"spoken": folder.sha256("spoken"), **recognized}
-    chain.heard = folder.rows(
-        "heard", inputs, len(spoken), lambda start: bar(heard(start), "hear", start)
+    chain.recognized = folder.rows(
+        "heard", inputs, len(spoken), lambda start: bar(transcripts(start), "recognize", start)
     )
     try:
         judge = Dnsmos()
@@ -142,17 +151,17 @@ def _hear_and_judge(
 
     def mos(start: int) -> Iterator[Row]:
         for row in spoken[start:]:
-            samples = read_sound(folder.folder, row)
+            samples = read_clip(folder.folder, row)
             yield {"key": row["key"], "scores": judge.score(samples) if len(samples) else None}
 
     inputs = {"spoken": folder.sha256("spoken"), "mos": judge.name}
     chain.mos = folder.rows(
-        "mos", inputs, len(spoken), lambda start: bar(mos(start), "judge", start)
+        "mos", inputs, len(spoken), lambda start: bar(mos(start), "predict opinions", start)
     )
 
 
-def read_sound(folder: Path, row: Row) -> np.ndarray:
-    """(T,) float32 of a row of `spoken`; none where nothing was said."""
+def read_clip(folder: Path, row: Row) -> np.ndarray:
+    """(T,) float32 samples of a row of `spoken`; empty if nothing was synthesized."""
     if row["file"] is None:
         return np.zeros(0, np.float32)
     samples, rate_hz = sf.read(folder / row["file"], dtype="float32")
@@ -161,16 +170,16 @@ def read_sound(folder: Path, row: Row) -> np.ndarray:
 
 
 class _Speaker(Protocol):
-    """Who tells what is to be spoken."""
+    """Source of the units or text to synthesize."""
 
     kind: Literal["speech", "text"]
     inputs: dict[str, Any]
 
-    def said(self, items: Sequence[Judged]) -> Iterator[Row]: ...
+    def generate(self, items: Sequence[Judged]) -> Iterator[Row]: ...
 
 
 class _Voice(Protocol):
-    """Who speaks it."""
+    """Synthesizer of units or text."""
 
     inputs: dict[str, Any]
 
@@ -184,17 +193,17 @@ def _speaker(config: EvaluateConfig, dataset: ShardDataset) -> _Speaker:
 
 
 class _Topline:
-    """The dataset itself: what a perfect model would say."""
+    """Units or captions of the dataset itself: an upper bound for models."""
 
     def __init__(self, topline: Topline) -> None:
         self.kind: Literal["speech", "text"] = "speech" if topline == "units" else "text"
         self.inputs: dict[str, Any] = {"topline": topline}
 
-    def said(self, items: Sequence[Judged]) -> Iterator[Row]:
+    def generate(self, items: Sequence[Judged]) -> Iterator[Row]:
         for item in items:
             row: Row = {"key": item.sample.key}
             if self.kind == "text":
-                row["text"] = item.said
+                row["text"] = item.text
             else:
                 row["units"] = item.sample.speech_units[0].tolist()
                 if item.sample.durations is not None:
@@ -203,7 +212,7 @@ class _Topline:
 
 
 class _Model:
-    """A trained run."""
+    """Generations of a trained model."""
 
     def __init__(self, config: EvaluateConfig, dataset: ShardDataset) -> None:
         from im2sp.pipeline.tensors import state_fingerprint
@@ -216,8 +225,8 @@ class _Model:
         kind = self._model.config.vocabulary.kind
         if kind == "words":
             raise ValueError(
-                f"{config.run}: tells which words captions would hold and writes none; give a run"
-                " of im2sp-train --target speech or text"
+                f"{config.run}: trained with --target words, which generates no captions;"
+                " give a run of im2sp-train --target speech or text"
             )
         self.kind: Literal["speech", "text"] = kind
         self._max_tokens = min(config.max_tokens, self._model.config.max_positions)
@@ -234,7 +243,7 @@ class _Model:
             place = next((one for one in places if one.is_file()), places[0])
             self._text_model = read_text_model(place)
 
-    def said(self, items: Sequence[Judged]) -> Iterator[Row]:
+    def generate(self, items: Sequence[Judged]) -> Iterator[Row]:
         import torch
 
         from im2sp.trainer import generate
@@ -247,8 +256,8 @@ class _Model:
             found = generate(self._model, units, self._config.num_beams, self._max_tokens)
             for item, ids in zip(batch, found, strict=True):
                 text = None if self._text_model is None else self._text_model.decode(ids)
-                said = {"units": ids} if text is None else {"text": text}
-                yield {"key": item.sample.key, **said}
+                row = {"units": ids} if text is None else {"text": text}
+                yield {"key": item.sample.key, **row}
 
 
 class _UnitVoice:
@@ -258,9 +267,9 @@ class _UnitVoice:
         from im2sp.pipeline import load_vocoder
 
         self._vocoder = load_vocoder(config.vocoder, device=config.device)
-        told = dataset.manifest.speech_tokenizer or {}
+        recorded = dataset.manifest.speech_tokenizer or {}
         self._vocoder.check_units(
-            told.get("num_units"), told.get("fingerprint"), "the shards' speech"
+            recorded.get("num_units"), recorded.get("fingerprint"), "the shards' speech"
         )
         self._speaker = 0 if self._vocoder.num_speakers else None
         self.inputs: dict[str, Any] = {
@@ -286,12 +295,12 @@ class _FliteVoice:
         return speak(row["text"], self._voice).samples.astype(np.float32) / 32768
 
 
-def _spoken(said: list[Row], start: int, voice: _Voice, folder: Path) -> Iterator[Row]:
-    """Speak rows of `said` from one on, each into a file before its row comes."""
-    (folder / SOUND_DIR).mkdir(exist_ok=True)
-    for number, row in enumerate(said[start:], start):
+def _spoken(generated: list[Row], start: int, voice: _Voice, folder: Path) -> Iterator[Row]:
+    """Synthesize rows of `said` from `start` on; each clip is written before its row is yielded."""
+    (folder / SPEECH_DIR).mkdir(exist_ok=True)
+    for number, row in enumerate(generated[start:], start):
         samples = voice.speak(row)
-        name = f"{SOUND_DIR}/{number:06d}.wav" if len(samples) else None
+        name = f"{SPEECH_DIR}/{number:06d}.wav" if len(samples) else None
         if name is not None:
             with atomic_file(folder / name) as file:
                 sf.write(file, samples, RATE_HZ, "PCM_16", format="WAV")

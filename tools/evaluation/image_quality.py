@@ -1,4 +1,4 @@
-"""How well an image tokenizer keeps pictures: PSNR, SSIM, and how it uses its codes."""
+"""Reconstruction quality of an image tokenizer (PSNR, SSIM) and its code usage."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each picture, (B, C, H, W) in [0, 1] -> (B,) in dB."""
+    """Peak signal-to-noise ratio of each image, (B, C, H, W) in [0, 1] -> (B,) in dB."""
     return -10 * (a - b).square().mean((1, 2, 3)).log10()
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity of each picture (Wang et al., 2004), mean over the channels.
+    """Structural similarity of each image (Wang et al., 2004), mean over the channels.
 
-    Gaussian window of 11x11 with sigma 1.5, K1 = 0.01, K2 = 0.03, windows inside the picture only.
+    Gaussian window of 11x11 with sigma 1.5, K1 = 0.01, K2 = 0.03, windows inside the image only.
 
     Args:
         a: (B, C, H, W) float in [0, 1], sides of at least 11.
@@ -48,14 +48,14 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """Figures over a set of pictures."""
+    """Figures over a set of images."""
 
     num_images: int
-    """Pictures measured."""
+    """Number of images."""
     psnr_db: float
-    """Mean over the pictures of their PSNR."""
+    """Mean PSNR of the images."""
     ssim: float
-    """Mean over the pictures of their SSIM."""
+    """Mean SSIM of the images."""
     num_codes_used: int
     """Codes that occur at least once."""
     entropy_bits: float
@@ -64,12 +64,12 @@ class Quality:
     """2 to the entropy."""
 
     def as_json(self) -> dict[str, float]:
-        """All fields, rounded to four digits after the point."""
+        """Return all fields, rounded to four decimals."""
         return {name: round(value, 4) for name, value in asdict(self).items()}
 
 
 class QualityMeter:
-    """Adds up what `Quality` needs, batch by batch."""
+    """Accumulator of `Quality` over batches."""
 
     def __init__(self, num_codes: int) -> None:
         self.counts = torch.zeros(num_codes, dtype=torch.int64)
@@ -77,7 +77,7 @@ class QualityMeter:
         self.ssim: list[float] = []
 
     def add(self, pixels: Tensor, decoded: Tensor, units: Tensor) -> None:
-        """Count a batch: (B, 3, H, W) in [0, 1] twice, and its units (any shape) int64."""
+        """Add a batch: original and decoded (B, 3, H, W) in [0, 1], and units (any shape) int64."""
         decoded = decoded.clamp(0, 1)
         self.psnr_db += psnr(decoded, pixels).tolist()
         self.ssim += ssim(decoded, pixels).tolist()

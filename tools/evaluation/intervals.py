@@ -1,20 +1,20 @@
 """95 % intervals: bootstrap of a score over items, and mean opinions of a listening test.
 
 Ratings of a listening test are crossed: each listener rates many images and each image is rated by
-many listeners, so ratings are not independent, and an interval that resamples items of one kind
-(`interval`) is too narrow. `mean_opinion` uses the model of CrowdMOS (Ribeiro, Florencio, Zhang,
+many listeners, so ratings are not independent, and resampling items of one kind (`interval`)
+gives too narrow an interval. `mean_opinion` uses the model of CrowdMOS (Ribeiro, Florencio, Zhang,
 Seltzer 2011):
 
     rating = mean + listener + image + rest
 
-Each part has a variance of its own. They are estimated without bias, also where ratings are
+Each term has its own variance. The variances are estimated without bias, even if ratings are
 missing, from three sums of squares: within listeners, within images, and over all. With T ratings,
 n of a listener and m of an image, the variance of the mean is then
 
     listener * sum(n^2) / T^2 + image * sum(m^2) / T^2 + rest / T
 
-and the interval is the mean plus or minus Student's t times its root, with one degree of freedom
-less than there are listeners or images, whichever are fewer.
+and the interval is the mean plus or minus Student's t times its square root, with one degree of
+freedom less than the number of listeners or images, whichever is smaller.
 """
 
 import math
@@ -39,14 +39,14 @@ def interval(
     """95 % interval of a figure, by the percentile bootstrap.
 
     Args:
-        rows: (n,) or (n, k) numbers of each item.
-        statistic: Makes (resamples, ...) figures of the (resamples, k) sums of drawn rows; None for
-            the mean of (n,) rows.
-        resamples: How often n items are drawn with replacement.
-        seed: Random seed. The same seed draws the same items, whatever the figure.
+        rows: (n,) or (n, k) values of the items.
+        statistic: Maps (resamples, k) sums of drawn rows to (resamples, ...) figures; None for the
+            mean of (n,) rows.
+        resamples: Number of draws of n items with replacement.
+        seed: Random seed; the same seed draws the same items for every figure.
 
     Returns:
-        (2, ...) float64, the lower and the upper end.
+        (2, ...) float64, lower and upper end.
 
     Raises:
         ValueError: No items, or fewer than two resamples.
@@ -73,12 +73,12 @@ def interval(
 
 @dataclass(frozen=True, kw_only=True)
 class Opinion:
-    """The mean of ratings."""
+    """Mean of ratings with its interval."""
 
     mean: float
     half_width: float | None
-    """The 95 % interval is the mean plus or minus this; None where the ratings cannot tell: with
-    one listener or one image, or where none of the listeners or of the images has two ratings."""
+    """Half the width of the 95 % interval around the mean; None if it cannot be estimated: with one
+    listener or one image, or if no listener or no image has two ratings."""
     num_ratings: int
     num_listeners: int
     num_images: int
@@ -90,9 +90,9 @@ def mean_opinion(
     """Mean and interval of crossed ratings.
 
     Args:
-        ratings: (T,) numbers, T >= 1; one at most of each listener for each image.
-        listeners: (T,) who gave it, as numbers from 0 on.
-        images: (T,) of which image, as numbers from 0 on.
+        ratings: (T,) values, T >= 1; at most one per listener and image.
+        listeners: (T,) listener of each rating, numbered from 0.
+        images: (T,) image of each rating, numbered from 0.
     """
     num_ratings = len(ratings)
     of_listener = np.bincount(listeners)
@@ -121,7 +121,7 @@ def mean_opinion(
 def _parts(
     ratings: NDArray[np.float64], listeners: NDArray[np.int64], images: NDArray[np.int64]
 ) -> tuple[float, float, float]:
-    """Variances of listeners, images and the rest; one that comes out below 0 is 0.
+    """Variances of listeners, images and the rest; negative estimates become 0.
 
     The expected mean squares are image + rest within listeners, listener + rest within images, and
     over all ratings a * listener + b * image + rest, with a and b a little below 1.

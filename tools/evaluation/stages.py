@@ -1,9 +1,8 @@
-"""Stages of an evaluation, each kept in a file and gone on with after a kill.
+"""Resumable stages of an evaluation, each stored in a file.
 
-A stage is `NAME.jsonl`: a first line that says what it was made from, then a row an item, in the
-items' order. While it grows it is called `NAME.jsonl.part`. It is made anew when what it was made
-from has changed; as the first line holds the hash of the file of the stage before, so are all that
-follow.
+A stage is `NAME.jsonl`: a header line with the inputs of the stage, then one row per item, in the
+items' order. An incomplete stage is `NAME.jsonl.part`. A stage runs again if its inputs changed;
+the header contains the hash of the previous stage's file, so all later stages run again as well.
 """
 
 import hashlib
@@ -18,11 +17,11 @@ _FORM = "im2sp stage 1"
 
 
 class StageFolder:
-    """The kept stages of one evaluation.
+    """Stage files of one evaluation.
 
     Attributes:
-        folder: Where they lie; made when the first is.
-        made: Names of the stages of which a row was made since it was opened.
+        folder: Their folder; created by the first stage.
+        made: Names of the stages that computed rows since the folder was opened.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,13 +35,13 @@ class StageFolder:
         num_items: int,
         make: Callable[[int], Iterator[Row]],
     ) -> list[Row]:
-        """The rows of a stage: those that are kept, and the rest made and kept.
+        """Return the rows of a stage: stored ones, and the rest computed and stored.
 
         Args:
-            name: Of the stage's file, without suffix.
+            name: Name of the stage's file, without suffix.
             inputs: JSON values that all its rows depend on.
-            num_items: How many rows there will be.
-            make: Makes the rows from an item on, in order. A row is kept as soon as it comes.
+            num_items: Number of rows of the complete stage.
+            make: Yields the rows from a given item on, in order. Each row is stored at once.
 
         Raises:
             OSError: The folder cannot be written.
@@ -55,7 +54,7 @@ class StageFolder:
         if kept is not None and len(kept) == num_items:
             return kept
         rows = _kept(part, line) or []
-        # What a kill cut is cut off; what was made from something else is overwritten.
+        # Drops an incomplete last line; overwrites rows of other inputs.
         text = "".join(f"{one}\n" for one in [line, *map(json.dumps, rows)])
         with open(part, "wb") as file:
             file.write(text.encode())
@@ -71,16 +70,16 @@ class StageFolder:
         return rows
 
     def path(self, name: str) -> Path:
-        """The file of a stage that is done."""
+        """Path of a complete stage."""
         return self.folder / f"{name}.jsonl"
 
     def sha256(self, name: str) -> str:
-        """Of the file of a stage that is done."""
+        """Hash of the file of a complete stage."""
         return hashlib.sha256(self.path(name).read_bytes()).hexdigest()
 
 
 def _kept(path: Path, header: str) -> list[Row] | None:
-    """Whole rows of a file; None where it is not there or was made from something else."""
+    """Complete rows of a file; None if it does not exist or has other inputs."""
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""The paper's Table 3 with a row of ours, and what else an evaluation tells, as text.
+"""Text report of an evaluation: the paper's Table 3 with our row, and the other figures.
 
 The paper is Kim et al. 2023, "Towards Practical and Efficient Image-to-Speech Captioning with
-Vision-Language Pre-training and Multi-modal Tokens" (arXiv 2309.08531). Its scores are of captions
-that wav2vec 2.0 heard, in hundredths.
+Vision-Language Pre-training and Multi-modal Tokens" (arXiv 2309.08531). Its scores, in
+hundredths, are of captions transcribed by wav2vec 2.0.
 """
 
 from collections.abc import Mapping
@@ -27,11 +27,11 @@ _NAME_WIDTH, _COLUMN_WIDTH = 52, 10
 
 
 def table(name: str, captions: Mapping[str, Any]) -> str:
-    """The table: the paper's rows, ours, our 95 % intervals, and a line for each missing score.
+    """Table of the paper's rows, ours, our 95 % intervals, and a line for each missing score.
 
     Args:
-        name: Of our row.
-        captions: `Scores.as_json()`.
+        name: Name of our row.
+        captions: Result of `Scores.as_json()`.
     """
     lines = [f"{'':<{_NAME_WIDTH}}" + "".join(f"{t:>{_COLUMN_WIDTH}}" for t in _TITLES)]
     lines += [
@@ -48,7 +48,7 @@ def table(name: str, captions: Mapping[str, Any]) -> str:
 
 
 def report(result: Mapping[str, Any]) -> str:
-    """All that an evaluation tells, as text."""
+    """Complete report of an evaluation as text."""
     captions = result["captions"]
     parts = [f"{result['name']}: {captions['num_items']:,} images", table("ours", captions)]
     others = [n for n in ("Bleu_1", "Bleu_2", "Bleu_3") if n in captions]

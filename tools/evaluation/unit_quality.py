@@ -1,25 +1,24 @@
 """Quality of speech units: information about phones, edit distances, robustness to noise.
 
 The first three figures are those of the HuBERT paper (Hsu et al. 2021, arXiv 2106.07447, section
-V.A), over frames that bear a phone `y` and a unit `z`:
+V.A), over frames of 20 ms with a phone `y` and a unit `z`:
 
-- PNMI, I(y; z) / H(y): the share of the phone's entropy that the unit explains.
-- Phone purity: how often the unit's most frequent phone is right.
-- Cluster purity: how often the phone's most frequent unit is there; it falls as units are added.
+- PNMI, I(y; z) / H(y): share of the phone entropy that the unit explains.
+- Phone purity: share of frames with the most frequent phone of their unit.
+- Cluster purity: share of frames with the most frequent unit of their phone; falls with more units.
 
-Phones of clips, from plain text, and the phone of each frame of 20 ms.
-
-One phone a line, times in seconds from the clip's begin, in order and without overlap; what lies in
-no interval has no phone. Empty lines and those that begin with `#` do not count.
+`PhoneLabels` reads phone timings from plain text: one phone per line, times in seconds from the
+start of the clip, in order and without overlap. Frames outside all intervals have no phone. Empty
+lines and lines that start with `#` are ignored.
 
     0.000 0.235 pau
     0.235 0.290 ax
 
-- A folder holds such a file for each clip: the clip's name in its source with the suffix `.lab` or
+- A folder contains one file per clip: the clip's name in its source with the suffix `.lab` or
   `.phones` (`a/b.wav` -> `a/b.lab`), or else its bare stem (`b.lab`). It may be the folder of the
   audio itself.
-- One file for many clips has the clip's name before the times: `a/b.wav 0.000 0.235 pau`. The
-  suffix, or all but the bare stem, may be left out.
+- A single file for many clips has the clip's name before the times: `a/b.wav 0.000 0.235 pau`. The
+  suffix, or all but the bare stem, may be omitted.
 """
 
 import os
@@ -37,17 +36,21 @@ from im2sp.pipeline.speech_tokenizer.tokenizer import SpeechTokenizer
 from im2sp.tools.engines.asr import edits
 
 PIECE_FRAMES = 4096
+SUFFIXES = (".lab", ".phones")
+NO_PHONE = -1
+# Tolerated overlap of neighbours, whose printed times are rounded.
+OVERLAP_S = 0.0015
 
 
 def pnmi(labels: ArrayLike, units: ArrayLike) -> float:
     """Phone-normalised mutual information of frames, 0 to 1.
 
     Args:
-        labels: (n,) the phone of each frame, numbers or text.
-        units: (n,) integers, the unit of each frame.
+        labels: (n,) phone of each frame, numbers or text.
+        units: (n,) integers, unit of each frame.
 
     Raises:
-        ValueError: Other shapes, no frames, or fewer than two phones, whose entropy is 0.
+        ValueError: Other shapes, no frames, or only one phone, whose entropy is 0.
     """
     joint = joint_counts(labels, units) / np.size(labels)
     of_phones, of_units = joint.sum(1), joint.sum(0)
@@ -69,12 +72,12 @@ def cluster_purity(labels: ArrayLike, units: ArrayLike) -> float:
 
 
 def joint_counts(labels: ArrayLike, units: ArrayLike) -> NDArray[np.int64]:
-    """(phones that occur, units that occur) int64: frames of each pair; errors as `pnmi`."""
+    """(phones, units) int64 frame counts of the pairs that occur; errors as `pnmi`."""
     phones, clusters = np.asarray(labels), np.asarray(units)
     if phones.ndim != 1 or phones.shape != clusters.shape or not len(phones):
         raise ValueError(
             f"labels of shape {list(phones.shape)} and units of shape {list(clusters.shape)},"
-            " expected one of each a frame: the same [frames], at least one"
+            " expected one per frame: the same [frames], at least one"
         )
     names, rows = np.unique(phones, return_inverse=True)
     ids, columns = np.unique(clusters, return_inverse=True)
@@ -88,7 +91,7 @@ def perplexity(counts: ArrayLike) -> float:
     perplexity([5, 5, 0]) == 2.0.
 
     Raises:
-        ValueError: Nothing was counted.
+        ValueError: All counts are 0.
     """
     frequencies = np.asarray(counts, np.float64)
     if not frequencies.sum() > 0:
@@ -97,18 +100,18 @@ def perplexity(counts: ArrayLike) -> float:
 
 
 def _entropy(shares: NDArray[np.float64]) -> float:
-    """In nats."""
+    """Entropy in nats."""
     present = shares[shares > 0]
     return float(-(present * np.log(present)).sum())
 
 
 def unit_edit_distance(a: Sequence[int] | NDArray[Any], b: Sequence[int] | NDArray[Any]) -> float:
-    """Units to insert, drop or replace to make `b` of `a`, over the longer one's length: 0 to 1.
+    """Edit distance of two unit sequences over the length of the longer one, 0 to 1.
 
-    Collapse repeats first to compare what is said rather than how fast. Two empty clips are equal.
+    Collapse repeats first to compare content regardless of tempo. Two empty clips are equal.
 
     Raises:
-        ValueError: Other than one row of integers each.
+        ValueError: Not one row of integers each.
     """
     first, second = _one_row(a), _one_row(b)
     longer = max(len(first), len(second))
@@ -119,8 +122,8 @@ def unit_survival(clean: ArrayLike, noisy: ArrayLike) -> float:
     """Share of frames whose unit stays the same, 0 to 1.
 
     Args:
-        clean: (n,) integers, units of each frame, repeats kept.
-        noisy: (n,) those of the same clip with noise.
+        clean: (n,) integers, unit of each frame, repeats kept.
+        noisy: (n,) units of the same clip with noise.
 
     Raises:
         ValueError: Other shapes or no frames.
@@ -128,7 +131,7 @@ def unit_survival(clean: ArrayLike, noisy: ArrayLike) -> float:
     before, after = _one_row(clean), _one_row(noisy)
     if len(before) != len(after) or not len(before):
         raise ValueError(
-            f"{len(before)} and {len(after)} units, expected as many of both and at least one;"
+            f"{len(before)} and {len(after)} units, expected equal numbers and at least one;"
             " compare clips of the same length before repeats are collapsed"
         )
     return float((before == after).mean())
@@ -142,9 +145,9 @@ def _one_row(units: ArrayLike) -> NDArray[np.int64]:
 
 
 class UnitMeter:
-    """Counts units, their distances from the centroids, and the phones they stand for.
+    """Accumulator of unit counts, distances from the centroids, and phones.
 
-    Eight bytes a frame with a phone are kept.
+    Memory: eight bytes per labelled frame.
     """
 
     def __init__(self, tokenizer: SpeechTokenizer) -> None:
@@ -156,7 +159,7 @@ class UnitMeter:
         self._units: list[NDArray[np.int32]] = []
 
     def add(self, features: NDArray[np.float32], phones: NDArray[np.int64]) -> None:
-        """Count frames: features (T, D), numbers of phones (T,) or NO_PHONE."""
+        """Add frames: features (T, D), and phone numbers or NO_PHONE (T,)."""
         tokenizer = self._tokenizer
         for start in range(0, len(features), PIECE_FRAMES):
             rows = torch.from_numpy(features[start : start + PIECE_FRAMES])
@@ -171,7 +174,7 @@ class UnitMeter:
             self._units.append(units.numpy()[known].astype(np.int32))
 
     def figures(self) -> dict[str, float | int]:
-        """All figures; those about phones where at least two were met.
+        """Return all figures; those about phones only if at least two occurred.
 
         `inertia` is the mean squared distance of a frame from its centroid, `unexplained` its share
         of the mean squared distance from the mean of all frames.
@@ -205,19 +208,13 @@ class UnitMeter:
 
 
 def _rounded(value: float) -> float:
-    """Five digits."""
+    """Round to five significant digits."""
     return float(f"{value:.5g}")
-
-
-SUFFIXES = (".lab", ".phones")
-NO_PHONE = -1
-# Times are rounded where they are printed, so neighbours may overlap by this much.
-OVERLAP_S = 0.0015
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A phone from `start_s` to `end_s`."""
+    """Phone from `start_s` to `end_s`."""
 
     start_s: float
     end_s: float
@@ -225,13 +222,13 @@ class Interval:
 
 
 class PhoneLabels:
-    """The phones of all clips of a source.
+    """Phone labels of the clips of a source.
 
     Attributes:
-        phones: The phones met so far; a phone's number is its place here.
+        phones: Phones seen so far; a phone's number is its index here.
 
     Raises:
-        ValueError: No such file or folder, or a file for many clips with a line that is none.
+        ValueError: No such file or folder, or an invalid line in a file for many clips.
     """
 
     def __init__(self, path: Path) -> None:
@@ -252,18 +249,18 @@ class PhoneLabels:
             raise ValueError(f"{path}: no such file or folder of phone labels")
 
     def has(self, name: str) -> bool:
-        """Whether there are labels for the clip of this name."""
+        """Return True if the clip of this name has labels."""
         return self._find(name) is not None
 
     def of_frames(self, name: str, times_s: NDArray[np.float64]) -> NDArray[np.int64]:
-        """The phone's number at each time; NO_PHONE where there is none.
+        """(n,) phone number at each time; NO_PHONE outside all intervals.
 
         Args:
-            name: The clip's name in its source.
-            times_s: (n,) seconds from the clip's begin.
+            name: Name of the clip in its source.
+            times_s: (n,) seconds from the start of the clip.
 
         Raises:
-            ValueError: The clip's labels are damaged; says where.
+            ValueError: The clip's labels are damaged; names file and line.
         """
         intervals = self.intervals(name)
         starts = [interval.start_s for interval in intervals]
@@ -275,7 +272,7 @@ class PhoneLabels:
         return found
 
     def intervals(self, name: str) -> list[Interval]:
-        """The clip's phones in order; [] where it has no labels. Errors as `of_frames`."""
+        """Phones of a clip in order; [] if it has no labels. Errors as `of_frames`."""
         place = self._find(name)
         if place is None:
             return []
@@ -286,8 +283,8 @@ class PhoneLabels:
             interval = _parsed(f"{path.name}:{number}", line)
             if intervals and interval.start_s < intervals[-1].end_s - OVERLAP_S:
                 raise ValueError(
-                    f"{path.name}:{number}: {line[:80]!r} begins before the phone before it has"
-                    f" ended, at {intervals[-1].end_s:g}; expected phones in order"
+                    f"{path.name}:{number}: {line[:80]!r} starts before the previous phone"
+                    f" ends, at {intervals[-1].end_s:g}; expected phones in order"
                 )
             intervals.append(interval)
         return intervals
@@ -309,11 +306,11 @@ class PhoneLabels:
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    """Number and content of the lines that count."""
+    """Numbers and contents of the lines that are not ignored."""
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError:
-        raise ValueError(f"{path.name}: no UTF-8 text, expected phone labels") from None
+        raise ValueError(f"{path.name}: not UTF-8 text, expected phone labels") from None
     lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
     return [(number, line) for number, line in lines if line and not line.startswith("#")]
 

@@ -1,1 +1,1 @@
-"""Parts of im2sp-speak."""
+"""Modules of im2sp-speak."""

@@ -1,4 +1,8 @@
-"""What a run of im2sp-train was trained on, and the image tokenizer that it wants."""
+"""Trained captioners: find a run's checkpoint, load its image tokenizer, describe images.
+
+A run records the image tokenizer and view of its dataset; `load_tokenizer_of` loads the same one
+and refuses others by their fingerprint.
+"""
 
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -21,24 +25,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A trained captioner whose target is speech: a run's checkpoint, or an exported file."""
+    """A trained captioner with speech as its target: a checkpoint of a run, or an exported file."""
 
     name: str
-    """The last part of the run's folder or the file's name, or a bundled name."""
+    """Name of the run's folder or of the file, or a bundled name."""
     weights: Path | str
-    """What `load_model` takes."""
+    """Argument of `load_model`."""
     step: int
-    """Steps it was trained for."""
+    """Training steps."""
     image_fingerprint: str
-    """Of the image tokenizer."""
+    """Fingerprint of the image tokenizer."""
     speech_fingerprint: str | None
-    """Of the speech tokenizer."""
+    """Fingerprint of the speech tokenizer."""
     image_tokenizer: Mapping[str, Any]
-    """What the dataset told of the image tokenizer: name, view, precision."""
+    """Record of the image tokenizer in the dataset: name, view, precision."""
 
 
 def find_step(path: Path) -> "Checkpoint":
-    """The best checkpoint of a run, or the one whose folder is given.
+    """Return the best checkpoint of a run, or the one whose folder is given.
 
     Raises:
         ValueError: There is none.
@@ -55,7 +59,7 @@ def find_step(path: Path) -> "Checkpoint":
 
 
 def read_run(name_or_path: str | Path) -> Run:
-    """A bundled captioner, an exported file, the best checkpoint of a run, or one of its steps.
+    """Find a bundled captioner, an exported file, or a run's best or given checkpoint.
 
     Raises:
         ValueError: There is none, or its target is text.
@@ -79,15 +83,15 @@ def read_run(name_or_path: str | Path) -> Run:
     fingerprints = found.state["fingerprints"]
     if "speech" not in fingerprints:
         raise ValueError(
-            f"--run {path}: it writes text, which has no speech units; give a run with --target"
-            f" speech, which im2sp-train --init-from {path} can begin with these weights"
+            f"--run {path}: generates text, not speech units; give a run with --target speech,"
+            f" which im2sp-train --init-from {path} can start from these weights"
         )
     record = found.state.get("tokenizers", {}).get("image") or _record_of_shards(found.path)
     is_same = record.get("fingerprint") == fingerprints["image"]
     if fingerprints["image"] is None or not is_same or record.get("view") not in VIEWS:
         raise ValueError(
-            f"{found.path}: does not tell with which image tokenizer and view its images were"
-            " tokenized; run this where the dataset is that it was trained on"
+            f"{found.path}: does not record the image tokenizer and view of its images; run this"
+            " on the machine with the dataset that it was trained on"
         )
     return Run(
         name=(path.resolve().parent if is_step(path) else path.resolve()).name,
@@ -100,7 +104,7 @@ def read_run(name_or_path: str | Path) -> Run:
 
 
 def _record_of_shards(checkpoint_dir: Path) -> Mapping[str, Any]:
-    """What the run's dataset tells of the image tokenizer, for checkpoints that do not."""
+    """Record of the image tokenizer in the run's dataset, for checkpoints without it."""
     from im2sp.trainer.config import CONFIG_NAME
 
     config = tomllib.loads((checkpoint_dir / CONFIG_NAME).read_text("utf-8"))
@@ -113,21 +117,21 @@ def _record_of_shards(checkpoint_dir: Path) -> Mapping[str, Any]:
 def load_tokenizer_of(
     run: Run, name: str | None, codebook: Path | None, device: str | None
 ) -> "ImageTokenizer":
-    """The image tokenizer that a run was trained on.
+    """Load the image tokenizer that a run was trained on.
 
     Args:
         run: The run.
-        name: Its name, hub id or path; None for the name that the run tells.
-        codebook: Its codebook's file, where it is one of its own.
-        device: As torch names it; None for CUDA where there is one.
+        name: Name, hub id or path; None for the name recorded in the run.
+        codebook: File of the codebook, if separate.
+        device: torch device; None for CUDA if available.
 
     Raises:
-        ValueError: There are no such weights, or they are others than the run's.
+        ValueError: There are no such weights, or they are not those of the run.
     """
     from im2sp.pipeline import load_image_tokenizer
 
-    told = str(run.image_tokenizer.get("name"))
-    wanted = name or told
+    recorded = str(run.image_tokenizer.get("name"))
+    wanted = name or recorded
     precision = "bf16" if run.image_tokenizer.get("precision") == "bf16" else "fp32"
     try:
         tokenizer = load_image_tokenizer(wanted, codebook, device=device, precision=precision)
@@ -135,13 +139,13 @@ def load_tokenizer_of(
         if name is not None:
             raise
         raise ValueError(
-            f"{error}; the run {run.name} wants that image tokenizer, give its place with"
+            f"{error}; the run {run.name} needs that image tokenizer, give its path with"
             " --image-tokenizer"
         ) from None
     if tokenizer.fingerprint != run.image_fingerprint:
         raise ValueError(
             f"image tokenizer {wanted}: its fingerprint is {_short(tokenizer.fingerprint)}, the run"
-            f" {run.name} was trained on units of {told},"
+            f" {run.name} was trained on units of {recorded},"
             f" {_short(run.image_fingerprint)}; name that one with --image-tokenizer (and"
             " --codebook)"
         )
@@ -154,22 +158,22 @@ def _short(fingerprint: str | None) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What a run says of a picture."""
+    """Generated description of an image."""
 
     units: list[int]
-    """Speech units, collapsed; none where it says nothing."""
+    """Speech units, collapsed; empty if the model generated none."""
     decoded: NDArray[np.uint8] | None
-    """(224, 224, 3) uint8: the picture from its units; None where the weights hold no decoder."""
+    """(224, 224, 3) uint8: image decoded from its units; None if the weights have no decoder."""
 
 
 class Captioner:
-    """A run with its image tokenizer.
+    """A run's model with its image tokenizer.
 
     Attributes:
         tokenizer: The image tokenizer.
-        view: How pictures become squares, as for the run's dataset.
-        max_tokens: Most tokens of a description; at most the model's positions.
-        num_units: Speech units lie in [0, num_units).
+        view: Mapping of images to squares, as in the run's dataset.
+        max_tokens: Maximum tokens of a description; at most the model's positions.
+        num_units: Speech units are in [0, num_units).
     """
 
     def __init__(
@@ -190,17 +194,17 @@ class Captioner:
         self.num_units = self._model.config.vocabulary.num_units
 
     def describe(self, images: Sequence[NDArray[np.uint8]]) -> list[Description]:
-        """Descriptions of images of the view, (S, S, 3) uint8; none depends on the others."""
+        """Describe images of the view, (S, S, 3) uint8, independently of each other."""
         if not images:
             return []
         image_units = self.view.crop_units(self.tokenizer.encode_uint8(np.stack(images)))
         on_device = image_units.to(self.tokenizer.device)
-        said = generate(self._model, on_device, self._num_beams, self.max_tokens)
+        generated = generate(self._model, on_device, self._num_beams, self.max_tokens)
         decoded: list[NDArray[np.uint8] | None] = [None] * len(images)
         if self.tokenizer.network.decoder is not None:
             shown = self.tokenizer.decode(image_units).permute(0, 2, 3, 1)
             decoded = list((shown * 255).round().to(torch.uint8).numpy())
         return [
-            Description(units=units, decoded=picture)
-            for units, picture in zip(said, decoded, strict=True)
+            Description(units=units, decoded=image)
+            for units, image in zip(generated, decoded, strict=True)
         ]

@@ -65,7 +65,7 @@ class SpeakConfig:
     """Print the summary as one JSON object."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError, naming the flag, where a value cannot be used."""
+        """Raise ValueError, naming the flag, if a value cannot be used."""
         for name, least in (("num_beams", 1), ("max_tokens", 1), ("limit", 1), ("speaker", 0)):
             value = getattr(self, name)
             if value is not None and value < least:

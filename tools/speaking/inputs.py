@@ -1,4 +1,4 @@
-"""What is to be spoken: pictures, or units from a file or a dataset."""
+"""Inputs of im2sp-speak: images, or speech units from a file or a dataset."""
 
 import itertools
 import json
@@ -16,23 +16,23 @@ from im2sp.shards import MANIFEST_NAME, ShardDataset
 
 Reject = dict[str, str]
 _SOURCE_SUFFIXES = (".tar", ".json", *TABLE_READERS)
-# An hour of speech, beyond which a length is taken for a slip.
+# One hour of speech; longer inputs are taken for mistakes.
 MAX_FRAMES = 180_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """Speech units to be spoken."""
+    """Speech units to synthesize."""
 
     key: str
     units: list[int]
     durations: list[int] | None = None
-    """Frames that each unit lasts; None to let the vocoder tell."""
+    """Frames of each unit; None to let the vocoder predict them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Units:
-    """The clips of a file or dataset, and what is known of their units."""
+    """Clips of a file or dataset, and what it records about their units."""
 
     clips: list[Clip]
     rejects: list[Reject]
@@ -41,39 +41,39 @@ class Units:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """The pictures of a source."""
+class Images:
+    """Images of a source."""
 
     items: list[SourceItem]
     rejects: list[Reject] = field(default_factory=list)
     num_without: int = 0
-    """Inputs that have sound but no picture."""
+    """Inputs with audio but without an image."""
 
 
-def list_pictures(
+def list_images(
     paths: Sequence[Path], image_root: Path | None, split: str | None, limit: int | None
-) -> Pictures:
-    """List pictures; none is opened.
+) -> Images:
+    """List images without opening them.
 
     Args:
-        paths: Picture files, or one source: a folder, a tar or a list.
-        image_root: Where the paths in a list begin.
-        split: Take this split of the source only.
-        limit: Take so many of the inputs at most.
+        paths: Image files, or one source: a folder, a tar or a list.
+        image_root: Folder or .tar that the paths in a list are relative to.
+        split: Use only this split of the source.
+        limit: Maximum number of inputs.
 
     Raises:
-        ValueError: A source beside others, a flag that goes with another source, or no input.
+        ValueError: A source beside other inputs, a flag that does not apply, or no input.
     """
     sources = [path for path in paths if path.is_dir() or path.suffix.lower() in _SOURCE_SUFFIXES]
     if sources and len(paths) > 1:
-        raise ValueError(f"{sources[0]}: a folder, tar or list is given by itself; this run has"
+        raise ValueError(f"{sources[0]}: a folder, tar or list must be the only input; this run has"
                          f" {len(paths)} inputs")  # fmt: skip
     if sources:
         items = list_source(sources[0], image_root=image_root).items
     else:
         if image_root is not None or split is not None:
             flag = "--image-root" if image_root is not None else "--split"
-            raise ValueError(f"{flag} goes with a list of pictures, not with picture files")
+            raise ValueError(f"{flag} applies to a list of images, not to image files")
         names = [path.as_posix() for path in paths]
         candidates = [
             (clean_key(path.stem), clean_key(path.name), clean_key(strip_suffix(name)), name)
@@ -92,7 +92,7 @@ def list_pictures(
     return _sorted_out(items[:limit])
 
 
-def _sorted_out(items: Iterable[SourceItem]) -> Pictures:
+def _sorted_out(items: Iterable[SourceItem]) -> Images:
     kept: list[SourceItem] = []
     rejects: list[Reject] = []
     num_without = 0
@@ -103,21 +103,21 @@ def _sorted_out(items: Iterable[SourceItem]) -> Pictures:
             num_without += 1
         else:
             kept.append(item)
-    return Pictures(items=kept, rejects=rejects, num_without=num_without)
+    return Images(items=kept, rejects=rejects, num_without=num_without)
 
 
 def read_units(path: Path, split: str | None, limit: int | None) -> Units:
-    """Read the units of a `.jsonl`, a `.npy` (one clip) or a dataset of ours.
+    """Read the units of a `.jsonl`, a `.npy` (one clip) or an im2sp dataset.
 
-    A line of a `.jsonl` is `{"key": .., "units": [..]}`, with `"durations": [..]` if it likes.
+    A line of a `.jsonl` is `{"key": .., "units": [..]}`, with optional `"durations": [..]`.
 
     Raises:
-        ValueError: It is none of these, or damaged as a whole. A bad line is a reject.
+        ValueError: It is none of these, or unreadable. A bad line is a reject.
     """
     if path.is_dir():
         return _dataset_units(path, split, limit)
     if split is not None:
-        raise ValueError(f"--split goes with a dataset, {path} is a file")
+        raise ValueError(f"--split applies to a dataset, {path} is a file")
     if path.suffix == ".npy":
         return Units(clips=[checked_clip(path.stem, _array(path))], rejects=[])
     if path.suffix == ".jsonl":
@@ -132,7 +132,7 @@ def _array(path: Path) -> list[int]:
     try:
         found = np.load(path)
     except (ValueError, EOFError) as error:
-        raise ValueError(f"--units {path}: no .npy file of numbers ({error})") from None
+        raise ValueError(f"--units {path}: not a .npy file of numbers ({error})") from None
     if not isinstance(found, np.ndarray) or found.ndim != 1 or found.dtype.kind not in "iu":
         what = f"{found.dtype} of shape {list(found.shape)}" if isinstance(found, np.ndarray) else (
             "an archive")  # fmt: skip
@@ -151,7 +151,7 @@ def _listed_units(path: Path, limit: int | None) -> Units:
             try:
                 clip = _row_clip(line)
                 if clip.key in seen:
-                    raise ValueError(f"the key {clip.key!r} is on an earlier line, too")
+                    raise ValueError(f"the key {clip.key!r} is also on an earlier line")
             except ValueError as error:
                 rejects.append({"file": f"{path.name}:{number}", "reason": str(error)})
             else:
@@ -164,25 +164,25 @@ def _row_clip(line: bytes) -> Clip:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"no JSON ({error})") from None
+        raise ValueError(f"not JSON ({error})") from None
     if not isinstance(row, dict) or not isinstance(row.get("key"), str) or "units" not in row:
         raise ValueError('expected {"key": text, "units": [numbers]}')
     return checked_clip(row["key"], row["units"], row.get("durations"))
 
 
 def checked_clip(key: str, units: Any, durations: Any = None) -> Clip:
-    """A clip of what a file holds; whether the vocoder has its units is not looked at.
+    """Check units and durations and return the clip; the vocoder's range is not checked.
 
     Raises:
-        ValueError: Not whole numbers, none at all, lengths that differ, or over an hour.
+        ValueError: Not whole numbers, no units, different lengths, or over an hour.
     """
     for what, values, least in (("units", units, 0), ("durations", durations, 1)):
         if values is None and what == "durations":
             continue
         if not isinstance(values, list) or any(type(v) is not int or v < least for v in values):
-            raise ValueError(f"{what} are no list of whole numbers from {least} on")
+            raise ValueError(f"{what} are not a list of whole numbers from {least} on")
     if not units:
-        raise ValueError("no units, so there is nothing to speak")
+        raise ValueError("no units, so there is nothing to synthesize")
     if durations is not None and len(durations) != len(units):
         raise ValueError(f"{len(durations)} durations for {len(units)} units")
     num_frames = len(units) if durations is None else sum(durations)
@@ -212,7 +212,7 @@ def _dataset_units(path: Path, split: str | None, limit: int | None) -> Units:
 
 
 def _utterances(dataset: ShardDataset) -> Iterator[tuple[str, list[int], list[int] | None]]:
-    """Key, units and durations of every utterance: `x`, or `x_0`, `x_1`, .. where x has several."""
+    """Key, units and durations of each utterance: `x`, or `x_0`, `x_1`, .. if x has several."""
     for sample in dataset:
         for place, units in enumerate(sample.speech_units):
             key = sample.key if len(sample.speech_units) == 1 else f"{sample.key}_{place}"

@@ -1,7 +1,8 @@
-"""The page of spoken descriptions: pictures, what their units keep, sound and text.
+"""Output folder of im2sp-speak, and its page of images, decoded units, audio and transcripts.
 
-One file that opens from disk, without scripts and without anything from elsewhere; pictures and
-sound lie beside it.
+The page is one HTML file that opens from disk, without scripts or external resources; images and
+clips are stored beside it. The folder records its own files, so that a later run replaces only
+those.
 """
 
 import html
@@ -15,6 +16,13 @@ from pathlib import Path
 from im2sp.shards.errors import counted
 from im2sp.shards.files import TMP_SUFFIX, atomic_file, is_plain_name
 
+LIST_NAME = ".im2sp-speak.json"
+PAGE_NAME = "index.html"
+SPOKEN_NAME = "spoken.jsonl"
+REJECTS_NAME = "rejects.jsonl"
+_TABLES = [PAGE_NAME, SPOKEN_NAME, REJECTS_NAME]
+_FORM = "im2sp-speak 1"
+_LONGEST_STEM = 80
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #777; }
 * { box-sizing: border-box; }
@@ -36,8 +44,8 @@ blockquote { margin: .5rem 0 0; font-size: 1.125rem; overflow-wrap: anywhere; }
 
 
 @dataclass(frozen=True, kw_only=True)
-class PagePicture:
-    """A picture beside the page; its size is the shape in which it is shown."""
+class PageImage:
+    """An image file beside the page, and the size at which it is shown."""
 
     file: str
     width_px: int
@@ -46,27 +54,27 @@ class PagePicture:
 
 @dataclass(frozen=True, kw_only=True)
 class PageItem:
-    """One description."""
+    """A description on the page."""
 
     key: str
     wav: str
-    """Name of the sound's file, beside the page."""
+    """Name of the clip, beside the page."""
     num_units: int
     duration_s: float
     text: str | None = None
-    """What a recognizer hears; None where none was asked."""
-    picture: PagePicture | None = None
-    decoded: PagePicture | None = None
-    """What the tokenizer makes of the picture's units."""
+    """Transcript of a recognizer; None without one."""
+    picture: PageImage | None = None
+    decoded: PageImage | None = None
+    """Image decoded from its units."""
 
 
 def page(title: str, about: Sequence[str], items: Sequence[PageItem]) -> str:
-    """The page as HTML.
+    """Return the page as HTML.
 
     Args:
-        title: Its heading.
-        about: Lines below it.
-        items: In their order.
+        title: Heading.
+        about: Lines below the heading.
+        items: Descriptions in order.
     """
     lines = "".join(f"<p>{html.escape(line)}</p>\n" for line in about)
     return (
@@ -84,9 +92,9 @@ def _article(item: PageItem) -> str:
     parts = [f"<article>\n<h2>{key}</h2>\n"]
     figures = ""
     if item.picture is not None:
-        figures += _figure(item.picture, "the picture", f"The picture {item.key}")
+        figures += _figure(item.picture, "image", f"Image {item.key}")
     if item.decoded is not None:
-        figures += _figure(item.decoded, "what its units keep", f"{item.key}, from its units")
+        figures += _figure(item.decoded, "decoded from its units", f"{item.key}, from its units")
     if figures:
         parts.append(f'<div class="pictures">\n{figures}</div>\n')
     wav = _link(item.wav)
@@ -101,7 +109,7 @@ def _article(item: PageItem) -> str:
     return "".join(parts)
 
 
-def _figure(picture: PagePicture, caption: str, alternative: str) -> str:
+def _figure(picture: PageImage, caption: str, alternative: str) -> str:
     width, height = picture.width_px, picture.height_px
     return (
         f'<figure><img src="{_link(picture.file)}" alt="{html.escape(alternative)}"'
@@ -114,27 +122,18 @@ def _link(file: str) -> str:
     return html.escape(urllib.parse.quote(file))
 
 
-LIST_NAME = ".im2sp-speak.json"
-PAGE_NAME = "index.html"
-SPOKEN_NAME = "spoken.jsonl"
-REJECTS_NAME = "rejects.jsonl"
-_TABLES = [PAGE_NAME, SPOKEN_NAME, REJECTS_NAME]
-_FORM = "im2sp-speak 1"
-_LONGEST_STEM = 80
-
-
 class SpeechFolder:
-    """Files of one run of im2sp-speak."""
+    """Output files of one run of im2sp-speak."""
 
     def __init__(self, path: Path, names: Iterable[str]) -> None:
-        """Make the folder, note what will be written, and remove the tables of an earlier run.
+        """Create the folder, record the files to write, and remove the tables of an earlier run.
 
         Args:
             path: The folder.
-            names: Of all files that may be written, beside the tables.
+            names: Names of all files that may be written, besides the tables.
 
         Raises:
-            ValueError: A file that is not ours has one of the names. Nothing is changed then.
+            ValueError: A file of another origin has one of the names; nothing is changed.
             OSError: The folder cannot be written.
         """
         self.path = path
@@ -144,7 +143,7 @@ class SpeechFolder:
         for name in sorted(wanted - self._former):
             if (path / name).exists():
                 raise ValueError(
-                    f"--out {path}: holds {name}, which no earlier im2sp-speak wrote there; move it"
+                    f"--out {path}: holds {name}, which im2sp-speak did not write; move it"
                     " away or choose another --out"
                 )
         path.mkdir(parents=True, exist_ok=True)
@@ -153,7 +152,7 @@ class SpeechFolder:
             (path / name).unlink(missing_ok=True)
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file whole or not at all."""
+        """Write a file atomically."""
         with atomic_file(self.path / name) as file:
             file.write(data)
         self._written.add(name)
@@ -164,7 +163,7 @@ class SpeechFolder:
         self.write(name, "".join(lines).encode())
 
     def finish(self, page: str) -> None:
-        """Remove what is left of earlier runs, and write the page."""
+        """Remove files of earlier runs, and write the page."""
         for name in self._former - self._written - {PAGE_NAME}:
             (self.path / name).unlink(missing_ok=True)
             (self.path / (name + TMP_SUFFIX)).unlink(missing_ok=True)
@@ -178,7 +177,7 @@ class SpeechFolder:
 
 
 def _own_names(path: Path) -> set[str]:
-    """Names of files that an earlier run wrote there, or began to."""
+    """Names of files that an earlier run wrote, completely or partly."""
     place = path / LIST_NAME
     try:
         content = json.loads(place.read_bytes())
@@ -188,12 +187,12 @@ def _own_names(path: Path) -> set[str]:
     except (ValueError, TypeError, KeyError):
         names = None
     if not isinstance(names, list) or not all(is_plain_name(name) for name in names):
-        raise ValueError(f"{place}: not what im2sp-speak writes; remove it or choose another --out")
+        raise ValueError(f"{place}: not written by im2sp-speak; remove it or choose another --out")
     return set(names)
 
 
 def file_stems(keys: Sequence[str]) -> list[str]:
-    """A file name without suffix for each key, different even where case does not count.
+    """File names without suffix for keys, unique even if case is ignored.
 
     file_stems(["a/b.c", "A_B_C", ""]) == ["a_b_c", "A_B_C-2", "_"]
     """

@@ -1,4 +1,4 @@
-"""What im2sp-speak does: units of pictures or of a file, spoken, heard, and shown on a page."""
+"""The work of im2sp-speak: generate or read units, synthesize, transcribe, write the page."""
 
 import io
 import sys
@@ -21,21 +21,21 @@ from im2sp.pipeline.job.decode_pool import DecodePool
 from im2sp.tools.engines.asr import Recognizer, load_recognizer
 from im2sp.tools.speaking.captioner import Captioner, read_run
 from im2sp.tools.speaking.config import BUNDLED, BUNDLED_BEAMS, SpeakConfig
-from im2sp.tools.speaking.inputs import Clip, Pictures, Reject, list_pictures, read_units
+from im2sp.tools.speaking.inputs import Clip, Images, Reject, list_images, read_units
 from im2sp.tools.speaking.page import (
     REJECTS_NAME,
     SPOKEN_NAME,
+    PageImage,
     PageItem,
-    PagePicture,
     SpeechFolder,
     file_stems,
     page,
 )
 
-Tell = Callable[[str], object]
+Log = Callable[[str], object]
 _T = TypeVar("_T")
 BATCH_CLIPS = 8
-# Side of the square into which the page's pictures fit.
+# Side of the square that the page's images fit into.
 SHOWN_PX = 512
 JPEG_QUALITY = 90
 SUFFIXES = (".wav", ".jpg", ".units.jpg")
@@ -43,7 +43,7 @@ SUFFIXES = (".wav", ".jpg", ".units.jpg")
 
 @dataclass(frozen=True, kw_only=True)
 class SpeakResult:
-    """What was done."""
+    """Counts and times of a run."""
 
     out: Path
     num_inputs: int
@@ -56,30 +56,30 @@ class SpeakResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Spoken:
-    """A clip with the picture that it describes."""
+class _Speech:
+    """A clip with the image that it describes."""
 
     clip: Clip
     stem: str
     thumbnail: NDArray[np.uint8] | None = None
     decoded: NDArray[np.uint8] | None = None
     is_cut: bool = False
-    """Whether the view cuts the picture to a square, which its units then show."""
+    """True if the view crops the image to a square, so its units show only that square."""
 
 
-def speak(config: SpeakConfig, tell: Tell) -> SpeakResult:
-    """Speak pictures or units into a folder.
+def speak(config: SpeakConfig, log: Log) -> SpeakResult:
+    """Synthesize descriptions of images, or units, into a folder.
 
     Args:
         config: Checked settings; with `units` or `pictures`.
-        tell: Takes a line about what is used.
+        log: Called with lines about the models in use.
 
     Raises:
-        ValueError: Weights that are missing or do not fit, or inputs that cannot be read as a
-            whole, or files of others in the way. What is wrong with one input is a reject.
+        ValueError: Weights are missing or do not fit, the inputs cannot be read, or the folder
+            has files of another origin. A problem with a single input is a reject.
     """
     start_s = time.perf_counter()
-    tell = (lambda _: None) if config.quiet else tell
+    log = (lambda _: None) if config.quiet else log
     vocoder = load_vocoder(config.vocoder, device=config.device)
     recognizer = load_recognizer(config.asr, config.device) if config.transcribe else None
     work = _Work(config, vocoder, recognizer)
@@ -87,8 +87,8 @@ def speak(config: SpeakConfig, tell: Tell) -> SpeakResult:
         if config.units is not None:
             title, parts, num_inputs, num_without = _unit_parts(config, work)
         else:
-            title, parts, num_inputs, num_without = _picture_parts(config, work, tell, stack)
-        tell(f"vocoder {vocoder.name}: {vocoder.num_units} units, on {vocoder.device}")
+            title, parts, num_inputs, num_without = _image_parts(config, work, log, stack)
+        log(f"vocoder {vocoder.name}: {vocoder.num_units} units, on {vocoder.device}")
         for part in parts:
             work.add(part)
     work.finish(title)
@@ -104,11 +104,11 @@ def speak(config: SpeakConfig, tell: Tell) -> SpeakResult:
     )
 
 
-_Parts = tuple[str, Iterator[list[_Spoken]], int, int]
+_Parts = tuple[str, Iterator[list[_Speech]], int, int]
 
 
 def _unit_parts(config: SpeakConfig, work: "_Work") -> _Parts:
-    """Title, batches of clips, number of inputs and of those left out, for a file of units."""
+    """Title, batches of clips, number of inputs and of skipped ones, for a file of units."""
     assert config.units is not None
     found = read_units(config.units, config.split, config.limit)
     work.vocoder.check_units(found.num_units, found.fingerprint, str(config.units))
@@ -120,23 +120,23 @@ def _unit_parts(config: SpeakConfig, work: "_Work") -> _Parts:
             clips.append(clip)
         else:
             reason = (
-                f"unit {max(clip.units)}, the vocoder {work.vocoder.name} speaks 0 to"
+                f"unit {max(clip.units)}, but the vocoder {work.vocoder.name} has units 0 to"
                 f" {work.vocoder.num_units - 1}"
             )
             work.rejects.append({"file": clip.key, "reason": reason})
     stems = file_stems([clip.key for clip in clips])
     work.begin(f"{stem}.wav" for stem in stems)
-    spoken = [_Spoken(clip=clip, stem=stem) for clip, stem in zip(clips, stems, strict=True)]
+    spoken = [_Speech(clip=clip, stem=stem) for clip, stem in zip(clips, stems, strict=True)]
     num_inputs = len(found.clips) + len(found.rejects)
-    return config.units.name, work.batches(spoken, "speak"), num_inputs, 0
+    return config.units.name, work.batches(spoken, "synthesize"), num_inputs, 0
 
 
-def _picture_parts(config: SpeakConfig, work: "_Work", tell: Tell, stack: ExitStack) -> _Parts:
-    """The same for images, which a pool on the stack decodes."""
+def _image_parts(config: SpeakConfig, work: "_Work", log: Log, stack: ExitStack) -> _Parts:
+    """Likewise for images, decoded by a pool on the stack."""
     run = read_run(config.run or BUNDLED)
     work.vocoder.check_units(None, run.speech_fingerprint, f"the run {run.name}")
     work.check_durations(True)
-    found = list_pictures(config.pictures, config.image_root, config.split, config.limit)
+    found = list_images(config.pictures, config.image_root, config.split, config.limit)
     pool = stack.enter_context(
         DecodePool(
             num_workers=min(2, len(found.items)) or 1,
@@ -155,7 +155,7 @@ def _picture_parts(config: SpeakConfig, work: "_Work", tell: Tell, stack: ExitSt
         device=config.device,
     )
     work.vocoder.check_units(captioner.num_units, None, f"the run {run.name}")
-    tell(
+    log(
         f"run {run.name}: step {run.step:,}, images through {captioner.tokenizer.name},"
         f" view {captioner.view.name}"
     )
@@ -164,33 +164,33 @@ def _picture_parts(config: SpeakConfig, work: "_Work", tell: Tell, stack: ExitSt
     work.begin(f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES)
     parts = _described(captioner, pool, found, stems, work)
     num_inputs = len(found.items) + len(found.rejects)
-    return f"What {run.name} says", parts, num_inputs, found.num_without
+    return f"Descriptions by {run.name}", parts, num_inputs, found.num_without
 
 
 def _described(
-    captioner: Captioner, pool: DecodePool, pictures: Pictures, stems: Sequence[str], work: "_Work"
-) -> Iterator[list[_Spoken]]:
+    captioner: Captioner, pool: DecodePool, images: Images, stems: Sequence[str], work: "_Work"
+) -> Iterator[list[_Speech]]:
     """Batches of descriptions of images; refused images are rejects."""
-    named = list(zip(pictures.items, stems, strict=True))
-    decoded = pool.decode(pictures.items)
-    for batch in work.batches(named, "speak"):
+    named = list(zip(images.items, stems, strict=True))
+    decoded = pool.decode(images.items)
+    for batch in work.batches(named, "synthesize"):
         found = [(item, stem, next(decoded)) for item, stem in batch]
         work.rejects += [
             {"file": item.name, "reason": image.reason} for item, _, image in found if image.reason
         ]
         read = [(item, stem, image) for item, stem, image in found if not image.reason]
-        said = captioner.describe(
+        descriptions = captioner.describe(
             [image.pixels for _, _, image in read if image.pixels is not None]
         )
-        spoken: list[_Spoken] = []
-        for (item, stem, image), description in zip(read, said, strict=True):
+        spoken: list[_Speech] = []
+        for (item, stem, image), description in zip(read, descriptions, strict=True):
             if not description.units:
-                reason = "the run says nothing of it: its first token is the end"
+                reason = "the model generated no units (EOS came first)"
                 work.rejects.append({"file": item.name, "reason": reason})
                 continue
             clip = Clip(key=item.key, units=description.units)
             spoken.append(
-                _Spoken(
+                _Speech(
                     clip=clip,
                     stem=stem,
                     thumbnail=image.thumbnail,
@@ -202,7 +202,7 @@ def _described(
 
 
 class _Work:
-    """Speaks batch after batch into a folder and remembers what goes on the page."""
+    """Writer of batches of clips to a folder; collects the items of the page."""
 
     def __init__(
         self, config: SpeakConfig, vocoder: Vocoder, recognizer: Recognizer | None
@@ -218,23 +218,23 @@ class _Work:
         if self._speaker is not None and self._speaker >= vocoder.num_speakers:
             raise ValueError(
                 f"--speaker {self._speaker}: the vocoder {vocoder.name} has"
-                f" {vocoder.num_speakers or 'no'} voices to choose from"
+                f" {vocoder.num_speakers or 'no'} speakers"
             )
 
     def check_durations(self, is_needed: bool) -> None:
-        """Refuse a vocoder that does not tell durations where they are not given."""
+        """Refuse a vocoder without a duration predictor if durations are not given."""
         if is_needed and not self.vocoder.has_durations:
             raise ValueError(
-                f"vocoder {self.vocoder.name}: does not tell how long units last, and the units"
-                " come without durations; name one with a duration predictor with --vocoder"
+                f"vocoder {self.vocoder.name}: has no duration predictor, and the units have no"
+                " durations; give a vocoder with a duration predictor with --vocoder"
             )
 
     def begin(self, names: Iterable[str]) -> None:
-        """Make the folder ready for files of these names; see `SpeechFolder`."""
+        """Prepare the folder for files of these names; see `SpeechFolder`."""
         self._folder = SpeechFolder(self._config.out, names)
 
     def batches(self, items: Sequence[_T], what: str) -> Iterator[list[_T]]:
-        """Some items at a time, with a bar."""
+        """Yield batches of items, with a progress bar."""
         bar = tqdm(total=len(items), desc=what, disable=self._config.quiet, file=sys.stderr)
         with bar:
             for start in range(0, len(items), BATCH_CLIPS):
@@ -242,20 +242,20 @@ class _Work:
                 yield batch
                 bar.update(len(batch))
 
-    def add(self, spoken: Sequence[_Spoken]) -> None:
-        """Speak a batch and write its files."""
-        told = [one for one in spoken if one.clip.durations is None]
+    def add(self, spoken: Sequence[_Speech]) -> None:
+        """Synthesize a batch and write its files."""
+        unknown = [one for one in spoken if one.clip.durations is None]
         given = [one for one in spoken if one.clip.durations is not None]
-        sound: dict[str, NDArray[np.float32]] = {}
-        for part in (told, given):
+        waveforms: dict[str, NDArray[np.float32]] = {}
+        for part in (unknown, given):
             durations = [one.clip.durations or [] for one in part] if part is given else None
             units = [one.clip.units for one in part]
             made = self.vocoder.synthesize_batch(units, durations, self._speaker)
-            sound |= {one.stem: samples for one, samples in zip(part, made, strict=True)}
+            waveforms |= {one.stem: samples for one, samples in zip(part, made, strict=True)}
         for one in spoken:
-            self._write(one, sound[one.stem])
+            self._write(one, waveforms[one.stem])
 
-    def _write(self, one: _Spoken, samples: NDArray[np.float32]) -> None:
+    def _write(self, one: _Speech, samples: NDArray[np.float32]) -> None:
         assert self._folder is not None
         clip, wav = one.clip, f"{one.stem}.wav"
         self._folder.write(wav, wav_bytes(samples, self.vocoder.rate_hz))
@@ -279,20 +279,20 @@ class _Work:
             )
         )
 
-    def _pictures(self, one: _Spoken) -> dict[str, PagePicture]:
-        """Write the picture and what its units keep, and say how they are shown."""
+    def _pictures(self, one: _Speech) -> dict[str, PageImage]:
+        """Write the image and the one decoded from its units; return their page entries."""
         assert self._folder is not None
         if one.thumbnail is None:
             return {}
         height, width, _ = one.thumbnail.shape
         self._folder.write(f"{one.stem}.jpg", jpeg_bytes(Image.fromarray(one.thumbnail)))
-        found = {"picture": PagePicture(file=f"{one.stem}.jpg", width_px=width, height_px=height)}
+        found = {"picture": PageImage(file=f"{one.stem}.jpg", width_px=width, height_px=height)}
         if one.decoded is not None:
             name = f"{one.stem}.units.jpg"
             self._folder.write(name, jpeg_bytes(Image.fromarray(one.decoded)))
             if one.is_cut:
                 width = height = min(width, height)
-            found["decoded"] = PagePicture(file=name, width_px=width, height_px=height)
+            found["decoded"] = PageImage(file=name, width_px=width, height_px=height)
         return found
 
     def finish(self, title: str) -> None:
@@ -300,9 +300,9 @@ class _Work:
         assert self._folder is not None
         self._folder.write_rows(SPOKEN_NAME, self._rows)
         self._folder.write_rows(REJECTS_NAME, self.rejects)
-        about = [f"{len(self.items):,} spoken by the vocoder {self.vocoder.name}"]
+        about = [f"{len(self.items):,} clips synthesized by the vocoder {self.vocoder.name}"]
         if self.recognizer is not None:
-            about.append(f"The text is what {self.recognizer.name} hears.")
+            about.append(f"The text is transcribed by {self.recognizer.name}.")
         self._folder.finish(page(title, about, self.items))
 
 
@@ -313,8 +313,8 @@ def wav_bytes(samples: NDArray[np.float32], rate_hz: int) -> bytes:
     return file.getvalue()
 
 
-def jpeg_bytes(picture: Image.Image) -> bytes:
-    """A picture as a JPEG file, without any metadata."""
+def jpeg_bytes(image: Image.Image) -> bytes:
+    """An image as a JPEG file, without metadata."""
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=JPEG_QUALITY)
+    image.save(file, "JPEG", quality=JPEG_QUALITY)
     return file.getvalue()

@@ -137,7 +137,7 @@ def test_meteor_that_stops(tmp_path):
         ({"a": ["x"]}, {"a": ["x"]}, "candidate 'a': list, expected one text"),
         ({"a": "x"}, {"a": []}, "references 'a': expected a list of one or more texts"),
         ({"a": "x"}, {"a": "x"}, "references 'a': expected a list of one or more texts"),
-        ({"a": "x"}, {"a": ["x", 3]}, "references 'a': something in the list is no text"),
+        ({"a": "x"}, {"a": ["x", 3]}, "references 'a': an item of the list is not text"),
     ],
 )
 def test_captions_that_are_refused(candidates, references, message):

@@ -70,7 +70,7 @@ def test_one_file_for_many_clips(tmp_path):
         ("nan 1 a\n", "expected `<start_s>"),
         (
             "0 0.2 a\n0.1 0.3 b\n",
-            "x.lab:2: .* before it has ended, at 0.2; expected phones in order",
+            "x.lab:2: .* before the previous phone ends, at 0.2; expected phones in order",
         ),
     ],
 )
@@ -91,5 +91,5 @@ def test_files_that_hold_no_labels(tmp_path):
     with pytest.raises(ValueError, match=r"all:2: '0 1 x', expected `<clip> <start_s> <end_s>"):
         PhoneLabels(write(tmp_path / "all", "a 0 1 x\n0 1 x\n"))
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="bytes: no UTF-8 text"):
+    with pytest.raises(ValueError, match="bytes: not UTF-8 text"):
         PhoneLabels(tmp_path / "bytes")

@@ -90,7 +90,10 @@ def test_pnmi_does_not_depend_on_the_names():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: pnmi([1, 2], [1]), r"shape \[2\] and units of shape \[1\], expected one of each"),
+        (
+            lambda: pnmi([1, 2], [1]),
+            r"shape \[2\] and units of shape \[1\], expected one per frame",
+        ),
         (lambda: phone_purity([], []), "at least one"),
         (lambda: cluster_purity([[1]], [[1]]), r"the same \[frames\]"),
         (lambda: pnmi(["a"] * 3, [1, 2, 3]), "all 3 frames have one phone, expected two or more"),
@@ -100,7 +103,7 @@ def test_pnmi_does_not_depend_on_the_names():
             r"float64 of shape \[1\], expected one row of int",
         ),
         (lambda: unit_edit_distance([[1]], [1]), r"shape \[1, 1\], expected one row of integers"),
-        (lambda: unit_survival([1, 2], [1]), "2 and 1 units, expected as many of both"),
+        (lambda: unit_survival([1, 2], [1]), "2 and 1 units, expected equal numbers"),
         (lambda: unit_survival([], []), "0 and 0 units, expected .* at least one"),
     ],
 )
