@@ -147,15 +147,17 @@ def problems_of(source):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         if isinstance(node.value.value, str)
     ]
-    return [
+    words = [
         f"line {line}: {problem}"
         for line, text in literals + comments
         for problem in found_in(text)
-    ] + [
+    ]
+    openings = [
         f"line {line}: docstring starts with {text.split()[0]!r}; use a noun phrase or an imperative"
         for line, text in docstrings
         if NOT_A_NOUN_PHRASE.match(text.lstrip())
     ]
+    return words + openings
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
