@@ -153,7 +153,7 @@ def problems_of(source):
         for problem in found_in(text)
     ]
     openings = [
-        f"line {line}: docstring starts with {text.split()[0]!r}; use a noun phrase or an imperative"
+        f"line {line}: docstring starts with {text.split()[0]!r}; use a noun phrase or imperative"
         for line, text in docstrings
         if NOT_A_NOUN_PHRASE.match(text.lstrip())
     ]
