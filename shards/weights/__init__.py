@@ -223,6 +223,6 @@ _KNOWN_PARTS = {
     "conv_pre.": "a HiFi-GAN vocoder",
     "git.": "GIT",
     "stem_adapter": "a SeiT classifier",
-    "cluster_centers": "k-means centres",
+    "cluster_centers": "k-means centroids",
     "quantize.embedding": "a convolutional VQGAN",
 }
