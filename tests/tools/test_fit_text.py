@@ -27,7 +27,7 @@ def test_captions_of_a_dataset_and_lines_of_a_file_give_the_same_model(tmp_path,
         (lambda path: path.write_text("a b"), ["--split", "val"], "a text file has no splits"),
         (lambda path: path.write_bytes(b"\xff\xfe"), [], "not UTF-8 text"),
         (lambda path: path.write_text("\n"), [], "cannot fit a text model of 4000 pieces"),
-        (lambda path: path.write_text("abcdef"), ["--pieces", "3"], "no text model of 3 pieces"),
+        (lambda path: path.write_text("abcdef"), ["--pieces", "3"], "a text model of 3 pieces"),
     ],
 )
 def test_refusals(tmp_path, capsys, make, options, message):

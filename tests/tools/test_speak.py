@@ -504,7 +504,7 @@ def test_an_exported_run_says_what_the_run_says(made, tmp_path, capsys):
 def test_what_is_no_captioner_is_refused(made, tmp_path, capsys):
     message = refusal(capsys, 1, made, tmp_path / "out", IMAGES, run="vocoder.safetensors")
     assert "vocoder.safetensors: not an exported captioner; " in message
-    assert "expected a run of im2sp-train, or a file written by tools/export_captioner.py" in message
+    assert "a run of im2sp-train, or a file written by tools/export_captioner.py" in message
     assert export([str(tmp_path), str(tmp_path / "x")]) == 1
     assert "holds no checkpoint; expected the --out of im2sp-train" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()

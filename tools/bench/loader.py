@@ -104,7 +104,7 @@ def rival_cases(
 
 
 def mapped_cases(
-    packed: ShardDataset, huffman: ShardDataset, threads: list[int]
+    packed: ShardDataset, huffman: ShardDataset, threads: Sequence[int]
 ) -> dict[str, Callable[[], rivals.Batches]]:
     """The readers that map the shards, each on some numbers of threads."""
     cases: dict[str, Callable[[], rivals.Batches]] = {}
