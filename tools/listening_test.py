@@ -1,18 +1,18 @@
-"""A listening test: how natural speech sounds, and how well it describes a picture, by people.
+"""Listening test: human ratings of the naturalness and descriptiveness of spoken descriptions.
 
     python tools/listening_test.py build ours=spoken/ cascade=flite/ --reference natural=wavs/ \
         --num-images 20 --out test/
     python tools/listening_test.py score test/key.json answers/*.json
 
-`build` takes folders of im2sp-speak, draws images that all of them describe, and writes
-`test/page`, a folder that listeners open from disk (index.html), and `test/key.json`, which they
-must not get: nothing in the page tells which system speaks. Each listener hears all samples in an
-order of their own, gives each two scores from 1 (bad) to 5 (excellent), the words of ITU-T P.800,
-and saves a JSON file. `--reference` adds speech by image name (x.wav or x_0.wav for the image x) as
-a system of its own, such as people's or flite's.
+`build` takes output folders of im2sp-speak, draws images that all of them describe, and writes
+`test/page`, a folder that listeners open from disk (index.html), and `test/key.json`, which
+listeners must not get: nothing in the page identifies a system. Each listener rates all samples in
+an individual random order, with two scores each from 1 (bad) to 5 (excellent), the scale of ITU-T
+P.800, and saves a JSON file. `--reference` adds a folder of clips by image name (x.wav or x_0.wav
+for the image x) as another system, such as human speech or flite.
 
-`score` prints the paper's Table 4 of these files: mean opinions with 95 % intervals that allow for
-strict listeners and hard images (see `tools/evaluation/intervals.py`).
+`score` prints the paper's Table 4 of these files: mean opinions with 95 % intervals that
+account for strict listeners and difficult images (see `tools/evaluation/intervals.py`).
 
 Exit codes: 0 done, 1 not possible, 2 usage.
 """
@@ -50,7 +50,7 @@ class BuildConfig:
     """Folder to write; must not exist."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError where a value cannot be used."""
+        """Raise ValueError if a value cannot be used."""
         if not self.systems:
             raise ValueError("no systems; expected NAME=FOLDER for each")
         if self.num_images < 1:
@@ -73,7 +73,7 @@ class ScoreConfig:
     """Print the figures as one JSON object instead of a table."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError where there is nothing to score."""
+        """Raise ValueError if there is nothing to score."""
         if not self.answers:
             raise ValueError("no files of answers")
 
@@ -87,7 +87,7 @@ def named_folder(text: str) -> tuple[str, Path]:
 
 
 def run_build(options: BuildConfig) -> None:
-    """Write a listening test and say what to do with it."""
+    """Write a listening test and print the next steps."""
     built = build(
         [named_folder(text) for text in options.systems],
         None if options.reference is None else named_folder(options.reference),
@@ -98,14 +98,14 @@ def run_build(options: BuildConfig) -> None:
     print(
         f"written   {options.out / PAGE_DIR}: {built.num_samples:,} samples, {built.num_images:,}"
         f" of {built.num_common:,} common images by {built.num_systems:,} systems\n"
-        f"key       {options.out / KEY_NAME}: keep it from the listeners\n"
+        f"key       {options.out / KEY_NAME}: do not give it to the listeners\n"
         f"next      give each listener the whole folder {options.out / PAGE_DIR}; index.html opens"
         " in any browser, without network"
     )
 
 
 def run_score(options: ScoreConfig) -> None:
-    """Print the mean opinions, and write them where that is asked."""
+    """Print the mean opinions, and write them with --out."""
     key = read_key(options.key)
     everyone = read_all(options.answers, key)
     scores = score(key, everyone)
@@ -120,7 +120,7 @@ def run_score(options: ScoreConfig) -> None:
 
 
 def _write_scores(path: Path, figures: dict[str, Any]) -> None:
-    """Write the figures; only earlier figures are replaced."""
+    """Write the figures; replace only a file of an earlier run."""
     if path.exists():
         try:
             is_ours = json.loads(path.read_bytes())["form"] == SCORES_FORM
@@ -128,7 +128,7 @@ def _write_scores(path: Path, figures: dict[str, Any]) -> None:
             is_ours = False
         if not is_ours:
             raise ValueError(
-                f"--out {path}: exists and holds no scores of an earlier run; choose another file"
+                f"--out {path}: exists, but not written by an earlier run; choose another file"
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:

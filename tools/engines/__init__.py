@@ -1,1 +1,1 @@
-"""Programs and models of others: speech recognition, synthesis, metrics, MOS."""
+"""Third-party programs and models: speech recognition, synthesis, metrics, MOS."""

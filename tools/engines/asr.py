@@ -1,9 +1,9 @@
-"""What a recognizer hears, by name: pocketsphinx, which needs no download, or one of transformers.
+"""Speech recognizers by name: pocketsphinx (no download) or a model of transformers.
 
     load_recognizer("pocketsphinx")
     load_recognizer("facebook/wav2vec2-large-960h-lv60-self")     # the paper's
 
-Clips are recognized one by one, so that what is heard does not depend on the others.
+Clips are recognized one by one, so a transcript does not depend on the other clips.
 """
 
 import importlib.metadata
@@ -15,25 +15,25 @@ import numpy as np
 
 POCKETSPHINX = "pocketsphinx"
 RATE_HZ = 16_000
-# Shorter sound has no frame for the features of some models; it holds no word either.
+# Shorter clips are too short for the features of some models, and contain no word.
 _LEAST_SAMPLES = 1600
 
 
 class Recognizer(Protocol):
-    """Sound to text."""
+    """Speech recognizer: audio to text."""
 
     @property
     def name(self) -> str:
-        """What it was loaded by; for a path, the last part alone."""
+        """Name it was loaded by; for a path, its last part."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Tells it from others: of the weights, or the version of the package."""
+        """Identity: fingerprint of the weights, or version of the package."""
         ...
 
     def transcribe(self, samples: np.ndarray) -> str:
-        """The words in (T,) float32 samples in [-1, 1] at 16 kHz; none in less than 0.1 s."""
+        """Transcribe (T,) float32 samples in [-1, 1] at 16 kHz; "" for less than 0.1 s."""
         ...
 
 
@@ -43,16 +43,16 @@ def load_recognizer(name: str, device: str | None = None) -> Recognizer:
     Args:
         name: "pocketsphinx", or a CTC or sequence-to-sequence model of transformers: a folder or a
             hub id.
-        device: As torch names it; None for CUDA where there is one. pocketsphinx has none.
+        device: torch device; None for CUDA if available. Not used by pocketsphinx.
 
     Raises:
-        ValueError: A package or the model is not there, or it is no model of speech to text.
+        ValueError: A package or the model is missing, or it is not a speech-to-text model.
     """
     return Pocketsphinx() if name == POCKETSPHINX else TransformersRecognizer(name, device)
 
 
 class Pocketsphinx:
-    """The recognizer whose American English model lies in its package."""
+    """pocketsphinx with the American English model in its package."""
 
     name = POCKETSPHINX
 
@@ -64,7 +64,7 @@ class Pocketsphinx:
                 "pocketsphinx is not installed: pip install 'im2sp[evaluate]'"
             ) from None
         self.fingerprint = f"{self.name} {importlib.metadata.version(self.name)}"
-        # Means over a clip, not over all before it: the order of clips must not matter.
+        # Cepstral means per clip, not running means: the order of clips must not matter.
         self._decoder: Any = Decoder(samprate=float(RATE_HZ), cmn="batch", loglevel="FATAL")
 
     def transcribe(self, samples: np.ndarray) -> str:
@@ -80,15 +80,14 @@ class Pocketsphinx:
 
 
 class TransformersRecognizer:
-    """A model of transformers: CTC (greedy), or sequence to sequence (as it is set to generate)."""
+    """A model of transformers: CTC (greedy), or sequence to sequence (its generation settings)."""
 
     def __init__(self, name: str, device: str | None = None) -> None:
         try:
             import transformers
         except ImportError:
             raise ValueError(
-                f"{name}: transformers, which reads it, is not installed:"
-                " pip install 'im2sp[evaluate]'"
+                f"{name}: needs transformers, which is not installed: pip install 'im2sp[evaluate]'"
             ) from None
         import torch
 
@@ -111,7 +110,7 @@ class TransformersRecognizer:
         except (OSError, ValueError) as error:
             first = str(error).strip().splitlines()[0]
             raise ValueError(
-                f"{name}: no model of speech to text that transformers can load ({first}); give"
+                f"{name}: not a speech-to-text model that transformers can load ({first}); give"
                 " pocketsphinx, a hub id, or a folder with model and processor"
             ) from None
         self._model: Any = model.to(self._device).eval()
@@ -132,13 +131,13 @@ class TransformersRecognizer:
 
 
 def words_of(text: str) -> list[str]:
-    """Lower-case words of letters, digits and apostrophes, as word errors are counted."""
+    """Lower-case words of letters, digits and apostrophes, for word error rates."""
     kept = "".join(c if c.isalnum() or c == "'" else " " for c in text.lower())
     return kept.split()
 
 
 def edits(found: Sequence[Hashable], wanted: Sequence[Hashable]) -> int:
-    """Levenshtein distance: items to insert, drop or replace to make `wanted` of `found`.
+    """Levenshtein distance: insertions, deletions and substitutions from `found` to `wanted`.
 
     Raises:
         ValueError: rapidfuzz is not installed.
@@ -154,6 +153,6 @@ def edits(found: Sequence[Hashable], wanted: Sequence[Hashable]) -> int:
 
 
 def word_errors(found: str, wanted: str) -> tuple[int, int]:
-    """Edits between two texts' words, and how many words the second has; see `words_of`."""
+    """Word edits between two texts, and the number of words of the second; see `words_of`."""
     right = words_of(wanted)
     return edits(words_of(found), right), len(right)

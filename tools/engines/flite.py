@@ -1,4 +1,4 @@
-"""Speech by flite, Debian's small synthesizer: text in, sound and the times of its phones out."""
+"""Speech synthesis by flite (Debian package): text to audio and phone timings."""
 
 import os
 import re
@@ -12,34 +12,34 @@ import numpy as np
 import soundfile as sf
 
 VOICES = ("awb", "rms", "slt", "kal16")
-"""Voices of 16 kHz that flite brings along."""
+"""Voices of flite at 16 kHz."""
 RATE_HZ = 16_000
 FRAME_SAMPLES = 320
-# A HuBERT unit sees 400 samples; its middle is where its phone is looked up.
+# A HuBERT frame covers 400 samples; its phone is the one at the middle.
 FRAME_MIDDLE = 200
 PHONES = (
     *("pau", "aa", "ae", "ah", "ao", "aw", "ax", "ay", "b", "ch", "d", "dh", "eh", "er", "ey"),
     *("f", "g", "hh", "ih", "iy", "jh", "k", "l", "m", "n", "ng", "ow", "oy", "p", "r", "s"),
     *("sh", "t", "th", "uh", "uw", "v", "w", "y", "z", "zh"),
 )
-"""The phones of its English voices; the first is silence."""
+"""Phones of the English voices; the first is silence."""
 
 
 class FliteError(ValueError):
-    """flite is missing or did not speak; the message says what to do."""
+    """flite is missing or generated no speech; the message says what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spoken:
-    """A text as flite spoke it."""
+    """Synthesized text."""
 
     samples: np.ndarray
     """(S,) int16 at 16 kHz."""
     phones: list[tuple[float, str]]
-    """Phones in order, each with the second at which it ends."""
+    """Phones in order, each with its end in seconds."""
 
     def labels(self) -> np.ndarray:
-        """(T,) uint8: the phone (place in `PHONES`) at the middle of each frame of 320 samples."""
+        """(T,) uint8: phone (index in `PHONES`) at the middle of each frame, hop 320 samples."""
         num_frames = max(0, (len(self.samples) - 400) // FRAME_SAMPLES + 1)
         middles_s = (np.arange(num_frames) * FRAME_SAMPLES + FRAME_MIDDLE) / RATE_HZ
         ends_s = np.array([end_s for end_s, _ in self.phones])
@@ -49,28 +49,28 @@ class Spoken:
 
 
 def find_flite() -> str:
-    """The program's path.
+    """Path of the program.
 
     Raises:
         FliteError: It is not installed.
     """
     program = shutil.which("flite")
     if program is None:
-        raise FliteError("flite is not installed; it speaks the text: apt-get install flite")
+        raise FliteError("flite is not installed; it synthesizes the text: apt-get install flite")
     return program
 
 
 def speak(text: str, voice: str, *, stretch: float = 1.0, pitch_hz: float | None = None) -> Spoken:
-    """Let flite say a text.
+    """Synthesize a text.
 
     Args:
-        text: What to say; a text without a word has no sound.
+        text: Text; without a word, there is no speech.
         voice: One of `VOICES`.
         stretch: Factor of every phone's duration.
-        pitch_hz: Mean pitch; None for the voice's own. The voice `rms` keeps its own always.
+        pitch_hz: Mean pitch; None for the voice's own. The voice `rms` ignores it.
 
     Raises:
-        FliteError: flite is not installed, or says nothing.
+        FliteError: flite is not installed, or generates no speech.
     """
     program = find_flite()
     if voice not in VOICES:
@@ -81,7 +81,7 @@ def speak(text: str, voice: str, *, stretch: float = 1.0, pitch_hz: float | None
         command = [program, "-voice", voice, "-psdur", "--setf", f"duration_stretch={stretch}"]
         if pitch_hz is not None:
             command += ["--setf", f"int_f0_target_mean={pitch_hz}"]
-        # A zero byte cannot be passed on; flite has nothing to say for it either.
+        # An argument cannot contain a zero byte; it has no pronunciation either.
         command += ["-o", path, "-t", text.replace("\0", " ")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:

@@ -1,7 +1,8 @@
-"""transformers' GIT around our image encoder: what the model is compared with, in tests and time.
+"""Reference model of tests and benchmarks: GIT of transformers with our image encoder.
 
-GIT's image encoder reads pixels; ours takes its place, as in the paper's code. Everything behind it
-(projection, decoder, loss, generation) is transformers' own, with the weights of an `Im2SpModel`.
+Our encoder replaces GIT's image encoder, which reads pixels, as in the paper's code. Everything
+after it (projection, decoder, loss, generation) is code of transformers with the weights of an
+`Im2SpModel`.
 """
 
 from types import SimpleNamespace
@@ -16,14 +17,14 @@ from im2sp.trainer.published import GIT_NAMES, GIT_PARAMETERS, GIT_QKV, PROJECTI
 
 
 class UnitsEncoder(nn.Module):
-    """Our encoder in the place of GIT's; image units come as `pixel_values` (B, 1, 28, 28)."""
+    """Our encoder in place of GIT's; takes image units as `pixel_values` (B, 1, 28, 28)."""
 
     def __init__(self, model: Im2SpModel) -> None:
         super().__init__()
         self.vision_model = model.encoder
 
     def forward(self, pixel_values: Tensor, **_options: object) -> SimpleNamespace:
-        """States under the name that GIT looks for."""
+        """Return the states under the name that GIT expects."""
         return SimpleNamespace(last_hidden_state=self.vision_model(pixel_values[:, 0]))
 
 
@@ -47,7 +48,7 @@ def git_state_dict(model: Im2SpModel) -> dict[str, Tensor]:
 
 
 def git_config(model: Im2SpModel) -> GitConfig:
-    """The configuration of the same sizes."""
+    """GIT configuration of the model's sizes."""
     config, vocabulary = model.config, model.config.vocabulary
     return GitConfig(
         vision_config={
@@ -76,7 +77,7 @@ def git_config(model: Im2SpModel) -> GitConfig:
 
 
 def git_from(model: Im2SpModel) -> GitForCausalLM:
-    """A model's weights in transformers' GIT; the encoder is the model's own, not a copy."""
+    """GIT of transformers with a model's weights; shares the model's encoder."""
     reference = GitForCausalLM(git_config(model))
     unused = reference.load_state_dict(git_state_dict(model), strict=False).unexpected_keys
     assert not unused, unused
@@ -85,7 +86,7 @@ def git_from(model: Im2SpModel) -> GitForCausalLM:
 
 
 def git_loss(reference: GitForCausalLM, image_units: Tensor, tokens: Tensor, pad: int) -> Tensor:
-    """The mean cross entropy of texts (N, T) with an image (N, grid, grid) each."""
+    """Mean cross entropy of texts (N, T) with an image (N, grid, grid) each."""
     labels = tokens.masked_fill(tokens == pad, -100)
     output = reference(
         input_ids=tokens,

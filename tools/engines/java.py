@@ -1,4 +1,4 @@
-"""METEOR and SPICE: the programs that pycocoevalcap brings along, run by Java."""
+"""METEOR and SPICE: Java programs of the package pycocoevalcap."""
 
 import importlib.util
 import json
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 TOKENIZER_JAR = "tokenizer/stanford-corenlp-3.4.1.jar"
 METEOR_JAR = "meteor/meteor-1.5.jar"
 SPICE_JAR = "spice/spice-1.0.jar"
-# SPICE parses with these; pycocoevalcap does not bring them along.
+# Parser models of SPICE; not part of pycocoevalcap.
 SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
-# Places among METEOR's counts: chunks; lengths and matched words of candidate and reference.
+# Indices into METEOR's counts: chunks; lengths and matched words of candidate and reference.
 _CHUNKS = 20
 _WHOLE_MATCH = [0, 1, 21, 22]
 _INSTALL_JAVA = "Java is not installed: apt-get install default-jre-headless"
@@ -27,31 +27,31 @@ _INSTALL_JARS = "pycocoevalcap is not installed: pip install 'im2sp[evaluate]'"
 
 @dataclass(frozen=True, kw_only=True)
 class JavaTools:
-    """Java and the folder of the jars, either of which may be absent."""
+    """Java and the folder of the jars, either of which may be missing."""
 
     java: str | None
     jars: Path | None
 
     @classmethod
     def find(cls) -> Self:
-        """Look for `java` on the path and for the package pycocoevalcap, which is not imported."""
+        """Find `java` on the path and the package pycocoevalcap, without importing it."""
         spec = importlib.util.find_spec("pycocoevalcap")
         places = (spec.submodule_search_locations or []) if spec else []
         jars = next((Path(place) for place in places), None)
         return cls(java=shutil.which("java"), jars=jars)
 
     def missing(self, jar: str) -> str | None:
-        """What to install before a jar can run; None where it can."""
+        """Return what to install before a jar can run; None if it can."""
         if self.java is None:
             return _INSTALL_JAVA
         if self.jars is None:
             return _INSTALL_JARS
         if not (self.jars / jar).is_file():
-            return f"{self.jars / jar} is not there: pip install --force-reinstall pycocoevalcap"
+            return f"{self.jars / jar} is missing: pip install --force-reinstall pycocoevalcap"
         return None
 
     def spice_missing(self) -> str | None:
-        """As `missing`, and the models that SPICE parses with."""
+        """Like `missing`, for SPICE and its parser models."""
         found = self.missing(SPICE_JAR)
         if found is not None or self.jars is None:
             return found
@@ -66,10 +66,10 @@ class JavaTools:
 
 
 class Meteor:
-    """METEOR 1.5 (English, normalised) as a program that answers line by line."""
+    """METEOR 1.5 (English, normalised) as a running program with a line protocol."""
 
     def __init__(self, tools: JavaTools) -> None:
-        """Start it; `tools` must miss nothing."""
+        """Start the program; `tools.missing` must be None."""
         assert tools.java is not None
         assert tools.jars is not None
         folder = (tools.jars / METEOR_JAR).parent
@@ -92,7 +92,7 @@ class Meteor:
         self._errors.close()
 
     def statistics(self, candidate: str, references: Sequence[str]) -> NDArray[np.float64]:
-        """(k,) counts of one tokenized candidate; they add up over a corpus.
+        """(k,) counts of one tokenized candidate; additive over a corpus.
 
         Raises:
             ValueError: The program fails.
@@ -100,7 +100,7 @@ class Meteor:
         plain = candidate.replace("|||", "").replace("  ", " ")
         (line,) = self._ask(" ||| ".join(["SCORE", *references, plain]), 1)
         counts = np.array([float(number) for number in line.split()])
-        # The program counts no chunk in a caption that is one whole match when it adds up captions.
+        # When METEOR aggregates captions, a caption that matches completely counts no chunk.
         if counts[_CHUNKS] == 1 and (counts[_WHOLE_MATCH] == counts[0]).all():
             counts[_CHUNKS] = 0
         return counts
@@ -121,7 +121,7 @@ class Meteor:
             self._process.stdin.write(" ".join(question.split("\n")).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # its answer tells why
+            pass  # the missing answer raises below
         answers = [self._process.stdout.readline().decode() for _ in range(num_answers)]
         if not all(answers):
             self._errors.seek(0)
@@ -143,12 +143,12 @@ def meteor_statistics(
 def spice(
     tools: JavaTools, candidates: Sequence[str], references: Sequence[Sequence[str]]
 ) -> list[float]:
-    """SPICE of each caption, 0 to 1; the corpus's is their mean.
+    """SPICE of each caption, 0 to 1; the corpus score is their mean.
 
     Args:
-        tools: Java and jars; `spice_missing` must say nothing.
-        candidates: Tokenized.
-        references: Of each candidate; tokenized.
+        tools: Java and jars; `spice_missing` must be None.
+        candidates: Tokenized captions.
+        references: Tokenized references of each candidate.
 
     Raises:
         ValueError: The program fails; it needs Java 8.

@@ -1,7 +1,7 @@
-"""How good speech sounds, as predicted: DNSMOS (Reddy et al. 2021 and 2022).
+"""Predicted speech quality: DNSMOS (Reddy et al. 2021 and 2022).
 
-The models are those in the package speechmos. It is not imported, as it needs librosa for one
-spectrogram, which is computed here; the figures equal its own to 1e-4.
+The models are in the package speechmos. It is not imported, because it needs librosa for one
+spectrogram, which is computed here; the scores agree to 1e-4.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ FOLDER = "dnsmos_models"
 P835_MODEL, P808_MODEL = "sig_bak_ovr.onnx", "model_v8.onnx"
 WINDOW_SAMPLES = int(9.01 * RATE_HZ)
 _FRAME, _HOP, _MELS = 321, 160, 120
-# What the P.835 model tells, in the order it tells it, to opinions: polynomials of its authors.
+# Polynomials from the P.835 model's outputs, in their order, to opinion scores (by its authors).
 _OPINIONS = {
     "SIG": (-0.08397278, 1.22083953, 0.0052439),
     "BAK": (-0.13166888, 1.60915514, -0.39604546),
@@ -29,7 +29,7 @@ _OPINIONS = {
 
 
 class Dnsmos:
-    """Opinion scores of clips, one by one."""
+    """DNSMOS models; score clips one by one."""
 
     name = "DNSMOS"
 
@@ -65,13 +65,13 @@ class Dnsmos:
             ValueError: No samples.
         """
         if not len(samples):
-            raise ValueError("DNSMOS of a clip without samples; leave it out")
+            raise ValueError("DNSMOS of a clip without samples; skip the clip")
         while len(samples) < WINDOW_SAMPLES:
             samples = np.concatenate([samples, samples])
         num_windows = int(len(samples) // RATE_HZ - 9.01) + 1
         rows: list[list[float]] = []
         for second in range(num_windows):
-            # Cut as its authors do: at a product rounded down, so that some lack a sample.
+            # As in the authors' code, the end is rounded down, so some windows lack a sample.
             window = samples[second * RATE_HZ : int((second + 9.01) * RATE_HZ)]
             if len(window) >= WINDOW_SAMPLES:
                 rows.append(self._window(window.astype(np.float32)))
@@ -79,20 +79,20 @@ class Dnsmos:
         return {name: float(mean) for name, mean in zip(SCORES, means, strict=True)}
 
     def _window(self, window: NDArray[np.float32]) -> list[float]:
-        told: Any = self._p835.run(None, {"input_1": window[None]})[0]
+        output: Any = self._p835.run(None, {"input_1": window[None]})[0]
         p835 = {
             name: float(np.polyval(polynomial, raw))
-            for (name, polynomial), raw in zip(_OPINIONS.items(), told[0], strict=True)
+            for (name, polynomial), raw in zip(_OPINIONS.items(), output[0], strict=True)
         }
         mel = log_mel(window[:-160])[None].astype(np.float32)
-        told = self._p808.run(None, {"input_1": mel})[0]
-        return [p835["OVRL"], p835["SIG"], p835["BAK"], float(told[0][0])]
+        output = self._p808.run(None, {"input_1": mel})[0]
+        return [p835["OVRL"], p835["SIG"], p835["BAK"], float(output[0][0])]
 
 
 def log_mel(samples: NDArray[np.float32]) -> NDArray[np.float64]:
     """(frames, 120) mel spectrogram in units of 40 dB around -40 dB of its maximum, 80 dB deep.
 
-    Frames of 321 samples (Hann) are centred at every 160th sample, zeros before and behind.
+    Frames of 321 samples (Hann) are centred at every 160th sample, zero-padded.
     """
     padded = np.pad(samples, _FRAME // 2)
     frames = np.lib.stride_tricks.sliding_window_view(padded, _FRAME)[::_HOP]

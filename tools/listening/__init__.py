@@ -1,1 +1,1 @@
-"""The listening test: page and scores."""
+"""Listening test: page and scores."""

@@ -1,14 +1,14 @@
-"""Writer of a listening test: a blind page with its media in one folder, and the key beside it.
+"""Writer of a listening test: a blind page with its media in one folder, and a separate key.
 
-The clips come from folders of im2sp-speak and from a reference by image name.
+The clips come from folders of im2sp-speak and from a reference folder, by image name.
 
-    OUT/page/index.html      what listeners get, with media/ beside it
-    OUT/page/media/*.wav     16 kHz, 16 bit, mono, without any notes; the level is left as it is
+    OUT/page/index.html      for listeners, with media/ beside it
+    OUT/page/media/*.wav     16 kHz, 16 bit, mono, without metadata; the level is unchanged
     OUT/page/media/*.jpg
-    OUT/key.json             which sample is of which system
+    OUT/key.json             system of each sample
 
-Samples and pictures have names drawn by chance, and are written in the order of these names, so
-that nothing in the page's folder tells a system. The same input and seed give the same bytes.
+Samples and images have random names and are written in the order of these names, so nothing in the
+page's folder identifies a system. The same input and seed give the same bytes.
 """
 
 import hashlib
@@ -38,30 +38,30 @@ MEDIA_DIR = "media"
 INDEX_NAME = "index.html"
 _NAME_BITS = 48
 _COMPARED_PX = 32
-# Mean difference of 8-bit values up to which two small pictures are the same picture, saved twice.
+# Up to this mean difference of 8-bit values, two thumbnails show the same image, encoded twice.
 _SAME_LEVELS = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """What one system says of images."""
+    """Clips and images of one system."""
 
     name: str
     folder: Path
     sounds: Mapping[str, Path]
-    """Files by the image's key."""
+    """Clips by the image's key."""
     pictures: Mapping[str, Path]
-    """JPEG files by the image's key; a system that spoke units has none."""
+    """JPEG files by the image's key; none if the system synthesized given units."""
 
 
 def read_spoken(name: str, folder: Path) -> System:
-    """A folder that im2sp-speak wrote.
+    """Read an output folder of im2sp-speak.
 
     Raises:
-        ValueError: It is none, is not finished, or lists what is not there.
+        ValueError: It is not one, is not complete, or lists missing files.
     """
     if not folder.is_dir():
-        raise ValueError(f"{name}={folder}: no such folder; give one that im2sp-speak wrote")
+        raise ValueError(f"{name}={folder}: no such folder; give an output folder of im2sp-speak")
     for file in (SPOKEN_NAME, PAGE_NAME):
         if not (folder / file).is_file():
             raise ValueError(
@@ -94,14 +94,14 @@ def read_spoken(name: str, folder: Path) -> System:
 
 
 def read_reference(name: str, folder: Path, keys: Iterable[str]) -> System:
-    """Wav files by image name: `x.wav`, or the first of `x_0.wav`, `x_1.wav`, .. for the image x.
+    """Find wav files by image name: `x.wav`, or the first of `x_0.wav`, `x_1.wav`, .. for image x.
 
-    An image whose key has folders in it, such as `a/x`, may have its sound in `a/` or at the top.
+    If an image's key contains folders, such as `a/x`, its clip may be in `a/` or at the top.
 
     Args:
-        name: What the table calls it.
-        folder: Searched at any depth.
-        keys: Of the images that need a reference.
+        name: Name in the table.
+        folder: Folder, searched recursively.
+        keys: Keys of the images that need a reference.
 
     Raises:
         ValueError: No such folder, or no wav file in it.
@@ -133,42 +133,40 @@ def read_reference(name: str, folder: Path, keys: Iterable[str]) -> System:
 
 
 def common_images(systems: Sequence[System]) -> list[str]:
-    """Keys of the images of which every system speaks and one has the picture, sorted."""
-    with_picture = {key for system in systems for key in system.pictures}
-    return sorted(with_picture.intersection(*(system.sounds for system in systems)))
+    """Sorted keys of images with a clip of every system and an image file of at least one."""
+    with_image = {key for system in systems for key in system.pictures}
+    return sorted(with_image.intersection(*(system.sounds for system in systems)))
 
 
-def picture_of(key: str, systems: Sequence[System]) -> tuple[Path, Image.Image]:
-    """File and content of an image, which must look alike in all systems that have it.
+def image_of(key: str, systems: Sequence[System]) -> tuple[Path, Image.Image]:
+    """File and content of an image, which must look the same in all systems that have it.
 
     Raises:
-        ValueError: A file is damaged, or two systems mean two pictures.
+        ValueError: A file is damaged, or two systems have different images for the key.
     """
     paths = [system.pictures[key] for system in systems if key in system.pictures]
-    pictures = [read_image(path, name=str(path)) for path in paths]
-    small = [
-        np.asarray(picture.resize((_COMPARED_PX, _COMPARED_PX)), np.float32) for picture in pictures
-    ]
+    images = [read_image(path, name=str(path)) for path in paths]
+    small = [np.asarray(image.resize((_COMPARED_PX, _COMPARED_PX)), np.float32) for image in images]
     for path, other in zip(paths[1:], small[1:], strict=True):
         difference = float(np.abs(other - small[0]).mean())
         if difference > _SAME_LEVELS:
             raise ValueError(
-                f"{path}: another picture than {paths[0]} (they differ by {difference:.0f} of 255"
-                f" levels), though both are the image {key!r}; speak the same pictures with each"
+                f"{path}: another image than {paths[0]} (they differ by {difference:.0f} of 255"
+                f" levels), though both have the key {key!r}; use the same images with each"
                 " system"
             )
-    return paths[0], pictures[0]
+    return paths[0], images[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """What was written."""
+    """Counts of a written test."""
 
     test: str
     num_samples: int
     num_images: int
     num_common: int
-    """Images that could have been chosen."""
+    """Images that all systems have."""
     num_systems: int
 
 
@@ -190,21 +188,21 @@ def build(
     """Write a listening test.
 
     Args:
-        systems: Name and folder of im2sp-speak, each.
+        systems: Names and output folders of im2sp-speak.
         reference: Name and folder of wav files by image name.
-        out: Folder that is not there yet, or is empty.
-        num_images: How many of the common images are drawn.
-        seed: Of the drawing and of the names.
+        out: Folder that does not exist or is empty.
+        num_images: Number of common images to draw.
+        seed: Random seed of the draw and of the names.
 
     Raises:
-        ValueError: A folder or file does not serve, too few common images, or `out` is in use.
+        ValueError: An unusable folder or file, too few common images, or `out` is not empty.
         OSError: The folder cannot be written.
     """
     _check_new(out)
     names = [name for name, _ in (*systems, *([reference] if reference else []))]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"{name}: two systems of this name; give each another one")
+            raise ValueError(f"{name}: two systems have this name; give each its own name")
     spoken = [read_spoken(name, folder) for name, folder in systems]
     if reference is not None:
         spoken = [read_reference(*reference, common_images(spoken)), *spoken]
@@ -212,8 +210,8 @@ def build(
     if len(common) < num_images:
         counts = ", ".join(f"{one.name} {len(one.sounds):,}" for one in spoken)
         raise ValueError(
-            f"--num-images {num_images}: {len(common):,} images with a picture are in all systems"
-            f" ({counts}); speak the same pictures with each, or ask for fewer"
+            f"--num-images {num_images}: {len(common):,} images with a file are in all systems"
+            f" ({counts}); use the same images with each, or ask for fewer"
         )
     rng = random.Random(seed)
     images = sorted(rng.sample(common, num_images))
@@ -237,7 +235,7 @@ def build(
 
 
 def _names(rng: random.Random, count: int) -> list[str]:
-    """Different names of 12 hexadecimal digits."""
+    """Distinct random names of 12 hexadecimal digits."""
     found: dict[str, None] = {}
     while len(found) < count:
         found[f"{rng.getrandbits(_NAME_BITS):012x}"] = None
@@ -247,14 +245,14 @@ def _names(rng: random.Random, count: int) -> list[str]:
 def _check_new(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(
-            f"--out {out}: exists; a listening test is never written over, since answers may belong"
+            f"--out {out}: exists; a listening test is never overwritten, since answers may belong"
             " to it. Choose another --out, or remove it"
         )
 
 
 @contextmanager
 def _new_folder(out: Path) -> Generator[Path]:
-    """A folder to fill, which becomes `out` when all is well and is removed otherwise."""
+    """Temporary folder that becomes `out` on success and is removed otherwise."""
     tmp = out.with_name(out.name + TMP_SUFFIX)
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -272,7 +270,7 @@ def _new_folder(out: Path) -> Generator[Path]:
 
 
 def _remove(folder: Path) -> None:
-    """Remove what a build has written, and nothing else."""
+    """Remove only the files that a build writes."""
     media = folder / PAGE_DIR / MEDIA_DIR
     for path in [*media.glob("*"), folder / PAGE_DIR / INDEX_NAME, folder / KEY_NAME]:
         path.unlink(missing_ok=True)
@@ -289,17 +287,17 @@ def _write(
     seed: int,
     reference: str | None,
 ) -> str:
-    """Write all files; returns the test's id, which stands for everything that listeners get."""
+    """Write all files; return the test's id, a hash of everything that listeners get."""
     media = folder / PAGE_DIR / MEDIA_DIR
     media.mkdir(parents=True)
     digest = hashlib.sha256()
     sizes: dict[str, tuple[int, int]] = {}
     for image, name in sorted(photos.items(), key=lambda item: item[1]):
-        path, picture = picture_of(image, systems)
+        path, content = image_of(image, systems)
         data = path.read_bytes()
         _publish(media / f"{name}.jpg", data)
         digest.update(name.encode() + hashlib.sha256(data).digest())
-        sizes[image] = picture.size
+        sizes[image] = content.size
     shown: list[PageSample] = []
     for sample in samples:
         data = wav_bytes(sample.system.sounds[sample.image])
@@ -343,9 +341,9 @@ def _publish(path: Path, data: bytes) -> None:
 
 
 def wav_bytes(path: Path) -> bytes:
-    """A clip as every sample is stored: 16 kHz, 16 bit, mono, and no notes of who made it.
+    """Convert a clip to the form of all samples: 16 kHz, 16 bit, mono, without metadata.
 
-    A clip that is 16 bit and mono at 16 kHz keeps each sample's value.
+    A clip that has this format already keeps its sample values.
 
     Raises:
         ValueError: The clip is missing or damaged.

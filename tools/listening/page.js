@@ -1,6 +1,6 @@
 // The listening test: order of the samples, answers, and what is still missing.
 //
-// It runs in any browser of the last years and asks nothing of the network. Answers are kept in
+// It runs in any recent browser and needs no network. Answers are kept in
 // localStorage under im2sp-listening-test/<test>/, so a reload loses nothing. The order of the
 // samples depends on the test's id and the listener's name alone.
 "use strict";
@@ -42,7 +42,7 @@
     return order;
   }
 
-  // What is kept in the browser. A browser that keeps nothing is told of on the page.
+  // Storage of the browser; without storage, the page shows a warning.
 
   function kept(name) {
     try {
@@ -67,7 +67,7 @@
     try {
       found = JSON.parse(kept(`answers/${listener}`));
     } catch {
-      // What cannot be read is asked again.
+      // Unreadable answers are asked again.
     }
     const answers = {};
     for (const id of samples.keys()) {

@@ -1,6 +1,6 @@
 """Page of a listening test: one HTML file that opens from disk, with its media beside it.
 
-It knows samples by opaque ids only. Its parts are `page.html`, `.css` and `.js`.
+Samples have opaque ids only. The parts are `page.html`, `.css` and `.js`.
 """
 
 import json
@@ -14,7 +14,7 @@ from im2sp.tools.listening.score import ANSWERS_FORM
 
 @dataclass(frozen=True, kw_only=True)
 class PageSample:
-    """A sample as listeners get it; paths are relative to the page."""
+    """A sample of the page; paths are relative to the page."""
 
     id: str
     wav: str
@@ -24,11 +24,11 @@ class PageSample:
 
 
 def page(test: str, samples: Sequence[PageSample]) -> str:
-    """The page as HTML.
+    """Return the page as HTML.
 
     Args:
         test: Id of the test.
-        samples: In any order that tells nothing; listeners hear them in orders of their own.
+        samples: Samples in an order that identifies no system; each listener gets another order.
     """
     content = {
         "id": test,

@@ -1,9 +1,8 @@
-"""From the answers of listeners to mean opinion scores: the paper's Table 4.
+"""Mean opinion scores from the answers of listeners: the paper's Table 4.
 
-Naturalness and descriptiveness are means of 1 to 5 over all ratings of a system, with 95 %
-intervals (see `intervals`, which also explains why not by the bootstrap). Ratings of a sample that
-was not heard to its end are left out and counted. What does not belong to the test, or twice, is
-refused.
+Naturalness and descriptiveness are means over all ratings (1 to 5) of a system, with 95 % intervals
+(see `evaluation.intervals` for why they are not bootstrapped). Ratings of samples that were not
+played to the end are skipped and counted. Duplicates and answers of other tests are refused.
 """
 
 import json
@@ -24,27 +23,27 @@ SCALES = ("naturalness", "descriptiveness")
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """What the listeners do not know."""
+    """Key of a test: the system and image of each sample, hidden from listeners."""
 
     test: str
-    """Id of the test, which its answers repeat."""
+    """Id of the test, repeated in its answers."""
     systems: tuple[str, ...]
     reference: str | None
-    """The one of the systems that is the reference."""
+    """Name of the system that is the reference."""
     samples: Mapping[str, tuple[str, str]]
     """System and image of each sample, by the sample's id."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What one listener answered."""
+    """Answers of one listener."""
 
     listener: str
     file: str
     ratings: Mapping[str, Mapping[str, int]]
-    """Scores by scale, of each sample that was heard to its end."""
+    """Scores by scale, of each sample that was played to its end."""
     num_unheard: int
-    """Samples that were rated without being heard to their end."""
+    """Samples that were rated but not played to the end."""
 
     @property
     def num_complete(self) -> int:
@@ -54,7 +53,7 @@ class Answers:
 
 @dataclass(frozen=True, kw_only=True)
 class SystemScore:
-    """Opinions of one system; None where nobody rated it."""
+    """Opinions of one system; None without ratings."""
 
     name: str
     is_reference: bool
@@ -64,10 +63,10 @@ class SystemScore:
 
 
 def read_key(path: Path) -> Key:
-    """The key that `build` wrote.
+    """Read the key that `build` wrote.
 
     Raises:
-        ValueError: It cannot be read, or is something else.
+        ValueError: It cannot be read, or is not a key.
     """
     content = _read(path, KEY_FORM, "the key.json that build wrote")
     test, systems, samples = (content.get(name) for name in ("test", "systems", "samples"))
@@ -94,10 +93,10 @@ def _is_sample(row: Any, systems: list[Any]) -> bool:
 
 
 def read_answers(path: Path, key: Key) -> Answers:
-    """The file that a listener saved.
+    """Read the file that a listener saved.
 
     Raises:
-        ValueError: It cannot be read, belongs to another test, or holds what no page writes.
+        ValueError: It cannot be read, belongs to another test, or has invalid content.
     """
     content = _read(path, ANSWERS_FORM, "a file that the page's button 'Save answers' wrote")
     if content.get("test") != key.test:
@@ -127,7 +126,7 @@ def read_answers(path: Path, key: Key) -> Answers:
 
 
 def _scores(where: str, given: Any) -> dict[str, int]:
-    """The scores that are there, by scale."""
+    """Given scores by scale."""
     if not isinstance(given, dict):
         raise ValueError(f"{where}: {given!r}, expected heard, {' and '.join(SCALES)}")
     found = {scale: given[scale] for scale in SCALES if given.get(scale) is not None}
@@ -152,19 +151,19 @@ def _read(path: Path, form: str, what: str) -> dict[str, Any]:
 
 
 def read_all(paths: Sequence[Path], key: Key) -> list[Answers]:
-    """The files of all listeners.
+    """Read the files of all listeners.
 
     Raises:
-        ValueError: One is refused, or two are of the same listener.
+        ValueError: A file is refused, or two are of the same listener.
     """
     found: dict[str, tuple[Path, Answers]] = {}
     for path in paths:
         answers = read_answers(path, key)
         if answers.listener in found:
             raise ValueError(
-                f"{path}: the listener {answers.listener!r} again, who is in"
-                f" {found[answers.listener][0]}, too; give the later of the two files, or let one"
-                " of two listeners answer under another name"
+                f"{path}: the listener {answers.listener!r} again, who is also in"
+                f" {found[answers.listener][0]}; give the later of the two files, or, for two"
+                " listeners, let one answer under another name"
             )
         found[answers.listener] = (path, answers)
     return [answers for _, answers in found.values()]
@@ -203,7 +202,7 @@ def _opinion(rows: Sequence[tuple[int, int, int]]) -> Opinion | None:
 
 
 def as_json(key: Key, scores: Sequence[SystemScore], everyone: Sequence[Answers]) -> dict[str, Any]:
-    """Everything as JSON values."""
+    """Return all figures as JSON values."""
     return {
         "form": SCORES_FORM,
         "test": key.test,
@@ -222,7 +221,7 @@ def as_json(key: Key, scores: Sequence[SystemScore], everyone: Sequence[Answers]
 
 
 def report(key: Key, scores: Sequence[SystemScore], everyone: Sequence[Answers]) -> str:
-    """The table, and a line for each listener who did not answer everything."""
+    """Table of scores, and a line for each listener with missing answers."""
     names = [f"{s.name} (reference)" if s.is_reference else s.name for s in scores]
     width = max(20, *(len(name) for name in names)) + 2
     lines = [
@@ -237,15 +236,19 @@ def report(key: Key, scores: Sequence[SystemScore], everyone: Sequence[Answers])
         )
     opinions = [opinion for one in scores for opinion in one.opinions.values()]
     if any(opinion is not None and opinion.half_width is None for opinion in opinions):
-        lines.append("± ?: an interval takes two listeners and two images at least")
-    told = [
+        lines.append("± ?: an interval needs at least two listeners and two images")
+    unfinished = [
         f"{one.listener}: {one.num_complete:,} of {len(key.samples):,} samples rated in full"
-        + (f", {one.num_unheard:,} not heard to the end and left out" if one.num_unheard else "")
+        + (f", {one.num_unheard:,} not played to the end and skipped" if one.num_unheard else "")
         for one in everyone
         if one.num_complete < len(key.samples)
     ]
-    if told:
-        lines += ["", f"not complete: {len(told):,} of {len(everyone):,} listeners", *told]
+    if unfinished:
+        lines += [
+            "",
+            f"not complete: {len(unfinished):,} of {len(everyone):,} listeners",
+            *unfinished,
+        ]
     return "\n".join(lines)
 
 
@@ -257,6 +260,6 @@ def _cell(opinion: Opinion | None) -> str:
 
 
 def _counts(natural: Opinion | None, descriptive: Opinion | None) -> str:
-    """Ratings; of both scales where they differ."""
+    """Number of ratings; of both scales if they differ."""
     both = [0 if opinion is None else opinion.num_ratings for opinion in (natural, descriptive)]
     return f"{both[0]:,}" if both[0] == both[1] else f"{both[0]:,} / {both[1]:,}"

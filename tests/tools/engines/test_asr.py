@@ -40,13 +40,13 @@ def test_models_of_transformers(make, tmp_path):
 
 def test_what_cannot_be_loaded(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="no model of speech to text that transformers can load"):
+    with pytest.raises(ValueError, match="not a speech-to-text model that transformers can load"):
         load_recognizer(str(tmp_path))
     monkeypatch.setitem(sys.modules, "pocketsphinx", None)
     with pytest.raises(ValueError, match="pocketsphinx is not installed: pip install"):
         load_recognizer("pocketsphinx")
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match="x: transformers, which reads it, is not installed"):
+    with pytest.raises(ValueError, match="x: needs transformers, which is not installed"):
         load_recognizer("x")
 
 

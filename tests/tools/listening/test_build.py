@@ -101,7 +101,7 @@ def test_pictures_come_from_any_system_that_has_them(folders, tmp_path):
     units = ("units", save_spoken(tmp_path / "units", 900, KEYS[1:], pictures=False))
     built = build([units, folders[0]], None, out=tmp_path / "test", num_images=3, seed=0)
     assert built.num_common == 3
-    with pytest.raises(ValueError, match="--num-images 3: 0 images with a picture are in all"):
+    with pytest.raises(ValueError, match="--num-images 3: 0 images with a file are in all"):
         build([units], None, out=tmp_path / "other", num_images=3, seed=0)
 
 
@@ -114,7 +114,7 @@ def test_a_picture_saved_twice_is_the_same_one(folders, tmp_path):
 
 def test_another_picture_under_the_same_key_is_refused(folders, tmp_path):
     photo(77).save(tmp_path / SYSTEMS[1] / "b.jpg")
-    with pytest.raises(ValueError, match=r"plainsystem.b\.jpg: another picture than .*the image"):
+    with pytest.raises(ValueError, match=r"plainsystem.b\.jpg: another image than .*the key"):
         build(folders, None, out=tmp_path / "test", num_images=4, seed=0)
     assert not list(tmp_path.glob("test*"))
 
@@ -139,11 +139,11 @@ def test_nothing_is_written_over(folders, tmp_path, capsys):
     assert main(args) == 0
     shown = capsys.readouterr().out
     assert "4 samples, 2 of 4 common images by 2 systems" in shown
-    assert "key.json: keep it from the listeners" in shown
+    assert "key.json: do not give it to the listeners" in shown
     before = contents(tmp_path / "test")
     assert main(args) == 1
     told = capsys.readouterr().err
-    assert "test: exists; a listening test is never written over" in told
+    assert "test: exists; a listening test is never overwritten" in told
     assert told.count("\n") == 1
     assert contents(tmp_path / "test") == before
 
@@ -192,9 +192,9 @@ def test_folders_that_are_refused(folders, tmp_path, damage, message):
 
 def test_names_and_folders_that_are_refused(folders, tmp_path):
     options = {"out": tmp_path / "test", "num_images": 2, "seed": 0}
-    with pytest.raises(ValueError, match="fancysystem: two systems of this name"):
+    with pytest.raises(ValueError, match="fancysystem: two systems have this name"):
         build([folders[0], folders[0]], None, **options)
-    with pytest.raises(ValueError, match="x=.*none: no such folder; give one that im2sp-speak"):
+    with pytest.raises(ValueError, match="x=.*none: no such folder; give an output folder"):
         build([("x", tmp_path / "none")], None, **options)
     with pytest.raises(ValueError, match="--reference x=.*none: no such folder"):
         build(folders, ("x", tmp_path / "none"), **options)

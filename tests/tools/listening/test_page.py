@@ -128,7 +128,7 @@ def test_from_the_page_to_the_scores(test_dir, browser, tmp_path, capsys):
     assert half["answers"][first] == {"heard": True, "naturalness": 3, "descriptiveness": 5}
     assert main(["score", str(test_dir / "key.json"), str(saved)]) == 0
     shown = capsys.readouterr().out
-    assert "anna: 1 of 6 samples rated in full, 1 not heard to the end and left out" in shown
+    assert "anna: 1 of 6 samples rated in full, 1 not played to the end and skipped" in shown
     saved.unlink()
 
     # A reload loses nothing, and goes on at the first sample that is open.

@@ -101,8 +101,8 @@ def test_what_was_not_heard_is_left_out_and_counted(test_dir, tmp_path, capsys):
     assert (answers.num_complete, answers.num_unheard) == (8, 1)
     assert main(["score", str(key), str(path)]) == 0
     shown = capsys.readouterr().out
-    assert "anna: 8 of 9 samples rated in full, 1 not heard to the end and left out" in shown
-    assert "± ?: an interval takes two listeners and two images" in shown
+    assert "anna: 8 of 9 samples rated in full, 1 not played to the end and skipped" in shown
+    assert "± ?: an interval needs at least two listeners and two images" in shown
 
 
 def test_a_system_that_nobody_rated(test_dir, tmp_path):
@@ -161,8 +161,8 @@ def test_the_same_listener_twice_is_refused(test_dir, answered, capsys):
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.count("\n") == 1
-    assert "bert.json: the listener 'anna' again, who is in" in told.err
-    assert "anna.json, too; give the later of the two files" in told.err
+    assert "bert.json: the listener 'anna' again, who is also in" in told.err
+    assert "anna.json; give the later of the two files" in told.err
 
 
 def test_files_that_are_no_json(test_dir, answered, tmp_path, capsys):
@@ -204,7 +204,7 @@ def test_files_of_others_are_not_written_over(test_dir, answered, capsys):
     before = answered[0].read_bytes()
     args = ["score", str(test_dir / "key.json"), str(answered[1]), "--out", str(answered[0])]
     assert main(args) == 1
-    assert "exists and holds no scores of an earlier run" in capsys.readouterr().err
+    assert "exists, but not written by an earlier run" in capsys.readouterr().err
     assert answered[0].read_bytes() == before
 
 
