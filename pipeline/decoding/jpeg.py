@@ -21,8 +21,8 @@ _MAX_SCANS = 100
 """Encoders write about ten; each one costs a pass over the whole image."""
 _MAX_STRAY_BYTES, _MAX_PADDING_BYTES = 8192, 64
 """Limits of the bytes ignored between the last block of a scan and the next marker: in the only
-scan of a sequential image, where they can be distinguished from blocks, and in other scans. Any number
-of zeros or of 0xFF is ignored."""
+scan of a sequential image, where they can be distinguished from blocks, and in other scans. Any
+number of zeros or of 0xFF is ignored."""
 _MAX_ATTEMPTS = 6
 _SYNC_BYTES, _LATE_SYNC_BYTES = 2048, 64
 """Bytes before the stray bytes where decoding starts to find out if they are blocks,
