@@ -67,7 +67,9 @@ def test_other_folders_with_a_table_are_none(tmp_path):
 
 def test_what_cannot_be_used(tmp_path):
     folder = ljspeech_tree(tmp_path)
-    with pytest.raises(SourceError, match=r"an audio root \(.*\) does not apply to LJSpeech.*leave"):
+    with pytest.raises(
+        SourceError, match=r"an audio root \(.*\) does not apply to LJSpeech.*leave"
+    ):
         list_source(folder, audio_root=folder)
     with pytest.raises(SourceError, match="an image root .* contains its images, so leave it out"):
         list_source(folder, image_root=folder)

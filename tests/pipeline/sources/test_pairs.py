@@ -148,7 +148,9 @@ def test_audio_roots_that_cannot_be_used(tmp_path):
     ):
         list_source(images, audio_root=tmp_path / "gone")
     silent = touch(tmp_path / "silent", "a.txt")
-    with pytest.raises(SourceError, match=r"holds no audio files \(found 1 \.txt\); expected .*\.wav"):
+    with pytest.raises(
+        SourceError, match=r"holds no audio files \(found 1 \.txt\); expected .*\.wav"
+    ):
         list_source(images, audio_root=silent)
     other = touch(tmp_path / "other", "q_0.wav", "r_0.wav")
     with pytest.raises(
