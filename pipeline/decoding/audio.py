@@ -259,8 +259,8 @@ def _check_length(
         )
     if num_frames > max_frames:
         raise AudioError(
-            f"holds {num_frames:,} samples of {file.channels} channels at {rate_hz:,} Hz; with a "
-            f"limit of {max_seconds:,g} s, at most {max_seconds * _MAX_VALUES_PER_S:,.0f} values "
+            f"holds {num_frames:,} samples of {file.channels} channels at {rate_hz:,} Hz; with "
+            f"a limit of {max_seconds:,g} s, at most {max_seconds * _MAX_VALUES_PER_S:,.0f} values "
             "are decoded: mix it down or cut it"
         )
 
