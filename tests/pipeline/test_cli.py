@@ -149,7 +149,7 @@ def test_broken_images_print_nothing_of_their_decoders(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_finished_dataset_is_told(tokenize, pictures, tmp_path, monkeypatch):
+def test_a_finished_dataset_is_reported(tokenize, pictures, tmp_path, monkeypatch):
     tokenize(pictures, "--out", tmp_path / "out")
     monkeypatch.setattr(job.DecodePool, "start", None)  # nothing is decoded
     code, out, _ = tokenize(pictures, "--out", tmp_path / "out")
