@@ -59,7 +59,7 @@ class JobConfig:
     only: Only | None = None
     """Tokenize the images alone, or the audio alone, of a source that has both."""
     view: ViewName = "squash-224"
-    """How an image becomes the square that is encoded:
+    """Conversion of an image to the square that is encoded:
     - squash-224: resized to 224 x 224; the aspect ratio changes
     - squash-256-crop: resized to 256 x 256, central 28 x 28 of 32 x 32 units kept; the paper's code
     - center-224: central square, resized to 224 x 224; the aspect ratio is kept
@@ -126,7 +126,7 @@ class JobConfig:
 
     @property
     def shard_layout(self) -> "Layout":
-        """How samples are stored in the shards."""
+        """Layout of the samples in the shards."""
         from im2sp.shards import Layout
 
         return Layout(kind=self.layout, samples_per_member=self.samples_per_member)

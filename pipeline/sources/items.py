@@ -77,13 +77,13 @@ class Utterance:
     """Location of the clip; None only together with `error`."""
 
     name: str
-    """What messages and rejects show: the path relative to the source."""
+    """Name in messages and rejects: the path relative to the source."""
 
     text: str | None = None
     """Transcript, if the source has one."""
 
     error: str | None = None
-    """Why this clip is a reject, without its name; the rest of the sample stays."""
+    """Reason why this clip is a reject, without its name; the rest of the sample stays."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +97,7 @@ class SourceItem:
     """Location of the image; None together with `error` or for speech without an image."""
 
     name: str
-    """What messages and rejects show: the path relative to the source."""
+    """Name in messages and rejects: the path relative to the source."""
 
     split: str = ""
     """Split as written in the source (`restval` stays `restval`)."""
@@ -109,7 +109,7 @@ class SourceItem:
     """Clips in the order of the source."""
 
     error: str | None = None
-    """Why this input is a reject, without its name; None if it is valid."""
+    """Reason why this input is a reject, without its name; None if it is valid."""
 
 
 @dataclass(frozen=True, kw_only=True)

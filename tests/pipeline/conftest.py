@@ -1,4 +1,4 @@
-"""Tokenizers and pictures that are small enough for tests of the whole job."""
+"""Tokenizers and images that are small enough for tests of the whole job."""
 
 import hashlib
 import os
@@ -109,7 +109,7 @@ def speak():
 
 @pytest.fixture
 def spoken(tmp_path):
-    """12 pictures, of which 1 is cut, most with 0 to 3 clips, 2 cut; and 2 clips of their own."""
+    """12 images, of which 1 is cut, most with 0 to 3 clips, 2 cut; and 2 clips without an image."""
     folder = _draw(tmp_path / "s", 12, broken=[5])
     names = [f"{i:03d}_{k}.flac" for i in range(3, 12) for k in range(i % 4)]
     _speak(folder, *names, "talk.wav", "talk2.wav", broken=("007_1.flac", "talk2.wav"))
@@ -134,13 +134,13 @@ def _draw(folder, num, broken=()):
 
 @pytest.fixture(scope="session")
 def draw():
-    """draw(folder, num, broken=()) -> folder with num pictures, those of some numbers cut."""
+    """draw(folder, num, broken=()) -> folder with num images, those of some numbers cut."""
     return _draw
 
 
 @pytest.fixture
 def twenty(tmp_path):
-    """A folder with 20 good pictures and 2 broken ones."""
+    """A folder with 20 good images and 2 broken ones."""
     return _draw(tmp_path / "p", 22, broken=[2, 9])
 
 

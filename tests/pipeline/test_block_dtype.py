@@ -1,4 +1,4 @@
-"""Reduced precision of the blocks must not reach what codes are told apart by."""
+"""Reduced precision of the blocks must not affect the distances of codes."""
 
 import torch
 import torch.nn.functional as F

@@ -149,7 +149,7 @@ def test_broken_images_print_nothing_of_their_decoders(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_finished_dataset_is_told(tokenize, pictures, tmp_path, monkeypatch):
+def test_a_finished_dataset_is_reported(tokenize, pictures, tmp_path, monkeypatch):
     tokenize(pictures, "--out", tmp_path / "out")
     monkeypatch.setattr(job.DecodePool, "start", None)  # nothing is decoded
     code, out, _ = tokenize(pictures, "--out", tmp_path / "out")
@@ -211,7 +211,9 @@ def test_failures_are_one_line(tokenize, pictures, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     check_one_line(tokenize(tmp_path / "empty", "--out", tmp_path / "out"), "holds no images")
     (tmp_path / "x.txt").write_text("")
-    check_one_line(tokenize(tmp_path / "x.txt", "--out", tmp_path / "out"), "what kind of source")
+    check_one_line(
+        tokenize(tmp_path / "x.txt", "--out", tmp_path / "out"), "unknown kind of source"
+    )
     (tmp_path / "file").write_text("mine")
     quiet = ["--out", tmp_path / "file/out", "--quiet"]
     check_one_line(tokenize(pictures, *quiet), "Not a directory; choose another --out")

@@ -13,7 +13,7 @@ from support.hubert import make_centres, make_hubert, save_folder
 
 @pytest.fixture(scope="module")
 def hubert(tmp_path_factory):
-    """Paths of a HuBERT and of its 20 centres."""
+    """Paths of a HuBERT and of its 20 centroids."""
     folder = tmp_path_factory.mktemp("hubert")
     model = make_hubert()
     np.save(folder / "centres.npy", make_centres(model).numpy())
@@ -44,7 +44,7 @@ def tokenize(capsys, tiny_checkpoint, hubert):
     return run
 
 
-def test_pairs_of_pictures_and_speech(tokenize, pairs, hubert, tmp_path):
+def test_pairs_of_images_and_speech(tokenize, pairs, hubert, tmp_path):
     code, out, err = tokenize(pairs, "--out", tmp_path / "out")
     assert code == 0
     first, second = (line for line in err.splitlines()[:5] if " tokenizer " in line[:17])

@@ -122,7 +122,7 @@ def test_writing_to_what_was_read_leaves_the_file_alone(tmp_path):
         (b"", "it is empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
         (b"<!DOCTYPE html><html>", "a web page"),
-        (b"\xff\xd8\xff\xe0 a picture", "it begins with"),
+        (b"\xff\xd8\xff\xe0 a picture", "it starts with"),
         (b"PK\x03\x04 not a zip", "zip"),
         (b"\x93NUMPY\x01\x00", "expected a whole weights file"),
         (b"\x40\x00\x00\x00\x00\x00\x00\x00{" + b" " * 80, "expected a whole weights file"),

@@ -96,7 +96,7 @@ def test_a_cut_file_is_refused_or_lacks_nothing(kind, whole):
     for end in range(len(whole)):
         data = whole[:end]
         if kind == "mp3-no-note" and (end >= len(whole) or not refusal_of(data)):
-            # At the border of two frames nothing in the file tells.
+            # A cut between two frames cannot be detected.
             assert refusal_of(whole[: end - 1])
             assert refusal_of(whole[: end + 1])
             continue

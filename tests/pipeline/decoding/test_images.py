@@ -157,7 +157,7 @@ def test_wide_values_without_an_agreed_white_are_refused():
     assert (pixels_of(encoded("TIFF", half)) == 128).all()
 
 
-def test_transparency_lies_on_white():
+def test_transparency_is_composited_on_white():
     alpha = np.zeros((2, 2), np.uint8)
     alpha[0, 1], alpha[1, 0] = 255, 128
     red = Image.merge(
@@ -170,7 +170,7 @@ def test_transparency_lies_on_white():
     assert pixels_of(encoded("PNG", black))[..., 0].tolist() == [[255, 0], [127, 255]]
 
 
-def test_one_transparent_colour_lies_on_white():
+def test_one_transparent_colour_is_composited_on_white():
     raw = b"\0" + bytes([0, 1, 2, 3])
     palette = chunk(b"PLTE", bytes(12)) + chunk(b"tRNS", b"\xff\x00")
     assert pixels_of(png(4, 1, 8, 3, raw, palette))[0, :, 0].tolist() == [0, 255, 0, 0]

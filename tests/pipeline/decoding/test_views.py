@@ -64,7 +64,7 @@ def test_center_keeps_the_pixels_of_the_middle(size, left, top):
 
 
 def test_center_is_resizing_first_and_cropping_then():
-    image = noise(896, 448)  # twice the size: the resized picture has whole pixels
+    image = noise(896, 448)  # twice the size: the resized image has whole pixels
     small = image.resize((448, 224), Image.Resampling.BICUBIC).crop((112, 0, 336, 224))
     np.testing.assert_array_equal(VIEWS["center-224"].apply(image), np.asarray(small))
 
@@ -95,7 +95,7 @@ def slopes(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.stack([x, y, np.full_like(x, 120)], -1).astype(np.uint8))
 
 
-def test_a_random_look_depends_on_the_picture_and_its_number_alone():
+def test_a_random_view_depends_on_the_image_and_its_number_alone():
     image = slopes(300, 200)
     one, two = VIEWS["random-224-1"], VIEWS["random-224-2"]
     np.testing.assert_array_equal(one.apply(image), one.apply(image.copy()))
@@ -105,7 +105,7 @@ def test_a_random_look_depends_on_the_picture_and_its_number_alone():
     assert np.abs(one.apply(image).astype(int) - one.apply(other)).mean() > 1
 
 
-def test_random_looks_cut_mirror_and_light_the_picture():
+def test_random_views_crop_flip_and_jitter_the_image():
     areas, ratios, is_mirrored, brightness = [], [], [], []
     for number in range(30):
         image = slopes(300 + number, 200)

@@ -29,7 +29,7 @@ def make_network(num_codes=300, grid=(32, 32), heads=2):
 
 
 class Features(nn.Module):
-    """What SeiT pickled: pixels -> features before quantisation."""
+    """The module that SeiT pickled: pixels -> features before quantisation."""
 
     def __init__(self, network):
         super().__init__()
@@ -102,7 +102,7 @@ def test_every_published_form_gives_the_same_units_and_fingerprint(
     assert len(fingerprints.pop()) == 64
 
 
-def test_the_fingerprint_tells_weights_and_precision_apart(lightning, network, tmp_path):
+def test_the_fingerprint_depends_on_weights_and_precision(lightning, network, tmp_path):
     same = load_image_tokenizer(lightning)
     other_rows = network.quantizer.embedding.weight.clone()
     other_rows[5, 5] += 1e-3

@@ -186,7 +186,7 @@ class WatchedPool(DecodePool):
 
 @pytest.mark.parametrize(("num_workers", "num_allowed"), [(3, 2), (2, 0)])
 def test_waiting_audio_is_bounded(speak, tmp_path, monkeypatch, num_workers, num_allowed):
-    """Where not one clip is allowed to wait, clips go through one after the other all the same."""
+    """If no clip is allowed to wait, clips are still decoded one after the other."""
     speak(tmp_path, *[f"{i:02d}.wav" for i in range(24)])
     clips = [clip(path) for path in sorted(tmp_path.iterdir())]
     expected = expected_of(clips)

@@ -115,7 +115,7 @@ def test_a_dataset_with_a_bad_shard_is_not_done(state, tmp_path, size_bytes):
         check_output(state, JOB, overwrite=False)
 
 
-def test_a_damaged_manifest_is_told_and_can_be_overwritten(state, tmp_path):
+def test_a_damaged_manifest_is_reported_and_can_be_overwritten(state, tmp_path):
     write_dataset(tmp_path, num_shards=2)
     path = tmp_path / "dataset.json"
     path.write_bytes(path.read_bytes().replace(b'"num_samples":2', b'"num_samples":7'))

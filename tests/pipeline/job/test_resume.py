@@ -124,7 +124,7 @@ def test_the_number_of_workers_does_not_change_a_byte(
 
 @pytest.mark.usefixtures("inline_pool", "small_chunks", "no_fsync")
 @pytest.mark.parametrize("name", ["fsync", "replace", "open", "mkdir"])
-def test_a_disk_full_at_any_step_is_told_and_resumed(
+def test_a_disk_full_at_any_step_is_reported_and_resumed(
     twenty, fake_tokenizer, tmp_path, monkeypatch, files_of, name
 ):
     run(twenty, tmp_path / "whole", fake_tokenizer)
@@ -167,7 +167,7 @@ def test_a_disk_that_really_is_full(twenty, fake_tokenizer, tmp_path, files_of):
 
 @pytest.mark.usefixtures("inline_pool")
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.EIO])
-def test_a_disk_that_refuses_is_told(twenty, fake_tokenizer, tmp_path, monkeypatch, code):
+def test_a_disk_error_is_reported(twenty, fake_tokenizer, tmp_path, monkeypatch, code):
     error = OSError(code, os.strerror(code), "out/.im2sp-job")
     stop_at(monkeypatch, (os, "mkdir", False), 0, error)
     with pytest.raises(

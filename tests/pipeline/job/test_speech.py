@@ -1,4 +1,4 @@
-"""The job on sources with speech: alone, and paired with pictures."""
+"""The job on sources with speech: alone, and paired with images."""
 
 import json
 import re
@@ -111,7 +111,7 @@ def test_pairs_with_real_workers_read_back_what_the_tokenizers_give(
     assert manifest.settings["speech_codec"] == "huffman"
     assert manifest.settings["max_audio_s"] == 3600.0
     assert manifest.num_samples == 12
-    # The clip of the broken picture is not even encoded.
+    # The clip of the broken image is not even encoded.
     assert result.num_utterances == len(good)
     assert result.audio_s == num_samples / 16_000
 
@@ -174,7 +174,7 @@ def test_only_one_of_the_two(spoken, fake_tokenizer, fake_speech, tmp_path, file
     run(spoken, tmp_path / "a", not_needed, fake_speech, only="audio")
     check_sound(tmp_path / "a")
     clips = {sample.key: len(sample.speech_units) for sample in ShardDataset(tmp_path / "a")}
-    assert clips == GOOD_CLIPS | {"005": 1}  # its picture is not asked for
+    assert clips == GOOD_CLIPS | {"005": 1}  # its image is not used
     assert rejects_of(tmp_path / "a") == ["007_1.flac", "talk2.wav"]
 
 
@@ -205,9 +205,7 @@ def test_texts_go_with_the_clips_that_are_accepted(
 
 
 @pytest.mark.usefixtures("inline_pool")
-def test_a_sound_that_lasts_longer_than_a_duration_is_a_reject(
-    speak, fake_speech, tmp_path, monkeypatch
-):
+def test_a_unit_longer_than_a_duration_is_a_reject(speak, fake_speech, tmp_path, monkeypatch):
     speak(tmp_path / "p", "a.wav", "b.wav")
     real = fake_speech.encode
     flat = np.zeros(70_000, np.uint16)
@@ -313,7 +311,7 @@ def test_the_bar_counts_them_too(spoken, fake_tokenizer, fake_speech, tmp_path, 
     assert "inputs/s, images=11, utterances=14, audio=0.00 h, refused=3]" in last
 
 
-def test_broken_sounds_are_refused_and_the_rest_is_done(shared_data, fake_speech, tmp_path):
+def test_broken_clips_are_refused_and_the_rest_is_done(shared_data, fake_speech, tmp_path):
     entries = json.loads((shared_data / "broken/manifest.json").read_text())
     listed = {
         entry["file"].rsplit("/", 1)[-1]: entry["expect"]

@@ -1,4 +1,4 @@
-"""Which codec the speech of a job gets, and jobs that are killed on the way."""
+"""Codecs of the speech of a job, and jobs that are killed."""
 
 import json
 import os
@@ -184,7 +184,7 @@ def test_settings_are_checked(tmp_path, settings, message):
 def test_fitted_codes_are_smaller_on_real_units(
     shared_data, tmp_path, speak, fake_speech, monkeypatch
 ):
-    """HuBERT units of real clips, told by the job as if the tokenizer had found them."""
+    """HuBERT units of real clips, passed to the job as if the tokenizer had found them."""
     import gzip
 
     with gzip.open(shared_data / "speech/units-lj100.jsonl.gz", "rt") as lines:

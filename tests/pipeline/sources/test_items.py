@@ -69,7 +69,7 @@ def listing_of(*items):
     return SourceListing(kind="folder", items=list(items), ignored={".txt": 1})
 
 
-def test_images_alone_keep_what_is_said_as_captions():
+def test_images_alone_keep_transcripts_as_captions():
     both = item_of(spoken("one"), spoken(None), spoken("two"), captions=("three",))
     lost = item_of(image=None, error="no such file")
     listing = listing_of(both, item_of(spoken("a"), image=None), lost)
@@ -88,6 +88,6 @@ def test_audio_alone_leaves_images_without_any_out():
 @pytest.mark.parametrize(
     ("only", "item"), [("audio", item_of()), ("images", item_of(spoken("a"), image=None))]
 )
-def test_nothing_left_is_told(only, item):
+def test_nothing_left_is_an_error(only, item):
     with pytest.raises(SourceError, match=f"^here: holds no {only}; leave --only {only} out$"):
         narrowed(listing_of(item), only, "here")

@@ -6,7 +6,7 @@ from im2sp.pipeline.sources import SourceError, list_source
 from support.speech_sources import LJSPEECH, ljspeech_tree, touch, utterance_rejects_of
 
 
-def test_lines_are_sound_with_normalised_text(tmp_path):
+def test_lines_are_clips_with_normalised_text(tmp_path):
     folder = ljspeech_tree(tmp_path)
     listing = list_source(folder)
     assert listing.kind == "ljspeech"

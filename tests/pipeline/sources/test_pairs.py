@@ -71,7 +71,7 @@ def test_a_clip_that_two_images_could_claim_is_a_reject(tmp_path):
     assert [item.key for item in listing.items if not item.error] == ["x.jpg", "x.png"]
 
 
-def test_sound_alone_is_a_source(tmp_path):
+def test_clips_alone_are_a_source(tmp_path):
     touch(tmp_path, "a/LJ_1.wav", "a/LJ_2.flac", "dup.wav", "dup.ogg")
     listing = list_source(tmp_path)
     assert [item.key for item in listing.items] == ["a/LJ_1", "a/LJ_2", "dup.ogg", "dup.wav"]
@@ -79,7 +79,7 @@ def test_sound_alone_is_a_source(tmp_path):
     assert all(len(item.utterances) == 1 for item in listing.items)
 
 
-def test_links_of_sound(tmp_path):
+def test_links_of_clips(tmp_path):
     root = touch(tmp_path / "root", "x.jpg", "x_0.wav", "y.jpg", "y_1.wav")
     touch(tmp_path, "outside.wav", "outside.jpg")
     (root / "x_1.wav").symlink_to("x_0.wav")

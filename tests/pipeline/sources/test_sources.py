@@ -294,7 +294,7 @@ def test_a_source_that_is_not_there(tmp_path):
         SourceError, match=r"gone: no such image root; expected a folder or a \.tar"
     ):
         list_source(path, image_root=tmp_path / "gone")
-    with pytest.raises(SourceError, match="this source holds its own images"):
+    with pytest.raises(SourceError, match="this source contains its images"):
         list_source(write(tmp_path, "a.png"), image_root=tmp_path)
 
 

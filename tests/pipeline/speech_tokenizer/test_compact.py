@@ -21,7 +21,7 @@ def test_it_is_the_default_and_what_its_card_says(tokenizer):
     assert BUNDLED["compact"].with_suffix(".md").exists()
 
 
-def test_units_follow_the_sound(tokenizer):
+def test_units_follow_the_audio(tokenizer):
     times_s = np.arange(16_000) / 16_000
     tone = np.sin(2 * np.pi * 200 * times_s * (1 + 4 * (times_s > 0.5))) * 0.3
     tone[:4000] = 0

@@ -79,7 +79,7 @@ def test_tables_that_are_refused(table, message):
         load_centres(table)
 
 
-def test_files_without_centres(tmp_path):
+def test_files_without_centroids(tmp_path):
     save_file({"a": torch.ones(2, 2), "b": torch.ones(2, 2)}, tmp_path / "x.safetensors")
     with pytest.raises(WeightsError, match="2 tensors such as 'a', expected the k-means centroids"):
         load_centres(tmp_path / "x.safetensors")
@@ -94,7 +94,7 @@ def test_files_without_centres(tmp_path):
 
 
 def wrapper(**changes):
-    """A joblib array whose description lies, with 24 bytes of numbers after it."""
+    """A joblib array with a false description, with 24 bytes of numbers after it."""
     state = {
         "subclass": np.ndarray,
         "shape": (2, 3),
@@ -131,7 +131,7 @@ def test_the_honest_wrapper_is_read(tmp_path):
         ({"order": ...}, "unknown order 'None'"),
     ],
 )
-def test_a_description_that_lies(tmp_path, changes, message):
+def test_a_false_description(tmp_path, changes, message):
     path = write(tmp_path, wrapper(**changes))
     with pytest.raises(WeightsError, match=message) as caught:
         read_weights(path)

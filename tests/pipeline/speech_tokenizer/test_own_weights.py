@@ -36,7 +36,7 @@ def path(weights, tmp_path):
     return path
 
 
-def test_units_are_those_of_the_folder_and_the_centres(model, weights, path, tmp_path):
+def test_units_are_those_of_the_folder_and_the_centroids(model, weights, path, tmp_path):
     folder = save_folder(model, tmp_path / "m")
     expected = load_speech_tokenizer(folder, weights.centres, layer=LAYER, device="cpu")
     tokenizer = load_speech_tokenizer(path, device="cpu")
@@ -60,14 +60,14 @@ def test_the_same_weights_make_the_same_bytes(weights):
     assert speech_tokenizer_bytes(weights) == speech_tokenizer_bytes(weights)
 
 
-def test_given_centres_replace_those_in_the_file(weights, path):
+def test_given_centroids_replace_those_in_the_file(weights, path):
     other = weights.centres[:7] + 1
     tokenizer = load_speech_tokenizer(path, other, device="cpu")
     assert tokenizer.num_units == 7
     assert tokenizer.fingerprint != load_speech_tokenizer(path, device="cpu").fingerprint
 
 
-def test_another_layer_needs_centres_of_its_own(weights, path):
+def test_another_layer_needs_other_centroids(weights, path):
     message = f"{path}: holds no k-means centroids of layer 2; pass their file as `kmeans`"
     with pytest.raises(WeightsError, match=message):
         load_speech_tokenizer(path, layer=2)

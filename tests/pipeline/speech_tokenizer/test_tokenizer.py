@@ -111,7 +111,7 @@ def test_fairseq_files_have_the_folders_fingerprint(model, tmp_path, records):
     np.testing.assert_array_equal(found.encode(wave, 16_000), units_of(model, centres, wave))
 
 
-def test_the_fingerprint_tells_apart_what_gives_other_units(folder, centres, tokenizer):
+def test_the_fingerprint_differs_for_other_units(folder, centres, tokenizer):
     others = [
         load_speech_tokenizer(folder, centres, device="cpu", precision="bf16"),
         load_speech_tokenizer(folder, centres, device="cpu", layer=5),
@@ -279,12 +279,12 @@ def test_rates_that_are_none(tokenizer, rate):
         tokenizer.encode(clip(6000), rate)
 
 
-def test_centres_of_another_width(folder):
+def test_centroids_of_another_width(folder):
     with pytest.raises(WeightsError, match="features are 32 wide, the k-means centroids 16"):
         load_speech_tokenizer(folder, torch.ones(5, 16))
 
 
-def test_no_centres_and_no_such_precision(folder, centres):
+def test_no_centroids_and_an_unknown_precision(folder, centres):
     with pytest.raises(WeightsError, match="pass their file as `kmeans`"):
         load_speech_tokenizer(folder)
     with pytest.raises(ValueError, match="precision 'fp16', expected one of fp32, bf16"):

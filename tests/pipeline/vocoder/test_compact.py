@@ -1,4 +1,4 @@
-"""The bundled vocoder speaks the units of the bundled speech tokenizer."""
+"""The bundled vocoder is made for the units of the bundled speech tokenizer."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_it_is_for_the_bundled_units(vocoder):
     assert BUNDLED["compact"].with_suffix(".md").exists()
 
 
-def test_it_makes_sound_of_the_right_length(vocoder):
+def test_it_makes_audio_of_the_right_length(vocoder):
     units = np.array([5, 90, 17, 150, 60], np.uint16)
     durations = np.array([3, 4, 5, 6, 2], np.uint16)
     samples = vocoder.synthesize(units, durations)

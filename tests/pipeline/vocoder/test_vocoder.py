@@ -170,7 +170,7 @@ def test_clips_do_not_depend_on_the_batch(published, threads):
 
 
 @pytest.mark.parametrize("packs", [True, False])
-def test_a_gpus_batches_zero_what_lies_behind_a_clips_end(published, monkeypatch, packs):
+def test_a_gpus_batches_zero_the_padding_after_a_clips_end(published, monkeypatch, packs):
     config, state, folder = published
     if not packs:
         monkeypatch.setattr(vocoder_generator, "is_supported", lambda dtype: False)
@@ -190,7 +190,7 @@ def test_a_gpus_batches_zero_what_lies_behind_a_clips_end(published, monkeypatch
 
 
 class _Watched:
-    """A generator that tells of its calls."""
+    """A generator that records its calls."""
 
     def __init__(self, generator, tell):
         self.generator, self.tell = generator, tell
@@ -271,7 +271,7 @@ def test_every_form_holds_the_same_vocoder(tiny, folder, tiny_vocoder, tmp_path)
     assert load_vocoder(own, device="cpu").speech_fingerprint is None
 
 
-def test_our_own_file_tells_whose_units_it_speaks(folder, tmp_path):
+def test_an_im2sp_file_records_the_speech_tokenizer(folder, tmp_path):
     own, again = tmp_path / "own.safetensors", tmp_path / "again.safetensors"
     notes = {"speech_tokenizer": {"name": "compact", "fingerprint": "c" * 64}}
     own.write_bytes(vocoder_bytes(load_weights(folder), notes=notes))
@@ -323,7 +323,7 @@ def test_a_vocoder_without_durations(tmp_path):
         found.predict_durations([units])
 
 
-def test_the_fingerprint_tells_apart_what_sounds_different(tiny, folder, tiny_vocoder, tmp_path):
+def test_the_fingerprint_differs_for_other_audio(tiny, folder, tiny_vocoder, tmp_path):
     config, state = tiny
     other_rates = {**config, "resblock_dilation_sizes": [[1, 3], [1, 2]]}
     found = {
