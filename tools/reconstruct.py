@@ -4,8 +4,8 @@
 
 The image tokenizer is the one recorded in the dataset; another one (other weights, another
 codebook) is refused by its fingerprint. With `--images` (the tokenized source), each decoded image
-is to the right of its original, and the mean PSNR is printed. Exit codes: 0 written, 1 not possible,
-2 usage.
+is to the right of its original, and the mean PSNR is printed. Exit codes: 0 written, 1 not
+possible, 2 usage.
 """
 
 import itertools
