@@ -21,7 +21,7 @@ _VOCODER_NAMES = ("Vocoder", "load_vocoder")
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public names when they are first used, so that this package costs no torch."""
+    """Import a public name on first use, so that importing this package does not import torch."""
     if name in _SPEECH_NAMES:
         from im2sp.pipeline.speech_tokenizer import tokenizer as hubert_units
 

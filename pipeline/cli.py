@@ -41,7 +41,8 @@ class TokenizeConfig(JobConfig):
     kmeans: Path | None = None
     """k-means centroids of the speech tokenizer (km.bin), if they are a separate file."""
     speech_layer: int | None = None
-    """HuBERT layer that the centroids were fitted to; by default 6, or what the weights say."""
+    """HuBERT layer that the centroids were fitted to; by default 6, or the layer recorded in the
+    weights."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the encoders. bf16 is faster and changes a small share of the units."""
     device: str | None = None
@@ -52,7 +53,7 @@ class TokenizeConfig(JobConfig):
     """Print the summary as one JSON object."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError, naming the flag, where a value cannot be used."""
+        """Raise ValueError, naming the flag, for a value that cannot be used."""
         super().__post_init__()
         if self.speech_layer is not None and self.speech_layer < 1:
             raise ValueError(f"--speech-layer is {self.speech_layer}; expected at least 1")
@@ -70,7 +71,7 @@ class TokenizeConfig(JobConfig):
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command; always leaves by SystemExit."""
+    """Run the command; always exits through SystemExit."""
     sys.exit(run_command(PROGRAM, TokenizeConfig, _run, args, resume=_RESUME))
 
 
@@ -141,7 +142,7 @@ def _load_speech_tokenizer(config: TokenizeConfig) -> "SpeechTokenizer":
 
 @contextmanager
 def _device_errors(config: TokenizeConfig) -> Iterator[None]:
-    """Report a device that torch does not know or does not have as wrong usage."""
+    """Report a device that is unknown to torch or not available as wrong usage."""
     try:
         yield
     except (RuntimeError, AssertionError) as error:

@@ -1,8 +1,9 @@
-"""One input (an image or a clip) a thread, one core a thread.
+"""Thread pool with one input (an image or a clip) per thread and one core per thread.
 
-torch spreads each operation over all cores and waits for the slowest; an encoder makes hundreds of
-such stops an input, and where other processes (image decoding, say) share the cores, each stop
-waits for a core to come back. Whole inputs side by side need none.
+torch spreads each operation over all cores and waits for the slowest. An encoder synchronises
+hundreds of times per input this way, and if other processes (such as image decoding) share the
+cores, each synchronisation waits for a core to become free. Inputs that are encoded in parallel,
+one per core, need no synchronisation.
 """
 
 import os
@@ -18,9 +19,9 @@ Result = TypeVar("Result")
 
 
 class SingleCorePool:
-    """Threads that start on the first use and end with the process.
+    """Pool whose threads start on first use and end with the process.
 
-    As many as `torch.get_num_threads()` says, so `torch.set_num_threads` governs them.
+    It has `torch.get_num_threads()` threads, so `torch.set_num_threads` sets its size.
     """
 
     def __init__(self) -> None:
@@ -28,14 +29,14 @@ class SingleCorePool:
         self._made_for: tuple[int, int] = (0, 0)
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """`function` of each item, in order.
+        """Apply `function` to each item; results are in order.
 
-        Fewer items than cores are handled one after another, each with all cores.
+        Fewer items than cores are processed one after another, each on all cores.
         """
         num_threads = torch.get_num_threads()
         if num_threads == 1 or len(items) < num_threads:
             return [function(item) for item in items]
-        # A forked child has its parent's pool, but none of the threads.
+        # A forked child inherits the pool object, but not its threads.
         if self._executor is None or self._made_for != (os.getpid(), num_threads):
             self._executor = _single_core_threads(num_threads)
             self._made_for = (os.getpid(), num_threads)
@@ -43,15 +44,15 @@ class SingleCorePool:
 
 
 def _use_one_core() -> None:
-    torch.get_num_threads()  # a thread's first question sets its number to the last one set
+    torch.get_num_threads()  # the first call in a thread sets its number to the last one set
     torch.set_num_threads(1)
 
 
 def _single_core_threads(num_threads: int) -> ThreadPoolExecutor:
-    """Threads in each of which torch uses one core.
+    """Return an executor in whose threads torch uses one core each.
 
-    torch keeps that number by thread, and hands the last one set to threads that are yet to come:
-    so all start here, and then the number of this thread is set again.
+    torch keeps that number per thread, and new threads inherit the last one set. So all threads
+    start here, and afterwards the number of the calling thread is set again.
     """
     started = threading.Barrier(num_threads + 1)
     executor = ThreadPoolExecutor(

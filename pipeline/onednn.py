@@ -1,11 +1,11 @@
-"""Linears and attention of inference on a CPU, through oneDNN.
+"""Linear layers and attention for inference on a CPU, through oneDNN.
 
-torch sends a float32 `Linear` to MKL, which on AMD processors runs at less than half of oneDNN's
-speed, and its fused attention reaches a third of what the bfloat16 units can do. The operations are
-torch's private ones, called here and in `trainer/packed.py`: trainer may not import pipeline, and
-shards, which both may import, has no torch.
+torch sends a float32 `Linear` to MKL, which on AMD processors runs at less than half the speed of
+oneDNN, and its fused attention reaches a third of the peak bfloat16 throughput. The operations are
+private ones of torch, called here and in `trainer/packed.py`: trainer may not import pipeline, and
+shards, which both may import, does not use torch.
 
-Legend: `B` batch, `N` places, `H` heads, `K` head width.
+Legend: `B` batch, `N` positions, `H` heads, `K` head width.
 """
 
 from dataclasses import dataclass
@@ -14,14 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# exp() of scores within this bound neither overflows nor vanishes, so softmax needs no maximum.
+# exp() of scores within this bound neither overflows nor underflows, so softmax need not subtract
+# the maximum.
 SAFE_SCORE = 60.0
-# Rows of ones below the values; 16 keep the product's rows aligned.
+# Rows of ones appended to the values; 16 keep the rows of the product aligned.
 SUM_ROWS = 16
 
 
 class PackedLinear:
-    """A Linear through oneDNN, with an optional Tanh, GELU or residual sum in the same pass."""
+    """Linear layer through oneDNN, with an optional Tanh, GELU or residual sum in the same pass."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(
@@ -30,20 +31,20 @@ class PackedLinear:
         self.bias = None if bias is None else bias.detach().to(dtype)
 
     def __call__(self, x: Tensor, activation: str = "none") -> Tensor:
-        """`activation` is "none", "tanh" or "gelu" (the exact one)."""
+        """Apply the layer; `activation` is "none", "tanh" or "gelu" (exact, not approximated)."""
         algorithm = "none" if activation == "gelu" else ""
         return torch.ops.mkldnn._linear_pointwise(
             x, self.weight, self.bias, activation, [], algorithm
         )
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
-        """The Linear of `x`, plus `residual`."""
+        """Apply the layer to `x` and add `residual`."""
         return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedNorm:
-    """A LayerNorm's parameters."""
+    """Parameters of a LayerNorm."""
 
     weight: Tensor
     bias: Tensor
@@ -55,15 +56,15 @@ class PackedNorm:
 
 
 def multiply(x: Tensor, weight: Tensor) -> Tensor:
-    """(M, K) and (N, K) -> (M, N) through oneDNN."""
+    """Product (M, K), (N, K) -> (M, N) through oneDNN."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
 def packed_attention(qkv: Tensor) -> Tensor:
-    """Head by head, so that the scores stay in the cache.
+    """Attention computed head by head, so that the scores stay in the cache.
 
     Args:
-        qkv: (B, N, 3, H, K); the queries are scaled by K ** -0.5 already.
+        qkv: (B, N, 3, H, K); the queries are already scaled by K ** -0.5.
 
     Returns:
         (B, N, H * K).
@@ -84,17 +85,17 @@ def packed_attention(qkv: Tensor) -> Tensor:
 
 
 def largest_score(q: Tensor, k: Tensor) -> float:
-    """A bound on the scores of all pairs of patches; NaN where a feature is."""
+    """Upper bound of the scores of all pairs of patches; NaN if a feature is NaN."""
     q_norm = torch.linalg.vector_norm(q, dim=-1).amax(-1)
     k_norm = torch.linalg.vector_norm(k, dim=-1).amax(-1)
     return float((q_norm * k_norm).max())
 
 
 def _mix_bounded(q: Tensor, k: Tensor, values: Tensor, mixed: Tensor) -> None:
-    """Softmax without its maximum, normalised after the product with the values.
+    """Attend without subtracting the maximum; normalise after the product with the values.
 
-    Rows of ones below the values make that product yield the sums of the weights too. Saves two of
-    three passes over the weights.
+    Rows of ones appended to the values make the product yield the sums of the weights too, which
+    saves two of three passes over the weights.
     """
     heads, head_width, num_patches = values.shape
     rows = values.new_ones(heads, head_width + SUM_ROWS, num_patches)
@@ -105,7 +106,7 @@ def _mix_bounded(q: Tensor, k: Tensor, values: Tensor, mixed: Tensor) -> None:
 
 
 def is_supported(dtype: torch.dtype) -> bool:
-    """Whether this build of torch and this CPU have what `PackedLinear` calls."""
+    """True if this build of torch and this CPU support the operations of `PackedLinear`."""
     try:
         linear = PackedLinear(torch.ones(16, 16), torch.ones(16), dtype)
         x = torch.ones(2, 16, dtype=dtype)

@@ -1,6 +1,6 @@
 """Tensors of weights files: reading, checks, precision and fingerprints.
 
-The files themselves are read by `shards/weights/__init__.py`.
+`shards/weights/__init__.py` reads the files themselves.
 """
 
 import hashlib
@@ -45,21 +45,22 @@ def check_precision(precision: str) -> None:
 
 
 class Weights(weight_files.Weights):
-    """What a file holds, with tensors."""
+    """Content of a weights file, with tensors."""
 
     def tensors(self) -> dict[str, Tensor]:
         """See `weight_files.named_arrays`.
 
         Raises:
-            WeightsError: A module nested without end.
+            WeightsError: Modules are nested endlessly.
         """
         return {name: as_tensor(array) for name, array in self.arrays().items()}
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """The same memory as a tensor.
+    """View an array as a tensor that shares its memory.
 
-    `trainer/weights.py` holds the same lines: it may not import pipeline, and shards no torch.
+    Duplicated in `trainer/weights.py`: trainer may not import pipeline, and shards may not import
+    torch.
     """
     if array.dtype == BFLOAT16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
@@ -70,31 +71,32 @@ def read_weights(path: str | Path) -> Weights:
     """Read a weights file of any known form.
 
     Raises:
-        WeightsError: One line: no such file, no known form, damaged, or it holds something that is
-            not data.
+        WeightsError: One line: the file is missing, of no known form or damaged, or holds objects
+            other than data.
     """
     return Weights(**vars(weight_files.read_weights(path)))
 
 
 def named_tensors(content: Any) -> dict[str, Tensor]:
-    """The tensors in a file's content; see `weight_files.named_arrays`."""
+    """Return the tensors in a file's content; see `weight_files.named_arrays`."""
     return {name: as_tensor(array) for name, array in named_arrays(content).items()}
 
 
 def checked_tensor(
     path: Path, tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...], *, what: str
 ) -> Tensor:
-    """A tensor of a model as contiguous float32 on the CPU.
+    """Return a tensor of a model as contiguous float32 on the CPU.
 
     Args:
         path: The file, for messages.
         tensors: All tensors of the model.
-        name: Of the one that is wanted.
-        shape: The shape it must have.
+        name: Name of the tensor.
+        shape: Shape that it must have.
         what: The kind of model, for messages, such as "a HuBERT".
 
     Raises:
-        WeightsError: It is missing, of another shape, not real numbers, or not finite.
+        WeightsError: The tensor is missing, has another shape, or holds values that are not real
+            or not finite.
     """
     if name not in tensors:
         raise WeightsError(f"{path}: lacks {name} of {what}")
@@ -108,20 +110,20 @@ def checked_tensor(
 
 
 def finite_float32(tensor: Tensor, where: str) -> Tensor:
-    """The tensor as contiguous float32 on the CPU.
+    """Return the tensor as contiguous float32 on the CPU.
 
     Raises:
-        WeightsError: It holds NaN or an infinity; `where` begins the message.
+        WeightsError: It holds NaN or infinity; the message starts with `where`.
     """
     tensor = tensor.detach().to("cpu", torch.float32).contiguous()
-    # One pass without a temporary: NaN and infinities reach the extremes.
+    # One pass without a temporary: NaN and infinity propagate to the minimum or maximum.
     if tensor.numel() and not all(map(math.isfinite, map(float, tensor.aminmax()))):
         raise WeightsError(f"{where} holds values that are not finite")
     return tensor
 
 
 def tensors_fingerprint(settings: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """sha256 (hex) of settings, and of tensors as float32 in the order of their names."""
+    """sha256 (hex) of settings, and of tensors as float32, sorted by name."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
         digest.update(f"\n{name} {list(tensor.shape)}\n".encode())
@@ -131,7 +133,7 @@ def tensors_fingerprint(settings: Mapping[str, Any], tensors: Iterable[tuple[str
 
 
 def state_fingerprint(module: nn.Module) -> str:
-    """sha256 (hex) of a module's tensors in their own number types, and of their names."""
+    """sha256 (hex) of the names and values of a module's tensors, each in its own dtype."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         flat = tensor.detach().cpu().contiguous().reshape(-1)

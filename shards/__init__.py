@@ -1,7 +1,7 @@
 """The shard format: packing, schema, manifest, writers, readers, verification.
 
-`docs/FORMAT.md` is the normative text. Names are imported when they are first used, so importing
-this package costs next to nothing; only the loader's names import torch.
+`docs/FORMAT.md` is the normative text. Names are imported on first use, so importing this
+package is nearly free; only the loader's names import torch.
 """
 
 from importlib import import_module
@@ -73,7 +73,7 @@ _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used."""
+    """Import a public name on first use."""
     if name in _HOMES:
         return getattr(import_module(f"im2sp.shards.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

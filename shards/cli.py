@@ -28,7 +28,7 @@ class VerifyConfig:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command; always leaves by SystemExit."""
+    """Run the command; always ends with SystemExit."""
     sys.exit(run_command("im2sp-verify", VerifyConfig, _verify, args))
 
 

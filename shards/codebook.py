@@ -1,4 +1,4 @@
-"""`codebook.safetensors`: the vectors behind the image units, kept beside the shards."""
+"""`codebook.safetensors`: the vectors of the image units, stored next to the shards."""
 
 import hashlib
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""The shell around every command: flags, signals, one-line errors, exit codes, `--version`.
+"""Common code of all commands: flags, signals, one-line errors, exit codes, `--version`.
 
-A command is a frozen dataclass of its settings, whose field docstrings are the help, and a function
-that takes one. `ValueError` in `__post_init__` is wrong usage.
+A command consists of a frozen dataclass of its settings, whose field docstrings are the help, and a
+function that takes it. `ValueError` in `__post_init__` is wrong usage.
 
 | exit code | meaning |
 | --- | --- |
@@ -9,7 +9,7 @@ that takes one. `ValueError` in `__post_init__` is wrong usage.
 | 1 | failed, with one line on stderr |
 | 2 | wrong usage |
 | 130, 143 | interrupted by Ctrl-C, terminated by SIGTERM |
-| 141 | the reader of the output went away, such as `head`; nothing is printed |
+| 141 | the reader of the output, such as `head`, closed the pipe; nothing is printed |
 """
 
 import ast
@@ -33,11 +33,11 @@ Config = TypeVar("Config")
 
 
 class UsageError(ValueError):
-    """The command line asks for something that is not possible."""
+    """Invalid command line."""
 
 
 class _Terminated(BaseException):
-    """SIGTERM arrived."""
+    """SIGTERM was received."""
 
 
 def run_command(
@@ -53,10 +53,10 @@ def run_command(
     """Parse the command line, run, and report every expected failure in one line.
 
     Args:
-        program: Name of the command, which begins each message.
+        program: Name of the command, the prefix of each message.
         config_type: Dataclass of the settings, or one for each subcommand by its name.
         run: The command itself; returns the exit code, None for 0.
-        args: Command line; that of the process when None.
+        args: Command line; None for that of the process.
         parse: Use this instead of `parse_flags`.
         resume: What to do after an interruption, such as "run the same command again to resume".
         memory_advice: What to do when memory runs out.
@@ -74,7 +74,7 @@ def run_command(
             code = run(config) or 0
             sys.stdout.flush()
             return code
-    except SystemExit as left:  # --help, or a flag that does not exist: printed by tyro
+    except SystemExit as left:  # --help or an unknown flag; tyro has printed it
         return left.code if isinstance(left.code, int) else 0
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -91,7 +91,7 @@ def print_error(program: str, message: str) -> None:
 
 
 def _explained(error: BaseException, resume: str, memory_advice: str) -> tuple[int, str]:
-    """Exit code and message of an expected exception; others are raised again."""
+    """Exit code and message of an expected exception; others are re-raised."""
     if isinstance(error, KeyboardInterrupt | _Terminated):
         code, word = (143, "terminated") if isinstance(error, _Terminated) else (130, "interrupted")
         return code, f"{word}; {resume}" if resume else word
@@ -103,7 +103,7 @@ def _explained(error: BaseException, resume: str, memory_advice: str) -> tuple[i
         message = str(error) or "no memory left"
     elif isinstance(error, ValueError):
         return 1, str(error)
-    # torch's ways to say so, on a GPU and on the CPU; torch is not imported here.
+    # torch's out-of-memory errors on a GPU and on the CPU; torch is not imported here.
     elif type(error).__name__ == "OutOfMemoryError":
         message = f"no memory left on the device: {str(error).splitlines()[0]}"
     elif isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
@@ -115,7 +115,7 @@ def _explained(error: BaseException, resume: str, memory_advice: str) -> tuple[i
 
 @contextmanager
 def _sigterm_raises() -> Generator[None]:
-    """Turn SIGTERM into an exception, so that files and processes are cleaned up."""
+    """Turn SIGTERM into an exception so that files and processes are cleaned up."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -176,14 +176,14 @@ def parse_flags(
 
 
 def _settings(flags: Any) -> Any:
-    """The settings of `flags`, whose type `_flags_of` made; checked."""
+    """Checked settings from `flags`, an instance of a type made by `_flags_of`."""
     kind = flags.config_type
     values = {field.name: getattr(flags, field.name) for field in dataclasses.fields(kind)}
     return kind(**values)
 
 
 def _flags_of(config_type: type[Any], paired: Sequence[str]) -> type[Any]:
-    """A copy of the dataclass for tyro: not checked, and without defaults that say nothing."""
+    """A copy of the dataclass for tyro: unchecked, without uninformative defaults."""
     changed: dict[str, Any] = {}
     helps = _helps(config_type)
     for name, kind in get_type_hints(config_type, include_extras=True).items():
@@ -201,11 +201,11 @@ def _flags_of(config_type: type[Any], paired: Sequence[str]) -> type[Any]:
 
 
 def _unchecked(_: object) -> None:
-    """Check nothing: `parse_flags` does, and reports in one line what tyro would put in a box."""
+    """Skip the check; `parse_flags` does it and reports errors in one line, not in tyro's box."""
 
 
 def _helps(config_type: type[Any]) -> dict[str, str]:
-    """Docstrings of fields, each on one line but for items that begin with a dash."""
+    """Docstrings of fields, each on one line except for items that start with a dash."""
     found: dict[str, str] = {}
     for kind in reversed(config_type.__mro__[:-1]):
         (tree,) = ast.parse(inspect.cleandoc(inspect.getsource(kind))).body
@@ -219,5 +219,5 @@ def _helps(config_type: type[Any]) -> dict[str, str]:
 
 
 def _shown_default(default: str) -> str:
-    """The default in a flag's help, where it says more than that the flag is not given."""
+    """The default shown in a flag's help; empty if it only means that the flag is absent."""
     return "" if default in ("None", "False", "") else f"(default: {default})"

@@ -24,13 +24,13 @@ _MAX_OPEN_BATCHES = 16384
 class ShardDataset:
     """A map-style dataset of `Sample`, read from memory-mapped shards.
 
-    Opening reads `dataset.json` alone; a shard is mapped when its first sample is asked for, and
-    each batch's checksum is compared when the batch is first touched. Forked children share the
-    parent's mappings, a pickle holds the path and opens the dataset anew. Files that the manifest
-    does not list are never looked at.
+    Opening reads only `dataset.json`; a shard is mapped when its first sample is requested, and
+    each batch's checksum is compared on first access. Forked children share the parent's mappings;
+    a pickle stores the path and reopens the dataset. Files that the manifest does not list are
+    ignored.
 
-    Damage that happens to a file while it is mapped is not noticed; cutting it short then ends the
-    process (SIGBUS), as with any memory map.
+    Damage to a file while it is mapped is not detected; truncating it then kills the process
+    (SIGBUS), as with any memory map.
     """
 
     def __init__(self, path: str | os.PathLike[str], split: str | None = None) -> None:
@@ -38,10 +38,11 @@ class ShardDataset:
 
         Args:
             path: Folder with `dataset.json`.
-            split: Which samples to show, None for all.
+            split: Split to read, None for all samples.
 
         Raises:
-            ShardError: There is no sound `dataset.json` of this version, or no such split.
+            ShardError: `dataset.json` is missing, invalid or of another version, or lacks the
+                split.
         """
         self.path = Path(os.path.abspath(path))
         self.split = split
@@ -54,8 +55,8 @@ class ShardDataset:
         self._schema = arrow_schema(self.manifest.columns)
         self._readers: dict[int, ShardReader] = {}
         self._batches: dict[int, Batch] = {}
-        self._places: list[tuple[int, int]] = []  # of each batch: shard, number in the shard
-        self._starts = [0]  # of each batch: its first row; at the end the number of rows
+        self._places: list[tuple[int, int]] = []  # per batch: shard, number in the shard
+        self._starts = [0]  # per batch: its first row; finally the number of rows
         for number, shard in enumerate(self.manifest.shards):
             if split is not None and split not in shard.splits:
                 continue
@@ -74,11 +75,11 @@ class ShardDataset:
         return self.manifest.splits[self.split]
 
     def __getitem__(self, index: SupportsIndex) -> Sample:
-        """Sample `index`, counted from the end where negative.
+        """Sample `index`, counted from the end if negative.
 
         Raises:
             IndexError: There is no such sample.
-            ShardError: The shard is missing or damaged; names file, place, found and expected.
+            ShardError: The shard is missing or damaged; names file, position, found and expected.
         """
         i = operator.index(index)
         if not -len(self) <= i < len(self):
@@ -94,11 +95,11 @@ class ShardDataset:
         return f"ShardDataset({str(self.path)!r}, split={self.split!r}): {len(self)} samples"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle path and split; unpickling refuses if the dataset has changed since."""
+        """Pickle path and split; unpickling fails if the dataset has changed."""
         return _reopen, (type(self), str(self.path), self.split, self.manifest.sha256)
 
     def codebook(self) -> NDArray[np.float32]:
-        """The (8192, 32) float32 vectors behind the image units.
+        """The (8192, 32) float32 vectors of the image units.
 
         Raises:
             ShardError: The dataset names no codebook, or its file is missing or damaged.
@@ -110,18 +111,18 @@ class ShardDataset:
 
     @property
     def num_batches(self) -> int:
-        """Number of batches of the shards that hold the split."""
+        """Number of batches in the shards that contain the split."""
         return len(self._places)
 
     def locate(self, i: int) -> tuple[int, int]:
-        """Batch number and row in it of sample i, 0 <= i < len."""
+        """Batch number and row within it of sample i, 0 <= i < len."""
         if self._is_mixed:
             i = int(self._split_rows()[i])
         batch = bisect_right(self._starts, i) - 1
         return batch, i - self._starts[batch]
 
     def batch_path(self, number: int) -> Path:
-        """The shard file that holds batch `number`."""
+        """The shard file that contains batch `number`."""
         return self.path / self.manifest.shards[self._places[number][0]].file
 
     def batch(self, number: int) -> Batch:
@@ -145,7 +146,7 @@ class ShardDataset:
         return batch
 
     def sample(self, batch: int, row: int) -> Sample:
-        """The sample at a place of `locate`.
+        """The sample at a position returned by `locate`.
 
         Raises:
             ShardError: As `dataset[i]` does.
@@ -156,7 +157,7 @@ class ShardDataset:
             raise self._named(batch, error) from None
 
     def _split_rows(self) -> NDArray[np.int64]:
-        """Rows of the split where shards mix splits: found by reading all their split columns."""
+        """Rows of the split if shards mix splits, read from their split columns."""
         if self._rows is None:
             rows: list[NDArray[np.int64]] = []
             for number, (shard, _) in enumerate(self._places):

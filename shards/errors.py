@@ -1,8 +1,8 @@
-"""The exception for bad data, the check that raises it most often, and counts in messages."""
+"""Exception for bad data, a check of integers, and counts in messages."""
 
 
 class ShardError(ValueError):
-    """Data is not what the format or the manifest says; the message says where and what to do."""
+    """Data that contradicts the format or manifest; the message names the place and the remedy."""
 
 
 def check_int(name: str, value: object, low: int, high: int) -> None:

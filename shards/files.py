@@ -1,4 +1,4 @@
-"""Publishing a file whole or not at all, and checking names that a manifest brings along."""
+"""Atomic writing of files, and checking of file names from a manifest."""
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ TMP_SUFFIX = ".tmp"
 def atomic_file(path: Path) -> Generator[BinaryIO]:
     """Open `path` + ".tmp" for writing; on success fsync it and rename it over `path`.
 
-    On any exception, a full disk included, the temporary file is removed and `path` is as before.
+    On any exception, a full disk included, the temporary file is removed and `path` is unchanged.
     """
     tmp_path = path.with_name(path.name + TMP_SUFFIX)
     try:
@@ -88,7 +88,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether `name` can only name a file directly inside the dataset's folder."""
+    """Return True if `name` can only name a file directly inside the dataset's folder."""
     return (
         isinstance(name, str)
         and 0 < len(name) <= 255
@@ -99,7 +99,7 @@ def is_plain_name(name: object) -> bool:
 
 
 def _fsync_dir(dir_path: Path) -> None:
-    """Make a rename in the folder survive a power cut; not every system lets folders be opened."""
+    """Make a rename in the folder survive a power failure; skipped on Windows."""
     if os.name == "nt":
         return
     fd = os.open(dir_path, os.O_RDONLY)

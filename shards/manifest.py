@@ -1,8 +1,8 @@
-"""`dataset.json`, the one file that says what a dataset holds.
+"""`dataset.json`, the manifest that defines the content of a dataset.
 
-The text is one top-level field a line and one shard a line, fields in a fixed order. Its first
-field is the sha256 of the whole file with that field's 64 digits replaced by zeros, so any
-change to the file is noticed. Every field is described in `docs/FORMAT.md`.
+The text has one top-level field per line and one shard per line, fields in a fixed order. Its first
+field is the sha256 of the whole file with that field's 64 digits replaced by zeros, so any change
+to the file is detected. Every field is described in `docs/FORMAT.md`.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ Kind = Literal["arrow", "webdataset"]
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How samples lie in shard files."""
+    """Layout of samples in shard files."""
 
     kind: Kind = "arrow"
     """`arrow`: IPC files, mapped into memory. `webdataset`: tar files."""
@@ -46,27 +46,27 @@ class Layout:
 
     @property
     def is_plain(self) -> bool:
-        """Whether every sample has tar members of its own."""
+        """Return True if every sample has separate tar members."""
         return self.kind == "webdataset" and self.samples_per_member == 1
 
     @property
     def suffix(self) -> str:
-        """How shard files of this layout end."""
+        """File name extension of shards of this layout."""
         return ".arrow" if self.kind == "arrow" else ".tar"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchInfo:
-    """One checked piece of a shard: a byte range that holds up to 256 samples."""
+    """One checked byte range of a shard, with up to 256 samples."""
 
     offset: int
-    """Where the range starts in the shard file."""
+    """Start of the range in the shard file."""
     size_bytes: int
     """Length of the range."""
     num_samples: int
     """Samples in the range, 1 to 256."""
     crc32: int
-    """CRC-32 of the range, as zlib has it."""
+    """CRC-32 of the range, as computed by zlib."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class ShardInfo:
     """One shard file."""
 
     file: str
-    """Its name in the dataset's folder."""
+    """File name in the dataset's folder."""
     sha256: str
     """sha256 of the file, 64 lower-case hex digits."""
     size_bytes: int
@@ -84,7 +84,7 @@ class ShardInfo:
     splits: Mapping[str, int]
     """Samples of each split in the file."""
     batches: Sequence[BatchInfo]
-    """The pieces of the file, in order."""
+    """Batches of the file, in order."""
 
     def check(self, layout: Layout) -> None:
         """Raise `ShardError` if the numbers contradict each other."""
@@ -114,34 +114,34 @@ class ShardInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The content of `dataset.json`. A manifest that contradicts itself cannot be built."""
+    """Content of `dataset.json`; an inconsistent manifest cannot be built."""
 
     num_samples: int
     """Samples in the dataset."""
     splits: Mapping[str, int]
-    """Samples of each split; "" is the split of samples that have none."""
+    """Samples of each split; "" is the split of samples without one."""
     layout: Layout
-    """How samples lie in the shards."""
+    """Layout of samples in the shards."""
     columns: Mapping[str, Mapping[str, Any]]
     """Coded column -> its codec and parameters."""
     shards: Sequence[ShardInfo]
     """The shards, in the order of the samples."""
     image_tokenizer: Mapping[str, Any] | None = None
-    """What made the image units: name, fingerprint, view, precision, codebook_file and _sha256."""
+    """Image tokenizer: name, fingerprint, view, precision, codebook_file and codebook_sha256."""
     speech_tokenizer: Mapping[str, Any] | None = None
-    """What made the speech units: name, fingerprint, precision, layer, num_units."""
+    """Speech tokenizer: name, fingerprint, precision, layer, num_units."""
     raw: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Counts and sizes of what went in, rejects left out: num_images, image_file_bytes; with speech
+    """Counts and sizes of the inputs without rejects: num_images, image_file_bytes; with speech
     also num_utterances, audio_samples (at 16 kHz), audio_file_bytes."""
     num_rejects: int = 0
-    """Inputs refused; each is a line of `rejects.jsonl`."""
+    """Number of rejected inputs; each is a line of `rejects.jsonl`."""
     rejects_sha256: str | None = None
-    """sha256 of `rejects.jsonl`; None where there is no such file."""
+    """sha256 of `rejects.jsonl`; None if there is no such file."""
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What the job was run with, as far as it decides the content."""
+    """Settings of the job that determine the content."""
 
     def __post_init__(self) -> None:
-        """Refuse what contradicts itself."""
+        """Refuse inconsistent values."""
         try:
             self._check()
         except ShardError as error:
@@ -183,7 +183,7 @@ class Manifest:
 
     @cached_property
     def text(self) -> str:
-        """The text of `dataset.json`, checksum included."""
+        """Text of `dataset.json`, with the checksum."""
         content = {
             "format": FORMAT_NAME,
             "format_version": FORMAT_VERSION,
@@ -206,11 +206,11 @@ class Manifest:
 
     @property
     def sha256(self) -> str:
-        """The checksum that the manifest carries."""
+        """Checksum in the manifest."""
         return self.text[len(_HEAD) : len(_HEAD) + 64]
 
     def write(self, dataset_dir: str | Path) -> None:
-        """Write `dataset.json`, whole or not at all."""
+        """Write `dataset.json` atomically."""
         with atomic_file(Path(dataset_dir) / MANIFEST_NAME) as file:
             file.write(self.text.encode())
 
@@ -219,7 +219,7 @@ class Manifest:
         """Read and check `dataset.json`.
 
         Raises:
-            ShardError: It is missing, of another version, damaged, or contradicts itself.
+            ShardError: It is missing, of another version, damaged or inconsistent.
         """
         path = Path(dataset_dir) / MANIFEST_NAME
         try:
@@ -244,7 +244,9 @@ class Manifest:
         except (ValueError, RecursionError) as error:
             raise ShardError(f"{MANIFEST_NAME}: not JSON ({error}); {ADVICE}") from None
         if not isinstance(content, dict) or cast(Any, content).get("format") != FORMAT_NAME:
-            raise ShardError(f'{MANIFEST_NAME}: no "format":"{FORMAT_NAME}" in it; is it ours?')
+            raise ShardError(
+                f'{MANIFEST_NAME}: no "format":"{FORMAT_NAME}" in it; did im2sp write it?'
+            )
         content = cast(dict[str, Any], content)
         version = content.get("format_version")
         if type(version) is not int or version != FORMAT_VERSION:
@@ -275,7 +277,7 @@ def _check_own_sha256(data: bytes) -> None:
 
 
 def _arguments(content: dict[str, Any]) -> dict[str, Any]:
-    """Constructor arguments from the parsed JSON: the right types, contents not yet checked."""
+    """Constructor arguments from the parsed JSON: types checked, values not yet."""
     layout = _object(content, "layout")
     columns = _object(content, "columns")
     for name in columns:
@@ -315,7 +317,7 @@ def _shard_from_json(content: object) -> ShardInfo:
             _fail("shard batch", batch, "an object")
         values = cast(dict[str, Any], batch)
         names = ("offset", "size_bytes", "num_samples", "crc32")
-        batches.append(BatchInfo(**{name: values.get(name) for name in names}))  # pyright: ignore[reportArgumentType]  # ShardInfo.check refuses what is no int
+        batches.append(BatchInfo(**{name: values.get(name) for name in names}))  # pyright: ignore[reportArgumentType]  # ShardInfo.check refuses other types
     names = ("file", "sha256", "size_bytes", "num_samples")
     arguments: dict[str, Any] = {name: shard.get(name) for name in names}
     return ShardInfo(**arguments, splits=_object(shard, "splits"), batches=tuple(batches))

@@ -1,4 +1,4 @@
-"""One shard file, open for reading: mapped into memory, each batch checked at first touch."""
+"""Reader of one shard file: mapped into memory, each batch checked on first access."""
 
 import os
 import stat
@@ -17,7 +17,7 @@ from im2sp.shards.manifest import ADVICE, Layout, ShardInfo
 
 
 def reader_of_layout(layout: Layout) -> Callable[[pa.Buffer, pa.Schema], pa.RecordBatch]:
-    """The function that makes a batch's byte range a record batch."""
+    """Function that reads a batch's byte range as a record batch."""
     if layout.kind == "arrow":
         return read_message
     return read_plain if layout.is_plain else read_packed
@@ -26,8 +26,8 @@ def reader_of_layout(layout: Layout) -> Callable[[pa.Buffer, pa.Schema], pa.Reco
 class ShardReader:
     """A mapped shard file.
 
-    Nothing outside the byte ranges that the manifest lists is ever read, and no byte of a range is
-    used before its checksum was found right.
+    Only the byte ranges that the manifest lists are read, and no byte of a range is used before its
+    checksum has been verified.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class ShardReader:
         """Open the file `info.file`.
 
         Raises:
-            ShardError: It is missing, no plain file, or of another size than the manifest says.
+            ShardError: It is missing, not a regular file, or its size differs from the manifest.
         """
         self.path = dataset_dir / info.file
         self.info = info
@@ -55,7 +55,7 @@ class ShardReader:
         """Views of batch k; copies nothing in the Arrow and packed layouts.
 
         Raises:
-            ShardError: The bytes are not those that were written, or make no sense.
+            ShardError: The checksum differs or the bytes are invalid.
         """
         info = self.info.batches[k]
         data = self.data.slice(info.offset, info.size_bytes)
@@ -81,13 +81,13 @@ class ShardReader:
 
 
 def _map_file(path: Path, size_bytes: int) -> pa.Buffer:
-    """Map a whole file; the mapping outlives the closed file, so no descriptor is kept."""
+    """Map a whole file; the mapping outlives the closed file, so no descriptor stays open."""
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         raise ShardError(f"{path}: missing, dataset.json lists it; {ADVICE}") from None
     if not stat.S_ISREG(status.st_mode):
-        raise ShardError(f"{path}: is no plain file; {ADVICE}")
+        raise ShardError(f"{path}: not a regular file; {ADVICE}")
     if status.st_size != size_bytes:
         raise ShardError(
             f"{path}: {status.st_size} bytes, dataset.json says {size_bytes}; {ADVICE}"

@@ -1,4 +1,4 @@
-"""A sample, the six Arrow columns it is stored in, and the way in: `encode_batch`."""
+"""`Sample`, its six Arrow columns, and encoding of samples with `encode_batch`."""
 
 import itertools
 import json
@@ -22,31 +22,31 @@ DEFAULT_COLUMNS: dict[str, dict[str, Any]] = {
     "speech_units": {"codec": "packed", "bits": 8},
     "durations": {"codec": "varint", "minimum": 1},
 }
-"""Codecs of the coded columns that a dataset gets unless it says otherwise."""
+"""Default codecs of the coded columns."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
-    """One image and what belongs to it."""
+    """One image with its speech units and captions."""
 
     key: str
     """Name of the sample, unique in its dataset, not empty."""
     split: str = ""
-    """Part of the dataset, as train or val; "" where there are none."""
+    """Part of the dataset, such as train or val; "" if it has no splits."""
     image_units: NDArray[np.uint16] | None = None
     """(28, 28) uint16, each in [0, 8192), or None."""
     speech_units: list[NDArray[np.uint16]] = field(default_factory=list[NDArray[np.uint16]])
-    """One (S,) uint16 an utterance, collapsed."""
+    """Collapsed units, one (S,) uint16 array per utterance."""
     durations: list[NDArray[np.uint16]] | None = None
-    """Run lengths in frames, one (S,) uint16 an utterance, each at least 1; or None."""
+    """Run lengths in frames, each at least 1, one (S,) uint16 array per utterance; or None."""
     captions: list[str] = field(default_factory=list[str])
-    """Texts: none, or first one an utterance in their order ("" where it is not known), then those
+    """Texts: none, or first one per utterance in the same order ("" if unknown), then those
     without speech."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawRow:
-    """A sample as its columns store it: ids coded to bytes."""
+    """A sample as stored in the columns, with ids coded to bytes."""
 
     key: str
     split: str
@@ -57,9 +57,9 @@ class RawRow:
 
 
 def arrow_schema(columns: Columns) -> pa.Schema:
-    """The Arrow schema of a dataset whose coded columns are `columns`.
+    """Arrow schema of a dataset with the coded columns `columns`.
 
-    The schema's metadata repeats `columns`, so that a shard can be decoded without the manifest.
+    The schema's metadata repeats `columns`, so a shard can be decoded without the manifest.
     """
     image_size_bytes = make_codecs(columns).image_size_bytes
     note = {"columns": columns, "format_version": FORMAT_VERSION}
@@ -77,16 +77,16 @@ def arrow_schema(columns: Columns) -> pa.Schema:
 
 
 def columns_of_schema(schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """The coded columns that a shard's own schema metadata names.
+    """Coded columns from the schema metadata of a shard.
 
     Raises:
-        ShardError: The metadata is missing, not ours, or of another format version.
+        ShardError: The metadata is missing, not from im2sp, or of another format version.
     """
     return columns_of_note(note_of_schema(schema))
 
 
 def note_of_schema(schema: pa.Schema) -> Any:
-    """The parsed JSON note in a schema's metadata, None where there is none."""
+    """Parsed JSON note from a schema's metadata, None if there is none."""
     try:
         return json.loads((schema.metadata or {}).get(METADATA_KEY, b""))
     except (ValueError, RecursionError):
@@ -94,11 +94,11 @@ def note_of_schema(schema: pa.Schema) -> Any:
 
 
 def columns_of_note(note: Any) -> dict[str, dict[str, Any]]:
-    """The coded columns in the parsed JSON note that shards carry; see `columns_of_schema`."""
+    """Coded columns from the parsed JSON note of a shard; see `columns_of_schema`."""
     try:
         version, columns = note["format_version"], note["columns"]
     except (TypeError, KeyError):
-        raise ShardError("no note of im2sp about its format in it; did im2sp write it?") from None
+        raise ShardError("its im2sp format note is missing; did im2sp write it?") from None
     if version != FORMAT_VERSION:
         raise ShardError(
             f"format version {version!r}, this im2sp reads {FORMAT_VERSION}; update im2sp"
@@ -111,14 +111,14 @@ def encode_batch(samples: Sequence[Sample], columns: Columns = DEFAULT_COLUMNS) 
     """Code samples into one record batch of schema `arrow_schema(columns)`.
 
     Raises:
-        ShardError: A sample breaks the format; names its key and what is wrong.
+        ShardError: A sample violates the format; names its key and the problem.
     """
     codecs = make_codecs(columns)
     return batch_of_rows([encode_row(sample, codecs) for sample in samples], arrow_schema(columns))
 
 
 def batch_of_rows(rows: Sequence[RawRow], schema: pa.Schema) -> pa.RecordBatch:
-    """Build a record batch; the same rows always make the same buffers."""
+    """Build a record batch; the same rows always give the same buffers."""
     arrays = [
         _array([getattr(row, name) for row in rows], schema.field(name).type)
         for name in schema.names
@@ -127,9 +127,9 @@ def batch_of_rows(rows: Sequence[RawRow], schema: pa.Schema) -> pa.RecordBatch:
 
 
 def _array(values: list[Any], type_: pa.DataType) -> pa.Array:
-    """Text, bytes, or lists of either, some of them None, as `pa.array` makes it.
+    """Build an array of text, bytes, or lists of either, with None for null, like `pa.array`.
 
-    `pa.array` imports pandas where it is installed, which takes a second.
+    `pa.array` imports pandas if it is installed, which takes a second.
     """
     present = np.array([value is not None for value in values], np.bool_)
     validity = None if present.all() else pa.py_buffer(np.packbits(present, bitorder="little"))
@@ -153,7 +153,7 @@ def _array(values: list[Any], type_: pa.DataType) -> pa.Array:
 
 
 def rows_of_batch(batch: pa.RecordBatch) -> list[RawRow]:
-    """The rows of a record batch of our columns, without decoding."""
+    """Rows of a record batch, without decoding."""
     return [RawRow(**row) for row in batch.to_pylist()]
 
 
@@ -196,7 +196,7 @@ def encode_row(sample: Sample, codecs: ColumnCodecs) -> RawRow:
 
 
 def compact_json(content: object) -> str:
-    """JSON without blanks, keys sorted: the same content is always the same text."""
+    """Canonical JSON: no blanks, sorted keys."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -214,7 +214,7 @@ def _encode_ids(ids: NDArray[Any], codec: Codec) -> bytes:
 
 
 def _at(place: str, function: Callable[..., bytes], *args: Any) -> bytes:
-    """Call the function; a `ShardError` of it says the place first."""
+    """Call the function and prefix its `ShardError` with the place."""
     try:
         return function(*args)
     except ShardError as error:
@@ -231,4 +231,4 @@ def _check_text(name: str, text: object) -> None:
 
 
 ARROW_SCHEMA = arrow_schema(DEFAULT_COLUMNS)
-"""The schema of a dataset with the default codecs."""
+"""Arrow schema of a dataset with the default codecs."""

@@ -1,4 +1,4 @@
-"""Helpers for tests of loaders, ours or those of programs that use them.
+"""Helpers for tests of `ShardLoader` and of loaders that wrap it.
 
 from im2sp.shards.testing import check_resume
 check_resume(lambda: ShardLoader("shards/", batch_size=8, target="text"))
@@ -16,26 +16,26 @@ class ResumableLoader(Protocol):
     """An iterable of batches whose position can be saved after each batch."""
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches from the position on."""
+        """Batches from the position on."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """The position."""
+        """Current position."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a position."""
+        """Restore a position."""
         ...
 
 
 def check_resume(
     make: Callable[[], ResumableLoader], content_of: Callable[[Any], Any] | None = None
 ) -> list[Any]:
-    """Resume a fresh loader at every step, and require the rest to be what it was.
+    """Resume a new loader at every step, and require the same remaining batches.
 
     Args:
-        make: Makes a loader, the same each time.
-        content_of: Makes a batch comparable by `==`; by default `batch_content`.
+        make: Makes a loader; all must be equal.
+        content_of: Converts a batch to a value comparable by `==`; by default `batch_content`.
 
     Returns:
         The content of all batches.
@@ -59,7 +59,7 @@ def check_resume(
 def record(
     loader: ResumableLoader, content_of: Callable[[Any], Any] | None = None
 ) -> tuple[list[dict[str, Any]], list[Any]]:
-    """The loader's state before each batch and after the last, and the content of the batches."""
+    """States before each batch and after the last, and the content of the batches."""
     content_of = content_of or batch_content
     states, batches = [loader.state_dict()], list[Any]()
     for batch in loader:

@@ -1,4 +1,4 @@
-"""Checking a whole dataset: every checksum, every batch, every value."""
+"""Verification of a whole dataset: every checksum, every batch, every value."""
 
 import hashlib
 import json
@@ -34,23 +34,23 @@ _CHUNK_SIZE_BYTES = 1 << 22
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing that is wrong."""
+    """One problem found in a dataset."""
 
     file: str
     """Name of the file in the dataset's folder."""
     where: str = ""
-    """Place in the file, as a byte range; "" for the whole file."""
+    """Position in the file, as a byte range; "" for the whole file."""
     found: str
-    """What is there."""
+    """Value or state found."""
     expected: str = ""
-    """What should be there, where `found` does not tell."""
+    """Expected value, if not clear from `found`."""
     advice: str = ADVICE
-    """What to do."""
+    """Recommended action."""
     is_note: bool = False
-    """Whether the dataset is sound all the same."""
+    """True if the dataset is sound nevertheless."""
 
     def __str__(self) -> str:
-        """One line for people."""
+        """Format the problem as one line."""
         place = f"{self.file}: {self.where}" if self.where else self.file
         expected = f", expected {self.expected}" if self.expected else ""
         advice = f"; {self.advice}" if self.advice else ""
@@ -64,11 +64,11 @@ def verify_dataset(
 
     Args:
         path: The dataset's folder.
-        on_progress: Called with a number of shard bytes whenever so many more are done.
+        on_progress: Called with the number of shard bytes checked since the last call.
 
     Returns:
-        What is wrong, empty for a sound dataset. Files that the manifest does not list are
-        ignored, but for left-over temporary files, which are noted.
+        Problems, empty for a sound dataset. Files that the manifest does not list are ignored,
+        except left-over temporary files, which are reported as notes.
     """
     dataset_dir = Path(path)
     try:
@@ -86,7 +86,7 @@ def verify_dataset(
 
 
 class _Check:
-    """The problems found so far, and what must be remembered from shard to shard."""
+    """Problems found so far, and state shared by the checks of all shards."""
 
     def __init__(
         self, dataset_dir: Path, manifest: Manifest, on_progress: Callable[[int], object]
@@ -101,7 +101,7 @@ class _Check:
         self._num_codes: int | None = None
 
     def codebook(self) -> None:
-        """Check the codebook's file, and remember how many codes it has."""
+        """Check the codebook's file, and store its number of codes."""
         name, tokenizer = self._manifest.codebook_file, self._manifest.image_tokenizer
         if name is None or tokenizer is None:
             return
@@ -111,7 +111,7 @@ class _Check:
             self._add_error(name, "", error)
 
     def shard(self, info: ShardInfo) -> None:
-        """Check one shard: size, sha256, stock readability, each batch, the counts of splits."""
+        """Check one shard: size, sha256, readability with stock tools, each batch, split counts."""
         layout = self._manifest.layout
         try:
             reader = ShardReader(self._dir, info, layout, self._schema, self._codecs)
@@ -142,7 +142,7 @@ class _Check:
         self._on_progress(info.size_bytes - sum(batch.size_bytes for batch in info.batches))
 
     def rejects(self) -> None:
-        """Check the list of refused inputs against the manifest."""
+        """Check the list of rejected inputs against the manifest."""
         manifest = self._manifest
         if manifest.rejects_sha256 is None and not manifest.num_rejects:
             return
@@ -165,7 +165,7 @@ class _Check:
             self._add(REJECTS_NAME, "", f"{num_lines} lines", f"{manifest.num_rejects}")
 
     def stale_files(self) -> None:
-        """Note temporary files that a killed run left."""
+        """Report temporary files of a killed run as notes."""
         for path in sorted(self._dir.glob(f"*{TMP_SUFFIX}")):
             self.problems.append(
                 Problem(
@@ -177,7 +177,7 @@ class _Check:
             )
 
     def _check_container(self, reader: ShardReader) -> None:
-        """Whether stock Arrow or tar readers find the same batches as the manifest."""
+        """Check that stock Arrow or tar readers find the batches of the manifest."""
         info, layout = reader.info, self._manifest.layout
         if layout.kind == "arrow":
             _check_arrow_file(reader.data, info, self._schema)
@@ -186,16 +186,18 @@ class _Check:
         if layout.is_plain:
             end = info.batches[-1].offset + info.batches[-1].size_bytes
             if not members or members[-1].offset + members[-1].padded_size_bytes != end:
-                raise ShardError("members end elsewhere than the last batch; is it cut or longer?")
+                raise ShardError(
+                    "tar members do not end with the last batch; the file is cut or extended"
+                )
         elif [(m.offset, m.size_bytes) for m in members] != [
             (batch.offset, batch.size_bytes) for batch in info.batches
         ]:
-            raise ShardError("tar members lie elsewhere than the batches in dataset.json")
+            raise ShardError("tar members differ from the batches in dataset.json")
 
     def _check_values(
         self, file: str, where: str, batch: Batch, splits: dict[str, int] | None
     ) -> None:
-        """Decode all values of a batch; count its splits and look for keys seen before."""
+        """Decode all values of a batch; count its splits and check that keys are unique."""
         self._check_images(file, where, batch)
         for i in range(batch.num_samples):
             key = batch.keys.text(i)
@@ -222,7 +224,7 @@ class _Check:
                 self._add(file, where, f"row {i}: a duration of 0", "at least one frame")
 
     def _check_images(self, file: str, where: str, batch: Batch) -> None:
-        """Whether all image units are in the codebook."""
+        """Check that all image units are in the codebook."""
         if self._num_codes is None:
             return
         codec = self._codecs.image_units
@@ -239,7 +241,7 @@ class _Check:
         self.problems.append(Problem(file=file, where=where, found=found, expected=expected))
 
     def _add_error(self, file: str, where: str, error: ShardError | OSError) -> None:
-        """Add an error, without the path and the place that its text starts with."""
+        """Add an error, without the path and position at the start of its text."""
         text = str(error).removeprefix(f"{self._dir / file}: ").removeprefix(f"{where}: ")
         text = text.removesuffix(f"; {ADVICE}")
         self.problems.append(Problem(file=file, where=where, found=text))
@@ -252,7 +254,7 @@ def _check_arrow_file(data: pa.Buffer, info: ShardInfo, schema: pa.Schema) -> No
     except (pa.ArrowException, OSError, ValueError, EOFError) as error:
         raise ShardError(f"not an Arrow IPC file: {error}") from None
     if not found.equals(schema, check_metadata=True):
-        raise ShardError("its Arrow schema is not the one that dataset.json tells")
+        raise ShardError("its Arrow schema differs from that in dataset.json")
     if num_batches != len(info.batches):
         raise ShardError(f"{num_batches} record batches, dataset.json lists {len(info.batches)}")
 

@@ -1,4 +1,4 @@
-"""Writing one shard file, of either layout, whole or not at all."""
+"""Atomic writing of one shard file, in any layout."""
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -26,20 +26,21 @@ def write_shard(
 ) -> ShardInfo:
     """Write a shard to `path`.tmp, then rename it.
 
-    The same batches always make the same bytes. Batches keep their bounds, but one with more rows
-    than the layout's 256, or `samples_per_member`, is cut. They are taken one at a time.
+    The same batches always give the same bytes. Batch boundaries are kept, but a batch with more
+    rows than the layout's 256, or `samples_per_member`, is split. Batches are consumed one at a
+    time.
 
     Args:
         path: The shard's file, directly in the dataset's folder.
         batches: Record batches of `encode_batch`, all with the same columns.
-        layout: How to lay samples out; Arrow when None.
+        layout: Layout of the samples; None for Arrow.
 
     Returns:
-        What the manifest needs to know about the file.
+        Entry of the file in the manifest.
 
     Raises:
         ShardError: No samples, or batches of different or unknown columns.
-        OSError: The disk is full or the like. As after any exception, no file is left.
+        OSError: Writing failed, for instance on a full disk. No file is left after any exception.
     """
     path = Path(path)
     layout = layout or Layout()
@@ -81,13 +82,13 @@ def _checked_schema(batch: pa.RecordBatch) -> pa.Schema:
 def _pieces(
     batches: Iterable[pa.RecordBatch], schema: pa.Schema, max_rows: int, splits: dict[str, int]
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of 1 to `max_rows` rows; counts their splits into `splits`."""
+    """Batches of 1 to `max_rows` rows; adds their split counts to `splits`."""
     for batch in batches:
         if not batch.schema.equals(schema, check_metadata=True):
             raise ShardError("batches of one shard have different columns")
         for split in batch.column("split").to_pylist():
             splits[split] = splits.get(split, 0) + 1
-        # Always build anew: a slice's buffers may hold bits of rows outside it.
+        # Always rebuild: a slice's buffers may contain bits of rows outside it.
         rows = rows_of_batch(batch)
         for start in range(0, len(rows), max_rows):
             yield batch_of_rows(rows[start : start + max_rows], schema)

@@ -1,9 +1,11 @@
 """Text for users holds no words that the style guide bans: README, docs, --help, messages."""
 
 import ast
+import io
 import re
 import subprocess
 import sys
+import tokenize
 import tomllib
 from pathlib import Path
 
@@ -125,3 +127,53 @@ def test_presets_have_the_parameters_that_help_names():
         shown = f"{millions:.1f}" if millions < 10 else f"{millions:.0f}"
         assert f"- {preset}: {shown} M" in text
         assert f"`{preset}` {shown} M" in (ROOT / "README.md").read_text()
+
+
+PACKAGES = ["shards"]
+"""Folders whose Python files are checked whole; add pipeline, trainer and tools once swept."""
+
+FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+NOT_A_NOUN_PHRASE = re.compile(r"(What|Whether|Who|How)\b")
+
+
+def problems_of(source):
+    """Problems of a file's docstrings (of fields as well), other string literals and comments."""
+    literals = [
+        (node.lineno, node.value)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    comments = [
+        (token.start[0], token.string)
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    ]
+    docstrings = [
+        (node.lineno, node.value.value)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if isinstance(node.value.value, str)
+    ]
+    words = [
+        f"line {line}: {problem}"
+        for line, text in literals + comments
+        for problem in found_in(text)
+    ]
+    openings = [
+        f"line {line}: docstring starts with {text.split()[0]!r}; use a noun phrase or imperative"
+        for line, text in docstrings
+        if NOT_A_NOUN_PHRASE.match(text.lstrip())
+    ]
+    return words + openings
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_files_of_a_package(path):
+    assert problems_of(path.read_text("utf-8")) == []
+
+
+def test_the_check_of_files_finds_docstrings_literals_and_comments():
+    source = 'class A:\n    """What it is."""\n    x: int = 1  # as told\n    """Whether so."""\n'
+    source += '    y = f"{x} goes on"\n    tell = z.tell()\n    """Howling, whole, of whoever."""\n'
+    found = problems_of(source)
+    assert [problem.split(":")[0] for problem in found] == ["line 5", "line 3", "line 2", "line 4"]

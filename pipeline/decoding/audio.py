@@ -1,20 +1,20 @@
-"""Safe audio decoding: any clip libsndfile reads becomes mono at 16 kHz, or one clear refusal.
+"""Safe audio decoding: a clip of any supported format to mono at 16 kHz, or one clear error.
 
 The rules, in the order in which they are applied:
 
-1. The content says what a file is; its name is never asked.
-2. What declares more than it holds is cut, and a cut file is refused (`wav`, `flac`, `ogg`, `mp3`,
-   `audio_checks`): half a clip would otherwise be stored beside a whole caption. A length that a
-   writer to a pipe could not know declares nothing.
-3. The declared length is judged from the header, before anything is decoded; where the header has
-   none, after each block.
-4. As many samples come out as were declared, with the declared MD5 where there is one.
-5. Integers become fractions of full scale; float samples stay as they are, above 1 too. Values that
-   are not finite are refused.
+1. The format is detected from the content; the file name is ignored.
+2. A file that declares more data than it holds is cut, and is refused (`wav`, `flac`, `ogg`, `mp3`,
+   `audio_checks`): otherwise half a clip would be stored with a complete caption. A placeholder
+   length, which writers to a pipe leave, declares nothing.
+3. The declared length is checked from the header, before decoding; if the header has none, it is
+   checked after each block.
+4. The number of decoded samples must be the declared one, and so must the MD5 if there is one.
+5. Integers are scaled to fractions of full scale; float samples are kept as they are, even above 1.
+   Values that are not finite are refused.
 6. Mono is the mean of the channels. Any other rate is resampled to 16 kHz.
 7. Fewer than 400 samples at 16 kHz make no speech unit and are refused.
 
-Nothing here normalises the level: units depend on it.
+The level is not normalised: units depend on it.
 """
 
 import hashlib
@@ -64,36 +64,36 @@ SAMPLE_RATE_HZ = 16_000
 """Rate of every waveform that `read_audio` returns."""
 
 MIN_SAMPLES = 400
-"""Shortest clip that is read: what one speech unit is made of."""
+"""Shortest clip that is accepted: the samples of one speech unit."""
 
 RESAMPLING_QUALITY = "HQ"
-"""soxr's recipe, and its default: 20 bits of precision, flat to 0.91 of the lower rate's half.
+"""soxr's quality setting, its default: 20 bits of precision, flat to 0.91 of the Nyquist rate.
 
 From 44.1 kHz, `VHQ` (28 bits) takes a sixth longer and differs by 1e-4 of full scale at 7.3 kHz,
-by 3e-5 and less up to 6 kHz.
+and by at most 3e-5 up to 6 kHz.
 """
 
 _MIN_RATE_HZ, _MAX_RATE_HZ = 100, 1_000_000
 _MAX_VALUES_PER_S = 600_000
-"""Samples of all channels a second of `max_seconds`: an hour of six channels at 96 kHz is read, an
-hour of eight at 655 kHz, which a megabyte of FLAC can declare, is not."""
+"""Limit of samples of all channels per second of `max_seconds`: an hour of six channels at 96 kHz
+is read; an hour of eight channels at 655 kHz, which a megabyte of FLAC can declare, is refused."""
 _BLOCK_VALUES = 2**16
-"""Samples of all channels that are decoded at once: 256 KiB, which stays in the cache."""
+"""Samples of all channels that are decoded at once: 256 KiB, which fit in the cache."""
 _HEAD_BYTES = 64
 
 
 @dataclass(frozen=True)
 class AudioFormat:
-    """One format: its name, its signature, and the check that a file of it is whole."""
+    """Audio format: its name, its signature, and the check that a file is complete."""
 
     name: str
-    """The name in messages."""
+    """Name in messages."""
 
     matches: Callable[[bytes], bool]
-    """The test of a file's first (up to 64) bytes."""
+    """Test of the first (up to 64) bytes of a file."""
 
     check: Callable[[bytes], DeclaredAudio]
-    """Raises `AudioError` for a cut or damaged file."""
+    """Check that raises `AudioError` for a cut or damaged file."""
 
 
 def _begins(*magics: bytes) -> Callable[[bytes], bool]:
@@ -116,19 +116,19 @@ FORMATS = (
     AudioFormat("NIST", _begins(b"NIST_1A\n"), check_nist),
     AudioFormat("MP3", is_mp3_frame, check_mp3),
 )
-"""What is read, in the order in which the content is compared with it.
+"""Supported formats, in the order in which they are tried.
 
-libsndfile decodes more, but AU, CAF, Wave64 and the formats of old synthesisers, trackers and
-matrices are left out on purpose: no data set keeps spoken captions in them, and each would need a
-check of its own, without which a cut file is read as a whole one.
+libsndfile decodes more, but AU, CAF, Wave64 and the formats of old synthesizers, trackers and
+matrices are left out on purpose: no data set stores spoken captions in them, and each would need a
+separate check, without which a cut file would be accepted as complete.
 """
 
 
 def find_audio_format(data: bytes) -> AudioFormat:
-    """The format of a clip's content; an ID3 tag before it is no part of it.
+    """Return the format of a clip's content; an ID3 tag before it is skipped.
 
     Raises:
-        AudioError: It is none that is read; the message says what it seems to be.
+        AudioError: The format is not supported; the message names what it seems to be.
     """
     if not data:
         raise AudioError("the file is empty (0 bytes)")
@@ -144,19 +144,19 @@ def find_audio_format(data: bytes) -> AudioFormat:
 def read_audio(
     source: Path | bytes | ByteRange, *, name: str, max_seconds: float = DEFAULT_MAX_SECONDS
 ) -> np.ndarray:
-    """Read one clip whole, as mono at 16 kHz.
+    """Read one complete clip as mono at 16 kHz.
 
     Args:
         source: A file, the bytes of one, or a part of a file.
-        name: What messages call the clip.
-        max_seconds: Longest clip that is read.
+        name: Name of the clip in messages.
+        max_seconds: Limit of the clip's length.
 
     Returns:
         float32 [T], T >= 400, full scale of integer formats at 1.
 
     Raises:
-        AudioError: The clip is missing, damaged, cut, too long, too short or no audio at all. The
-            message begins with `name`. Nothing else is raised, whatever the bytes are.
+        AudioError: The clip is missing, damaged, cut, too long, too short or not audio. The message
+            starts with `name`. No other exception is raised, whatever the content.
     """
     try:
         data = read_bytes(source)
@@ -165,12 +165,12 @@ def read_audio(
     except MediaError as error:
         raise AudioError(refusal(name, error)) from None
     except soundfile.LibsndfileError as error:
-        # Its own text names a BytesIO object; what libsndfile says about the content is enough.
+        # soundfile's text names a BytesIO object; libsndfile's part of it is enough.
         detail = " ".join(error.error_string.split()).removeprefix("Error : ")
         raise AudioError(
             f"{shown(name)}: cut or damaged: libsndfile cannot decode it ({detail})"
         ) from None
-    except Exception as error:  # the per-item edge: whatever a decoder raises is one refusal
+    except Exception as error:  # per-item boundary: any error of a decoder is one refusal
         raise AudioError(refusal(name, error)) from error
 
     if len(waveform) < MIN_SAMPLES:
@@ -182,7 +182,7 @@ def read_audio(
 
 
 class _MemoryFile(BytesIO):
-    """A file in memory whose seeks to before its start, as damaged headers ask for, go nowhere."""
+    """File in memory that ignores seeks to before its start, which damaged headers cause."""
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         try:
@@ -192,10 +192,10 @@ class _MemoryFile(BytesIO):
 
 
 class _SoundStream(soundfile.SoundFile):
-    """A clip that is read from its begin to its end, without a seek.
+    """A clip that is read from start to end without seeking.
 
-    soundfile seeks after each read where it can. An MP3 is not the same after a seek: the frame it
-    lands on lacks what the frames before it hold for it.
+    soundfile seeks after each read if it can. A seek changes the decoded MP3: the frame at the new
+    position lacks data that earlier frames hold for it.
     """
 
     def seekable(self) -> bool:
@@ -203,12 +203,12 @@ class _SoundStream(soundfile.SoundFile):
 
 
 def _decode(declared: DeclaredAudio, format_name: str, max_seconds: float) -> np.ndarray:
-    """All samples as mono at 16 kHz, block by block."""
+    """Decode all samples to mono at 16 kHz, block by block."""
     with _SoundStream(_MemoryFile(declared.data)) as file:
         max_frames = _max_frames(file.samplerate, file.channels, max_seconds)
         num_frames = file.frames if declared.num_frames is None else declared.num_frames
         if declared.is_open:
-            num_frames = int(max_frames) + 1  # the most that is decoded before it is refused
+            num_frames = int(max_frames) + 1  # upper limit; a longer clip is refused
         elif num_frames <= 0:
             raise AudioError(f"the {format_name} declares no samples")
         else:
@@ -240,7 +240,7 @@ def _decode(declared: DeclaredAudio, format_name: str, max_seconds: float) -> np
 
 
 def _max_frames(rate_hz: int, num_channels: int, max_seconds: float) -> float:
-    """The most samples of one channel that are decoded."""
+    """Limit of the samples of one channel that are decoded."""
     declared_rate(rate_hz, num_channels)
     if not _MIN_RATE_HZ <= rate_hz <= _MAX_RATE_HZ:
         raise AudioError(
@@ -259,16 +259,16 @@ def _check_length(
         )
     if num_frames > max_frames:
         raise AudioError(
-            f"holds {num_frames:,} samples of {file.channels} channels at {rate_hz:,} Hz; with a "
-            f"limit of {max_seconds:,g} s, {max_seconds * _MAX_VALUES_PER_S:,.0f} values are "
-            "decoded at most: mix it down or cut it"
+            f"holds {num_frames:,} samples of {file.channels} channels at {rate_hz:,} Hz; with "
+            f"a limit of {max_seconds:,g} s, at most {max_seconds * _MAX_VALUES_PER_S:,.0f} values "
+            "are decoded: mix it down or cut it"
         )
 
 
 def _read_block(
     file: soundfile.SoundFile, num_frames: int, bits: int, digest: "hashlib._Hash | None"
 ) -> np.ndarray:
-    """float32 [frames, channels]; feeds `digest` with the integers that FLAC hashes."""
+    """Read float32 [frames, channels]; updates `digest` with FLAC's integers."""
     if digest is None:
         return file.read(num_frames, dtype="float32", always_2d=True)
     if bits == 16:
@@ -283,10 +283,10 @@ def _read_block(
 
 
 def _mixed(block: np.ndarray, first: int) -> np.ndarray:
-    """float32 [frames, channels] to [frames], by the mean; `first` numbers its first sample."""
+    """Mean over channels, float32 [T, C] -> [T]; `first` is the index of the first sample."""
     mono = block[:, 0]
     if block.shape[1] > 1:
-        # One channel after the other: many times faster than `mean` over so short an axis.
+        # Channel by channel: many times faster than `mean` over such a short axis.
         total = mono.astype(np.float64)
         for channel in range(1, block.shape[1]):
             total += block[:, channel]
@@ -298,7 +298,7 @@ def _mixed(block: np.ndarray, first: int) -> np.ndarray:
 
 
 class _Resampler:
-    """float32 [n] of any rate to 16 kHz, piece by piece; the same as all at once."""
+    """Streaming resampler of float32 [n] to 16 kHz; its output equals that of a single call."""
 
     def __init__(self, rate_hz: int) -> None:
         self._stream = None

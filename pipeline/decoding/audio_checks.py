@@ -1,6 +1,6 @@
-"""What the header of a clip declares, and the checks of AIFF and NIST SPHERE.
+"""Declarations in the header of a clip, and the checks of AIFF and NIST SPHERE.
 
-WAV, FLAC, Ogg and MP3 have files of their own. Each check raises `AudioError` and reads only the
+WAV, FLAC, Ogg and MP3 have separate modules. Each check raises `AudioError` and reads only the
 bytes given.
 """
 
@@ -16,31 +16,31 @@ _AIFC_BITS |= {b"fl64": 64, b"FL64": 64, b"in24": 24, b"in32": 32}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeclaredAudio:
-    """A clip whose container was checked and whose samples are decoded next."""
+    """Clip whose container passed the checks, ready to decode."""
 
     data: bytes
-    """What is decoded: the file, or the part and header of it that hold the samples."""
+    """Bytes to decode: the file, or a header and the part that holds the samples."""
 
     num_frames: int | None = None
-    """Samples of one channel that must come out; None where only the decoder can count them."""
+    """Samples of one channel that must be decoded; None if only the decoder can count them."""
 
     is_open: bool = False
-    """Whether the header counts no samples and all that can be decoded are the clip."""
+    """True if the header has no count of samples, so that the clip is all that can be decoded."""
 
     md5: bytes | None = None
-    """MD5 of the integer samples; None where the file has none."""
+    """MD5 of the integer samples; None if not declared."""
 
     md5_bits: int = 16
-    """Width of a sample that `md5` counts."""
+    """Bits per sample that `md5` is computed over."""
 
 
 def without_id3(data: bytes) -> bytes:
-    """`data` without the ID3v2 tags before it, which MP3 and FLAC files may have."""
+    """Return `data` without leading ID3v2 tags, which MP3 and FLAC files may have."""
     return data[after_id3(data, 0) :]
 
 
 def after_id3(data: bytes, at: int) -> int:
-    """Where the ID3v2 tags from byte `at` on end; zero bytes behind a tag are padding of it.
+    """End of the ID3v2 tags that start at byte `at`; zero bytes after a tag are its padding.
 
     Raises:
         AudioError: A tag is longer than the file.
@@ -61,7 +61,7 @@ def after_id3(data: bytes, at: int) -> int:
 
 
 def declared_rate(rate_hz: float, num_channels: int) -> None:
-    """Refuse a header without a rate or channels, before anything divides by them."""
+    """Refuse a header without a sample rate or channels, before any division by them."""
     if rate_hz <= 0:
         raise AudioError(f"declares a sample rate of {rate_hz:g} Hz")
     if num_channels <= 0:
@@ -69,7 +69,7 @@ def declared_rate(rate_hz: float, num_channels: int) -> None:
 
 
 def check_aiff(data: bytes) -> DeclaredAudio:
-    """AIFF and AIFF-C: a COMM chunk, and all samples that it counts."""
+    """Check AIFF and AIFF-C: a COMM chunk, and all samples that it declares."""
     common: bytes | None = None
     num_sample_bytes: int | None = None
     for kind, start, end in _iff_chunks(data):
@@ -102,12 +102,12 @@ def check_aiff(data: bytes) -> DeclaredAudio:
             f"cut: the AIFF declares {num_frames:,} samples of {num_channels} x {width} bytes, "
             f"{max(0, num_sample_bytes):,} bytes follow"
         )
-    # Where the codec packs several samples into a block, some writers count the blocks.
+    # If the codec packs several samples into a block, some writers count blocks.
     return DeclaredAudio(data=data, num_frames=num_frames if width else None)
 
 
 def _iff_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start and end of the content of each chunk; the last may reach past the file."""
+    """Kind, start and end of the content of each chunk; the last may extend past the file."""
     at = 12
     while at + 8 <= len(data):
         kind, size_bytes = struct.unpack_from(">4sI", data, at)
@@ -116,7 +116,7 @@ def _iff_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _extended_float(value: bytes) -> float:
-    """AIFF's 80-bit sample rate, coarse: 0 for anything that is no positive number below 2**63."""
+    """Approximate AIFF's 80-bit sample rate; 0 unless it is a positive number below 2**63."""
     exponent, mantissa = struct.unpack(">HQ", value)
     if exponent & 0x8000 or not 16383 <= exponent < 16383 + 63:
         return 0
@@ -124,7 +124,7 @@ def _extended_float(value: bytes) -> float:
 
 
 def check_nist(data: bytes) -> DeclaredAudio:
-    """NIST SPHERE, as TIMIT and other speech corpora have it: a text header, then samples."""
+    """Check NIST SPHERE (TIMIT and other speech corpora): a text header, then samples."""
     try:
         header_bytes = int(data[8:16])
         lines = data[16:header_bytes].decode("ascii").splitlines()

@@ -1,9 +1,9 @@
-"""FLAC: the metadata, and what they declare of the samples.
+"""FLAC: checks of the metadata, and their declarations of the samples.
 
-libsndfile, read block by block, refuses a frame that is cut, holed or changed (each has a CRC),
-also where the header declares neither count nor MD5 (a FLAC written to a pipe). Whole frames that
-are missing come out as silence, which the MD5 tells, or at the end as fewer samples, which the
-count tells too; a file that has neither does not tell.
+libsndfile, read block by block, refuses a frame that is cut or changed (each has a CRC), even if
+the header declares neither count nor MD5 (a FLAC written to a pipe). Complete frames that are
+missing are decoded as silence, which the MD5 detects, or at the end as fewer samples, which the
+count detects too; in a file with neither they cannot be detected.
 """
 
 from im2sp.pipeline.decoding.audio_checks import DeclaredAudio, declared_rate, without_id3
@@ -13,10 +13,10 @@ _STREAMINFO_BYTES = 34
 
 
 def check_flac(data: bytes) -> DeclaredAudio:
-    """Check a FLAC file, with or without an ID3 tag before and behind it.
+    """Check a FLAC file, with or without ID3 tags before and after it.
 
     Raises:
-        AudioError: Its metadata are cut or damaged.
+        AudioError: The metadata are cut or damaged.
     """
     data = without_id3(data)
     if data[-128:-125] == b"TAG":

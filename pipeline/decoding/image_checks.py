@@ -1,8 +1,8 @@
-"""What Pillow leaves unchecked when it decodes, and sizes that bound its memory before it opens.
+"""Checks that Pillow does not make when it decodes, and sizes to check before it allocates memory.
 
-Pillow itself refuses nearly every cut file while it decodes the first frame, the only one that
-counts. Each check takes the bytes of a file, returns those to decode, and raises `ImageError` for a
-file that is cut or damaged. JPEG has its own file, `jpeg`.
+Pillow itself refuses nearly every cut file while it decodes the first frame, the only one that is
+used. Each check takes the bytes of a file, returns those to decode, and raises `ImageError` for a
+file that is cut or damaged. JPEG is handled in `jpeg`.
 """
 
 import struct
@@ -15,7 +15,7 @@ from im2sp.pipeline.decoding.media import ImageError
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
 _PNG_ORIENTATION = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
-"""Keywords of texts that can turn an image."""
+"""Keywords of texts that can hold an orientation."""
 _MAX_PNG_TEXT_BYTES = 2**20
 
 _TIFF_PARTS = ((273, 279), (324, 325))
@@ -23,9 +23,10 @@ _TIFF_PARTS = ((273, 279), (324, 325))
 
 
 def check_png(data: bytes) -> bytes:
-    """A PNG without colour profile and text; each chunk with its checksum, up to the end chunk.
+    """Return a PNG up to its end chunk without colour profile and texts; verifies all checksums.
 
-    Pillow refuses a file whose texts and profile inflate to megabytes, though no pixel needs them.
+    Pillow refuses a file whose texts or profile inflate to megabytes, though pixels do not need
+    them.
     """
     parts, at = [_PNG_MAGIC], 8
     while at < len(data) and parts[-1][4:8] != b"IEND":
@@ -46,7 +47,7 @@ def check_png(data: bytes) -> bytes:
 
 
 def check_webp(data: bytes) -> bytes:
-    """A WebP whose declared length is within the file."""
+    """Check that the declared length of a WebP is within the file."""
     end = 8 + int.from_bytes(data[4:8], "little")
     if end > len(data):
         raise ImageError(f"cut: the WebP declares {end:,} bytes, the file holds {len(data):,}")
@@ -54,7 +55,7 @@ def check_webp(data: bytes) -> bytes:
 
 
 def check_tiff(data: bytes) -> bytes:
-    """A TIFF whose first image has all its strips or tiles within the file."""
+    """Check that all strips or tiles of the first image of a TIFF are within the file."""
     tags = TiffImagePlugin.TiffImageFile(BytesIO(data)).tag_v2
     for offsets_tag, sizes_tag in _TIFF_PARTS:
         for start, size_bytes in zip(
@@ -62,14 +63,14 @@ def check_tiff(data: bytes) -> bytes:
         ):
             if start + size_bytes > len(data):
                 raise ImageError(
-                    f"cut: a TIFF strip or tile lies at bytes {start:,} to {start + size_bytes:,}, "
+                    f"cut: a TIFF strip or tile is at bytes {start:,} to {start + size_bytes:,}, "
                     f"the file holds {len(data):,}"
                 )
     return data
 
 
 def gif_size(data: bytes) -> tuple[int, int]:
-    """Width and height of the canvas that the first frame of a GIF takes."""
+    """Width and height of the canvas that the first frame of a GIF needs."""
     try:
         at = 13 + _gif_color_bytes(data[10])
         while data[at] == 0x21:  # extension: a label, then blocks up to an empty one
@@ -108,7 +109,7 @@ def webp_size(data: bytes) -> tuple[int, int]:
 
 
 def ico_size(data: bytes) -> tuple[int, int]:
-    """Width and height of the largest image of an icon file, each of them within the file."""
+    """Width and height of the largest image of an ICO; all images must be within the file."""
     num_entries = int.from_bytes(data[4:6], "little")
     if not num_entries or len(data) < 6 + 16 * num_entries:
         raise ImageError(f"damaged or cut: an ICO of {num_entries} images in {len(data):,} bytes")
@@ -117,7 +118,7 @@ def ico_size(data: bytes) -> tuple[int, int]:
         size_bytes, at = struct.unpack_from("<II", data, 6 + 16 * index + 8)
         if at + size_bytes > len(data) or size_bytes < 24:
             raise ImageError(
-                f"cut: image {index} of the ICO lies at bytes {at:,} to {at + size_bytes:,}, "
+                f"cut: image {index} of the ICO is at bytes {at:,} to {at + size_bytes:,}, "
                 f"the file holds {len(data):,}"
             )
         is_png = data[at : at + 8] == _PNG_MAGIC

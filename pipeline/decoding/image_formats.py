@@ -1,9 +1,8 @@
-"""The image formats that are read, recognised by content.
+"""Supported image formats, detected by content.
 
-Pillow's plugins are used one by one, chosen by content. Formats that Pillow opens by starting
-another program (EPS, WMF), that hold no pixels of their own (GRIB, BUFR, HDF5, MPEG) or that
-no data set uses (PSD, DDS, SGI, TGA, PCX) are left out on purpose: each is more code that hostile
-bytes reach.
+Pillow's plugins are used directly, chosen by content. Formats that Pillow opens by starting another
+program (EPS, WMF), that store no pixels (GRIB, BUFR, HDF5, MPEG) or that no data set uses (PSD,
+DDS, SGI, TGA, PCX) are left out on purpose: each adds code that is exposed to malicious files.
 """
 
 import importlib
@@ -29,25 +28,25 @@ _JPEG = b"\xff\xd8\xff"
 
 @dataclass(frozen=True)
 class Format:
-    """One format: its signature, Pillow's plugin, and what Pillow does not check."""
+    """Image format: its signature, Pillow's plugin, and a check of what Pillow does not check."""
 
     name: str
-    """The name in messages."""
+    """Name in messages."""
 
     plugin: str
-    """`module.class` of the reader below `PIL`."""
+    """`module.class` of the reader in `PIL`."""
 
     matches: Callable[[bytes], bool]
-    """The test of a file's first (up to 64) bytes."""
+    """Test of the first (up to 64) bytes of a file."""
 
     check: Callable[[bytes], bytes] | None = None
-    """Raises `ImageError` for a cut or damaged file; returns the bytes to decode."""
+    """Check that raises `ImageError` for a cut or damaged file; returns the bytes to decode."""
 
     declared_size: Callable[[bytes], tuple[int, int]] | None = None
-    """Width and height from the header, for plugins that take memory as soon as they open."""
+    """Width and height from the header, for plugins that allocate the pixels on opening."""
 
     def open(self, file: BytesIO) -> ImageFile.ImageFile:
-        """The plugin's image, header read, pixels not yet."""
+        """Open an image with the plugin, which reads the header only."""
         module_name, class_name = self.plugin.split(".")
         try:
             module = importlib.import_module(f"PIL.{module_name}")
@@ -95,14 +94,14 @@ FORMATS = (
     Format("PNM", "PpmImagePlugin.PpmImageFile", _is_pnm),
     Format("ICO", "IcoImagePlugin.IcoImageFile", _is_ico, declared_size=ico_size),
 )
-"""The formats that are read, in the order in which the content is compared with them."""
+"""Supported formats, in the order in which they are tried."""
 
 
 def find_format(data: bytes) -> Format:
-    """The format of a file's content.
+    """Return the format of a file's content.
 
     Raises:
-        ImageError: It is no format that is read; the message says what it seems to be.
+        ImageError: The format is not supported; the message names what it seems to be.
     """
     if not data:
         raise ImageError("the file is empty (0 bytes)")

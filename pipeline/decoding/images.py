@@ -1,17 +1,17 @@
-"""Safe image decoding: an image of any usual format becomes upright RGB, or one clear refusal.
+"""Safe image decoding: any common format to upright RGB, or one clear error.
 
 The rules, in the order in which they are applied:
 
-1. The content says what a file is; its name is ignored.
-2. The declared size is judged from the header, before memory for the pixels is taken.
-3. What declares more than it holds is cut, and a cut file is refused (`image_checks`, `jpeg`):
-   half an image would otherwise be stored beside a whole caption.
-4. The first frame of an animation counts.
-5. 16-bit values are scaled to 8 bits, CMYK becomes RGB, transparency is laid on white; ICC
-   profiles are ignored.
+1. The format is detected from the content; the file name is ignored.
+2. The declared size is checked from the header, before memory for the pixels is allocated.
+3. A file that declares more data than it holds is cut, and is refused (`image_checks`, `jpeg`):
+   otherwise half an image would be stored with a complete caption.
+4. Only the first frame of an animation is used.
+5. 16-bit values are scaled to 8 bits, CMYK is converted to RGB, transparency is composited on
+   white; ICC profiles are ignored.
 6. The EXIF orientation is applied; one that does not exist (0, 9) or cannot be read is ignored.
 
-Nothing here changes Pillow's global settings, starts another program or opens a network address.
+This module does not change Pillow's global settings, start another program or access the network.
 """
 
 import warnings
@@ -50,32 +50,32 @@ _TURNS = {
 def read_image(
     source: Path | bytes | ByteRange, *, name: str, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> Image.Image:
-    """Read one image whole, upright and as RGB.
+    """Read one complete image as upright RGB.
 
     Args:
         source: A file, the bytes of one, or a part of a file.
-        name: The name in messages.
-        max_pixels: Largest width times height that is read.
+        name: Name of the image in messages.
+        max_pixels: Limit of width times height.
 
     Raises:
-        ImageError: The image is missing, damaged, cut, too large or no image at all. The
-            message begins with `name`. Nothing else is raised, whatever the bytes are.
+        ImageError: The image is missing, damaged, cut, too large or not an image. The message
+            starts with `name`. No other exception is raised, whatever the content.
     """
     try:
         data = read_bytes(source)
         image_format = find_format(data)
-        # Pillow warns about odd metadata; what matters here is refused or tolerated by rule.
+        # Pillow warns about unusual metadata; the rules above decide what is refused.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _decode(image_format, data, max_pixels)
     except MediaError as error:
         raise ImageError(refusal(name, error)) from None
-    except Exception as error:  # the per-item edge: whatever a decoder raises is one refusal
+    except Exception as error:  # per-item boundary: any error of a decoder is one refusal
         raise ImageError(refusal(name, error)) from error
 
 
 def _decode(image_format: Format, data: bytes, max_pixels: int) -> Image.Image:
-    """Check, decode, convert and turn; `data` is known to begin like `image_format`."""
+    """Check, decode, convert and rotate; `data` has the signature of `image_format`."""
     if image_format.declared_size is not None:
         _check_size(image_format.declared_size(data), max_pixels)
     jpeg = split_jpeg(data) if image_format.name == "JPEG" else None
@@ -86,25 +86,25 @@ def _decode(image_format: Format, data: bytes, max_pixels: int) -> Image.Image:
     image = image_format.open(BytesIO(data))
     _check_size(image.size, max_pixels)
     rgb = _to_rgb(image) if jpeg is None else _decode_jpeg(jpeg, image)
-    # After loading: a TIFF turns itself then, and no longer has the tag.
+    # After loading: Pillow rotates a TIFF when it loads it, and removes the tag.
     orientation = _orientation(image)
     return rgb.transpose(_TURNS[orientation]) if orientation in _TURNS else rgb
 
 
 def _decode_jpeg(jpeg: SplitJpeg, image: ImageFile.ImageFile) -> Image.Image:
-    """The pixels of a JPEG that must be whole; `image` is the same one, opened by Pillow."""
+    """Decode a JPEG that must be complete; `image` is the same one, opened by Pillow."""
     is_cmyk = image.mode == "CMYK"
     pixels = jpeg.decode("CMYK" if is_cmyk else "RGBX")
     if pixels is None or is_cmyk:
         return _to_rgb(image)
-    # Four bytes a pixel, as Pillow stores them, are copied faster than three.
+    # Pillow stores four bytes per pixel, which are copied faster than three.
     return Image.frombytes("RGB", image.size, pixels.data, "raw", "RGBX")
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width <= 0 or height <= 0:
-        raise ImageError(f"declares {width} x {height} pixels; there is nothing to show")
+        raise ImageError(f"declares {width} x {height} pixels; expected at least 1 x 1")
     if width * height > max_pixels:
         raise ImageError(
             f"declares {width} x {height} = {width * height:,} pixels, over the limit of "
@@ -113,16 +113,16 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:
-    """The EXIF orientation, 1 where there is none or none that can be read."""
+    """EXIF orientation; 1 if there is none or it cannot be read."""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # garbage where the EXIF block should be: the image is kept as stored
+    except Exception:  # invalid EXIF block: the image is kept as stored
         return 1
     return orientation if isinstance(orientation, int) else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """A loaded image of any mode as RGB."""
+    """Convert a loaded image of any mode to RGB."""
     if image.mode.startswith("I"):
         return _scale_16_bit(image)
     if image.mode == "F":
@@ -137,7 +137,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scale_16_bit(image: Image.Image) -> Image.Image:
-    """Integer gray with 0 as black and 65,535 as white, scaled by 1/257 and rounded."""
+    """Convert integer gray with 0 as black and 65,535 as white: scaled by 1/257 and rounded."""
     values = np.asarray(image)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
@@ -153,7 +153,7 @@ def _scale_16_bit(image: Image.Image) -> Image.Image:
 
 
 def _scale_float(image: Image.Image) -> Image.Image:
-    """Float gray with 0 as black and 1 as white."""
+    """Convert float gray with 0 as black and 1 as white."""
     values = np.asarray(image)
     if not np.isfinite(values).all():
         raise ImageError("float gray values that are not finite")

@@ -1,11 +1,11 @@
-"""JPEG decoding with libjpeg-turbo's warnings as errors: every declared pixel or one refusal.
+"""JPEG decoding with libjpeg-turbo's warnings as errors: every declared pixel or one error.
 
-libjpeg fills what is missing with gray and only warns. In simplejpeg's strict mode a warning is an
-error. But some warnings concern no pixel, and progressive scans that are missing cause none. So
-`split_jpeg` first brings the segments into the form that libjpeg expects and requires each
-coefficient to be sent down to its last bit. A missing end marker is forgiven when nothing else is
-missing; bytes behind it (the further images of an MPO file) are ignored. For Motion-JPEG without
-Huffman tables libjpeg-turbo has the standard's.
+libjpeg fills missing data with gray and only warns. In simplejpeg's strict mode a warning is an
+error. But some warnings do not affect pixels, and missing progressive scans cause no warning. So
+`split_jpeg` first brings the segments into the form that libjpeg expects and requires that each
+coefficient is sent down to its last bit. A missing end marker is accepted if nothing else is
+missing; bytes after it (further images of an MPO file) are ignored. For Motion-JPEG without Huffman
+tables libjpeg-turbo uses the standard tables.
 """
 
 import re
@@ -18,52 +18,52 @@ import simplejpeg
 from im2sp.pipeline.decoding.media import ImageError
 
 _MAX_SCANS = 100
-"""Encoders write ten or so; each one costs a pass over the whole image."""
+"""Encoders write about ten; each one costs a pass over the whole image."""
 _MAX_STRAY_BYTES, _MAX_PADDING_BYTES = 8192, 64
-"""Bytes between the last block and the next marker that are ignored: of the scan of
-a sequential image, where they can be distinguished from blocks, and of others. Any number of zeros
-or of 0xFF is ignored."""
+"""Limits of the bytes ignored between the last block of a scan and the next marker: in the only
+scan of a sequential image, where they can be distinguished from blocks, and in other scans. Any
+number of zeros or of 0xFF is ignored."""
 _MAX_ATTEMPTS = 6
 _SYNC_BYTES, _LATE_SYNC_BYTES = 2048, 64
-"""Bytes before stray bytes from which the codes are read to find out if these are blocks, and the
-stray bytes (at most half of them) after which no more errors are allowed."""
+"""Bytes before the stray bytes where decoding starts to find out if they are blocks,
+and the stray bytes (at most half of them) after which no more errors are allowed."""
 
 _DHT, _EOI, _SOS, _APP0, _APP2, _APP14 = 0xC4, 0xD9, 0xDA, 0xE0, 0xE2, 0xEE
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA)
 _FRAMES = {*range(0xC0, 0xD0)} - {_DHT, 0xC8, 0xCC}
 _SEGMENTS = _FRAMES | {_DHT, 0xCC, 0xDB, 0xDD, _SOS, *range(_APP0, 0xF0)}
-"""Markers of segments that matter; others (comments) are passed over."""
+"""Markers of segments that are needed; others (comments) are skipped."""
 _SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 """Any marker but a restart marker."""
 
 _Codes = dict[str, int]
-"""A Huffman table: from a code's bits, as text, to its value."""
+"""Huffman table: from the bits of a code, as text, to its value."""
 
 
 @dataclass(kw_only=True)
 class SplitJpeg:
-    """The segments of one image in the form that libjpeg expects, without the end marker."""
+    """Segments of one image in the form that libjpeg expects, without the end marker."""
 
     parts: list[bytes] = field(default_factory=lambda: [b"\xff\xd8"])
     """Segments and scan data in the order of the file."""
     scans: list[int] = field(default_factory=list)
-    """Indices of the parts that are scan data; the scan's header lies before each."""
+    """Indices of the parts that are scan data; the scan's header precedes each."""
     frame: bytes = b""
-    """The frame header with its marker."""
+    """Frame header with its marker."""
     missing_bits: dict[int, list[int]] = field(default_factory=dict)
-    """For each component the low bits of each coefficient still to be sent; 255 for all."""
+    """For each component, the low bits of each coefficient that are not sent yet; 255 for all."""
     has_end: bool = False
 
     def join(self) -> bytes:
-        """A JPEG file."""
+        """Return a JPEG file."""
         return b"".join(self.parts) + b"\xff\xd9"
 
     def num_missing(self) -> int:
-        """The number of components that still lack data."""
+        """Count the components that still lack data."""
         return sum(any(bits) for bits in self.missing_bits.values())
 
     def decode(self, colorspace: str) -> np.ndarray | None:
-        """uint8 [H, W, 4], or None for an unusual subsampling, which simplejpeg does not decode.
+        """Decode to uint8 [H, W, 4]; None for a subsampling that simplejpeg does not support.
 
         Args:
             colorspace: "RGBX" or "CMYK".
@@ -107,10 +107,10 @@ class SplitJpeg:
         self.parts[at] = self.parts[at][:-num_bytes]
 
     def _ends_with_block(self, num_stray: int) -> bool:
-        """Whether the stray bytes of the only scan are blocks: they end exactly with one.
+        """True if the stray bytes of the only scan are blocks, that is, end exactly with one.
 
-        If so, damage earlier in the data has swallowed blocks, and the image shows others in their
-        place. Codes resynchronise, so it is enough to read from somewhere before the stray bytes.
+        If so, earlier damage has consumed blocks, and the image shows others in their place. Codes
+        resynchronise, so decoding can start anywhere before the stray bytes.
         """
         data = re.split(rb"\xff[\xd0-\xd7]", self.parts[self.scans[0]])[-1]
         data = data[-num_stray - _SYNC_BYTES :].replace(b"\xff\0", b"\xff")
@@ -122,7 +122,7 @@ class SplitJpeg:
             start = at
             for dc_codes, ac_codes in blocks:
                 at = _after_block(bits, at, dc_codes, ac_codes)
-                if at < 0:  # no block begins at `start`
+                if at < 0:  # no block starts at `start`
                     at = start + 1
                     break
             if at == start + 1 and at > sync_end:
@@ -130,7 +130,7 @@ class SplitJpeg:
         return at <= len(bits) and "0" not in bits[at:]
 
     def _blocks(self) -> Iterator[tuple[_Codes, _Codes]]:
-        """The tables of the DC and AC coefficients of each block of an MCU of the first scan."""
+        """Yield the DC and AC tables of each block of an MCU of the first scan."""
         tables: dict[int, _Codes] = {}
         for part in self.parts:
             if part[:2] == bytes([0xFF, _DHT]):
@@ -165,15 +165,15 @@ def split_jpeg(data: bytes) -> SplitJpeg:
                 f"cut or damaged: JPEG segment {marker:02X} at byte {at:,} declares "
                 f"{end - at - 2:,} bytes, {len(data) - at - 2:,} follow"
             )
-        if marker != _APP2:  # colour profiles; libjpeg warns of damaged ones
+        if marker != _APP2:  # colour profiles; libjpeg warns about damaged ones
             jpeg.parts.append(data[at:end])
         at = end
         if marker in _FRAMES:
-            _note_frame(jpeg)
+            _record_frame(jpeg)
         elif marker == _APP0 and jpeg.parts[-1][4:9] == b"JFIF\0":
             jpeg.parts[-1] = jpeg.parts[-1][:9] + b"\1" + jpeg.parts[-1][10:]  # major version
         elif marker == _SOS:
-            _note_scan(jpeg)
+            _record_scan(jpeg)
             found = _SCAN_END.search(data, end)
             at = found.start() if found else len(data)
             jpeg.scans.append(len(jpeg.parts))
@@ -191,8 +191,8 @@ def split_jpeg(data: bytes) -> SplitJpeg:
     return jpeg
 
 
-def _note_frame(jpeg: SplitJpeg) -> None:
-    """Note the components that the last part, a frame header, declares."""
+def _record_frame(jpeg: SplitJpeg) -> None:
+    """Record the components declared by the last part, a frame header."""
     if jpeg.frame:
         raise ImageError("damaged: the JPEG has two frame headers")
     jpeg.frame = frame = jpeg.parts[-1]
@@ -200,13 +200,13 @@ def _note_frame(jpeg: SplitJpeg) -> None:
         raise ImageError("damaged: the JPEG frame header is shorter than it declares")
     jpeg.missing_bits = {frame[10 + 3 * index]: 64 * [255] for index in range(frame[9])}
     for index, part in enumerate(jpeg.parts):
-        # libjpeg takes unknown colour transforms for YCbCr or YCCK, with a warning.
+        # libjpeg treats unknown colour transforms as YCbCr or YCCK, with a warning.
         if part[:2] == bytes([0xFF, _APP14]) and part[4:9] == b"Adobe" and part[15:16] > b"\0":
             jpeg.parts[index] = part[:15] + (b"\2" if frame[9] == 4 else b"\1") + part[16:]
 
 
-def _note_scan(jpeg: SplitJpeg) -> None:
-    """Note the bits that the scan of the last part, a scan header, sends."""
+def _record_scan(jpeg: SplitJpeg) -> None:
+    """Record the bits sent by the scan of the last part, a scan header."""
     header = jpeg.parts[-1]
     names, _ = _scan_components(header)
     number = len(jpeg.scans) + 1
@@ -217,7 +217,7 @@ def _note_scan(jpeg: SplitJpeg) -> None:
     at = 5 + 2 * len(names)
     first, last, bits = header[at : at + 3]
     if jpeg.frame[1] not in _PROGRESSIVE:
-        if jpeg.frame[1] in _SEQUENTIAL:  # some cameras write other values, which mean nothing
+        if jpeg.frame[1] in _SEQUENTIAL:  # some cameras write other values, which have no meaning
             jpeg.parts[-1] = header[:at] + b"\0\x3f\0"
         first, last, bits = 0, 63, 0
     elif first > last or last > 63:
@@ -227,14 +227,14 @@ def _note_scan(jpeg: SplitJpeg) -> None:
 
 
 def _scan_components(header: bytes) -> tuple[bytes, bytes]:
-    """The components of a scan header and the selectors of their Huffman tables."""
+    """Components of a scan header and the selectors of their Huffman tables."""
     if len(header) < 5 or len(header) < 8 + 2 * header[4]:
         raise ImageError("damaged: the header of a JPEG scan is shorter than it declares")
     return header[5 : 5 + 2 * header[4] : 2], header[6 : 5 + 2 * header[4] : 2]
 
 
 def _read_tables(segment: bytes, tables: dict[int, _Codes]) -> None:
-    """Add the Huffman tables of a segment to those of its kinds."""
+    """Add the Huffman tables of a segment to `tables`."""
     at = 0
     while at + 17 <= len(segment):
         codes = tables[segment[at]] = {}
@@ -248,7 +248,7 @@ def _read_tables(segment: bytes, tables: dict[int, _Codes]) -> None:
 
 
 def _after_block(bits: str, at: int, dc_codes: _Codes, ac_codes: _Codes) -> int:
-    """The first bit behind the block that begins at bit `at`; -1 if none does."""
+    """Index of the first bit after the block that starts at bit `at`; -1 if none does."""
     codes, k = dc_codes, 0
     while k < 64:
         size = next((size for size in range(1, 17) if bits[at : at + size] in codes), 0)

@@ -1,4 +1,4 @@
-"""What images and audio share: where their bytes lie, how they are read, how one is refused."""
+"""Code shared by images and audio: sources of bytes, reading, and error messages."""
 
 import os
 import stat
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAX_FILE_BYTES = 2**30
-"""Largest file that is read into memory. Any sane image or clip is smaller."""
+"""Largest file that is read into memory. Any reasonable image or clip is smaller."""
 DEFAULT_MAX_PIXELS = 2**28 // 3
 """Largest image that is read: 89,478,485 pixels, 256 MiB as RGB (Pillow's own limit)."""
 DEFAULT_MAX_SECONDS = 3600.0
-"""Longest clip that is read: an hour is 220 MiB at 16 kHz, and twice that while it is joined."""
+"""Longest clip that is read: an hour is 220 MiB at 16 kHz, twice that while blocks are joined."""
 
 
 class MediaError(ValueError):
-    """An input cannot be used; the message says what was found. Costs one reject, never a run."""
+    """An input cannot be used; the message says what was found. It becomes one reject."""
 
 
 class ImageError(MediaError):
@@ -27,10 +27,10 @@ class AudioError(MediaError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ByteRange:
-    """A file that lies inside another one, such as a member of a tar, read in place."""
+    """File inside another file, such as a member of a tar; read in place."""
 
     path: Path
-    """The file that holds it."""
+    """File that contains it."""
 
     offset: int
     """First byte of the content in `path`."""
@@ -40,15 +40,15 @@ class ByteRange:
 
 
 def source_size_bytes(source: Path | ByteRange) -> int:
-    """Size of the original file in bytes; `OSError` when the file is not there."""
+    """Size of the original file in bytes; raises `OSError` if it does not exist."""
     return source.size_bytes if isinstance(source, ByteRange) else source.stat().st_size
 
 
 def read_bytes(source: Path | bytes | ByteRange) -> bytes:
-    """The source's bytes; never waits on a pipe or device, never takes unbounded memory.
+    """Return the source's bytes; never blocks on a pipe or device, and uses bounded memory.
 
     Raises:
-        MediaError: It is missing, no regular file, too large, or shorter than its range.
+        MediaError: It is missing, not a regular file, too large, or shorter than its range.
     """
     if isinstance(source, bytes):
         return source
@@ -75,7 +75,7 @@ def read_bytes(source: Path | bytes | ByteRange) -> bytes:
 
 
 def refusal(name: str, error: Exception) -> str:
-    """The one-line message for an input called `name` that a reader or decoder gave up on."""
+    """One-line message for an input `name` that a reader or decoder failed on."""
     if isinstance(error, MediaError):
         return f"{shown(name)}: {error}"
     if isinstance(error, MemoryError):
@@ -85,7 +85,7 @@ def refusal(name: str, error: Exception) -> str:
 
 
 def shown(name: str) -> str:
-    r"""`name` on one line: control characters and broken UTF-8 as backslash escapes.
+    r"""Return `name` on one line: control characters and broken UTF-8 as backslash escapes.
 
     shown("line\nbreak.jpg") == "line\\nbreak.jpg"; accents, spaces and quotes stay.
     """
@@ -122,7 +122,7 @@ _MAGICS = (
 
 
 def seems_to_be(data: bytes) -> str:
-    """Words for content that is not what was asked for."""
+    """Describe content of another kind than expected, for messages."""
     head = data[:512]
     if not data.strip(b"\0"):
         return f"it holds nothing but {len(data):,} zero bytes"
@@ -140,7 +140,7 @@ def seems_to_be(data: bytes) -> str:
         }
         return "it seems to be " + kinds.get(head[8:10], "an MP4 film")
     try:
-        # The head may end within a character, so a bad end is no sign.
+        # The head may end within a character, so an invalid end is ignored.
         text = head.decode("utf-8", errors="strict" if len(data) <= 512 else "ignore").lower()
     except UnicodeDecodeError:
         text = "\0"

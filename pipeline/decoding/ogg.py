@@ -1,10 +1,10 @@
-"""Ogg: every page with its checksum and number, up to the end of the stream.
+"""Ogg: checks of the checksum and number of every page, up to the end of the stream.
 
-libogg drops pages that are damaged and decodes on, so a hole in the audio would stay unnoticed. The
-last page's position says how many samples there must be. Android's writers leave the end-of-stream
-flag out: a file that ends where a page and a packet end is whole (a cut just there cannot be told
-from it), one that ends within a page or a packet is cut. One stream a file is read: a film, or
-several clips in a row, is not one spoken caption.
+libogg drops damaged pages and continues, so a gap in the audio would go unnoticed. The position in
+the last page is the number of samples. Android's writers omit the end-of-stream flag: a file that
+ends where a page and a packet end is complete (a cut exactly there cannot be detected); one that
+ends within a page or a packet is cut. Only files with one stream are accepted: a film, or several
+concatenated clips, is not one spoken caption.
 """
 
 import struct
@@ -21,7 +21,7 @@ def check_ogg(data: bytes) -> DeclaredAudio:
     """Check an Ogg file with one stream.
 
     Raises:
-        AudioError: It is cut or damaged, or holds several streams.
+        AudioError: The file is cut or damaged, or holds several streams.
     """
     at, number, serial = 0, 0, -1
     while True:
@@ -64,7 +64,7 @@ def check_ogg(data: bytes) -> DeclaredAudio:
 
 
 def _with_end_flag(data: bytes, at: int) -> bytes:
-    """`data` whose last page, at byte `at`, ends the stream: libsndfile asks for that in Opus."""
+    """Set the end-of-stream flag, which libsndfile needs for Opus, in the page at byte `at`."""
     page = bytearray(data[at:])
     page[5] |= _ENDS
     page[22:26] = bytes(4)
@@ -73,6 +73,6 @@ def _with_end_flag(data: bytes, at: int) -> bytes:
 
 
 def _crc(page: bytes) -> int:
-    """Ogg's CRC-32, which is zlib's with the bits of every byte and of the result reversed."""
+    """Ogg's CRC-32: zlib's, with the bits of every byte and of the result reversed."""
     reflected = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int.from_bytes(reflected.to_bytes(4, "little").translate(_REVERSED), "big")

@@ -1,23 +1,22 @@
-"""Views: how a picture becomes the square that is tokenized.
+"""Views: ways to convert an image to the square that is tokenized.
 
-| name | what is done | units kept |
+| name | conversion | units kept |
 | --- | --- | --- |
-| `squash-224` | the whole picture resized to 224x224, its shape not kept | 28x28, all |
-| `squash-256-crop` | the whole picture resized to 256x256 (the paper's released code) | rows and columns 2..29 of 32x32 |
-| `center-224` | the centred square of the shorter side resized to 224x224 | 28x28, all |
+| `squash-224` | the whole image resized to 224x224, aspect ratio not kept | 28x28, all |
+| `squash-256-crop` | the whole image resized to 256x256 (the paper's released code) | rows and columns 2..29 of 32x32 |
+| `center-224` | the central square of the shorter side resized to 224x224 | 28x28, all |
 
-Each is there mirrored, left and right changed, as `squash-224-mirrored` and so on: a second look at
-the images that a model learns from. A mirrored picture has other units, not the same ones in
-another order.
+Each has a mirrored version, flipped left to right (`squash-224-mirrored` and so on), for augmented
+copies of training images. A mirrored image has other units, not the same ones in another order.
 
-`random-224-1` to `random-224-8` are eight further looks, for `im2sp-train --other-view`: a rectangle
-of 35 to 100 % of the picture, 3:4 to 4:3 of its own proportions, resized to 224x224; brightness,
-contrast and saturation times 0.7 to 1.3 each; mirrored or not. What is drawn depends on the
-picture's pixels and the view's number alone: the same picture gives the same units in every run and
-dataset. The cut follows Szegedy et al., "Going Deeper with Convolutions" (2015).
+`random-224-1` to `random-224-8` are eight random augmentations for `im2sp-train --other-view`: a
+crop of 35 to 100 % of the area, with 3:4 to 4:3 times the aspect ratio of the image, resized to
+224x224; brightness, contrast and saturation scaled by 0.7 to 1.3 each; flipped or not. The random
+numbers depend only on the image's pixels and the view's number, so an image has the same units in
+every run and dataset. The crop follows Szegedy et al., "Going Deeper with Convolutions" (2015).
 
 All resizing is Pillow's bicubic filter on the full-size pixels: no JPEG draft mode and no reducing
-gap, which are faster but change the result. A picture that has the size already is not resampled.
+gap, which are faster but change the result. An image that already has the size is not resampled.
 """  # noqa: E501 - a table row cannot be broken
 
 import hashlib
@@ -26,7 +25,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
-if TYPE_CHECKING:  # imported where they are used: --help needs the names of the views alone
+if TYPE_CHECKING:  # imported on use: --help needs only the names of the views
     import numpy as np
     from PIL import Image
 
@@ -50,33 +49,33 @@ ViewName = Literal[
 
 UNITS_PER_SIDE = 28
 _PATCH_PX = 8
-_LEAST_AREA = 0.35
+_MIN_AREA = 0.35
 _LOG_RATIO = math.log(4 / 3)
-_LIGHT = 0.3
+_MAX_JITTER = 0.3
 _Units = TypeVar("_Units", bound=Any)
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One way to cut and resize; `VIEWS` holds them all."""
+    """One way to crop and resize; `VIEWS` holds all of them."""
 
     name: str
-    """The name in settings and manifests."""
+    """Name in settings and manifests."""
 
     image_size_px: int
     """Side of the square that is encoded."""
 
     keep_shape: bool
-    """Cut the centred square first, instead of squashing the whole picture."""
+    """Crop the central square first, instead of resizing the whole image."""
 
     is_mirrored: bool = False
-    """Left and right changed."""
+    """Flip left to right."""
 
     draw: int = 0
-    """Number of the random look, from 1 on; 0 for none."""
+    """Number of the random augmentation, from 1; 0 for none."""
 
     def apply(self, image: "Image.Image") -> "np.ndarray":
-        """The picture as the tokenizer sees it.
+        """Convert an image to the tokenizer's input.
 
         Args:
             image: Upright RGB, as `read_image` returns it.
@@ -88,7 +87,7 @@ class View:
         from PIL import Image
 
         if self.draw:
-            return _random_look(image, self.image_size_px, self.draw)
+            return _random_view(image, self.image_size_px, self.draw)
         width, height = image.size
         if self.keep_shape:
             # An odd remainder leaves the extra column on the right, the extra row at the bottom.
@@ -105,7 +104,7 @@ class View:
         return np.array(image)
 
     def crop_units(self, units: _Units) -> _Units:
-        """The 28x28 units that are kept.
+        """Return the 28x28 units that are kept.
 
         Args:
             units: Array or tensor [..., image_size_px / 8, image_size_px / 8].
@@ -114,42 +113,43 @@ class View:
             The same kind, [..., 28, 28]; a view on `units`, not a copy.
 
         Raises:
-            ValueError: The last two sides are not those of this view.
+            ValueError: The last two dimensions do not fit this view.
         """
         side = self.image_size_px // _PATCH_PX
         if tuple(units.shape[-2:]) != (side, side):
             raise ValueError(
                 f"view {self.name}: units have shape {tuple(units.shape)}; expected "
-                f"[..., {side}, {side}], the code of a {self.image_size_px}-pixel square"
+                f"[..., {side}, {side}], the units of a {self.image_size_px}-pixel square"
             )
         first = (side - UNITS_PER_SIDE) // 2
         kept = slice(first, first + UNITS_PER_SIDE)
         return units[..., kept, kept]
 
 
-def _random_look(image: "Image.Image", size_px: int, draw: int) -> "np.ndarray":
-    """Cut, light and side by chance; uint8 [size_px, size_px, 3]."""
+def _random_view(image: "Image.Image", size_px: int, draw: int) -> "np.ndarray":
+    """Random crop, colour jitter and flip; uint8 [size_px, size_px, 3]."""
     import numpy as np
     from PIL import Image, ImageEnhance
 
     width, height = image.size
     state = hashlib.blake2b(f"{draw} {width} {height} ".encode() + image.tobytes(), digest_size=8)
-    chance = Random(int.from_bytes(state.digest(), "little"))
-    area = chance.uniform(_LEAST_AREA, 1)
-    ratio = math.exp(chance.uniform(-_LOG_RATIO, _LOG_RATIO))
-    wide, high = width * min(1, (area * ratio) ** 0.5), height * min(1, (area / ratio) ** 0.5)
-    left, top = chance.uniform(0, width - wide), chance.uniform(0, height - high)
-    box = (left, top, min(width, left + wide), min(height, top + high))
+    rng = Random(int.from_bytes(state.digest(), "little"))
+    area = rng.uniform(_MIN_AREA, 1)
+    ratio = math.exp(rng.uniform(-_LOG_RATIO, _LOG_RATIO))
+    crop_width = width * min(1, (area * ratio) ** 0.5)
+    crop_height = height * min(1, (area / ratio) ** 0.5)
+    left, top = rng.uniform(0, width - crop_width), rng.uniform(0, height - crop_height)
+    box = (left, top, min(width, left + crop_width), min(height, top + crop_height))
     image = image.resize((size_px, size_px), Image.Resampling.BICUBIC, box=box)
-    if chance.random() < 0.5:
+    if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        image = enhance(image).enhance(chance.uniform(1 - _LIGHT, 1 + _LIGHT))
+        image = enhance(image).enhance(rng.uniform(1 - _MAX_JITTER, 1 + _MAX_JITTER))
     return np.array(image)
 
 
 def _view(name: str) -> View:
-    """The view of a name of the form KIND-SIZE[-crop][-mirrored] or random-224-NUMBER."""
+    """Parse the name of a view: KIND-SIZE[-crop][-mirrored] or random-224-NUMBER."""
     kind, size, *more = name.split("-")
     return View(
         name=name,
@@ -161,4 +161,4 @@ def _view(name: str) -> View:
 
 
 VIEWS: dict[str, View] = {name: _view(name) for name in get_args(ViewName)}
-"""Every view by its name; the first is the default."""
+"""All views by name; the first is the default."""

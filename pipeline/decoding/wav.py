@@ -1,21 +1,21 @@
 """WAV: RIFF and RF64/BW64.
 
-The chunks are walked here and the decoder gets a plain WAV made of the format and the samples, so
-that nothing else in the file reaches it. The rules:
+This module parses the chunks and passes the decoder a plain WAV of only the format and the samples.
+The rules:
 
-- The data chunk's length counts, the outer one is ignored.
-- A data chunk that reaches past the file is cut, unless its length is a placeholder, which writers
-  to a pipe leave (0xFFFFFFFF, 0x7FFFFFFF, 2,000,000,000 ..): 1,000,000,000 bytes or more, and
-  more than twice what follows. No clip that is read has so many (an hour of 24-bit stereo at
-  44.1 kHz has 953 million). The samples then reach to the file's end, or to the `LIST` or `id3 `
-  chunk that ends there.
-- The same for a length of 0 with bytes behind it that are no chunks. Samples may spell the name of
-  a chunk; one that reaches past the file is taken for a chunk only if writers are known to put it
-  behind samples.
-- Whole frames only: data that ends within one is cut. A pad byte is no part of a frame.
-- Fewer samples declared (but not 0) than lie within the RIFF: the recorder was stopped before it
-  wrote the length, so the clip is cut.
-- What lies behind the samples is not needed, whole or not.
+- The length of the data chunk is used, the outer one is ignored.
+- A data chunk that extends past the file is cut, unless its length is a placeholder, which writers
+  to a pipe leave (0xFFFFFFFF, 0x7FFFFFFF, 2,000,000,000 ..): at least 1,000,000,000 bytes, and more
+  than twice the bytes that follow. No clip within the default limit is that large (an hour of
+  24-bit stereo at 44.1 kHz has 953 million). The samples then extend to the end of the file, or to
+  the `LIST` or `id3 ` chunk that ends there.
+- The same applies to a length of 0 followed by bytes that are not chunks. Samples may spell the
+  name of a chunk; one that extends past the file counts as a chunk only if writers are known to put
+  it after the samples.
+- Data that ends within a frame is cut. A pad byte is not part of a frame.
+- If fewer samples (but not 0) are declared than the RIFF contains, the recorder was stopped before
+  it wrote the length, so the clip is cut.
+- Data after the samples is not needed, and not checked.
 """
 
 import struct
@@ -38,14 +38,14 @@ class _Chunk:
     start: int
     size_bytes: int
     next: int
-    """Where the next chunk begins."""
+    """Offset of the next chunk."""
 
 
 def check_wav(data: bytes) -> DeclaredAudio:
     """Check a RIFF, RF64 or BW64 file.
 
     Raises:
-        AudioError: It is cut, damaged or declares nothing that can be decoded.
+        AudioError: The file is cut or damaged, or declares nothing that can be decoded.
     """
     chunks: dict[bytes, bytes] = {}
     at = 12
@@ -71,14 +71,14 @@ def check_wav(data: bytes) -> DeclaredAudio:
 def _riff_chunk(data: bytes, at: int) -> _Chunk:
     kind, size_bytes = struct.unpack_from("<4sI", data, at)
     end = at + 8 + size_bytes
-    # Some writers leave the pad byte of an odd chunk out.
+    # Some writers omit the pad byte of a chunk of odd length.
     if size_bytes % 2 and data[end : end + 4] not in _KNOWN_CHUNKS:
         end += 1
     return _Chunk(kind=kind, start=at + 8, size_bytes=size_bytes, next=end)
 
 
 def _wav(data: bytes, start: int, size_bytes: int, chunks: dict[bytes, bytes]) -> DeclaredAudio:
-    """Judge the samples from byte `start` on."""
+    """Check the samples from byte `start` on, and build a plain WAV."""
     if b"fmt " not in chunks:
         raise AudioError("damaged or cut: the WAV holds no format chunk before its samples")
     frame_bytes = _frame_bytes(chunks[b"fmt "])
@@ -90,7 +90,7 @@ def _wav(data: bytes, start: int, size_bytes: int, chunks: dict[bytes, bytes]) -
         else size_bytes >= _PLACEHOLDER_BYTES and size_bytes > 2 * available
     ):
         size_bytes = _samples_end(data, start) - start
-        # Data of odd length may be followed by a pad byte, which nothing declares here.
+        # Data of odd length may be followed by a pad byte, which no length declares here.
         if frame_bytes and size_bytes % frame_bytes == 1 and size_bytes % 2 == 0 and not data[-1]:
             size_bytes -= 1
     elif size_bytes > available:
@@ -120,7 +120,7 @@ def _wav(data: bytes, start: int, size_bytes: int, chunks: dict[bytes, bytes]) -
 
 
 def _samples_end(data: bytes, start: int) -> int:
-    """End of samples of unknown length: that of the file, or the begin of its last chunk."""
+    """End of samples of unknown length: the end of the file, or the start of its last chunk."""
     for kind in (b"LIST", b"id3 "):
         at = data.rfind(kind, start)
         if 0 <= at <= len(data) - 8 and _riff_chunk(data, at).next in (len(data), len(data) + 1):
@@ -129,7 +129,7 @@ def _samples_end(data: bytes, start: int) -> int:
 
 
 def _are_samples(rest: bytes, size_bytes: int) -> bool:
-    """Whether what follows `size_bytes` of samples is no chain of chunks and not all zero."""
+    """True if the bytes after `size_bytes` of samples are neither chunks nor all zero."""
     num_used = len(rest.rstrip(b"\0"))
     at = size_bytes % 2 if rest[:4] not in _KNOWN_CHUNKS else 0
     for _ in range(_MAX_CHUNKS):

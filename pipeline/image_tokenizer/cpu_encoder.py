@@ -1,6 +1,6 @@
 """The image encoder's forward pass on a CPU, and the search for the nearest code.
 
-The arithmetic is the module's own; every Linear runs through oneDNN (see `onednn`) with its Tanh or
+It computes the same as the module; every Linear runs through oneDNN (see `onednn`) with its Tanh or
 residual sum fused in. float32 differs by rounding only.
 
 Legend: `B` batch, `N` patches, `D` width, `C` code width.
@@ -21,7 +21,7 @@ from im2sp.pipeline.image_tokenizer.network import (
 )
 from im2sp.pipeline.onednn import PackedLinear, PackedNorm, is_supported, packed_attention
 
-# Patches compared with all codes at once: 196 x 8192 floats stay in the cache.
+# Patches compared with all codes at once: 196 x 8192 floats fit in the cache.
 SEARCH_CHUNK_PATCHES = 196
 ARGMAX_BLOCK = 256
 
@@ -48,15 +48,15 @@ class PackedBlock:
         return self._plus(self.mlp_out, hidden, x)
 
     def _plus(self, linear: PackedLinear, x: Tensor, residual: Tensor) -> Tensor:
-        """The sum fused into the Linear needs one type for all."""
+        """Linear of `x` plus `residual`; the sum is fused if both have the same dtype."""
         return linear.plus(x, residual) if x.dtype == residual.dtype else residual + linear(x)
 
 
 def argmax_rows(values: Tensor) -> Tensor:
     """(M, codes) -> (M,) int64, as `values.argmax(-1)`: the first of equal maxima.
 
-    torch's argmax on a CPU looks at one number at a time; its amax does not. So the maxima of
-    blocks come first, then one block a row is searched: twelve times as fast for 8,192 codes.
+    torch's argmax on a CPU is not vectorised, but amax is. So this first computes the maxima of
+    blocks, then searches one block per row: twelve times as fast for 8,192 codes.
     """
     num_rows, num_codes = values.shape
     if num_codes % ARGMAX_BLOCK:
@@ -68,7 +68,7 @@ def argmax_rows(values: Tensor) -> Tensor:
 
 
 class CodeSearch:
-    """Nearest codes on a CPU, a few patches at a time so that distances stay in the cache.
+    """Search of nearest codes on a CPU, in batches of patches whose distances fit in the cache.
 
     Args:
         codes: (rows, C) float32, L2-normalised.
@@ -88,13 +88,13 @@ class CodeSearch:
 
 
 class PackedEncoder:
-    """`ViTVQGAN.encode_features` on a CPU for inference.
+    """Implementation of `ViTVQGAN.encode_features` for inference on a CPU.
 
     Args:
-        network: The network; its encoder's weights are copied.
+        network: Network; its encoder's weights are copied.
         dtype: torch.float32 or torch.bfloat16, for the blocks' Linears and attention. The patch
-            embedding, the sums along the blocks, norms and `pre_quant` are float32 in both: what
-            one code differs from the next by would drown in their rounding.
+            embedding, residual sums, norms and `pre_quant` are always float32: rounding them would
+            exceed the differences between codes.
     """
 
     def __init__(self, network: ViTVQGAN, dtype: torch.dtype) -> None:

@@ -1,8 +1,8 @@
 """The ViT-VQGAN network: image -> features -> codes -> image.
 
 The parameter names are those of the published checkpoints (enhancing-transformers), so that
-`state_dict()` and those files agree name by name. Nothing here reads files; `load_image_tokenizer`
-does that.
+`state_dict()` has the same names as those files. This module does not read files;
+`load_image_tokenizer` does.
 
 Legend: `B` batch, `N` patches = `h` x `w`, `D` width, `H` heads, `K` head width, `C` code width,
 `P` patch size in pixels.
@@ -33,7 +33,7 @@ class TransformerConfig:
     head_width: int = HEAD_WIDTH
 
     def __post_init__(self) -> None:
-        """Refuse sizes no stack can have."""
+        """Raise ValueError for invalid sizes."""
         for name in ("width", "depth", "heads", "mlp_width", "head_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
@@ -42,12 +42,12 @@ class TransformerConfig:
 
     @property
     def inner_width(self) -> int:
-        """Width inside attention, all heads together."""
+        """Total width of all attention heads."""
         return self.heads * self.head_width
 
     @property
     def has_projection(self) -> bool:
-        """Whether attention ends in a Linear; the published code leaves it out for one head."""
+        """True if attention ends in a Linear; the published code omits it for a single head."""
         return not (self.heads == 1 and self.head_width == self.width)
 
 
@@ -68,10 +68,10 @@ def position_table(
 ) -> np.ndarray:
     """Fixed sin-cos positions of a grid of patches.
 
-    The positions are the plain indices 0..n-1 of each axis, with no scaling, whatever the grid:
-    this is what the published code computes for the grid it is built with, so a 28x28 table is
-    the top left part of a 32x32 one. The first half of the channels codes the column (the width
-    axis), the second half the row; each half is all sines, then all cosines.
+    The positions are the plain indices 0..n-1 of each axis, with no scaling, for any grid. The
+    published code computes the same for the grid it is built with, so a 28x28 table is the top left
+    part of a 32x32 one. The first half of the channels encodes the column (width axis), the second
+    half the row; each half is all sines, then all cosines.
 
     Args:
         grid: Rows and columns of patches.
@@ -95,7 +95,7 @@ def position_table(
 
 
 def to_patches(pixels: Tensor, size_px: int) -> Tensor:
-    """(B, channels, h * P, w * P) -> (B, N, channels * P * P), as a convolution's kernel lies."""
+    """(B, channels, h * P, w * P) -> (B, N, channels * P * P), in a kernel's layout."""
     batch, channels, height, width = pixels.shape
     rows, columns = height // size_px, width // size_px
     cells = pixels.reshape(batch, channels, rows, size_px, columns, size_px)
@@ -103,14 +103,14 @@ def to_patches(pixels: Tensor, size_px: int) -> Tensor:
 
 
 def from_patches(patches: Tensor, grid: tuple[int, int], size_px: int) -> Tensor:
-    """(B, N, channels * P * P) -> (B, channels, h * P, w * P); undoes `to_patches`."""
+    """(B, N, channels * P * P) -> (B, channels, h * P, w * P); inverse of `to_patches`."""
     cells = patches.unflatten(2, (-1, size_px, size_px)).unflatten(1, grid)
     cells = cells.permute(0, 3, 1, 4, 2, 5)  # (B, channels, h, P, w, P)
     return cells.flatten(4, 5).flatten(2, 3)
 
 
 class Positions(nn.Module):
-    """Mixin that gives each stack its positions at any grid; see `position_table`."""
+    """Mixin for the positions of a stack at any grid; see `position_table`."""
 
     table_name: str
     grid: tuple[int, int]
@@ -125,11 +125,11 @@ class Positions(nn.Module):
         self._computed: dict[tuple[int, ...], Tensor] = {}
 
     def positions(self, grid: tuple[int, int], origin: tuple[int, int] = (0, 0)) -> Tensor:
-        """(1, N, D): the stored table at its own grid, else the formula at that grid.
+        """Positions (1, N, D): the stored table for its grid, the formula for another grid.
 
         Raises:
-            ValueError: The stored table is not the formula (it was learned), so it says nothing
-                about another grid.
+            ValueError: The stored table was learned (it is not the formula), so positions of
+                another grid are unknown.
         """
         table: Tensor = getattr(self, self.table_name)
         if grid == self.grid and origin == (0, 0):
@@ -187,7 +187,7 @@ class FeedForward(nn.Module):
 
 
 class PreNorm(nn.Module):
-    """LayerNorm, then `fn`."""
+    """LayerNorm followed by `fn`."""
 
     def __init__(self, width: int, fn: nn.Module) -> None:
         super().__init__()
@@ -225,15 +225,15 @@ class Transformer(nn.Module):
 
 
 def reduced_blocks(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Inside, Linears and attention compute in `dtype`; sums along the blocks stay float32."""
+    """Context in which Linears and attention use `dtype`; residual sums stay float32."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 class Encoder(Positions):
-    """Pixels -> features.
+    """Encoder from pixels to features.
 
-    The patch embedding is computed as a Linear over patches: the same sums, and float32 on every
-    device (cuDNN rounds the inputs of convolutions to TF32).
+    The patch embedding is computed as a Linear over patches: the result is the same, and float32 on
+    every device (cuDNN rounds the inputs of convolutions to TF32).
     """
 
     def __init__(self, config: ViTVQGANConfig, grid: tuple[int, int]) -> None:
@@ -261,7 +261,7 @@ class Encoder(Positions):
 
 
 class Decoder(Positions):
-    """Features -> pixels; the transposed convolution is a Linear too."""
+    """Decoder from features to pixels; the transposed convolution is also computed as a Linear."""
 
     def __init__(self, config: ViTVQGANConfig, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -271,7 +271,7 @@ class Decoder(Positions):
         self.transformer = Transformer(config.decoder)
         self.init_positions("de_pos_embedding", grid, width)
         convolution = nn.ConvTranspose2d(width, config.channels, kernel_size=patch, stride=patch)
-        # The Identity stands where the published Sequential reshapes, so that names agree.
+        # The published Sequential reshapes in place of the Identity, which keeps the names equal.
         self.to_pixel = nn.Sequential(nn.Identity(), convolution)
 
     def forward(
@@ -284,13 +284,13 @@ class Decoder(Positions):
         """(B, N, D) -> (B, channels, h * P, w * P), not clamped."""
         with reduced_blocks(features.device, block_dtype):
             x = self.transformer(features + self.positions(grid, origin)).float()
-        draw = cast(nn.ConvTranspose2d, self.to_pixel[1])
-        pixels = from_patches(x @ draw.weight.flatten(1), grid, self.patch_size_px)
-        return pixels if draw.bias is None else pixels + draw.bias[:, None, None]
+        project = cast(nn.ConvTranspose2d, self.to_pixel[1])
+        pixels = from_patches(x @ project.weight.flatten(1), grid, self.patch_size_px)
+        return pixels if project.bias is None else pixels + project.bias[:, None, None]
 
 
 class Codebook(nn.Module):
-    """The raw rows, under their published name `quantizer.embedding.weight`."""
+    """Raw codebook rows, with the published name `quantizer.embedding.weight`."""
 
     def __init__(self, num_codes: int, code_width: int) -> None:
         super().__init__()
@@ -298,12 +298,12 @@ class Codebook(nn.Module):
 
 
 class ViTVQGAN(nn.Module):
-    """Encoder, codebook and decoder under the published names.
+    """Encoder, codebook and decoder, with the published parameter names.
 
     Args:
-        config: The sizes.
-        grid: Rows and columns of patches of the images it is trained on; only the stored position
-            tables depend on it.
+        config: Sizes of the network.
+        grid: Rows and columns of patches of the training images; only the stored position tables
+            depend on it.
     """
 
     def __init__(self, config: ViTVQGANConfig, grid: tuple[int, int] = (28, 28)) -> None:
@@ -329,7 +329,7 @@ class ViTVQGAN(nn.Module):
         Args:
             pixels: (B, channels, h * P, w * P) float, in [0, 1].
             origin: Row and column of the first patch when `pixels` is a crop of a larger image.
-            block_dtype: Of the blocks' Linears and attention; all else is float32.
+            block_dtype: Type of the blocks' Linears and attention; all else is float32.
 
         Returns:
             (B, N, C) in raster order.
@@ -343,7 +343,7 @@ class ViTVQGAN(nn.Module):
         origin: tuple[int, int] = (0, 0),
         block_dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Pixels of a grid of L2-normalised codes.
+        """Decode a grid of L2-normalised codes to pixels.
 
         Args:
             codes: (B, N, C), normalised, in raster order.
@@ -360,10 +360,10 @@ class ViTVQGAN(nn.Module):
         return self.decoder(self.post_quant(codes), grid or (side, side), origin, block_dtype)
 
     def vector_quantizer(self) -> "VectorQuantize":
-        """vector-quantize-pytorch's quantiser with this network's projections and codes.
+        """Return vector-quantize-pytorch's quantiser with this network's projections and codes.
 
-        Its `project_in` and `project_out` *are* `pre_quant` and `post_quant`; its codebook is a
-        copy of the rows, L2-normalised, as the library expects them for cosine similarity.
+        Its `project_in` and `project_out` are the same objects as `pre_quant` and `post_quant`; its
+        codebook is an L2-normalised copy of the rows, as the library expects for cosine similarity.
         `ImageTokenizer` does not need it.
         """
         # Imports torch._dynamo, which takes as long as torch itself.

@@ -1,4 +1,4 @@
-"""Images to units and back with a ViT-VQGAN."""
+"""Conversion of images to units and back with a ViT-VQGAN."""
 
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,16 @@ DECODE_CHUNK_IMAGES = 4
 
 
 class ImageTokenizer:
-    """Turns pixels into image units and units into pixels.
+    """Converts pixels to image units and units to pixels.
 
     Attributes:
-        name: What it was loaded by; for a path, the file's name alone.
-        fingerprint: sha256 of the weights and settings; see `vitvqgan_weights.fingerprint`.
+        name: Name that it was loaded by; for a path, only the file name.
+        fingerprint: sha256 of the weights and settings; see `weights.fingerprint`.
         precision: "fp32" or "bf16", of the encoder. Distances to the codes and the decoder are
-            float32 in both.
+            always float32.
         codebook: (rows, C) float32, as stored (not normalised), on the CPU.
-        patch_size_px: Side of the square of pixels behind one unit.
-        num_codes: Units lie in [0, num_codes).
+        patch_size_px: Side of the square of pixels that one unit covers.
+        num_codes: Size of the codebook; units are in [0, num_codes).
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class ImageTokenizer:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """Image units of a batch of any size.
+        """Encode a batch of any size to image units.
 
-        An image's units do not depend on the others in its batch: on a CPU, images are encoded one
-        by one, each on a core of its own (see `core_threads`).
+        An image's units do not depend on the others in its batch: on a CPU each image is encoded
+        separately, on one core (see `core_threads`).
 
         Args:
             pixels: (B, 3, H, W) float32 in [0, 1]; H and W multiples of `patch_size_px`.
@@ -78,14 +78,14 @@ class ImageTokenizer:
             (B, H / patch_size_px, W / patch_size_px) int64, on the CPU.
 
         Raises:
-            ValueError: Another type, shape or range, or a value that is not finite.
+            ValueError: Wrong dtype, shape or range, or a value that is not finite.
         """
         self._check_pixels(pixels)
         return self._encode(pixels)
 
     @torch.no_grad()
     def encode_uint8(self, images: np.ndarray | Tensor) -> Tensor:
-        """Image units of decoded images: those that `encode` finds in `images / 255`.
+        """Encode decoded images; the units are those of `encode(images / 255)`.
 
         Args:
             images: (B, H, W, 3) uint8; H and W multiples of `patch_size_px`.
@@ -94,7 +94,7 @@ class ImageTokenizer:
             (B, H / patch_size_px, W / patch_size_px) int64, on the CPU.
 
         Raises:
-            ValueError: Another type or shape.
+            ValueError: Wrong dtype or shape.
         """
         batch = torch.as_tensor(images)
         if batch.dtype != torch.uint8 or batch.ndim != 4:
@@ -126,7 +126,7 @@ class ImageTokenizer:
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
-        """(B, N, C) float32 before quantisation, of a batch that fits into memory."""
+        """Features before quantisation, (B, N, C) float32; the batch must fit into memory."""
         if self._encoder is not None:
             return self._encoder(pixels)
         return self.network.encode_features(pixels, block_dtype=DTYPES[self.precision])
@@ -135,8 +135,8 @@ class ImageTokenizer:
     def nearest(self, features: Tensor) -> Tensor:
         """(..., C) features -> (...) int64 ids of the nearest codes, both L2-normalised.
 
-        The same ids as `ViTVQGAN.vector_quantizer` finds, which builds all distances and a second
-        table.
+        Returns the same ids as `ViTVQGAN.vector_quantizer`, which materialises all distances and a
+        second table.
         """
         flat = F.normalize(features.float().flatten(0, -2), dim=-1, eps=1e-6)
         if self._search is not None:
@@ -145,7 +145,7 @@ class ImageTokenizer:
 
     @torch.no_grad()
     def decode(self, units: Tensor) -> Tensor:
-        """Pixels of a grid of units of any size.
+        """Decode grids of units of any size to pixels.
 
         Args:
             units: (B, h, w), integers in [0, num_codes).
@@ -154,10 +154,10 @@ class ImageTokenizer:
             (B, 3, h * patch_size_px, w * patch_size_px) float32 in [0, 1], on the CPU.
 
         Raises:
-            ValueError: Another shape or type, an id out of range, or no decoder in these weights.
+            ValueError: Wrong shape or dtype, an id out of range, or the weights have no decoder.
         """
         if self.network.decoder is None:
-            raise ValueError(f"{self.name}: these weights hold no decoder, so units stay units")
+            raise ValueError(f"{self.name}: the weights have no decoder for units")
         self._check_units(units)
         batch, rows, columns = units.shape
         size = self.patch_size_px
@@ -212,20 +212,21 @@ def load_image_tokenizer(
     device: str | torch.device | None = None,
     precision: Precision = "fp32",
 ) -> ImageTokenizer:
-    """Load an image tokenizer of any published form; nothing in the file is run.
+    """Load an image tokenizer of any published form; nothing in the file is executed.
 
     Args:
         name_or_path: "compact" (bundled), a path, or a hub id such as
             `thuanz123/vitvqgan-imagenet-base`, with `@revision` to pin it. Forms: a Lightning
             checkpoint of enhancing-transformers, SeiT's pickled `tokenizer.ckpt`, safetensors.
-        codebook: The codebook, or its file, where it is not in the weights (SeiT's
-            `codebook.ckpt`); replaces the one in the weights.
-        device: None for CUDA where there is one, else the CPU.
-        precision: Arithmetic of the encoder. "bf16" is several times as fast on a CPU that has it
-            and gives other units for a few of a hundred patches.
+        codebook: Codebook or its file, if it is not in the weights (SeiT's `codebook.ckpt`);
+            replaces the one in the weights.
+        device: None for CUDA if available, else the CPU.
+        precision: Arithmetic of the encoder. "bf16" is several times as fast on a CPU that supports
+            it and gives other units for a few percent of the patches.
 
     Raises:
-        WeightsError: (a ValueError) no such weights, or not those of a ViT-VQGAN; one line.
+        WeightsError: (a ValueError) the weights are missing or not those of a ViT-VQGAN; one
+            line.
     """
     check_precision(precision)
     path = find_weights(name_or_path, BUNDLED)

@@ -1,8 +1,8 @@
-"""From a weights file of any published form to a `ViTVQGAN`, and back to safetensors.
+"""Conversion of weights files of any published form to a `ViTVQGAN`, and to safetensors.
 
 The published forms differ in names only: a Lightning checkpoint has `encoder.`, `decoder.`,
-`quantizer.` (and `loss.`, which is left out); SeiT's pickled module ends at the features before
-quantisation, under whatever names its module has, and its codebook is a file of its own.
+`quantizer.` (and `loss.`, which is dropped); SeiT's pickled module ends at the features before
+quantisation, with the names of its module, and its codebook is a separate file.
 """
 
 import json
@@ -49,14 +49,14 @@ POSITION_TOLERANCE = 1e-3
 
 
 def load_network(weights: Weights, codebook: Tensor | None = None) -> ViTVQGAN:
-    """Build the network that a file's tensors describe.
+    """Build a network from the tensors of a file.
 
     Args:
-        weights: The file.
-        codebook: (rows, C) to use in place of the file's own.
+        weights: Content of the file.
+        codebook: Codebook (rows, C) that replaces the one in the file.
 
     Raises:
-        WeightsError: One line: what the file holds and what was expected.
+        WeightsError: One line with what the file holds and what was expected.
     """
     tensors = published_names(weights.tensors())
     if codebook is not None:
@@ -83,7 +83,7 @@ def load_network(weights: Weights, codebook: Tensor | None = None) -> ViTVQGAN:
             f" {describe(weights.content)}"
         ) from None
     except (ValueError, TypeError, IndexError) as error:
-        raise WeightsError(f"{weights.path}: shapes of no ViT-VQGAN: {error}") from None
+        raise WeightsError(f"{weights.path}: not the shapes of a ViT-VQGAN: {error}") from None
     _fill(network, tensors, weights.path)
     return network.eval().requires_grad_(False)
 
@@ -91,15 +91,15 @@ def load_network(weights: Weights, codebook: Tensor | None = None) -> ViTVQGAN:
 def config_from_shapes(
     shapes: Mapping[str, tuple[int, ...]], heads: int | None = None
 ) -> ViTVQGANConfig:
-    """Read the sizes off the tensors of a checkpoint.
+    """Derive the sizes from the tensors of a checkpoint.
 
     Args:
         shapes: Shape of each tensor under its published name.
-        heads: Heads of both stacks; None means inner width / 64, as published.
+        heads: Number of heads of both stacks; None for inner width / 64, as published.
 
     Raises:
-        KeyError: A tensor that tells a size is missing; its name.
-        ValueError: Shapes that do not fit each other.
+        KeyError: A tensor that determines a size is missing; its name.
+        ValueError: Shapes do not fit each other.
     """
     width, channels, patch_size_px, _ = shapes["encoder.to_patch_embedding.0.weight"]
     num_codes, code_width = shapes["quantizer.embedding.weight"]
@@ -123,12 +123,12 @@ def _stack_from_shapes(
     layers = f"{stack}.transformer.layers."
     indices = {int(name[len(layers) :].split(".")[0]) for name in shapes if name.startswith(layers)}
     inner_width = shapes[f"{layers}0.0.fn.to_qkv.weight"][0] // 3
-    # A single head of another width than 64 can be told by its missing output projection.
+    # A missing output projection identifies a single head, whose width need not be 64.
     if heads is None and f"{layers}0.0.fn.to_out.weight" not in shapes:
         heads = 1
     heads = heads or max(1, inner_width // HEAD_WIDTH)
     if inner_width % heads:
-        raise ValueError(f"inner width {inner_width} of {stack} is no multiple of {heads} heads")
+        raise ValueError(f"inner width {inner_width} of {stack} is not a multiple of {heads} heads")
     return TransformerConfig(
         width=width,
         depth=max(indices) + 1,
@@ -139,11 +139,11 @@ def _stack_from_shapes(
 
 
 def published_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename to the published names and drop what is no part of the network (`loss.*`).
+    """Rename to the published names and drop tensors outside the network (`loss.*`).
 
-    Where the parts stand under other names (a pickled `Sequential` of encoder and Linear, say),
-    the encoder is what holds the patch embedding, the decoder what holds the pixel projection, and
-    the two Linears are known by their shapes.
+    If the parts have other names (such as a pickled `Sequential` of encoder and Linear), the
+    encoder is the part with the patch embedding, the decoder the one with the pixel projection, and
+    the Linear before quantisation is identified by its shape.
     """
     parts: dict[str, str] = {}  # prefix in the file -> prefix here
     encoder = _prefix_of(tensors, (ENCODER_MARK,))
@@ -179,7 +179,7 @@ def published_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _prefix_of(tensors: dict[str, Tensor], marks: tuple[str, ...]) -> str | None:
-    """What stands before the first of `marks` that ends a name; the shortest wins."""
+    """Shortest prefix before one of `marks` at the end of a name; None if there is none."""
     found = [
         name.removesuffix(mark)
         for name in tensors
@@ -197,7 +197,7 @@ def _current_name(name: str) -> str:
 
 
 def _settings(weights: Weights) -> dict[str, Any]:
-    """What our own files say beyond their shapes."""
+    """Settings in the metadata of an im2sp file; empty for other files."""
     text = weights.metadata.get(METADATA_KEY)
     if text is None:
         return {}
@@ -206,14 +206,14 @@ def _settings(weights: Weights) -> dict[str, Any]:
     except ValueError:
         settings = None
     if not isinstance(settings, dict):
-        raise WeightsError(f"{weights.path}: its metadata {METADATA_KEY!r} is no JSON object")
+        raise WeightsError(f"{weights.path}: its metadata {METADATA_KEY!r} is not a JSON object")
     return settings
 
 
 def _stored_grid(
     tensors: dict[str, Tensor], settings: dict[str, Any], patch_size_px: int
 ) -> tuple[int, int]:
-    """Grid of the stored position tables, square unless the metadata says otherwise."""
+    """Grid of the stored position tables; a square one, from the metadata or the table's size."""
     image_size_px = settings.get("train_image_size_px")
     if isinstance(image_size_px, int):
         return image_size_px // patch_size_px, image_size_px // patch_size_px
@@ -226,7 +226,7 @@ def _stored_grid(
 
 
 def _fill(network: ViTVQGAN, tensors: dict[str, Tensor], path: Path) -> None:
-    """Copy tensors in by name, checking each; position tables may be left out."""
+    """Check tensors and copy them by name; position tables may be missing."""
     for name, target in network.state_dict().items():
         tensor = tensors.get(name)
         if tensor is None and name in POSITIONS:
@@ -246,10 +246,10 @@ def _fill(network: ViTVQGAN, tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def load_codebook(source: str | Path | Tensor | np.ndarray) -> Tensor:
-    """(rows, C) float32 from a tensor, or a file that holds one in any form `read_weights` knows.
+    """Return a codebook (rows, C) float32 from a tensor, or a file that `read_weights` can read.
 
     Raises:
-        WeightsError: Anything but one table of numbers.
+        WeightsError: The source is not one table of numbers.
     """
     if isinstance(source, str | Path):
         weights = read_weights(source)
@@ -270,12 +270,12 @@ def load_codebook(source: str | Path | Tensor | np.ndarray) -> Tensor:
 
 
 def fingerprint(network: ViTVQGAN, precision: str) -> str:
-    """sha256 (hex) of all that decides an image's units.
+    """sha256 (hex) of all that determines an image's units.
 
     These are the encoder's weights as float32, `pre_quant`, the codebook's rows, patch size, heads
     and precision: float32 and bfloat16 give other units for a share of the patches. The container,
-    the stored number type, computed position tables and the decoder do not matter, so SeiT's
-    encoder with its codebook has the fingerprint of the checkpoint that it was cut from.
+    the stored dtype, computed position tables and the decoder do not matter, so SeiT's encoder with
+    its codebook has the same fingerprint as the checkpoint that it was extracted from.
     """
     settings = {
         "format": 1,
@@ -296,12 +296,12 @@ def image_tokenizer_bytes(
     dtype: torch.dtype = torch.float16,
     settings: dict[str, Any] | None = None,
 ) -> bytes:
-    """The network as our safetensors form: published names, without the computed positions.
+    """Serialise a network as safetensors: published names, without the computed positions.
 
     Args:
-        network: The network.
-        dtype: Number type of the stored tensors.
-        settings: More to keep in the metadata, such as the recipe; JSON values.
+        network: Network to write.
+        dtype: Type of the stored tensors.
+        settings: Further metadata, such as the recipe; JSON values.
     """
     stacks = [stack for stack in (network.config.encoder, network.config.decoder) if stack]
     heads = {stack.heads for stack in stacks}

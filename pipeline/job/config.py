@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from im2sp.shards import Layout
 
 CHUNK_SIZE = 256
-"""Inputs whose samples are kept on disk together while the job runs."""
+"""Inputs per chunk, the unit in which a running job stores samples on disk."""
 FITTED, PLAIN = "huffman", "plain"
-"""Ways to code speech in the shards that need no other dataset."""
+"""Codings of speech in the shards that need no other dataset."""
 MAX_WORKERS = 16
 
 Only = Literal["images", "audio"]
@@ -40,7 +40,7 @@ def num_cores() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class JobConfig:
-    """What to tokenize and how. Field docstrings are the help of `im2sp-tokenize`."""
+    """Settings of a tokenize job. Field docstrings are the help of `im2sp-tokenize`."""
 
     source: Path
     """Folder with images and audio (searched recursively), .tar, Karpathy dataset_*.json, LJSpeech
@@ -67,8 +67,8 @@ class JobConfig:
     - random-224-N: random crop, colour jitter and flip number N; also for --other-view"""
     layout: Literal["arrow", "webdataset"] = "arrow"
     """Kind of shard files:
-    - arrow: memory-mapped Arrow files with random access; take this for im2sp-train
-    - webdataset: tar files; take this to stream with the webdataset library"""
+    - arrow: memory-mapped Arrow files with random access; use this for im2sp-train
+    - webdataset: tar files; use this to stream with the webdataset library"""
     samples_per_member: int = 256
     """Samples in one tar member, 1 to 256; webdataset only. 1 gives one file per sample and field,
     which any webdataset tool reads, and is larger."""
@@ -76,7 +76,7 @@ class JobConfig:
     """Inputs per shard file, rounded up to a multiple of 256."""
     speech_codec: Literal["huffman", "plain"] = FITTED
     """Coding of the speech units:
-    - huffman: tables fitted to the first shard's worth of speech; smallest from some 100 clips on
+    - huffman: tables fitted to the first shard's worth of speech; smallest from about 100 clips
     - plain: fixed width"""
     max_pixels: int = DEFAULT_MAX_PIXELS
     """Images with more pixels are refused without being decoded."""
@@ -92,7 +92,7 @@ class JobConfig:
     """Print errors only."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError, naming the flag, where a value cannot be used."""
+        """Raise ValueError, naming the flag, for a value that cannot be used."""
         self.column_names()
         choices = {"view": tuple(VIEWS), "only": (None, *get_args(Only))}
         for name, known in (choices | {"speech_codec": (FITTED, PLAIN)}).items():
@@ -117,7 +117,8 @@ class JobConfig:
 
     def column_names(self) -> dict[str, str]:
         """Columns of a source list by their fields, as `columns` gives them."""
-        names = dict(text.partition("=")[::2] for text in self.columns)
+        parts = [text.partition("=") for text in self.columns]
+        names = {field_name: column for field_name, _, column in parts}
         for field_name, column in names.items():
             if not column:
                 raise ValueError(f"--columns {field_name}; expected FIELD=COLUMN")
@@ -132,7 +133,7 @@ class JobConfig:
 
     @property
     def chunks_per_shard(self) -> int:
-        """Chunks of `CHUNK_SIZE` inputs that make one shard."""
+        """Chunks of `CHUNK_SIZE` inputs per shard."""
         return -(-self.samples_per_shard // CHUNK_SIZE)
 
 
@@ -143,7 +144,7 @@ def describe_job(
     speech_tokenizer: "SpeechTokenizer | None",
     coding: "SpeechCoding | None",
 ) -> dict[str, Any]:
-    """Everything that determines the bytes of the dataset; no clock, host name or local path."""
+    """Return all that determines the bytes of the dataset; no time, host name or local path."""
     tokenizers = [one for one in (image_tokenizer, speech_tokenizer) if one is not None]
     job: dict[str, Any] = {
         "image_tokenizer": None,

@@ -1,18 +1,19 @@
 """Decoding of images and clips, and the worker processes that do it.
 
-Workers are those of `pebble.ProcessPool`: one that dies or exceeds the time limit costs the task
-that it was at, and is replaced. The media of that task are then decoded one by one, so that only
-the one that fails again is refused, and a computer that was suspended refuses nothing. Should the
-pool itself fail (a worker killed while it held the lock on the pipe, or stopped there), it is
-replaced as a whole and the unfinished tasks are submitted again.
+Workers are those of `pebble.ProcessPool`: one that dies or exceeds the time limit fails its
+task and is replaced. The media of that task are then decoded one by one, so that only a medium that
+fails again is refused; a suspended computer therefore causes no rejects. If the pool itself fails
+(a worker was killed or stopped while it held the lock on the pipe), it is replaced as a whole and
+the unfinished tasks are submitted again.
 
 A task is one clip, or up to 8 images, which are as small as their view. At most one task more than
-there are workers is unfinished, and none is submitted while more than 128 MiB of decoded audio wait
-for the consumer: what waits exceeds that limit by these tasks at most.
+the number of workers is running, and none is submitted while more than 128 MiB of decoded audio
+wait for the consumer, so the waiting audio exceeds that limit by at most these tasks.
 """
 
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
 from multiprocessing.context import SpawnContext, SpawnProcess
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -35,36 +37,36 @@ from im2sp.pipeline.decoding.views import VIEWS
 from im2sp.pipeline.sources.items import SourceItem, Utterance
 
 Medium = SourceItem | Utterance
-"""What is decoded at once: the image of an input, or one of its clips."""
+"""Unit of decoding: the image of an input, or one of its clips."""
 
 DEFAULT_TIMEOUT_S = 60.0
 IMAGES_PER_TASK = 8
 MAX_WAITING_BYTES = 128 * 2**20
-"""Decoded audio that waits for the consumer: 35 minutes."""
+"""Limit of decoded audio that waits for the consumer: 35 minutes."""
 _TASKS_PER_WORKER = 8
 _MAX_SILENCE_S = 60
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoded:
-    """An image or clip after decoding, or the reason why there is none."""
+    """An image or clip after decoding, or the reason why it is refused."""
 
     pixels: np.ndarray | None = None
     """uint8 [S, S, 3] of an image."""
     thumbnail: np.ndarray | None = None
-    """uint8 [H, W, 3] of an image, whole and reduced, where one is asked for."""
+    """uint8 [H, W, 3]: the whole image reduced in size, if requested."""
     waveform: np.ndarray | None = None
     """float32 [T] at 16 kHz of a clip."""
     size_bytes: int = 0
     """Size of the original file."""
     reason: str = ""
-    """Why it is refused; "" where it is not."""
+    """Reason of the refusal; "" if accepted."""
 
 
 def media_of(item: SourceItem) -> list[Medium]:
-    """Media of an input: its image, then its clips.
+    """Return the media of an input: its image, then its clips.
 
-    An input that cannot be used, or holds nothing, is one medium that will be refused.
+    An input that cannot be used, or has no media, is one medium that will be refused.
     """
     if item.error is not None or not (item.image or item.utterances):
         return [item]
@@ -78,7 +80,7 @@ def decode(
     max_audio_s: float = DEFAULT_MAX_SECONDS,
     thumbnail_px: int = 0,
 ) -> Decoded:
-    """Decode an image, as the view shows it, or a clip; never raises for what it holds."""
+    """Decode a clip, or an image to its view; never raises, whatever the content is."""
     if medium.error is not None:
         return Decoded(reason=medium.error)
     try:
@@ -86,13 +88,13 @@ def decode(
             return _decode_clip(medium, max_audio_s)
         return _decode_image(medium, view, max_pixels, thumbnail_px)
     except (ImageError, AudioError) as error:
-        # The message begins with the name, which the reject has in a field of its own.
+        # The message starts with the name, which the reject has in a separate field.
         return Decoded(reason=str(error).removeprefix(f"{shown(medium.name)}: "))
-    except OSError as error:  # the file vanished after it was read
+    except OSError as error:  # the file was removed after it was read
         return Decoded(reason=f"cannot be read: {error.strerror or error}")
     except MemoryError:
         return Decoded(reason="decoding needs more memory than there is")
-    except Exception as error:  # the per-item edge: one input never ends the run
+    except Exception as error:  # per-item boundary: one input never ends the run
         return Decoded(reason=_unexpected(error))
 
 
@@ -120,13 +122,13 @@ def _unexpected(error: BaseException) -> str:
 
 
 class DecodePool:
-    """Worker processes that decode media; use it in a `with` statement, which ends them.
+    """Worker processes that decode media; a context manager, which ends them on exit.
 
     Args:
         num_workers: Number of processes.
         view: Name of the view that images are decoded to.
-        max_pixels: Largest image that is decoded.
-        max_audio_s: Longest clip that is decoded.
+        max_pixels: Pixels of the largest image that is decoded.
+        max_audio_s: Seconds of the longest clip that is decoded.
         timeout_s: Time limit of one decode; a medium that exceeds it twice is refused.
         thumbnail_px: Side of the square that thumbnails of images fit into; 0 for none.
     """
@@ -144,8 +146,8 @@ class DecodePool:
         self._num_workers, self._timeout_s = num_workers, timeout_s
         self._settings = (view, max_pixels, max_audio_s, thumbnail_px)
         self._changed = threading.Condition()
-        self._tasks: deque[_Task] = deque()  # all that are not consumed, in order
-        self._queue: deque[_Task] = deque()  # those of them that are not submitted, in order
+        self._tasks: deque[_Task] = deque()  # all tasks not consumed yet, in order
+        self._queue: deque[_Task] = deque()  # those not submitted yet, in order
         self._waiting_bytes = 0
         self._reset()
 
@@ -157,12 +159,12 @@ class DecodePool:
         self._pool.join()
 
     def start(self) -> None:
-        """Start the workers, so that they are up when the first task comes; returns at once."""
-        with suppress(BrokenExecutor):  # the first task meets it again
-            _ = self._pool.active  # this property starts them
+        """Start the workers before the first task; returns at once."""
+        with suppress(BrokenExecutor):  # the first task will raise it again
+            _ = self._pool.active  # reading this property starts them
 
     def decode(self, media: Iterable[Medium]) -> Iterator[Decoded]:
-        """Decode media; results come one by one, in the order of the media.
+        """Decode media; yields results one by one, in the order of the media.
 
         Raises:
             ChildProcessError: No worker can be started.
@@ -181,7 +183,7 @@ class DecodePool:
             while results:
                 with self._changed:
                     self._waiting_bytes -= _audio_bytes(results[:1])
-                yield results.pop(0)  # nothing here keeps a clip alive while another comes
+                yield results.pop(0)  # no reference keeps a clip alive while another is decoded
 
     def _wait(self) -> None:
         """Wait until the first task is done."""
@@ -192,12 +194,12 @@ class DecodePool:
                 self._changed.wait_for(lambda: task.is_done or self._is_broken, timeout=1)
             if task.is_done:
                 return
-            self._silence_s += 1  # seconds in which this process ran: suspended ones do not count
+            self._silence_s += 1  # seconds in which this process ran, without suspended time
             if self._is_broken or self._silence_s > self._timeout_s + _MAX_SILENCE_S:
                 self._restart()
 
     def _submit(self) -> None:
-        """Submit tasks while few are unfinished and little audio waits for the consumer."""
+        """Submit tasks while few are running and little audio waits for the consumer."""
         with self._changed:
             while self._queue and self._num_running <= self._num_workers and not self._is_broken:
                 task = self._queue[0]
@@ -227,7 +229,7 @@ class DecodePool:
         self._submit()
 
     def _take(self) -> "list[Decoded]":
-        """Results of the first task; none where its media are put in its place, each by itself."""
+        """Return results of the first task; none if its media are queued again one by one."""
         with self._changed:
             task = self._tasks.popleft()
             if task.error is None or task.is_retry:
@@ -246,12 +248,9 @@ class DecodePool:
         return _unexpected(error)
 
     def _restart(self) -> None:
-        """Replace the pool, and submit again what is unfinished."""
+        """Replace the pool, and queue the unfinished tasks again."""
         if not self._has_answered:
-            raise ChildProcessError(
-                "the decoding processes could not start; is there memory left? In a program of "
-                'your own, is the code that runs guarded by `if __name__ == "__main__":`?'
-            )
+            raise ChildProcessError("the decoding processes could not start; is there memory left?")
         self.__exit__()
         self._reset()
         self._queue = deque(task for task in self._tasks if not task.is_done)
@@ -259,8 +258,8 @@ class DecodePool:
     def _reset(self) -> None:
         self._num_running = self._silence_s = 0
         self._is_broken = self._has_answered = False
-        # Spawned, not forked: torch's threads in this process would be copied in an unknown state.
-        context: Any = _Context()  # its stub names the Pipe of Windows, which pebble's type refuses
+        # Spawned, not forked: a fork would copy the state of torch's threads, but not the threads.
+        context: Any = _Context()  # its stub has the Pipe of Windows, which pebble's type rejects
         self._pool = ProcessPool(self._num_workers, initializer=_silence, context=context)
 
 
@@ -277,14 +276,17 @@ class _Task:
 
 
 class _Worker(SpawnProcess):
-    """A process that is killed where pebble would ask it to end and wait: nothing can be lost."""
+    """A process that `terminate` kills at once; decoding has no state that could be lost."""
 
     def start(self) -> None:
-        # The mask is inherited: Ctrl-C is for the parent, which then ends its workers.
+        # The mask is inherited: Ctrl-C reaches only the parent, which then ends its workers.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        # A worker would import the program's main module, of which it needs nothing.
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
         try:
             super().start()
         finally:
+            sys.modules["__main__"] = main
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def terminate(self) -> None:
@@ -296,10 +298,10 @@ class _Context(SpawnContext):
 
 
 def _silence() -> None:
-    """Decoders in C may print what they think of a file; the output belongs to the command."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+    """Discard the output of decoders in C, which may print warnings about a file."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
 
 
 def _decode_all(media: list[Medium], *settings: Any) -> list[Decoded]:
@@ -307,7 +309,7 @@ def _decode_all(media: list[Medium], *settings: Any) -> list[Decoded]:
 
 
 def _tasks_of(media: Iterable[Medium]) -> Iterator[_Task]:
-    """One clip each, or images that follow one another."""
+    """Tasks of one clip, or of consecutive images."""
     for is_clip, run in groupby(media, lambda medium: isinstance(medium, Utterance)):
         while group := list(islice(run, 1 if is_clip else IMAGES_PER_TASK)):
             yield _Task(media=group)

@@ -1,8 +1,8 @@
-"""Decoded pictures and clips to samples of units.
+"""Encoding of decoded images and clips to samples of units.
 
-Inputs are encoded a group at a time: large enough to keep the cores or the GPU busy, small enough
-to fit in memory and to show progress. Long clips go through in pieces of 100 s, which the tokenizer
-would cut them into anyway.
+Inputs are encoded in groups, large enough to keep the cores or the GPU busy and small enough to fit
+in memory and to show progress. Long clips are encoded in pieces of 100 s, into which the tokenizer
+would split them anyway.
 """
 
 import time
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 GPU_BATCH_INPUTS = 128
 """Inputs encoded at once on a GPU."""
 MIN_CPU_BATCH_INPUTS, MAX_CPU_BATCH_INPUTS = 16, 64
-"""The same on a CPU, where a slow tokenizer gets fewer, so that progress shows."""
+"""The same on a CPU, where a slow tokenizer gets smaller groups to keep the progress visible."""
 FIRST_GROUP_SAMPLES = 100 * SAMPLE_RATE_HZ
-"""Sound encoded at once on a CPU; doubled while that is quick."""
+"""Samples of audio encoded at once on a CPU; doubled while groups are quick."""
 MAX_GROUP_SAMPLES = 800 * SAMPLE_RATE_HZ
-"""The most of it, and what a GPU gets: 51 MB."""
+"""Upper limit on a CPU, and the value on a GPU: 51 MB."""
 _MAX_CALL_SAMPLES = MAX_GROUP_SAMPLES + 100 * SAMPLE_RATE_HZ
 _QUICK_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Spoken:
-    """An utterance of one input after encoding."""
+class _EncodedClip:
+    """A clip of one input after encoding."""
 
     utterance: Utterance
     result: Decoded
@@ -48,34 +48,34 @@ class _Spoken:
 
 @dataclass(kw_only=True)
 class _Draft:
-    """One input whose media were taken from the decoding processes."""
+    """One input whose media were decoded."""
 
     item: SourceItem
     refusal: str = ""
     image_file_bytes: int = 0
     image_units: np.ndarray | None = None
-    spoken: list[_Spoken] = field(default_factory=list)
+    clips: list[_EncodedClip] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
 class _Group:
-    """What is encoded together."""
+    """Inputs that are encoded together."""
 
     drafts: list[_Draft] = field(default_factory=list)
-    pictures: list[tuple[_Draft, np.ndarray]] = field(default_factory=list)
+    images: list[tuple[_Draft, np.ndarray]] = field(default_factory=list)
     clips: list[tuple[_Draft, int, np.ndarray]] = field(default_factory=list)
     num_samples: int = 0
 
 
 class MediaEncoder:
-    """Encodes inputs with the tokenizers that their source needs.
+    """Encoder of inputs, with the tokenizers that their source needs.
 
-    What it gives depends on the inputs alone, not on how they are grouped.
+    Its output depends only on the inputs, not on how they are grouped.
 
     Attributes:
-        num_images: Pictures encoded so far.
+        num_images: Images encoded so far.
         num_utterances: Clips encoded so far.
-        num_samples: Samples of sound at 16 kHz encoded so far.
+        num_samples: Samples of audio at 16 kHz encoded so far.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class MediaEncoder:
         self._speech_tokenizer = speech_tokenizer
         self._view = VIEWS[view]
         tokenizers = [one for one in (image_tokenizer, speech_tokenizer) if one is not None]
-        # On a GPU units may depend on their group, so groups do not depend on the clock there.
+        # On a GPU units may depend on their group, so its size must not depend on timing there.
         self._is_cpu = all(one.device.type == "cpu" for one in tokenizers)
         self._batch_inputs = MIN_CPU_BATCH_INPUTS if self._is_cpu else GPU_BATCH_INPUTS
         self._group_samples = FIRST_GROUP_SAMPLES if self._is_cpu else MAX_GROUP_SAMPLES
@@ -101,20 +101,21 @@ class MediaEncoder:
         tally: Tally,
         on_progress: Callable[[int], object],
     ) -> list[Sample]:
-        """Samples of the inputs that are not refused.
+        """Return samples of the inputs that are not refused.
 
         Args:
             items: The inputs.
-            decoded: Gives what `media_of` them became, in that order; as much is taken from it.
+            decoded: Iterator over their decoded media, in the order of `media_of`; only these are
+                consumed.
             tally: Counts and rejects are added to it.
-            on_progress: Called with a number of inputs whenever so many more are done.
+            on_progress: Called with the number of inputs in each group that is done.
         """
         samples: list[Sample] = []
         start = 0
         while start < len(items):
             begin_s = time.monotonic()
             group = self._take(items[start:], decoded)
-            self._encode_pictures(group)
+            self._encode_images(group)
             self._encode_clips(group)
             samples += [
                 sample for draft in group.drafts if (sample := _finish(draft, tally)) is not None
@@ -128,7 +129,7 @@ class MediaEncoder:
         return samples
 
     def _take(self, items: Sequence[SourceItem], decoded: Iterator[Decoded]) -> _Group:
-        """The next group: at least one input."""
+        """Return the next group: at least one input."""
         group = _Group()
         for item in items[: self._batch_inputs]:
             if group.drafts and group.num_samples >= self._group_samples:
@@ -136,37 +137,37 @@ class MediaEncoder:
             draft = _Draft(item=item)
             group.drafts.append(draft)
             for medium in media_of(item):
-                # Not named here, where it would live on while the next one comes.
+                # Not bound to a name, which would keep it alive while the next one is decoded.
                 self._take_medium(group, draft, medium, next(decoded))
         return group
 
     def _take_medium(self, group: _Group, draft: _Draft, medium: Medium, result: Decoded) -> None:
         if draft.refusal:
-            return  # its clips go with it
+            return  # its clips are dropped too
         if not isinstance(medium, Utterance):
             if result.pixels is None:
                 draft.refusal = result.reason
                 return
             draft.image_file_bytes = result.size_bytes
-            group.pictures.append((draft, result.pixels))
+            group.images.append((draft, result.pixels))
             return
-        place, waveform = len(draft.spoken), result.waveform
+        place, waveform = len(draft.clips), result.waveform
         num_samples = 0 if waveform is None else len(waveform)
         kept = replace(result, waveform=None)
-        draft.spoken.append(_Spoken(utterance=medium, result=kept, num_samples=num_samples))
+        draft.clips.append(_EncodedClip(utterance=medium, result=kept, num_samples=num_samples))
         if waveform is not None:
             group.clips.append((draft, place, waveform))
             group.num_samples += num_samples
             if group.num_samples >= MAX_GROUP_SAMPLES:
                 self._encode_clips(group)
 
-    def _encode_pictures(self, group: _Group) -> None:
-        if not group.pictures:
+    def _encode_images(self, group: _Group) -> None:
+        if not group.images:
             return
-        units = self._image_units([pixels for _, pixels in group.pictures])
-        for (draft, _), image_units in zip(group.pictures, units, strict=True):
+        units = self._image_units([pixels for _, pixels in group.images])
+        for (draft, _), image_units in zip(group.images, units, strict=True):
             draft.image_units = image_units
-        self.num_images += len(group.pictures)
+        self.num_images += len(group.images)
 
     def _image_units(self, pixels: list[np.ndarray]) -> np.ndarray:
         """uint8 [S, S, 3] each -> uint16 [B, 28, 28]."""
@@ -175,43 +176,43 @@ class MediaEncoder:
         return self._view.crop_units(units).numpy().astype(np.uint16)
 
     def _encode_clips(self, group: _Group) -> None:
-        """Encode the clips that the group holds, and let go of them."""
+        """Encode the clips of the group, and release them."""
         if not group.clips:
             return
         frames = self._frame_units([waveform for _, _, waveform in group.clips])
         for (draft, place, _), frame_units in zip(group.clips, frames, strict=True):
-            spoken = draft.spoken[place]
+            clip = draft.clips[place]
             try:
                 units, durations = deduplicate(frame_units)
-                draft.spoken[place] = replace(spoken, units=units, durations=durations)
-            except ShardError as error:  # one sound for longer than a duration can say
-                result = replace(spoken.result, reason=str(error))
-                draft.spoken[place] = replace(spoken, result=result)
+                draft.clips[place] = replace(clip, units=units, durations=durations)
+            except ShardError as error:  # a unit repeated for longer than a duration can hold
+                result = replace(clip.result, reason=str(error))
+                draft.clips[place] = replace(clip, result=result)
             self.num_utterances += 1
-            self.num_samples += spoken.num_samples
+            self.num_samples += clip.num_samples
         group.clips.clear()
         group.num_samples = 0
 
     def _frame_units(self, waveforms: list[np.ndarray]) -> list[np.ndarray]:
-        """float32 [T] each -> uint16 [frames] each, repeats kept."""
+        """Units per frame, repeats kept: float32 [T] each -> uint16 [frames] each."""
         from im2sp.pipeline.speech_tokenizer.tokenizer import CHUNK_SAMPLES
 
         assert self._speech_tokenizer is not None
         pieces = [
-            (clip, waveform[start : start + CHUNK_SAMPLES])
-            for clip, waveform in enumerate(waveforms)
+            (index, waveform[start : start + CHUNK_SAMPLES])
+            for index, waveform in enumerate(waveforms)
             for start in range(0, len(waveform) - MIN_SAMPLES + 1, CHUNK_SAMPLES)
         ]
         found: list[list[np.ndarray]] = [[] for _ in waveforms]
         for part in _parts(pieces):
             units = self._speech_tokenizer.encode_batch([piece for _, piece in part])
-            for (clip, _), frame_units in zip(part, units, strict=True):
-                found[clip].append(frame_units)
+            for (index, _), frame_units in zip(part, units, strict=True):
+                found[index].append(frame_units)
         return [np.concatenate(parts) for parts in found]
 
 
 def _parts(pieces: list[tuple[int, np.ndarray]]) -> Iterator[list[tuple[int, np.ndarray]]]:
-    """Pieces that go through the tokenizer together: all of them, but for those of long clips."""
+    """Batches of pieces for the tokenizer: one batch, unless there are long clips."""
     part: list[tuple[int, np.ndarray]] = []
     num_samples = 0
     for piece in pieces:
@@ -225,37 +226,37 @@ def _parts(pieces: list[tuple[int, np.ndarray]]) -> Iterator[list[tuple[int, np.
 
 
 def _finish(draft: _Draft, tally: Tally) -> Sample | None:
-    """The sample of an input, None where it is refused; counts it."""
+    """Return the sample of an input, None if it is refused; adds to the counts."""
     item = draft.item
     if draft.refusal:
         tally.rejects.append({"file": item.name, "reason": draft.refusal})
         return None
-    accepted = [spoken for spoken in draft.spoken if not spoken.result.reason]
-    refused = [spoken for spoken in draft.spoken if spoken.result.reason]
+    accepted = [clip for clip in draft.clips if not clip.result.reason]
+    refused = [clip for clip in draft.clips if clip.result.reason]
     tally.rejects += [
-        {"file": spoken.utterance.name, "reason": spoken.result.reason} for spoken in refused
+        {"file": clip.utterance.name, "reason": clip.result.reason} for clip in refused
     ]
     if draft.image_units is not None:
         tally.num_images += 1
         tally.image_file_bytes += draft.image_file_bytes
     elif not accepted:
         return None
-    for spoken in accepted:
+    for clip in accepted:
         tally.num_utterances += 1
-        tally.audio_samples += spoken.num_samples
-        tally.audio_file_bytes += spoken.result.size_bytes
+        tally.audio_samples += clip.num_samples
+        tally.audio_file_bytes += clip.result.size_bytes
     return Sample(
         key=item.key,
         split=item.split,
         image_units=draft.image_units,
-        speech_units=[spoken.units for spoken in accepted if spoken.units is not None],
-        durations=[spoken.durations for spoken in accepted if spoken.durations is not None]
+        speech_units=[clip.units for clip in accepted if clip.units is not None],
+        durations=[clip.durations for clip in accepted if clip.durations is not None]
         if accepted
         else None,
         captions=captions_of(
             item,
-            [spoken.utterance for spoken in accepted],
-            [spoken.utterance for spoken in refused],
+            [clip.utterance for clip in accepted],
+            [clip.utterance for clip in refused],
         ),
     )
 
@@ -263,10 +264,10 @@ def _finish(draft: _Draft, tally: Tally) -> Sample | None:
 def captions_of(
     item: SourceItem, accepted: Sequence[Utterance], refused: Sequence[Utterance]
 ) -> list[str]:
-    """Captions of a sample: one a stored utterance, in their order, then those without speech.
+    """Captions of a sample: one per stored clip, in their order, then those without speech.
 
-    An utterance without a transcript has "", so that the others keep their place;
-    where there is no text at all, there are no captions.
+    A clip without a transcript has "", so that captions and clips stay aligned; if there is no text
+    at all, there are no captions.
     """
     rest = [*texts_of(refused), *item.captions]
     if not rest and not texts_of(accepted):

@@ -1,14 +1,15 @@
 """Identity of inputs: enough of each to notice that it has changed since a job read it.
 
-An input is known by its name, captions and split, and by size and modification time of its files;
-one inside a tar by its place there, and by those of the tar. The digests are kept beside the
-dataset and are no part of it: a copy of the dataset elsewhere does without.
+An unfinished job keeps a digest of each input: its name, captions and split, and size and
+modification time of its files; for one inside a tar its place there, and those of the tar. A
+finished dataset holds no such thing: there, inputs are compared with the manifest's modification
+time and with the bytes that it counts.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from im2sp.pipeline.decoding.media import ByteRange
 from im2sp.pipeline.sources.items import SourceItem
 from im2sp.shards.files import atomic_file
 
-IDENTITIES_NAME = ".im2sp-inputs"
+IDENTITIES_NAME = "inputs.u64"
 
 
 def identities(items: Sequence[SourceItem]) -> NDArray[np.uint64]:
@@ -50,6 +51,36 @@ def _status(path: Path) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return status.st_size, status.st_mtime_ns
+
+
+def changed_since(
+    items: Sequence[SourceItem], manifest_path: Path, raw: Mapping[str, int], num_rejects: int
+) -> list[str]:
+    """Names of the inputs that were modified since a manifest was written.
+
+    Where none was, but the accepted inputs have other sizes together than the manifest counts
+    (`raw`), the result names their number. That is known where no input was refused.
+    """
+    written_ns = manifest_path.stat().st_mtime_ns
+    changed: list[str] = []
+    num_bytes = {"image_file_bytes": 0, "audio_file_bytes": 0}
+    for item in items:
+        places = [(item.image, "image_file_bytes")]
+        places += [(utterance.audio, "audio_file_bytes") for utterance in item.utterances]
+        times_ns = [0]
+        for place, kind in places:
+            if place is not None:
+                is_range = isinstance(place, ByteRange)
+                size_bytes, time_ns = _status(place.path if is_range else place)
+                num_bytes[kind] += place.size_bytes if is_range else size_bytes
+                times_ns.append(time_ns)
+        if max(times_ns) >= written_ns:
+            changed.append(item.name)
+    expected = {kind: raw[kind] for kind in num_bytes if kind in raw}
+    found = {kind: num_bytes[kind] for kind in expected}
+    if not changed and not num_rejects and found != expected:
+        return [f"{sum(found.values()):,} bytes instead of {sum(expected.values()):,}"]
+    return changed
 
 
 def read_identities(folder: Path, num_inputs: int) -> NDArray[np.uint64] | None:

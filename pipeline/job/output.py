@@ -1,8 +1,9 @@
-"""May a tokenize job write into its output folder, and which files there may it replace?
+"""Checks of the output folder: if a tokenize job may write there, and what it may replace.
 
-The folder may hold anything else besides: Python sources, notes, even a tar named like a shard.
-Ours is only what a `dataset.json` of ours lists, what the unfinished job there writes, and what an
-interrupted --overwrite had begun to remove. A dataset or job of other settings is left as it is.
+The folder may hold other files: Python sources, notes, even a tar named like a shard. A job
+replaces only files that an im2sp `dataset.json` lists, that the unfinished job there writes, or
+that an interrupted --overwrite had started to remove. A dataset or job with other settings is left
+as it is.
 """
 
 import re
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from im2sp.pipeline.job.config import JobError
-from im2sp.pipeline.job.identity import IDENTITIES_NAME
 from im2sp.pipeline.job.state import JobState
 from im2sp.shards import CODEBOOK_NAME, MANIFEST_NAME, REJECTS_NAME, Layout, Manifest, ShardError
 from im2sp.shards.files import TMP_SUFFIX
@@ -21,15 +21,15 @@ _COMMON = [MANIFEST_NAME, REJECTS_NAME, CODEBOOK_NAME]
 
 
 def check_output(state: JobState, job: dict[str, Any], *, overwrite: bool) -> Manifest | None:
-    """The manifest if the very dataset is there already; looks and changes nothing.
+    """Return the manifest if the same dataset is already complete; changes nothing on disk.
 
     Args:
         state: The job folder of the dataset.
-        job: Description of the job that is to run.
-        overwrite: Whether it shall replace what is there.
+        job: Description of the job to run.
+        overwrite: Replace an existing dataset or job.
 
     Raises:
-        JobError: Something else is there.
+        JobError: The folder holds another dataset or job, or files that are not im2sp's.
     """
     dataset_dir = state.dataset_dir
     finished = None if overwrite else read_finished(dataset_dir)
@@ -38,12 +38,12 @@ def check_output(state: JobState, job: dict[str, Any], *, overwrite: bool) -> Ma
     elif state.exists and not overwrite:
         _check_same(dataset_dir, state.read_job(), job, "an unfinished job")
     else:
-        check_room(dataset_dir, state, Layout(**job["layout"]))
+        check_replaced(dataset_dir, state, Layout(**job["layout"]))
     return finished
 
 
 def prepare_output(state: JobState, job: dict[str, Any], *, overwrite: bool) -> Manifest | None:
-    """Make the folder, which must be locked, ready to begin or go on; as `check_output`."""
+    """Prepare the locked folder to start or resume a job; otherwise as `check_output`."""
     finished = check_output(state, job, overwrite=overwrite)
     if finished is not None:
         state.remove()
@@ -53,32 +53,32 @@ def prepare_output(state: JobState, job: dict[str, Any], *, overwrite: bool) -> 
 
 
 def own_files(dataset_dir: Path, state: JobState) -> list[str]:
-    """Names of files that --overwrite removes, the manifest first: without it, nothing counts."""
+    """Names of files that --overwrite removes; the manifest first, as it validates the rest."""
     manifest = _manifest_bytes(dataset_dir)
     has_manifest = manifest.startswith(_MANIFEST_HEAD)
     suffix = state.layout_suffix()
-    # A dict keeps the order and drops what is named twice.
+    # A dict keeps the order and drops duplicates.
     names = dict.fromkeys(state.read_stale())
     if has_manifest:
-        # Listed files are found in the text, so that a damaged manifest still tells.
+        # A text search finds the listed files even if the manifest is damaged.
         listed = [name.decode() for name in _LISTED.findall(manifest)]
         names = dict.fromkeys([MANIFEST_NAME, *names, *listed])
     else:
         names.pop(MANIFEST_NAME, None)
     if has_manifest or suffix is not None:
-        names |= dict.fromkeys([REJECTS_NAME, CODEBOOK_NAME, IDENTITIES_NAME])
+        names |= dict.fromkeys([REJECTS_NAME, CODEBOOK_NAME])
     if suffix is not None:
-        # The folder held no such names when the job began.
+        # The folder held no such names when the job started.
         names |= dict.fromkeys(_shard_names(dataset_dir, suffix))
     with_tmp = [file for name in names for file in (name, name + TMP_SUFFIX)]
     return [name for name in with_tmp if (dataset_dir / name).is_file()]
 
 
-def check_room(dataset_dir: Path, state: JobState, layout: Layout) -> None:
-    """Make sure that a new job replaces nothing but files of ours.
+def check_replaced(dataset_dir: Path, state: JobState, layout: Layout) -> None:
+    """Check that a new job replaces only files that im2sp wrote.
 
     Raises:
-        JobError: A file that is not ours has a name that the job needs.
+        JobError: Another file has a name that the job needs.
     """
     wanted = [name for name in _COMMON if (dataset_dir / name).exists()]
     wanted += _shard_names(dataset_dir, layout.suffix)
@@ -86,29 +86,29 @@ def check_room(dataset_dir: Path, state: JobState, layout: Layout) -> None:
     foreign = [name for name in wanted if name not in own and not name.endswith(TMP_SUFFIX)]
     if foreign:
         raise JobError(
-            f"{dataset_dir}: holds {foreign[0]}, which the job would replace and no dataset.json "
+            f"{dataset_dir}: holds {foreign[0]}, which the job would replace but no dataset.json "
             "or unfinished job of im2sp there lists; move it away or choose another --out"
         )
 
 
 def read_finished(dataset_dir: Path) -> Manifest | None:
-    """The manifest of the dataset that is there; None where there is none.
+    """Return the manifest of the finished dataset in a folder; None if there is none.
 
     Raises:
-        JobError: It is damaged or none of ours, or a shard is missing or of another size.
+        JobError: It is damaged or not im2sp's, or a shard is missing or has another size.
     """
     path = dataset_dir / MANIFEST_NAME
     if not path.exists():
         return None
     if not _manifest_bytes(dataset_dir).startswith(_MANIFEST_HEAD):
         raise JobError(
-            f"{dataset_dir}: its {MANIFEST_NAME} is none of im2sp; choose another --out, or move "
-            "the file away"
+            f"{dataset_dir}: its {MANIFEST_NAME} was not written by im2sp; choose another --out, "
+            "or move the file away"
         )
     try:
         manifest = Manifest.read(dataset_dir)
     except ShardError as error:
-        raise JobError(f"{error}; or start anew with --overwrite") from None
+        raise JobError(f"{error}; or start over with --overwrite") from None
     sizes = {shard.file: shard.size_bytes for shard in manifest.shards}
     for name, size_bytes in sizes.items():
         shard_path = dataset_dir / name
@@ -116,7 +116,7 @@ def read_finished(dataset_dir: Path) -> Manifest | None:
         if found != f"{size_bytes:,} bytes":
             raise JobError(
                 f"{shard_path}: {found}, {MANIFEST_NAME} lists {size_bytes:,} bytes; copy the file "
-                "again or start anew with --overwrite"
+                "again or start over with --overwrite"
             )
     return manifest
 
@@ -127,7 +127,7 @@ def _manifest_bytes(dataset_dir: Path) -> bytes:
 
 
 def _shard_names(dataset_dir: Path, suffix: str) -> list[str]:
-    """Files that bear the name of a shard, or of one that was being written."""
+    """Files named like a shard, or like one that is being written."""
     if not dataset_dir.is_dir():
         return []
     pattern = re.compile(rf"\d{{5,}}{re.escape(suffix)}({re.escape(TMP_SUFFIX)})?")
@@ -135,7 +135,7 @@ def _shard_names(dataset_dir: Path, suffix: str) -> list[str]:
 
 
 def _job_of(manifest: Manifest) -> dict[str, Any]:
-    """The description of the job that made a dataset."""
+    """Description of the job that wrote a dataset."""
     image_tokenizer = manifest.image_tokenizer
     if image_tokenizer is not None:
         own = ("codebook_file", "codebook_sha256")
@@ -154,12 +154,12 @@ def _check_same(dataset_dir: Path, before: dict[str, Any], now: dict[str, Any], 
     found = differences(before, now)
     if found:
         raise JobError(
-            f"{dataset_dir}: holds {what} of other settings ({'; '.join(found)}); choose another "
-            "--out, or --overwrite to start anew"
+            f"{dataset_dir}: holds {what} with other settings ({'; '.join(found)}); choose another "
+            "--out, or start over with --overwrite"
         )
 
 
-_WORDS = {
+_LABELS = {
     "image_tokenizer.name": "--image-tokenizer",
     "image_tokenizer.fingerprint": "fingerprint of the image tokenizer",
     "image_tokenizer.precision": "--precision",
@@ -185,14 +185,14 @@ _WORDS = {
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """Where two descriptions differ: `--view: squash-224 there, center-224 now`."""
+    """Differences of two descriptions: `--view: squash-224 there, center-224 now`."""
     found: list[str] = []
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             found += differences(old, new, f"{prefix}{name}.")
         elif old != new:
-            label = _WORDS.get(prefix + name, prefix + name)
+            label = _LABELS.get(prefix + name, prefix + name)
             found.append(f"{label}: {_shown(old)} there, {_shown(new)} now")
     return found
 

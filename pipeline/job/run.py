@@ -1,12 +1,12 @@
-"""The tokenize job: a source of pictures and sound to a dataset of shards.
+"""The tokenize job: from a source of images and audio to a dataset of shards.
 
-Inputs are worked off in chunks of 256. Worker processes decode, this process encodes
-(`job_encode`), and each finished chunk is kept in the job folder (`job_state`); a shard is written
-once all its chunks are there, and the manifest last. What a chunk holds depends on the source and
-the settings alone, so neither interruptions nor the number of workers change a byte of the result.
+Inputs are processed in chunks of 256. Worker processes decode, this process encodes (`encode`),
+and each finished chunk is stored in the job folder (`state`). A shard is written once all its
+chunks are done, and the manifest last. The content of a chunk depends only on the source and the
+settings, so neither interruptions nor the number of workers change a byte of the result.
 
-Chunks keep speech in plain codes. Shards get tables that are fitted to the first shard's worth of
-it, so shards before the first one with speech wait for that one.
+Chunks store speech in plain codes. Shards use tables fitted to the first shard's worth of speech,
+so shards before the first one with speech are written after it.
 """
 
 import errno
@@ -32,6 +32,7 @@ from im2sp.pipeline.job.config import JobConfig, JobError, check_image_tokenizer
 from im2sp.pipeline.job.decode_pool import IMAGES_PER_TASK, Decoded, DecodePool, media_of
 from im2sp.pipeline.job.encode import MediaEncoder
 from im2sp.pipeline.job.identity import (
+    changed_since,
     identities,
     read_identities,
     write_identities,
@@ -68,32 +69,32 @@ __all__ = ["JobConfig", "JobResult", "run_job"]
 
 @dataclass(frozen=True, kw_only=True)
 class JobResult:
-    """What a job did, for the summary."""
+    """Result of a job, for the summary."""
 
     manifest: Manifest
-    """The manifest of the finished dataset."""
+    """Manifest of the finished dataset."""
     listing: SourceListing
-    """What the source held."""
+    """Inputs of the source."""
     num_encoded: int = 0
-    """Pictures encoded by this run; fewer than the dataset has where it went on with a job."""
+    """Images encoded by this run; fewer than in the dataset if the run resumed a job."""
     num_utterances: int = 0
     """Clips encoded by this run."""
     audio_s: float = 0.0
-    """Seconds of sound in them."""
+    """Seconds of audio in these clips."""
     encode_s: float = 0.0
     """Seconds from the first decoded input to the last shard."""
     was_finished: bool = False
-    """Whether the very dataset was there already, so that nothing was done."""
+    """True if the same dataset was already complete, so that nothing was done."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Tokenizers:
-    """What the source needs; None for what it holds nothing of."""
+    """Tokenizers that the source needs; None for a kind of media that it does not hold."""
 
     image: "ImageTokenizer | None"
     speech: "SpeechTokenizer | None"
     coding: SpeechCoding | None
-    """How speech is coded; None where there is none."""
+    """Coding of speech; None if there is no speech."""
 
 
 def run_job(
@@ -101,18 +102,18 @@ def run_job(
     image_tokenizer: "ImageTokenizer | Callable[[], ImageTokenizer]",
     speech_tokenizer: "SpeechTokenizer | Callable[[], SpeechTokenizer] | None" = None,
 ) -> JobResult:
-    """Tokenize a source into `config.dataset_dir`, or go on where an interrupted run was.
+    """Tokenize a source into `config.dataset_dir`, or resume an interrupted run.
 
     Args:
-        config: What to do.
+        config: Settings of the job.
         image_tokenizer: The image tokenizer, or a function that loads it; it is called after the
             source is listed, while the decoding processes start, and only if there are images.
-        speech_tokenizer: The same for speech; not needed for a source without utterances.
+        speech_tokenizer: The same for speech; not needed for a source without clips.
 
     Raises:
         SourceError: The source cannot be used.
-        JobError: Something else is in the way at `dataset_dir`, or it cannot be written; or the
-            tokenizers do not fit.
+        JobError: `dataset_dir` holds other files that would be replaced, or cannot be written; or
+            the tokenizers do not fit.
     """
     listing = list_source(
         config.source,
@@ -135,7 +136,7 @@ def run_job(
         loaded = _load(config, listing.items, image_tokenizer, speech_tokenizer)
         job = describe_job(config, listing, loaded.image, loaded.speech, loaded.coding)
         digests = identities(listing.items)
-        with _told_errors(config.dataset_dir):
+        with _disk_errors(config.dataset_dir):
             finished = check_output(state, job, overwrite=config.overwrite)
             if finished is None or state.dir.exists():
                 with state.lock():
@@ -143,7 +144,7 @@ def run_job(
                     if finished is None:
                         _drop_changed(config, state, listing.items, digests)
                         return _Run(config, loaded, listing, state, job).run(pool)
-            _check_unchanged(config, listing.items, digests)
+            _check_unchanged(config, listing.items, finished)
     return JobResult(manifest=finished, listing=listing, was_finished=True)
 
 
@@ -168,17 +169,15 @@ def _drop_changed(
     write_identities(state.dir, digests)
 
 
-def _check_unchanged(
-    config: JobConfig, items: list[SourceItem], digests: NDArray[np.uint64]
-) -> None:
-    """Raise `JobError` where inputs have changed since the finished dataset was made."""
-    before = read_identities(config.dataset_dir, len(items))
-    changed = [] if before is None else np.flatnonzero(before != digests)
-    if len(changed):
+def _check_unchanged(config: JobConfig, items: list[SourceItem], finished: Manifest) -> None:
+    """Raise `JobError` if inputs have changed since the finished dataset was made."""
+    path = config.dataset_dir / MANIFEST_NAME
+    changed = changed_since(items, path, finished.raw, finished.num_rejects)
+    if changed:
         raise JobError(
             f"{config.dataset_dir}: {counted(len(changed), 'input')} of {config.source} changed "
-            f"since this dataset was made (the first: {items[changed[0]].name}); give --overwrite "
-            "to encode all again, or choose another --out"
+            f"since this dataset was made (the first: {changed[0]}); give --overwrite to encode "
+            "all again, or choose another --out"
         )
 
 
@@ -188,7 +187,7 @@ def _load(
     image_tokenizer: "ImageTokenizer | Callable[[], ImageTokenizer]",
     speech_tokenizer: "SpeechTokenizer | Callable[[], SpeechTokenizer] | None",
 ) -> _Tokenizers:
-    """Load what the items need."""
+    """Load the tokenizers that the items need."""
     image = speech = coding = None
     if has_images(items):
         image = image_tokenizer() if callable(image_tokenizer) else image_tokenizer
@@ -196,30 +195,32 @@ def _load(
     if has_speech(items):
         speech = speech_tokenizer() if callable(speech_tokenizer) else speech_tokenizer
         if speech is None:
-            raise JobError(f"{config.source}: holds speech; a speech tokenizer is needed for it")
+            raise JobError(f"{config.source}: holds speech, which needs a speech tokenizer")
         coding = speech_coding(config.speech_codec, config.shard_layout, speech.num_units)
     return _Tokenizers(image=image, speech=speech, coding=coding)
 
 
 @contextmanager
-def _told_errors(dataset_dir: Path) -> Iterator[None]:
-    """Turn what the disk refuses into one line that says what to do."""
+def _disk_errors(dataset_dir: Path) -> Iterator[None]:
+    """Turn errors of the disk into one line with advice."""
     try:
         yield
     except OSError as error:
         if error.errno is None:
-            raise  # not of the disk
-        again = "what is done is kept: run the same command again to resume"
+            raise  # not an error of the disk
+        again = "finished work is kept: run the same command again to resume"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             message = f"{dataset_dir}: no space left on the disk; free some; {again}"
         else:
             where = error.filename or dataset_dir
-            message = f"{where}: {error.strerror}; choose another --out, or fix it: {again}"
+            message = (
+                f"{where}: {error.strerror}; choose another --out, or fix the problem; {again}"
+            )
         raise JobError(message) from None
 
 
 class _Run:
-    """One run of a job, new or continued."""
+    """One run of a job, new or resumed."""
 
     def __init__(
         self,
@@ -245,7 +246,7 @@ class _Run:
         self.num_refused = 0
 
     def run(self, pool: DecodePool) -> JobResult:
-        """Do what is left to do, then publish."""
+        """Do the remaining work, then write the manifest."""
         todo = [
             chunk
             for shard, chunks in enumerate(self.shards)
@@ -270,7 +271,7 @@ class _Run:
                 waiting.append(shard)
                 if self._find_columns(chunks):
                     self._finish(waiting)
-            if self.columns is None:  # there was not one good clip to fit tables to
+            if self.columns is None:  # no accepted clip to fit tables to
                 self.columns = self.chunk_columns
             self._finish(waiting)
             encode_s = time.monotonic() - self._begin_s
@@ -284,16 +285,16 @@ class _Run:
         )
 
     def _clocked(self, decoded: Iterator[Decoded], bar: "tqdm[Any]") -> Iterator[Decoded]:
-        """Start the clocks when the first medium arrives: waiting for workers is no encoding."""
+        """Start the timers when the first medium arrives, so that start-up is not counted."""
         first = list(itertools.islice(decoded, 1))
         bar.unpause()
         self._begin_s = time.monotonic()
         while first:
-            yield first.pop()  # not named, where a clip would live on
+            yield first.pop()  # not bound to a name, which would keep a clip alive
         yield from decoded
 
     def _find_columns(self, chunks: range) -> bool:
-        """Whether the shards' codecs are known; they are fitted to the first speech there is."""
+        """Fit the shards' codecs to the first speech, if it is there; True if they are known."""
         if self.columns is None and self.state.count(chunks).num_utterances:
             assert self.loaded.speech is not None
             read_batches = partial(self.state.read_batches, chunks)
@@ -302,7 +303,7 @@ class _Run:
         return self.columns is not None
 
     def _finish(self, shards: list[int]) -> None:
-        """Write shards whose chunks are all there, and strike them off the list."""
+        """Write shards whose chunks are complete, and empty the list."""
         assert self.columns is not None
         for shard in shards:
             coded = partial(recode, columns=self.columns)
@@ -327,7 +328,7 @@ class _Run:
         return self.items[chunk * size : (chunk + 1) * size]
 
     def _encode_chunk(self, chunk: int, decoded: Iterator[Decoded], bar: "tqdm[Any]") -> None:
-        """Encode the inputs of one chunk and keep them in the job folder."""
+        """Encode the inputs of one chunk and store them in the job folder."""
         tally = Tally()
         encoder = self.encoder
 
@@ -347,7 +348,7 @@ class _Run:
         self.state.write_chunk(chunk, encode_batch(samples, self.chunk_columns), tally)
 
     def _publish(self, columns: CodedColumns) -> Manifest:
-        """Write what belongs to the dataset as a whole, the manifest last."""
+        """Write the files of the dataset as a whole, the manifest last."""
         tally = Tally()
         shards = []
         for index in range(len(self.shards)):
@@ -382,9 +383,6 @@ class _Run:
             rejects_sha256=hashlib.sha256(rejects).hexdigest(),
             settings=self.job["settings"],
         )
-        digests = read_identities(self.state.dir, len(self.items))
-        if digests is not None:
-            write_identities(dataset_dir, digests)
         manifest.write(dataset_dir)
         self.state.remove()
         return manifest

@@ -1,4 +1,4 @@
-"""How a job codes speech: while it runs, in its shards, and with which tables."""
+"""Coding of speech in a job: in its chunks, in its shards, and the tables fitted for it."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,24 +24,24 @@ MAX_FITTED_UNITS = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechCoding:
-    """How a job codes speech."""
+    """Coding of speech in a job."""
 
     label: str
-    """Its name in the job's description: `huffman` or `plain`."""
+    """Name in the job's description: `huffman` or `plain`."""
     chunk_columns: CodedColumns
-    """Codecs of the chunks that are kept while the job runs: plain ones."""
+    """Codecs of the chunks stored while the job runs: plain ones."""
     columns: CodedColumns | None
-    """Codecs of the shards; None where they are fitted once there is speech to fit them to."""
+    """Codecs of the shards; None if they are fitted later, to the first speech."""
 
 
 def speech_coding(speech_codec: str, layout: Layout, num_units: int) -> SpeechCoding:
-    """What a job's settings mean for a vocabulary of that size.
+    """Return the coding for a job's settings and the size of its vocabulary.
 
-    The plain layout has its codecs in every sample, so it gets no tables.
+    The plain layout stores its codecs in every sample, so it gets no tables.
 
     Args:
         speech_codec: `huffman` or `plain`.
-        layout: Of the shards.
+        layout: Layout of the shards.
         num_units: Size of the speech tokenizer's vocabulary.
 
     Raises:
@@ -66,10 +66,10 @@ def _plain_columns(num_units: int) -> CodedColumns:
 def fit_columns(
     read_batches: Callable[[], Iterable[pa.RecordBatch]], num_units: int
 ) -> CodedColumns:
-    """Codecs fitted to what some batches hold; the same batches always give the same.
+    """Return codecs fitted to batches; the result depends only on the batches.
 
     Args:
-        read_batches: Gives the batches, one at a time; called once a column.
+        read_batches: Returns the batches, one at a time; called once per column.
         num_units: Size of the vocabulary.
     """
     return DEFAULT_COLUMNS | {
@@ -87,7 +87,7 @@ def _values(batches: Iterable[pa.RecordBatch], column: str) -> Iterator[np.ndarr
 
 
 def recode(batch: pa.RecordBatch, columns: CodedColumns) -> pa.RecordBatch:
-    """The same samples with other codecs for speech."""
+    """Return the same samples with other codecs for speech."""
     before = columns_of_schema(batch.schema)
     if before == columns:
         return batch

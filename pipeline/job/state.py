@@ -1,17 +1,17 @@
-"""What a tokenize job keeps on disk while it runs, so that it can be killed at any moment.
+"""State that a running tokenize job keeps on disk, so that it can be killed at any moment.
 
-All of it lies in `OUT/.im2sp-job/` and is gone when the dataset is complete:
+All of it is stored in `OUT/.im2sp-job/`, which is removed when the dataset is complete:
 
     lock               held while a job runs; two jobs never write one dataset
-    job.json           settings and source, to compare with those of the run that goes on
+    job.json           settings and source, to compare with those of the run that resumes
     stale.json         files of a former dataset, while --overwrite removes them
     chunk-000012.arrow samples of inputs 12 x 256 and up
     chunk-000012.json  their rejects and counts, and the checksum of the samples; written last
-    codecs.json        codecs of the shards, once they are fitted to the speech there is
-    shard-00000.json   a finished shard: its `ShardInfo`, rejects and counts; its chunks are gone
+    codecs.json        codecs of the shards, once they are fitted to speech
+    shard-00000.json   a finished shard: its `ShardInfo`, rejects and counts; its chunks are removed
 
-Every file is written whole or not at all, and each is a function of the source and the settings
-alone, so a dataset ends with the same bytes however often its job was interrupted.
+Every file is written whole or not at all and depends only on the source and the settings, so a
+dataset has the same bytes however often its job was interrupted.
 """
 
 import json
@@ -41,18 +41,18 @@ class Tally:
     rejects: list[dict[str, str]] = field(default_factory=list)
     """One `{"file", "reason"}` for each refused input, in the order of the source."""
     num_images: int = 0
-    """Pictures of the inputs that became samples."""
+    """Images of the inputs that became samples."""
     image_file_bytes: int = 0
-    """Size of their original files together."""
+    """Total size of their original files."""
     num_utterances: int = 0
     """Clips that were accepted."""
     audio_samples: int = 0
-    """Their samples together, at 16 kHz."""
+    """Total samples of these clips at 16 kHz."""
     audio_file_bytes: int = 0
-    """Size of their original files together."""
+    """Total size of their original files."""
 
     def add(self, other: "Tally") -> None:
-        """Append the counts of later inputs."""
+        """Add the counts of later inputs."""
         self.rejects += other.rejects
         self.num_images += other.num_images
         self.image_file_bytes += other.image_file_bytes
@@ -61,7 +61,7 @@ class Tally:
         self.audio_file_bytes += other.audio_file_bytes
 
     def raw(self, *, has_speech: bool) -> dict[str, int]:
-        """The manifest's `raw`; a dataset of images alone does not speak of audio."""
+        """Return the manifest's `raw`; without audio counts for a dataset of images alone."""
         images = {"num_images": self.num_images, "image_file_bytes": self.image_file_bytes}
         if not has_speech:
             return images
@@ -73,7 +73,7 @@ class Tally:
 
 
 class JobState:
-    """The job folder of one dataset."""
+    """Job folder of one dataset."""
 
     def __init__(self, dataset_dir: Path) -> None:
         self.dataset_dir = dataset_dir
@@ -81,34 +81,34 @@ class JobState:
 
     @property
     def exists(self) -> bool:
-        """Whether an unfinished job lies here."""
+        """True if the folder holds an unfinished job."""
         return (self.dir / "job.json").exists()
 
     def read_job(self) -> dict[str, Any]:
-        """The description that the unfinished job was begun with."""
+        """Return the description of the unfinished job."""
         job = self._read("job.json")
         if not isinstance(job, dict):
             raise self._damage("job.json", "not an object")
         return job
 
     def layout_suffix(self) -> str | None:
-        """How the unfinished job's shards end; None where there is no job, or it is damaged."""
+        """File suffix of the unfinished job's shards; None if there is no job or it is damaged."""
         with suppress(JobError, KeyError, TypeError):
             return Layout(kind=self.read_job()["layout"]["kind"]).suffix if self.exists else None
         return None
 
     def read_stale(self) -> list[str]:
-        """Files whose removal had begun."""
+        """Return the files whose removal was started."""
         if not (self.dir / "stale.json").exists():
             return []
         return [name for name in self._read("stale.json") if is_plain_name(name)]
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder; it is created if need be, and dropped where no job was begun.
+        """Hold an exclusive lock on the folder; removes the folder if no job was started in it.
 
         Raises:
-            JobError: Another process holds it.
+            JobError: Another process holds the lock.
         """
         self.dir.mkdir(parents=True, exist_ok=True)
         with file_lock(self.dir / "lock") as is_ours:
@@ -124,9 +124,9 @@ class JobState:
                     shutil.rmtree(self.dir, ignore_errors=True)
 
     def begin(self, job: dict[str, Any], stale: list[str]) -> None:
-        """Drop a former job and the files named in `stale`, then record the new job.
+        """Remove a former job and the files named in `stale`, then record the new job.
 
-        Killed at any point, it leaves the former dataset or job, or else the list of what to drop.
+        If it is killed, the former dataset or job is still there, or the list of files to remove.
         """
         if stale:
             self._write("stale.json", stale)
@@ -140,7 +140,7 @@ class JobState:
         self._write("job.json", job)
 
     def remove(self) -> None:
-        """Drop the job folder of a finished dataset."""
+        """Remove the job folder of a finished dataset."""
         shutil.rmtree(self.dir)
 
     def forget(self, chunks: Sequence[int] | None, chunks_per_shard: int = 1) -> None:
@@ -163,11 +163,11 @@ class JobState:
                 path.unlink()
 
     def has_chunk(self, index: int) -> bool:
-        """True where all inputs of a chunk are done."""
+        """True if all inputs of a chunk are done."""
         return self._chunk(index, ".json").exists()
 
     def write_chunk(self, index: int, batch: pa.RecordBatch, tally: Tally) -> None:
-        """Keep a chunk's samples and counts."""
+        """Store the samples and counts of a chunk."""
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, batch.schema) as writer:
             writer.write_batch(batch)
@@ -182,14 +182,14 @@ class JobState:
         self._write(self._chunk(index, ".json").name, record)
 
     def count(self, chunks: range) -> Tally:
-        """The counts of finished chunks together."""
+        """Return the total counts of finished chunks."""
         tally = Tally()
         for chunk in chunks:
             tally.add(self._read_record(chunk)[2])
         return tally
 
     def read_batches(self, chunks: range) -> Iterator[pa.RecordBatch]:
-        """The samples of finished chunks, one chunk at a time."""
+        """Iterate over the samples of finished chunks, one chunk at a time."""
         for chunk in chunks:
             yield self._read_chunk(chunk)
 
@@ -200,13 +200,13 @@ class JobState:
         layout: Layout,
         recode: Callable[[pa.RecordBatch], pa.RecordBatch] = lambda batch: batch,
     ) -> None:
-        """Write a shard from its chunks, then drop them.
+        """Write a shard from its chunks, then remove them.
 
         Args:
             index: Number of the shard.
             chunks: Numbers of its chunks.
-            layout: Of the shard.
-            recode: What becomes of each chunk's samples before they are written.
+            layout: Layout of the shard.
+            recode: Function applied to each chunk's samples before they are written.
         """
         info = None
         if any(self._read_record(chunk)[0] for chunk in chunks):
@@ -220,11 +220,11 @@ class JobState:
         self.drop_chunks(chunks)
 
     def write_columns(self, columns: dict[str, dict[str, Any]]) -> None:
-        """Keep the codecs of the shards."""
+        """Store the codecs of the shards."""
         self._write("codecs.json", columns)
 
     def read_columns(self) -> dict[str, dict[str, Any]] | None:
-        """The codecs of the shards, None where they are not yet known."""
+        """Return the codecs of the shards; None if they are not fitted yet."""
         if not (self.dir / "codecs.json").exists():
             return None
         columns = self._read("codecs.json")
@@ -235,17 +235,17 @@ class JobState:
         return columns
 
     def drop_chunks(self, chunks: range) -> None:
-        """Remove the chunks of a finished shard, as far as they are there."""
+        """Remove the chunks of a finished shard that still exist."""
         for chunk in chunks:
             for suffix in (".json", ".arrow"):
                 self._chunk(chunk, suffix).unlink(missing_ok=True)
 
     def has_shard(self, index: int) -> bool:
-        """Whether a shard is finished."""
+        """True if a shard is finished."""
         return (self.dir / f"shard-{index:05d}.json").exists()
 
     def read_shard(self, index: int) -> tuple[ShardInfo | None, Tally]:
-        """A finished shard; None for its info where every input of it was refused."""
+        """Return a finished shard; its info is None if all of its inputs were refused."""
         record = self._read(f"shard-{index:05d}.json")
         shard = record["shard"]
         if shard is not None:
@@ -254,17 +254,17 @@ class JobState:
         return shard, Tally(**record["tally"])
 
     def _read_chunk(self, index: int) -> pa.RecordBatch:
-        """The samples of a chunk; its file is read once."""
+        """Return the samples of a chunk; reads its file once."""
         num_samples, crc32, _ = self._read_record(index)
         path = self._chunk(index, ".arrow")
         try:
             data = path.read_bytes()
             if zlib.crc32(data) != crc32:
-                raise ValueError("its checksum is not that of its .json")
+                raise ValueError("its checksum differs from that in its .json")
             with pa.ipc.open_stream(data) as reader:
                 batch = reader.read_next_batch()
             if batch.num_rows != num_samples:
-                raise ValueError(f"{batch.num_rows} samples; its .json names {num_samples}")
+                raise ValueError(f"{batch.num_rows} samples; its .json lists {num_samples}")
         except (pa.ArrowException, OSError, ValueError, StopIteration) as error:
             raise self._damage(path.name, error) from None
         return batch
@@ -293,6 +293,6 @@ class JobState:
 
     def _damage(self, name: str, error: object) -> JobError:
         return JobError(
-            f"{self.dir / name}: the record of the unfinished job is damaged ({error}); start anew "
+            f"{self.dir / name}: the record of the unfinished job is damaged ({error}); start over "
             "with --overwrite"
         )

@@ -15,7 +15,7 @@ _RAW_SAMPLE_BITS = 16
 
 
 def summary_json(dataset_dir: Path, result: JobResult) -> str:
-    """The summary as one JSON object; figures as `summary` has them."""
+    """Return the summary as one JSON object; figures as in `summary`."""
     manifest = result.manifest
     return json.dumps(
         {
@@ -41,7 +41,7 @@ def summary_json(dataset_dir: Path, result: JobResult) -> str:
 
 
 def summary(source: Path, dataset_dir: Path, result: JobResult) -> str:
-    """A few lines: what was read, refused, ignored and written."""
+    """Return a few lines: inputs read, refused and ignored, and output written."""
     manifest, listing = result.manifest, result.listing
     lines = [
         f"read      {counted(len(listing.items), 'input')} of {source} ({listing.kind})"
@@ -94,7 +94,7 @@ def _splits(splits: Mapping[str, int]) -> str:
 def _encoded(result: JobResult) -> str:
     """Count and rate of the inputs that this run encoded."""
     if result.was_finished:
-        return "all done before with the same settings, nothing to do"
+        return "already done with the same settings, nothing to do"
     if not result.num_encoded and not result.num_utterances:
         return "nothing left to encode"
     if not result.num_utterances:
@@ -114,8 +114,8 @@ def _encoded(result: JobResult) -> str:
 def _content(raw: Mapping[str, int]) -> str:
     hours = raw.get("audio_samples", 0) / SAMPLE_RATE_HZ / 3600
     images, utterances = raw.get("num_images", 0), raw.get("num_utterances", 0)
-    spoken = f"{counted(utterances, 'utterance')}, {hours:.2f} hours"
-    return f"{counted(images, 'image')} and {spoken}" if images else spoken
+    speech = f"{counted(utterances, 'utterance')}, {hours:.2f} hours"
+    return f"{counted(images, 'image')} and {speech}" if images else speech
 
 
 def _named(tokenizer: Mapping[str, Any]) -> str:
@@ -134,7 +134,7 @@ def _an(noun: str) -> str:
 
 
 def size_bytes(dataset_dir: Path, result: JobResult) -> int:
-    """Bytes on disk of everything but the codebook, which a dataset has once."""
+    """Bytes on disk of all files but the codebook, which a dataset has once."""
     names = [MANIFEST_NAME, REJECTS_NAME]
     paths = [dataset_dir / name for name in names]
     files = sum(path.stat().st_size for path in paths if path.is_file())

@@ -1,25 +1,25 @@
 """Sources: a folder, a tar, a JSON file or a source list as one list of items to tokenize.
 
-Listing opens no picture and no sound, so that hundreds of thousands are listed in seconds, and its
-order is the same on every machine. What is wrong with one input is that item's `error`, what is
-wrong with one clip its utterance's: either costs one reject. What is wrong with the whole source is
-a `SourceError`.
+Listing opens no image or clip, so that hundreds of thousands are listed in seconds, and its order
+is the same on every machine. A problem with one input is stored in the item's `error`, a problem
+with one clip in its utterance's; each causes one reject. A problem with the whole source is a
+`SourceError`.
 
 | source | key | order | speech |
 | --- | --- | --- | --- |
-| folder | path below it, `/` between parts, without suffix | by path | by name |
-| `.tar` | name of the member without suffix | as in the tar | by name |
-| Karpathy `dataset_*.json` | file name without suffix | as in the file | below an audio root |
+| folder | path relative to it, `/` between parts, without suffix | by path | by name |
+| `.tar` | member name without suffix | as in the tar | by name |
+| Karpathy `dataset_*.json` | file name without suffix | as in the file | from an audio root |
 | COCO `captions_*.json` | file name without suffix | as in the file | none |
 | `.jsonl`, `.csv`, `.parquet` | `key`, or the path without suffix | as in the file | `audio` |
-| LJSpeech's folder | id | as in `metadata.csv` | `wavs/ID.wav` |
+| LJSpeech folder | id | as in `metadata.csv` | `wavs/ID.wav` |
 
-Where two inputs would share a key, both keep the suffix (`dup/a.jpg` and `dup/a.png`).
+If two inputs would share a key, both keep the suffix (`dup/a.jpg` and `dup/a.png`).
 
 Speech by name: `a/x.wav` and `a/x_0.wav`, `a/x_1.wav`, ... belong to `a/x.jpg`, in this order. With
-an audio root they lie there, under the same path, or under any if only one image is called `x`.
-Sound that belongs to no image is an item of its own. An audio root for a Karpathy file has the
-layout of Flickr8kAudio (`source_flickr8k_audio.py`) or of SpokenCOCO (`source_spoken_coco.py`).
+an audio root they are located there, under the same path, or under any path if only one image is
+named `x`. A clip that belongs to no image is a separate item. An audio root for a Karpathy file has
+the layout of Flickr8kAudio (`flickr8k_audio.py`) or of SpokenCOCO (`spoken_coco.py`).
 """
 
 import gc
@@ -47,18 +47,18 @@ def list_source(
     """List a source; see the module's table for the kinds.
 
     Args:
-        path: A folder (LJSpeech's is known by its files), a `.tar`, a Karpathy or COCO `.json`, or
+        path: A folder (LJSpeech is detected by its files), a `.tar`, a Karpathy or COCO `.json`, or
             a `.jsonl`, `.csv` or `.parquet` source list.
-        image_root: Folder or tar against which a JSON file's or a source list's image paths are
-            resolved; by default the folder that holds `path`.
-        audio_root: Folder or tar that holds the sound of a folder's or tar's images, or against
-            which a source list's audio paths are resolved (by default the folder that holds
-            `path`); for a Karpathy file the folder of Flickr8kAudio or SpokenCOCO.
-        columns: Columns of a source list by the fields that they stand for, where the names that
-            are known (`source_tables.FIELDS`) do not fit: `{"caption": "blip_text"}`.
+        image_root: Folder or tar that the image paths of a JSON file or source list are relative
+            to; by default the folder of `path`.
+        audio_root: Folder or tar that holds the clips of a folder's or tar's images, or that the
+            audio paths of a source list are relative to (by default the folder of `path`); for
+            a Karpathy file, the folder of Flickr8kAudio or SpokenCOCO.
+        columns: Column of a source list for each field whose column has none of the known names
+            (`tables.FIELDS`): `{"caption": "blip_text"}`.
 
     Raises:
-        SourceError: There is no such source, it cannot be read as what it is, or it holds nothing.
+        SourceError: The source does not exist, cannot be read as its kind, or is empty.
     """
     with _collector_off():
         return _list(Path(path), image_root, audio_root, columns or {})
@@ -66,7 +66,7 @@ def list_source(
 
 @contextmanager
 def _collector_off() -> Iterator[None]:
-    """Without the garbage collector, which would walk millions of new objects again and again."""
+    """Disable the garbage collector, which would traverse millions of new objects repeatedly."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -88,20 +88,20 @@ def _list(
     suffix = path.suffix.lower()
     if columns and suffix not in TABLE_READERS:
         raise SourceError(
-            f"{path}: --columns {' '.join(f'{f}={c}' for f, c in columns.items())} goes with a "
+            f"{path}: --columns {' '.join(f'{f}={c}' for f, c in columns.items())} applies to a "
             ".jsonl, .csv or .parquet source list; leave it out"
         )
     is_folder_or_tar = path.is_dir() or suffix == ".tar"
     if is_folder_or_tar and image_root is not None:
         raise SourceError(
-            f"{path}: an image root ({image_root}) goes with a JSON file or a source list; "
-            "this source holds its own images, so leave it out"
+            f"{path}: an image root ({image_root}) applies to a JSON file or a source list; "
+            "this source contains its images, so leave it out"
         )
     if path.is_dir() and is_ljspeech(path):
         if audio_root is not None:
             raise SourceError(
-                f"{path}: an audio root ({audio_root}) has no use for LJSpeech, which holds its "
-                "own sound; leave it out"
+                f"{path}: an audio root ({audio_root}) does not apply to LJSpeech, which "
+                "contains its audio; leave it out"
             )
         return list_ljspeech(path)
     if is_folder_or_tar:
@@ -111,7 +111,7 @@ def _list(
     if suffix in TABLE_READERS:
         return list_table(path, image_root, audio_root, columns)
     raise SourceError(
-        f"{path}: cannot tell what kind of source {suffix or 'a file without suffix'} is; "
+        f"{path}: unknown kind of source: {suffix or 'a file without suffix'}; "
         "expected a folder, a .tar (not compressed) of images or clips, a Karpathy or COCO .json, "
         "or a .jsonl, .csv or .parquet source list"
     )

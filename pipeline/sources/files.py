@@ -1,6 +1,6 @@
-"""A folder or a tar as a source: its images and clips, which pair by name.
+"""A folder or tar as a source: its images and clips, which are paired by name.
 
-Members of a tar are read in place and never written anywhere.
+Members of a tar are read in place and never extracted.
 """
 
 import os
@@ -24,17 +24,17 @@ from im2sp.pipeline.sources.items import (
 from im2sp.pipeline.sources.pairs import Found, items_of_found
 
 Place = ByteRange | str
-"""Where a member's content lies, or why it cannot be read."""
+"""Location of a member's content, or why it cannot be read."""
 
 
 def list_media(path: Path, audio_root: Path | None) -> SourceListing:
-    """The pictures and sound files of a folder, by path, or of an uncompressed tar, in its order.
+    """List the images and clips of a folder, by path, or of an uncompressed tar, in its order.
 
-    Sound of an image lies beside it or, with `audio_root` (a folder or tar), only there; the
-    source's own sound files are then ignored. Sound that pairs with no image is an item of its own.
+    The clips of an image are in the same folder or, with `audio_root` (a folder or tar), only
+    there; the source's own clips are then ignored. A clip that matches no image is a separate item.
 
     Raises:
-        SourceError: There is nothing to list, or no image has a clip below `audio_root`.
+        SourceError: There is nothing to list, or no image has a clip in `audio_root`.
     """
     ignored: Counter[str] = Counter()
     found = _find(path, ("image", "audio") if audio_root is None else ("image",), ignored)
@@ -45,7 +45,7 @@ def list_media(path: Path, audio_root: Path | None) -> SourceListing:
     if audio_root is not None and not any(item.image and item.utterances for item in items):
         num_images = sum(item.image is not None for item in items)
         raise SourceError(
-            f"{audio_root}: none of its {len(apart)} sound files (the first: {apart[0].shown}) "
+            f"{audio_root}: none of its {len(apart)} audio files (the first: {apart[0].shown}) "
             f"belongs to one of the {num_images} images of {path} (the first: {found[0].shown}); "
             "expected x.wav or x_0.wav, x_1.wav and so on for x.jpg; check the audio root"
         )
@@ -59,31 +59,31 @@ def _find(path: Path, kinds: Collection[str], ignored: Counter[str]) -> list[Fou
 
 
 def _find_apart(audio_root: Path) -> list[Found]:
-    """The sound below an audio root.
+    """List the clips in an audio root.
 
     Raises:
-        SourceError: There is no such audio root, or it holds no sound.
+        SourceError: The audio root does not exist, or holds no clips.
     """
     if not audio_root.exists():
         raise SourceError(
-            f"{audio_root}: no such audio root; expected a folder or a .tar of sound files"
+            f"{audio_root}: no such audio root; expected a folder or a .tar of audio files"
         )
     ignored: Counter[str] = Counter()
     found = _find(audio_root, ("audio",), ignored)
     if not found:
         others = ", ".join(f"{count} {suffix}" for suffix, count in ignored.most_common(5))
         raise SourceError(
-            f"{audio_root}: the audio root holds no sound (found {others or 'nothing at all'}); "
+            f"{audio_root}: the audio root holds no audio files (found {others or 'no files'}); "
             "expected files with a suffix such as .wav or .flac"
         )
     return found
 
 
 def _find_in_folder(folder: Path, kinds: Collection[str], ignored: Counter[str]) -> list[Found]:
-    """All files below a folder that are of `kinds` by their name, sorted by path.
+    """List all files below a folder whose name is of one of `kinds`, sorted by path.
 
-    Hidden and other files are left out and counted in `ignored`. Links are followed, wherever they
-    lead.
+    Hidden and other files are left out and counted in `ignored`. Links are followed, even out of
+    the folder.
     """
     found: list[Found] = []
     base = str(folder)
@@ -103,7 +103,7 @@ def _find_in_folder(folder: Path, kinds: Collection[str], ignored: Counter[str])
 
 
 def count_files(folder: Path, used: Collection[str]) -> dict[str, int]:
-    """The files below a folder by suffix, but for those whose relative path is in `used`."""
+    """Count the files below a folder by suffix, without those whose relative path is in `used`."""
     ignored: Counter[str] = Counter()
     for name, _ in _walk(str(folder), "", ignored):
         if name not in used:
@@ -114,11 +114,10 @@ def count_files(folder: Path, used: Collection[str]) -> dict[str, int]:
 def _walk(
     folder: str, prefix: str, ignored: Counter[str]
 ) -> Iterator[tuple[str, "os.DirEntry[str] | str"]]:
-    """Relative posix path and entry of each file; a message for a folder that cannot be listed.
+    """Yield relative posix path and entry of each file; a message if a folder cannot be listed.
 
-    Links to folders are followed after all that is no link. Each folder is entered once and those
-    around the first one never, so that links that lead round in a circle end; a link to such a
-    folder is counted in `ignored`.
+    Links to folders are followed last. Each folder is entered once, and parents of the first one
+    never, so that circular links end; a link to such a folder is counted in `ignored`.
     """
     above = os.path.realpath(folder).rstrip(os.sep) + os.sep
     pending, links = [(folder, prefix)], list[tuple[str, str]]()
@@ -156,30 +155,30 @@ def _walk(
 def _identity(folder: str) -> tuple[int, int] | None:
     try:
         status = os.stat(folder)
-    except OSError:  # listing it will say why
+    except OSError:  # listing it will report the reason
         return None
     return status.st_dev, status.st_ino
 
 
 def _file_problem(entry: "os.DirEntry[str]") -> str | None:
-    """Why a directory entry with a candidate's name cannot be read; None when it can."""
+    """Reason why the entry of a candidate cannot be read; None if it can."""
     try:
         if entry.is_file():
             return None
-    except OSError:  # a link that leads round in a circle
+    except OSError:  # a circular link
         return "link to nothing"
     return "link to nothing" if entry.is_symlink() else "not a regular file"
 
 
 def _find_in_tar(path: Path, kinds: Collection[str], ignored: Counter[str]) -> list[Found]:
-    """All members of an uncompressed tar that are of `kinds` by their name, in its order.
+    """List all members of an uncompressed tar whose name is of one of `kinds`, in its order.
 
     Hidden and other members are left out and counted in `ignored`. Symbolic links, sparse members
-    and names that leave the archive are rejects, and so is what follows the point where an archive
-    is cut or damaged (one reject, as nobody knows how much it was).
+    and names that leave the archive are rejects. The rest of an archive after a cut or damage is
+    one reject, as its number of members is unknown.
 
     Raises:
-        SourceError: The file cannot be read, is compressed, or is no tar.
+        SourceError: The file cannot be read, is compressed, or is not a tar.
     """
     found: list[Found] = []
     for name, place in tar_members(path):
@@ -195,12 +194,12 @@ def _find_in_tar(path: Path, kinds: Collection[str], ignored: Counter[str]) -> l
 
 
 def tar_members(path: Path) -> Iterator[tuple[str, Place]]:
-    """Name and place of every member but folders; the name "" stands for a cut or damaged rest.
+    """Yield name and place of every member but folders; the name "" is a cut or damaged rest.
 
-    Archives that were joined end to end are read on, as `tar -i` does.
+    Concatenated archives are read completely, as by `tar -i`.
 
     Raises:
-        SourceError: The file cannot be opened, is compressed, or does not begin like a tar.
+        SourceError: The file cannot be opened, is compressed, or does not start like a tar.
     """
     size_bytes = path.stat().st_size
     places: dict[str, Place] = {}
@@ -228,7 +227,7 @@ def tar_members(path: Path) -> Iterator[tuple[str, Place]]:
                 return
             start = _next_archive(file, archive.offset)
             if start == archive.offset:
-                yield "", _cut_at(start, "not a member's header")
+                yield "", _cut_at(archive.offset, "not a member's header")
                 return
 
 
@@ -237,13 +236,13 @@ def _cut_at(offset: int, problem: str) -> str:
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members that are no folders.
+    """Yield the members that are not folders.
 
     Raises:
-        ValueError: A member's size is negative, so that nobody knows where the next one begins.
+        ValueError: A member's size is negative, so that the start of the next one is unknown.
     """
     for member in archive:
-        # A listing of 100,000s keeps none of tarfile's own records.
+        # Saves memory: tarfile would keep a record of every member.
         archive.members = []  # pyright: ignore[reportAttributeAccessIssue] - not in typeshed
         if member.size < 0:
             raise ValueError(f"a member of {member.size:,} bytes")
@@ -254,7 +253,7 @@ def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 def _place(
     path: Path, member: tarfile.TarInfo, size_bytes: int, earlier: Mapping[str, Place]
 ) -> Place:
-    """Where a member's bytes lie, or why it is refused; a hard link's are those of its target."""
+    """Location of a member's bytes (of a hard link, its target's), or why it is refused."""
     if member.name.startswith("/") or ".." in member.name.split("/"):
         return "its name leaves the archive"
     if member.issym():
@@ -272,10 +271,10 @@ def _place(
 
 
 def _next_archive(file: BinaryIO, offset: int) -> int | None:
-    """Where the first block that is not zero lies; None where there is none.
+    """Offset of the first block that is not zero; None if there is none.
 
-    An archive ends with blocks of zeros, behind which another one may follow. `tarfile` takes a
-    header it cannot read for the end, too: then the result is `offset` itself.
+    An archive ends with blocks of zeros, after which another one may follow. `tarfile` also treats
+    a header that it cannot read as the end: then the result is `offset` itself.
     """
     file.seek(offset)
     while chunk := file.read(tarfile.RECORDSIZE * 16):

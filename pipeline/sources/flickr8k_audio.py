@@ -1,4 +1,4 @@
-"""Flickr8kAudio beside a Karpathy file: `wavs/x_0.wav` to `wavs/x_4.wav` speak about `x.jpg`."""
+"""Flickr8kAudio for a Karpathy file: `wavs/x_0.wav` to `wavs/x_4.wav` are clips of `x.jpg`."""
 
 import os
 import re
@@ -18,10 +18,10 @@ from im2sp.pipeline.sources.pairs import Claim, Found, claim_clips, utterances_o
 from im2sp.pipeline.sources.rows import (
     NO_AUDIO_FILE,
     ImageNames,
-    Spoken,
+    RowClip,
+    clip_utterance,
     make_audio_finder,
     read_folder,
-    spoken_utterance,
 )
 
 WAVS = "wavs"
@@ -31,16 +31,15 @@ _NUMBER = re.compile(r"#[0-9]{1,9}")
 
 
 def add_flickr8k_audio(items: list[SourceItem], audio_root: Path) -> list[SourceItem]:
-    """Give items the clips that speak their captions.
+    """Add the clips of the items' captions.
 
-    Where `audio_root` holds `wav2capt.txt` (lines `x_0.wav x.jpg #0`), it alone says which clip
-    speaks which caption; captions that it does not list stay without speech. Without it the number
-    in a clip's name is the caption's place; each caption must have its clip, and a clip without a
-    number or with one beyond the captions is speech without a text. Speakers (`wav2spk.txt`) are
-    not stored.
+    If `audio_root` holds `wav2capt.txt` (lines `x_0.wav x.jpg #0`), only that file maps clips to
+    captions; captions that it does not list stay without speech. Without it, the number in a clip's
+    name is the index of the caption; each caption must have a clip, and a clip without a number or
+    with one beyond the captions has no transcript. Speakers (`wav2spk.txt`) are not stored.
 
     Args:
-        items: Of a Karpathy file; `name` is the image's path there.
+        items: Items of a Karpathy file; `name` is the image's path there.
         audio_root: Folder that holds `wavs/`.
 
     Raises:
@@ -52,7 +51,7 @@ def add_flickr8k_audio(items: list[SourceItem], audio_root: Path) -> list[Source
 
 
 def _by_name(items: list[SourceItem], audio_root: Path) -> list[SourceItem]:
-    """Clips by their names alone."""
+    """Assign clips by their names only."""
     files = read_folder(str(audio_root / WAVS))
     if isinstance(files, str):
         raise SourceError(f"{audio_root / WAVS}: cannot be listed: {files}; check the audio root")
@@ -71,23 +70,25 @@ def _by_name(items: list[SourceItem], audio_root: Path) -> list[SourceItem]:
         for item in items
         if item.error is None
     ]
-    claims, owners = claim_clips(images, [], clips)
-    heard = [item if item.error else _speak(item, claims.get(item.name, [])) for item in items]
+    claims, image_of = claim_clips(images, [], clips)
+    paired = [
+        item if item.error else _with_clips(item, claims.get(item.name, [])) for item in items
+    ]
     for clip in clips:
-        problem = owners.get(id(clip))
+        problem = image_of.get(id(clip))
         if isinstance(problem, str):
-            heard.append(SourceItem(key=clip.shown, image=None, name=clip.shown, error=problem))
-    return heard
+            paired.append(SourceItem(key=clip.shown, image=None, name=clip.shown, error=problem))
+    return paired
 
 
-def _speak(item: SourceItem, claims: list[Claim]) -> SourceItem:
-    """An item with the clips that have its name: the number is the caption's place."""
+def _with_clips(item: SourceItem, claims: list[Claim]) -> SourceItem:
+    """Return an item with the clips of its name; the number is the index of the caption."""
     stem = strip_suffix(item.name.rpartition("/")[2])
-    there = {number for number, _ in claims}
+    numbers = {number for number, _ in claims}
     missing = [
         (number, _missing(f"{WAVS}/{stem}_{number}.wav"))
         for number in range(len(item.captions))
-        if number not in there
+        if number not in numbers
     ]
     claims = sorted([*claims, *missing], key=lambda claim: (claim[0], claim[1].name))
     utterances = tuple(
@@ -106,37 +107,37 @@ def _caption(item: SourceItem, number: int) -> str | None:
 
 
 def _by_file(items: list[SourceItem], audio_root: Path) -> list[SourceItem]:
-    """Clips as `wav2capt.txt` lists them."""
+    """Assign clips as `wav2capt.txt` lists them."""
     names, find = ImageNames(items), make_audio_finder(audio_root)
     speech: dict[int, list[tuple[int, Utterance]]] = {}
     first_places: dict[str, str] = {}
     rejects: list[SourceItem] = []
     for where, fields in _lines(audio_root / WAV2CAPT):
         if len(fields) != 3 or not _NUMBER.fullmatch(fields[2]):
-            problem = "expected a clip, its image and #0, #1, ... for the caption that it speaks"
+            problem = "expected a clip, its image and #0, #1, ... for its caption"
             rejects.append(SourceItem(key=where, image=None, name=where, error=problem))
             continue
         wav, image, number = fields[0], fields[1], int(fields[2][1:])
-        owner = names.find(image)
-        if isinstance(owner, str):
-            rejects.append(SourceItem(key=where, image=None, name=where, error=owner))
-        elif owner is not None:
-            item = items[owner]
-            spoken = Spoken(os.path.join(WAVS, wav), _caption(item, number), where)
+        image_index = names.find(image)
+        if isinstance(image_index, str):
+            rejects.append(SourceItem(key=where, image=None, name=where, error=image_index))
+        elif image_index is not None:
+            item = items[image_index]
+            clip = RowClip(os.path.join(WAVS, wav), _caption(item, number), where)
             first = first_places.setdefault(wav, where)
             if first is not where:
-                utterance = _refused(spoken, f"already in {first}")
+                utterance = _refused(clip, f"already in {first}")
             elif number >= len(item.captions):
                 problem = f"caption #{number}, but the image has {len(item.captions)}"
-                utterance = _refused(spoken, problem)
+                utterance = _refused(clip, problem)
             else:
-                utterance = spoken_utterance(spoken, find)
-            speech.setdefault(owner, []).append((number, utterance))
+                utterance = clip_utterance(clip, find)
+            speech.setdefault(image_index, []).append((number, utterance))
     return [_with_speech(item, speech.get(index)) for index, item in enumerate(items)] + rejects
 
 
 def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Place and fields of each line that is not blank."""
+    """Yield name and fields of each line that is not blank."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -146,9 +147,9 @@ def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
             yield f"{path.name} line {number}", fields
 
 
-def _refused(spoken: Spoken, problem: str) -> Utterance:
-    name = printable_utf8(spoken.audio)
-    return Utterance(audio=None, name=name, text=spoken.text, error=f"{spoken.where}: {problem}")
+def _refused(clip: RowClip, problem: str) -> Utterance:
+    name = printable_utf8(clip.audio)
+    return Utterance(audio=None, name=name, text=clip.text, error=f"{clip.where}: {problem}")
 
 
 def _with_speech(item: SourceItem, speech: list[tuple[int, Utterance]] | None) -> SourceItem:

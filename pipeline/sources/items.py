@@ -1,4 +1,4 @@
-"""What a source holds: items, the listing, and the rules for names and keys."""
+"""Items of a source, their listing, and the rules for names and keys."""
 
 import hashlib
 import json
@@ -35,11 +35,11 @@ class SourceError(ValueError):
 
 
 def read_json(path: Path, expected: str) -> Any:
-    """The content of a JSON file.
+    """Return the content of a JSON file.
 
     Args:
         path: The file.
-        expected: Form of the file, for messages.
+        expected: Expected form of the file, for messages.
 
     Raises:
         SourceError: The file cannot be read or is not JSON.
@@ -53,12 +53,12 @@ def read_json(path: Path, expected: str) -> Any:
 
 
 def read_json_list(path: Path, key: str, expected: str) -> list[Any]:
-    """The list under a key of a JSON file's object; see `read_json` and `list_under`."""
+    """Return the list under a key of a JSON file's object; see `read_json` and `list_under`."""
     return list_under(path, read_json(path, expected), key, expected)
 
 
 def list_under(path: Path, content: Any, key: str, expected: str) -> list[Any]:
-    """The list under a key of what a JSON file holds.
+    """Return the list under a key of a JSON file's content.
 
     Raises:
         SourceError: There is no such list.
@@ -71,16 +71,16 @@ def list_under(path: Path, content: Any, key: str, expected: str) -> list[Any]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Utterance:
-    """One spoken clip that belongs to an input."""
+    """One clip of speech that belongs to an input."""
 
     audio: Path | ByteRange | None
-    """Where the sound lies; None only together with `error`."""
+    """Location of the clip; None only together with `error`."""
 
     name: str
     """What messages and rejects show: the path relative to the source."""
 
     text: str | None = None
-    """What is said, where the source tells."""
+    """Transcript, if the source has one."""
 
     error: str | None = None
     """Why this clip is a reject, without its name; the rest of the sample stays."""
@@ -88,51 +88,51 @@ class Utterance:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceItem:
-    """One input: a picture and its speech, or either, or the reason why it cannot be used."""
+    """One input: an image and its speech, or either, or the reason why it cannot be used."""
 
     key: str
     """The sample's key; unique among the items without `error`."""
 
     image: Path | ByteRange | None
-    """Where the picture lies; None together with `error` or for speech without a picture."""
+    """Location of the image; None together with `error` or for speech without an image."""
 
     name: str
     """What messages and rejects show: the path relative to the source."""
 
     split: str = ""
-    """The split the source gives, as it stands there (`restval` stays `restval`)."""
+    """Split as written in the source (`restval` stays `restval`)."""
 
     captions: tuple[str, ...] = ()
-    """Captions without speech of their own, in the order of the source."""
+    """Captions without speech, in the order of the source."""
 
     utterances: tuple[Utterance, ...] = ()
-    """Spoken clips in the order of the source."""
+    """Clips in the order of the source."""
 
     error: str | None = None
-    """Why this input is a reject, without its name; None for a good one."""
+    """Why this input is a reject, without its name; None if it is valid."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceListing:
-    """Everything one source holds."""
+    """Inputs of one source."""
 
     kind: str
     """`folder`, `tar`, `karpathy`, `coco`, `jsonl`, `csv`, `parquet` or `ljspeech`."""
 
     items: list[SourceItem]
-    """The inputs, in an order that depends on the source alone."""
+    """Inputs, in an order that depends only on the source."""
 
     ignored: dict[str, int]
-    """Files that are no candidates, counted by suffix, sorted by it."""
+    """Counts of files that are not candidates, by suffix, sorted by it."""
 
     notes: tuple[str, ...] = ()
-    """What else of the source is not used, a sentence each."""
+    """Other unused parts of the source, a sentence each."""
 
     def describe(self) -> dict[str, str | int]:
-        """Kind, number of items and a sha256 over all that was listed.
+        """Return kind, number of items and a sha256 over all items.
 
-        Two listings with one description hold the same items in the same order, so a job that
-        goes on where it was can tell that its source has changed. Machine paths do not enter.
+        Two listings with the same description hold the same items in the same order, so a resumed
+        job detects that its source has changed. Local paths are not included.
         """
         digest = hashlib.sha256()
         for item in self.items:
@@ -151,7 +151,7 @@ def _describe_utterance(utterance: Utterance) -> list[object]:
 
 
 def kind_of_name(name: str) -> Literal["image", "audio", "other"]:
-    """What a name's suffix says that a file is."""
+    """Kind of a file by the suffix of its name."""
     suffix = os.path.splitext(name)[1].lower()
     if suffix in IMAGE_SUFFIXES:
         return "image"
@@ -159,7 +159,7 @@ def kind_of_name(name: str) -> Literal["image", "audio", "other"]:
 
 
 def split_name(name: str) -> str:
-    """The name of a split: train, val or test for its usual spellings, any other as it stands."""
+    """Normalise the name of a split: train, val, test for their usual spellings, else unchanged."""
     folded = name.strip().casefold()
     if folded in ("valid", "validation", "dev", "development"):
         return "val"
@@ -167,15 +167,15 @@ def split_name(name: str) -> str:
 
 
 def count_ignored(name: str, ignored: Counter[str]) -> None:
-    """Count a file that is no candidate by its suffix."""
+    """Count a file that is not a candidate, by its suffix."""
     ignored[printable_utf8(os.path.splitext(name)[1].lower()) or NO_SUFFIX] += 1
 
 
 def nothing_found(path: Path, ignored: Counter[str]) -> str:
-    """The message for a source without a single candidate."""
+    """Message for a source without any candidate."""
     others = ", ".join(f"{count} {suffix}" for suffix, count in ignored.most_common(5))
     return (
-        f"{path}: holds no images and no sound (found {others or 'nothing at all'}); expected "
+        f"{path}: holds no images and no audio files (found {others or 'no files'}); expected "
         "files with a suffix such as .jpg, .png, .webp, .wav or .flac"
     )
 
@@ -186,14 +186,14 @@ def strip_suffix(name: str) -> str:
 
 
 def printable_utf8(name: str) -> str:
-    """A file name as valid UTF-8: bytes that are not become backslash escapes."""
+    """Convert a file name to valid UTF-8: invalid bytes become backslash escapes."""
     if is_utf8(name):
         return name
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def is_utf8(text: str) -> bool:
-    """Whether text can be stored; a lone surrogate cannot."""
+    """True if text can be stored; a lone surrogate cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -202,7 +202,7 @@ def is_utf8(text: str) -> bool:
 
 
 def clean_key(name: str) -> str:
-    """A key from a path: valid UTF-8, no empty, `.` or `..` part.
+    """Make a key from a path: valid UTF-8, no empty, `.` or `..` part.
 
     clean_key("../x//./y") == "x/y".
     """
@@ -211,10 +211,10 @@ def clean_key(name: str) -> str:
 
 
 def assign_keys(candidates: list[tuple[str, ...]]) -> list[str]:
-    """One key an input: the first candidate that no other input has.
+    """Assign one key per input: the first candidate that no other input has.
 
-    Inputs that share a key all move on to their next candidate, until none share one or the
-    candidates end. `[("a", "a.jpg"), ("a", "a.png"), ("b", "b.jpg")]` -> `a.jpg, a.png, b`.
+    Inputs that share a key all switch to their next candidate, until no key is shared or there are
+    no more candidates. `[("a", "a.jpg"), ("a", "a.png"), ("b", "b.jpg")]` -> `a.jpg, a.png, b`.
     """
     level = [0] * len(candidates)
     keys = [options[0] for options in candidates]
@@ -231,10 +231,10 @@ def assign_keys(candidates: list[tuple[str, ...]]) -> list[str]:
 
 
 def reject_repeated_keys(items: list[SourceItem]) -> list[SourceItem]:
-    """The items; one whose key an earlier good item has becomes a reject."""
-    owners: dict[str, int] = {}
+    """Return the items; one whose key an earlier valid item has becomes a reject."""
+    first_indices: dict[str, int] = {}
     for index, item in enumerate(items):
-        first = index if item.error else owners.setdefault(item.key, index)
+        first = index if item.error else first_indices.setdefault(item.key, index)
         if first != index:
             error = f"its key {item.key!r} is already that of {items[first].name}"
             items[index] = replace(item, image=None, utterances=(), error=error)
@@ -244,18 +244,18 @@ def reject_repeated_keys(items: list[SourceItem]) -> list[SourceItem]:
 def narrowed(
     listing: SourceListing, only: Literal["images", "audio"] | None, name: object
 ) -> SourceListing:
-    """The listing as if the source held images alone, or audio alone; as it is for None.
+    """Restrict a listing to its images or to its audio; unchanged for None.
 
-    Without audio, transcripts are captions like any other. Inputs of which nothing is left are
-    left out; those that cannot be used stay, and are refused.
+    Without audio, transcripts become captions. Inputs without remaining media are left out; those
+    that cannot be used are kept, and will be refused.
 
     Args:
-        listing: What the source holds.
-        only: What to keep.
-        name: What the message calls the source.
+        listing: Inputs of the source.
+        only: Kind of media to keep.
+        name: Name of the source in messages.
 
     Raises:
-        SourceError: Nothing is left.
+        SourceError: No input is left.
     """
     if only is None:
         return listing
@@ -274,7 +274,7 @@ def narrowed(
 
 
 def has_speech(items: Sequence[SourceItem]) -> bool:
-    """True where a speech tokenizer is needed: there is a clip that may be good."""
+    """True if a speech tokenizer is needed: there is a clip that may be valid."""
     return any(
         utterance.error is None
         for item in items
@@ -284,9 +284,9 @@ def has_speech(items: Sequence[SourceItem]) -> bool:
 
 
 def has_images(items: Sequence[SourceItem]) -> bool:
-    """True where an image tokenizer is needed.
+    """True if an image tokenizer is needed.
 
-    It is for a source of neither, all of whose inputs cannot be used: those are missing images.
+    Also true for a source of which no input can be used: these count as missing images.
     """
     return any(item.error is None and item.image is not None for item in items) or not any(
         item.error is None and item.utterances for item in items

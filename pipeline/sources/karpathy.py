@@ -29,17 +29,17 @@ _EXPECTED = 'a Karpathy file, {"images": [{"filename", "split", "sentences": [{"
 
 
 def list_karpathy(path: Path, image_root: Path | None, audio_root: Path | None) -> SourceListing:
-    """The images of a Karpathy file with their captions (`sentences[].raw`) and split.
+    """List the images of a Karpathy file with their captions (`sentences[].raw`) and split.
 
-    `split` is taken as it stands: COCO's `restval` stays `restval`, to be trained on or left out by
-    choice. An image lies at `image_root/filepath/filename` (COCO has `filepath`) or, where
-    `filepath` leads nowhere, at `image_root/filename`. The key is the file name without suffix;
-    where two share it, with suffix, and at last with `filepath` before it. Speech comes from an
-    `audio_root` in the layout of Flickr8kAudio or SpokenCOCO.
+    `split` is kept as written: COCO's `restval` stays `restval`, to be trained on or left out by
+    choice. An image is located at `image_root/filepath/filename` (COCO has `filepath`) or, if that
+    does not exist, at `image_root/filename`. The key is the file name without suffix; if two images
+    share it, with suffix, and if they still do, with `filepath`. Speech comes from an `audio_root`
+    in the layout of Flickr8kAudio or SpokenCOCO.
 
     Raises:
-        SourceError: It is no such file, it lists no images, or none of them is there; or the
-            audio root is of neither layout, or has no clip for these images.
+        SourceError: The file has another form, lists no images, or none of them exists; or the
+            audio root has neither layout, or has no clip for these images.
     """
     content = read_json(path, _EXPECTED)
     if isinstance(content, dict) and "annotations" in content:
@@ -73,21 +73,21 @@ def list_karpathy(path: Path, image_root: Path | None, audio_root: Path | None) 
 def _list_coco(
     path: Path, content: dict[str, Any], image_root: Path | None, audio_root: Path | None
 ) -> SourceListing:
-    """The images of COCO's `captions_NAME.json` (`images[].file_name`, `annotations[].caption`).
+    """List COCO's `captions_NAME.json` (`images[].file_name`, `annotations[].caption`).
 
-    The split is that of NAME (`train2017` is train). An image lies at `image_root/file_name` or
-    `image_root/NAME/file_name`; the image root is by default the folder that holds the file or,
-    where that is `annotations`, the one above.
+    The split is that of NAME (`train2017` is train). An image is located at `image_root/file_name`
+    or `image_root/NAME/file_name`; the image root is by default the folder of the file or, if that
+    is `annotations`, its parent.
 
     Raises:
-        SourceError: There is a field missing, or none of the images is there.
+        SourceError: A field is missing, or none of the images exists.
     """
     expected = 'COCO\'s {"images": [{"id", "file_name"}], "annotations": [{"image_id", '
     expected += '"caption"}]}'
     images, annotations = content.get("images"), content["annotations"]
     if audio_root is not None:
         raise SourceError(
-            f"{path}: an audio root ({audio_root}) goes with a Karpathy file or a source list"
+            f"{path}: an audio root ({audio_root}) applies to a Karpathy file or a source list"
         )
     if not isinstance(images, list) or not isinstance(annotations, list) or not images:
         raise SourceError(f"{path}: found keys {sorted(content)[:8]}; expected {expected}")
@@ -132,7 +132,7 @@ def _list_coco(
 
 
 def _add_speech(items: list[SourceItem], audio_root: Path) -> list[SourceItem]:
-    """The items with the speech of an audio root, whose layout its files tell."""
+    """Add the speech of an audio root to the items; its files determine its layout."""
     if any((audio_root / name).exists() for name in SPOKEN_COCO_FILES):
         return add_spoken_coco(items, audio_root)
     if (audio_root / WAVS).is_dir():
@@ -146,7 +146,7 @@ def _add_speech(items: list[SourceItem], audio_root: Path) -> list[SourceItem]:
 
 
 def _row(where: str, entry: Any) -> Row:
-    """One entry of `images`; what is wrong with it becomes the row's error."""
+    """Convert an entry of `images`; a problem with it becomes the row's error."""
     if not isinstance(entry, dict):
         return Row(where=where, error=f"found {type(entry).__name__}, expected an object")
     filename, folder = entry.get("filename"), entry.get("filepath") or ""

@@ -1,4 +1,4 @@
-"""LJSpeech as a source: sound and text, no images."""
+"""LJSpeech as a source: clips and text, no images."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ from im2sp.pipeline.sources.files import count_files
 from im2sp.pipeline.sources.items import SourceError, SourceListing, clean_key
 from im2sp.pipeline.sources.rows import (
     Row,
-    Spoken,
+    RowClip,
     check_some_audio,
     items_of_rows,
     make_audio_finder,
@@ -19,7 +19,7 @@ _FIRST_LINE_BYTES = 65_536
 
 
 def is_ljspeech(folder: Path) -> bool:
-    """Whether a folder has `wavs/` and a `metadata.csv` whose first line has fields between `|`."""
+    """True if a folder has `wavs/` and a `metadata.csv` whose first line has fields between `|`."""
     metadata = folder / _METADATA
     if not metadata.is_file() or not (folder / _WAVS).is_dir():
         return False
@@ -31,15 +31,15 @@ def is_ljspeech(folder: Path) -> bool:
 
 
 def list_ljspeech(folder: Path) -> SourceListing:
-    """One item a line of `metadata.csv`: `wavs/ID.wav` with its normalised text, key ID.
+    """One item per line of `metadata.csv`: `wavs/ID.wav` with its normalised text, key ID.
 
     Other files of the folder are ignored, and counted.
 
-    A line is `ID|text|normalised text`, without quoting; where the third field is empty or left
-    out, the second counts.
+    A line is `ID|text|normalised text`, without quoting; if the third field is empty or missing,
+    the second is used.
 
     Raises:
-        SourceError: The file cannot be read, or none of its clips is there.
+        SourceError: The file cannot be read, or none of its clips exists.
     """
     rows = list(_rows(folder / _METADATA))
     items = items_of_rows(rows, lambda _: "no image", make_audio_finder(folder))
@@ -66,6 +66,6 @@ def _row(where: str, fields: list[str]) -> Row:
         problem = f"found {len(fields)} fields between |, expected id|text|normalised text"
         return Row(where=where, error=problem)
     name, *texts = (field.strip() for field in fields)
-    said = texts[-1] or texts[0]
-    spoken = Spoken(f"{_WAVS}/{name}.wav", said or None, where)
-    return Row(where=where, key=clean_key(name), speech=[spoken])
+    text = texts[-1] or texts[0]
+    clip = RowClip(f"{_WAVS}/{name}.wav", text or None, where)
+    return Row(where=where, key=clean_key(name), speech=[clip])

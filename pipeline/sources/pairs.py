@@ -1,4 +1,4 @@
-"""Pictures and speech that belong together by their names: `x.jpg` with `x.wav`, `x_0.wav`, ..."""
+"""Pairing of images and clips by name: `x.jpg` with `x.wav`, `x_0.wav`, ..."""
 
 import os
 import re
@@ -26,43 +26,42 @@ class Found:
     """One file of a folder, or one member of a tar."""
 
     name: str
-    """Its path below the folder or in the tar, `/` between parts; pairs and keys come from it."""
+    """Path relative to the folder or in the tar, `/` between parts; determines pairs and keys."""
 
     shown: str
-    """What messages call it."""
+    """Name in messages."""
 
     place: Path | ByteRange | str
-    """Where its content lies, or why it cannot be read."""
+    """Location of the content, or why it cannot be read."""
 
     kind: Literal["image", "audio", "other"]
-    """What its name says it is; `other` is what could not even be listed, always a reject."""
+    """Kind by its name; `other` could not be listed, and is always a reject."""
 
 
 Claim = tuple[int, Found]
-"""A clip of an image and its number, -1 for the one without."""
+"""Number of a clip (-1 if it has none), and the clip."""
 
 
 def items_of_found(found: Sequence[Found], apart: Sequence[Found] = ()) -> list[SourceItem]:
-    """One item an image, with its clips in the order of their numbers; other sound on its own.
+    """Return one item per image, with its clips in the order of their numbers; then other clips.
 
-    A clip belongs to the image whose path without suffix is its own, or else is its own but for
-    `_` and a number at the end. One that two images could claim is a reject, and so is the second
-    clip of one number.
+    A clip belongs to the image whose path without suffix equals the clip's, or equals it without
+    `_` and a number at the end. A clip that matches two images is a reject, and so is the second
+    clip with the same number.
 
     Args:
-        found: What the source holds, in its order, which is that of the items.
-        apart: Sound that lies elsewhere, below an audio root. It pairs by the path there, or else
-            with an image that has no clip by path: the only one of that file name. What pairs
-            with none comes last.
+        found: Files of the source; items are in the same order.
+        apart: Clips of an audio root. They pair by relative path, or else with the only image of
+            that file name, if it has no clip by path. Clips without an image come last.
     """
     images = [one for one in found if one.kind == "image"]
     clips = [one for one in found if one.kind == "audio"]
-    claims, owners = claim_clips(images, clips, [one for one in apart if one.kind == "audio"])
-    kept = [one for one in [*found, *apart] if not isinstance(owners.get(id(one)), Found)]
+    claims, image_of = claim_clips(images, clips, [one for one in apart if one.kind == "audio"])
+    kept = [one for one in [*found, *apart] if not isinstance(image_of.get(id(one)), Found)]
     keys = assign_keys([(clean_key(strip_suffix(one.name)), clean_key(one.name)) for one in kept])
     items: list[SourceItem] = []
     for one, key in zip(kept, keys, strict=True):
-        problem = owners.get(id(one))
+        problem = image_of.get(id(one))
         if isinstance(problem, str):
             items.append(SourceItem(key=key, image=None, name=one.shown, error=problem))
         elif one.kind == "audio":
@@ -78,16 +77,16 @@ def items_of_found(found: Sequence[Found], apart: Sequence[Found] = ()) -> list[
 
 
 def utterances_of_claims(claims: list[Claim]) -> tuple[Utterance, ...]:
-    """The clips of one image by number, the one without a number first."""
+    """Utterances of one image, sorted by number, the one without a number first."""
     utterances: list[Utterance] = []
     first: dict[int, Found] = {}
     for number, clip in sorted(claims, key=lambda claim: (claim[0], claim[1].name)):
-        owner = first.setdefault(number, clip)
-        if owner is clip:
+        earlier = first.setdefault(number, clip)
+        if earlier is clip:
             utterances.append(_utterance(clip))
         else:
             place = "the clip without a number" if number < 0 else f"clip {number}"
-            error = f"{place} of its image is already {owner.shown}; keep one of them"
+            error = f"{place} of its image is already {earlier.shown}; keep one of them"
             utterances.append(Utterance(audio=None, name=clip.shown, error=error))
     return tuple(utterances)
 
@@ -95,20 +94,20 @@ def utterances_of_claims(claims: list[Claim]) -> tuple[Utterance, ...]:
 def claim_clips(
     images: Sequence[Found], clips: Sequence[Found], apart: Sequence[Found] = ()
 ) -> tuple[dict[str, list[Claim]], dict[int, Found | str]]:
-    """The clips of each image by its name, and the image of each clip by the clip's `id()`.
+    """Return the clips of each image, by its name, and the image of each clip, by its `id()`.
 
-    For a clip that nobody can place, a message takes the place of its image. See `items_of_found`
-    for the rules; `clips` lie beside the images and pair by their path alone.
+    A clip that cannot be assigned has a message instead of its image. See `items_of_found` for the
+    rules; `clips` are in the folders of the images and pair by path only.
     """
     claims: dict[str, list[Claim]] = {}
-    owners: dict[int, Found | str] = {}
+    image_of: dict[int, Found | str] = {}
 
     def claim(clip: Found, claimed: tuple[int, Found] | str) -> None:
         if isinstance(claimed, str):
-            owners[id(clip)] = claimed
+            image_of[id(clip)] = claimed
         else:
             number, image = claimed
-            owners[id(clip)] = image
+            image_of[id(clip)] = image
             claims.setdefault(image.name, []).append((number, clip))
 
     by_path = _by_stem(images, lambda name: name)
@@ -119,22 +118,22 @@ def claim_clips(
     with_clips = frozenset(claims)
     by_file_name = _by_stem(images, os.path.basename) if apart else {}
     for clip in apart:
-        if id(clip) not in owners:
+        if id(clip) not in image_of:
             claimed = _claim_by_stem(by_file_name, os.path.basename(clip.name))
             if isinstance(claimed, str) or (claimed and claimed[1].name not in with_clips):
                 claim(clip, claimed)
-    return claims, owners
+    return claims, image_of
 
 
-def _claim_by_stem(owners: dict[str, list[Found]], name: str) -> tuple[int, Found] | str | None:
-    """Number and image of a clip by its name, why that cannot be told, or None for no image."""
+def _claim_by_stem(by_stem: dict[str, list[Found]], name: str) -> tuple[int, Found] | str | None:
+    """Return number and image of a clip by its name, why it is ambiguous, or None for no image."""
     stem = strip_suffix(name)
     numbered = _NUMBERED.fullmatch(stem)
     options = [(stem, _WITHOUT_NUMBER)]
     if numbered:
         options.append((numbered[1], int(numbered[2])))
     for option, number in options:
-        images = owners.get(option, [])
+        images = by_stem.get(option, [])
         if len(images) > 1:
             names = ", ".join(image.shown for image in images[:3])
             return f"{len(images)} images could claim it: {names}; rename it or them"
@@ -144,7 +143,7 @@ def _claim_by_stem(owners: dict[str, list[Found]], name: str) -> tuple[int, Foun
 
 
 def _by_stem(images: Sequence[Found], part: Callable[[str], str]) -> dict[str, list[Found]]:
-    """Images by the stem of (a part of) their name; of one name repeated in a tar the first."""
+    """Index images by the stem of (a part of) their name; if a tar repeats a name, the first."""
     by_stem: dict[str, list[Found]] = {}
     for image in images:
         same = by_stem.setdefault(strip_suffix(part(image.name)), [])

@@ -1,4 +1,4 @@
-"""From rows (of a Karpathy file or a manifest) to items: keys, gathered captions, image paths."""
+"""Conversion of rows (of a Karpathy file or source list) to items: keys, captions, paths."""
 
 import os
 import unicodedata
@@ -24,68 +24,68 @@ from im2sp.pipeline.sources.items import (
 )
 
 Resolver = Callable[[str], Path | ByteRange | str]
-"""From an image path of a row to the image, or to the reason why it cannot be had."""
+"""Function from a path in a row to the file, or to the reason why it cannot be used."""
 
 NO_AUDIO_FILE = "no such audio file"
 
 
-class Spoken(NamedTuple):
-    """A clip as a row names it."""
+class RowClip(NamedTuple):
+    """Clip listed in a row."""
 
     audio: str
-    """The sound's path, relative or absolute."""
+    """Path of the clip, relative or absolute."""
 
     text: str | None
-    """What is said, where the row tells."""
+    """Transcript, if the row has one."""
 
     where: str
-    """What messages call its row."""
+    """Name of its row in messages."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Row:
-    """One row as it stands in the file."""
+    """One row of the file."""
 
     where: str
-    """What messages call it: `line 7`, `row 3`, `images[12]`."""
+    """Name in messages: `line 7`, `row 3`, `images[12]`."""
 
     image: str = ""
-    """The image's path, relative or absolute; empty for speech without a picture."""
+    """Path of the image, relative or absolute; empty for speech without an image."""
 
     key: str = ""
-    """The key it gives; empty to derive one from `image`."""
+    """Key; empty to derive one from `image`."""
 
     split: str = ""
-    """The split it gives."""
+    """Name of the split."""
 
     captions: list[str] = field(default_factory=list)
-    """Its captions without speech."""
+    """Captions without speech."""
 
-    speech: list["Spoken"] = field(default_factory=list["Spoken"])
-    """Its spoken clips."""
+    speech: list["RowClip"] = field(default_factory=list["RowClip"])
+    """Clips, with their transcripts."""
 
     key_candidates: tuple[str, ...] = ()
     """Keys to choose from when `key` is empty, preferred first; by default from `image`."""
 
     error: str | None = None
-    """Why the row itself cannot be used."""
+    """Problem that makes the row itself unusable."""
 
     image_where: str = ""
-    """The later row that the image stands in; empty for this one."""
+    """Name of the later row that has the image; empty for this one."""
 
 
 def items_of_rows(
     rows: Iterable[Row], resolve: Resolver, find_audio: Resolver | None = None
 ) -> list[SourceItem]:
-    """One item a sample: repeated rows of one key and image gather captions and clips in order.
+    """Convert rows to one item per sample; rows that repeat key and image add captions and clips.
 
-    A row that contradicts an earlier one of its key (another image, another split, the same clip)
-    is a reject, and so is one that is broken itself. A clip that is not there is a reject alone.
+    A row that contradicts an earlier one with its key (another image, another split, the same clip)
+    is a reject, and so is an invalid row. For a missing clip, only the clip is a reject.
 
     Args:
-        rows: What the file says, in its order.
-        resolve: How the images are found.
-        find_audio: How the sound files are found; needed where a row has any.
+        rows: Rows of the file, in order.
+        resolve: Finds images.
+        find_audio: Finds clips; needed if a row has any.
     """
     samples: list[Row] = []
     first_rows: dict[tuple[str, str], Row] = {}
@@ -109,7 +109,7 @@ def items_of_rows(
 
 
 def _identity(row: Row) -> tuple[str, str]:
-    """A row without a key belongs to the sample of its image, one with a key to that key's."""
+    """Sample that a row belongs to: by its key, else its image, else its clip."""
     if row.key:
         return "key", row.key
     return ("image", row.image) if row.image else ("audio", row.speech[0].audio)
@@ -118,7 +118,7 @@ def _identity(row: Row) -> tuple[str, str]:
 def _key_candidates(row: Row) -> tuple[str, ...]:
     path = row.image or (row.speech[0].audio if row.speech else "")
     if row.error:
-        # The place keeps a broken row from changing a good one's key.
+        # The row's name keeps an invalid row from changing the key of a valid one.
         return (f"{row.key or clean_key(strip_suffix(path))} ({row.where})",)
     if row.key:
         return (row.key,)
@@ -137,7 +137,7 @@ def _item(row: Row, key: str, resolve: Resolver, find_audio: Resolver | None) ->
     utterances = ()
     if error is None and row.speech:
         assert find_audio is not None
-        utterances = tuple(spoken_utterance(spoken, find_audio) for spoken in row.speech)
+        utterances = tuple(clip_utterance(clip, find_audio) for clip in row.speech)
     return SourceItem(
         key=printable_utf8(key),
         image=place,
@@ -149,14 +149,14 @@ def _item(row: Row, key: str, resolve: Resolver, find_audio: Resolver | None) ->
     )
 
 
-def spoken_utterance(spoken: Spoken, find_audio: Resolver) -> Utterance:
-    """A clip that a row names, as a reject where it cannot be had."""
-    place = find_audio(spoken.audio)
-    name = printable_utf8(spoken.audio)
+def clip_utterance(clip: RowClip, find_audio: Resolver) -> Utterance:
+    """Convert a clip of a row; it is a reject if its file cannot be used."""
+    place = find_audio(clip.audio)
+    name = printable_utf8(clip.audio)
     if isinstance(place, str):
-        error = f"{spoken.where}: {place}"
-        return Utterance(audio=None, name=name, text=spoken.text, error=error)
-    return Utterance(audio=place, name=name, text=spoken.text)
+        error = f"{clip.where}: {place}"
+        return Utterance(audio=None, name=name, text=clip.text, error=error)
+    return Utterance(audio=place, name=name, text=clip.text)
 
 
 def _contradiction(first: Row, row: Row) -> str | None:
@@ -169,17 +169,17 @@ def _contradiction(first: Row, row: Row) -> str | None:
 
 
 def _repeated_clip(first: Row, row: Row, clips: dict[tuple[int, str], str]) -> str | None:
-    """Why a row's clips cannot be added to the sample of `first`; else `clips` notes them."""
-    for spoken in row.speech:
-        where = clips.get((id(first), spoken.audio))
+    """Problem with adding a row's clips to the sample of `first`; else records them in `clips`."""
+    for clip in row.speech:
+        where = clips.get((id(first), clip.audio))
         if where is not None:
-            return f"audio {spoken.audio!r} is already in {where} for the same sample"
-        clips[id(first), spoken.audio] = row.where
+            return f"audio {clip.audio!r} is already in {where} for the same sample"
+        clips[id(first), clip.audio] = row.where
     return None
 
 
 def _text_problem(row: Row) -> str | None:
-    """Why a row's text cannot be stored as UTF-8, or its image cannot be opened at all."""
+    """Problem with storing a row's text as UTF-8, or with the path of its image."""
     if not row.image and not row.speech:
         return "no image path"
     if problem := path_problem(row.image, "image"):
@@ -188,7 +188,7 @@ def _text_problem(row: Row) -> str | None:
         ("key", row.key),
         ("split", row.split),
         *(("caption", c) for c in row.captions),
-        *(("caption", spoken.text or "") for spoken in row.speech),
+        *(("caption", clip.text or "") for clip in row.speech),
     ]:
         if not is_utf8(text):
             return f"the {name} is not valid UTF-8 text"
@@ -196,17 +196,17 @@ def _text_problem(row: Row) -> str | None:
 
 
 def path_problem(path: str, what: str) -> str | None:
-    """Why no file can have this path."""
+    """Problem that excludes a file of this path; None if there is none."""
     if "://" in path:
         return f"{path!r} is an address; nothing is fetched, download it first"
     return f"the {what} path holds a zero byte" if "\0" in path else None
 
 
 def make_resolver(image_root: Path) -> Resolver:
-    """How image paths are found below `image_root`, a folder or an uncompressed tar.
+    """Return a function that finds images in `image_root`, a folder or an uncompressed tar.
 
     Raises:
-        SourceError: There is no such folder or tar.
+        SourceError: The folder or tar does not exist.
     """
     if image_root.is_dir():
         return lambda image: _find_file(image_root, image)
@@ -219,7 +219,7 @@ def make_resolver(image_root: Path) -> Resolver:
 
 
 def _find_file(image_root: Path, image: str) -> Path | str:
-    """The image's path (an absolute one is taken as it is), or why it cannot be read."""
+    """Return the image's path (an absolute one is used as it is), or why it cannot be read."""
     path = image_root / image
     try:
         if path.is_file():
@@ -232,7 +232,7 @@ def _find_file(image_root: Path, image: str) -> Path | str:
 
 
 def _spelling_hint(path: Path) -> str:
-    """Which file was probably meant where a path leads nowhere; empty where there is none."""
+    """Hint at an existing file with a similar name; empty if there is none."""
     if "\\" in path.name and (as_posix := Path(str(path).replace("\\", "/"))).is_file():
         return f"; {as_posix} is there: write / for \\"
     here = _names_by_folded(path.parent).get(_folded(path.name))
@@ -249,7 +249,7 @@ def _folded(name: str) -> str:
 
 @lru_cache(maxsize=16)
 def _names_by_folded(folder: Path) -> dict[str, str]:
-    """The files of a folder, by their names in one Unicode form and one letter case."""
+    """Files of a folder, by their names in one Unicode form and letter case."""
     try:
         return {_folded(name): name for name in sorted(os.listdir(folder))}
     except OSError:
@@ -257,7 +257,7 @@ def _names_by_folded(folder: Path) -> dict[str, str]:
 
 
 def check_some_found(path: Path, items: list[SourceItem], image_root: Path) -> None:
-    """Refuse a source none of whose images are there: the image root is wrong.
+    """Refuse a source of which no image can be used: the image root is wrong.
 
     Raises:
         SourceError: Every item is a reject.
@@ -265,20 +265,20 @@ def check_some_found(path: Path, items: list[SourceItem], image_root: Path) -> N
     if all(item.error for item in items):
         reasons = Counter(item.error for item in items if item.error)
         raise SourceError(
-            f"{path}: none of its {len(items)} images can be used below {image_root} (the first: "
+            f"{path}: none of its {len(items)} images can be used in {image_root} (the first: "
             f"{items[0].name}: {next(iter(reasons))}); give the folder that holds them as "
             "--image-root"
         )
 
 
 def make_audio_finder(audio_root: Path) -> Resolver:
-    """How audio paths are found below `audio_root`, a folder or an uncompressed tar.
+    """Return a function that finds clips in `audio_root`, a folder or an uncompressed tar.
 
-    Below a folder an absolute path is taken as it is, and each folder that is asked about is read
-    once, so that 100,000s of clips cost no look-up each.
+    With a folder, an absolute path is used as it is. Each folder is listed once, on first use, so
+    that hundreds of thousands of clips need no look-up each.
 
     Raises:
-        SourceError: There is no such folder or tar.
+        SourceError: The folder or tar does not exist.
     """
     if audio_root.is_dir():
         find = _FolderIndex(audio_root).find
@@ -287,7 +287,7 @@ def make_audio_finder(audio_root: Path) -> Resolver:
         find = partial(_find_member, members, audio_root.name)
     else:
         raise SourceError(
-            f"{audio_root}: no such audio root; expected a folder or a .tar of sound files"
+            f"{audio_root}: no such audio root; expected a folder or a .tar of audio files"
         )
     return lambda audio: path_problem(audio, "audio") or find(audio)
 
@@ -297,14 +297,14 @@ def _find_member(members: dict[str, Place], tar: str, name: str) -> Place:
 
 
 class _FolderIndex:
-    """Which files there are in folders, each of them read when it is first asked about."""
+    """Index of the files in folders; each folder is listed on first use."""
 
     def __init__(self, root: Path) -> None:
         self._root = str(root)
         self._folders: dict[str, dict[str, bool] | str] = {}
 
     def find(self, name: str) -> Path | ByteRange | str:
-        """The path of a file below the root, or why it cannot be read."""
+        """Return the path of a file below the root, or why it cannot be read."""
         path = os.path.join(self._root, name)
         folder, _, file_name = path.rpartition("/")
         files = self._folders.get(folder)
@@ -319,7 +319,7 @@ class _FolderIndex:
 
 
 def read_folder(folder: str) -> dict[str, bool] | str:
-    """Whether each entry of a folder is a regular file, or why none can be had."""
+    """List a folder: for each entry, True if it is a regular file; or why it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name: _is_file(entry) for entry in entries}
@@ -332,12 +332,12 @@ def read_folder(folder: str) -> dict[str, bool] | str:
 def _is_file(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_file()
-    except OSError:  # a link that leads round in a circle
+    except OSError:  # a circular link
         return False
 
 
 class ImageNames:
-    """Good items by the image path or, where only one has it, the file name of their image."""
+    """Index of valid items by the path of their image or, if unique, its file name."""
 
     def __init__(self, items: list[SourceItem]) -> None:
         self._by_path: dict[str, int] = {}
@@ -348,38 +348,38 @@ class ImageNames:
                 self._by_file_name.setdefault(item.name.rpartition("/")[2], []).append(index)
 
     def find(self, image: str) -> int | str | None:
-        """The index of an image's item, why that cannot be told, or None for an image of none."""
+        """Return the index of an image's item, why it is ambiguous, or None if there is none."""
         index = self._by_path.get(image)
         if index is not None:
             return index
         file_name = image.rpartition("/")[2]
         indices = self._by_file_name.get(file_name, [])
         if len(indices) > 1:
-            return f"{len(indices)} images are called {file_name}; cannot tell which one is meant"
+            return f"{len(indices)} images are called {file_name}; give the path of one"
         return indices[0] if indices else None
 
 
 def check_some_audio(
     path: Path, items: list[SourceItem], audio_root: Path, *, unnamed: str, advice: str = ""
 ) -> None:
-    """Refuse a source none of whose clips is there: the audio root is wrong.
+    """Refuse a source of which no clip can be used: the audio root is wrong.
 
     Args:
         path: The source.
         items: Its items.
-        audio_root: Where the clips were looked for.
-        unnamed: What is missing where no item has even the name of a clip, and what to do.
-        advice: What to do where clips are named but none is there.
+        audio_root: Folder or tar in which the clips were searched.
+        unnamed: Message if no item names a clip, with advice.
+        advice: Advice if clips are named but none exists.
 
     Raises:
-        SourceError: No item has a clip that is there.
+        SourceError: No item has a clip that exists.
     """
     utterances = [utterance for item in items for utterance in item.utterances]
     if not utterances:
         raise SourceError(f"{path}: {unnamed}")
     if not any(utterance.audio for utterance in utterances):
         raise SourceError(
-            f"{path}: none of its {len(utterances)} sound files can be used below {audio_root} "
+            f"{path}: none of its {len(utterances)} audio files can be used in {audio_root} "
             f"(the first: {utterances[0].name}: {utterances[0].error}); "
             + (advice or "give the folder that holds them as --audio-root")
         )

@@ -1,4 +1,4 @@
-"""SpokenCOCO beside a Karpathy file: who speaks about which image stands in its own JSON files."""
+"""SpokenCOCO for a Karpathy file: clips of each image, listed in SpokenCOCO's JSON files."""
 
 import re
 from dataclasses import replace
@@ -15,9 +15,9 @@ from im2sp.pipeline.sources.items import (
 from im2sp.pipeline.sources.rows import (
     ImageNames,
     Resolver,
-    Spoken,
+    RowClip,
+    clip_utterance,
     make_audio_finder,
-    spoken_utterance,
 )
 
 SPOKEN_COCO_FILES = ("SpokenCOCO_train.json", "SpokenCOCO_val.json")
@@ -27,19 +27,19 @@ _BETWEEN_WORDS = re.compile(r"[\W_]+")
 
 
 def add_spoken_coco(items: list[SourceItem], audio_root: Path) -> list[SourceItem]:
-    """Give items the clips that the SpokenCOCO files in `audio_root` list for their images.
+    """Add the clips that the SpokenCOCO files in `audio_root` list for the items' images.
 
-    Clips come in the order of the files, train before val, with the text that stands there. A
-    caption of the item stays, without speech, where none of these texts has its letters and
-    digits. It does not matter which of the files an image stands in. What is wrong in the files is
-    a reject each; images that are no item's are passed over.
+    Clips are in the order of the files, train before val, with the text listed there. A caption of
+    the item is kept, without speech, if none of these texts has the same letters and digits. An
+    image may be in either file. Each error in the files is a reject; images without an item are
+    skipped.
 
     Args:
-        items: Of a Karpathy file; `name` is the image's path there.
-        audio_root: Folder with one or both of `SPOKEN_COCO_FILES`; the clips' paths start there.
+        items: Items of a Karpathy file; `name` is the image's path there.
+        audio_root: Folder with one or both of `SPOKEN_COCO_FILES`; clip paths are relative to it.
 
     Raises:
-        SourceError: A file cannot be read as what it should be.
+        SourceError: A file cannot be read or has another form.
     """
     names, clips = ImageNames(items), _Clips(make_audio_finder(audio_root))
     speech: dict[int, list[Utterance]] = {}
@@ -49,27 +49,26 @@ def add_spoken_coco(items: list[SourceItem], audio_root: Path) -> list[SourceIte
             continue
         for index, entry in enumerate(read_json_list(audio_root / file_name, "data", _EXPECTED)):
             where = f"{file_name} data[{index}]"
-            owner = _entry_problem(entry) or names.find(entry["image"])
-            if isinstance(owner, str):
-                rejects.append(SourceItem(key=where, image=None, name=where, error=owner))
-            elif owner is not None:
-                speech.setdefault(owner, []).extend(
-                    clips.utterance(caption, owner, f"{where}.captions[{number}]")
+            image_index = _entry_problem(entry) or names.find(entry["image"])
+            if isinstance(image_index, str):
+                rejects.append(SourceItem(key=where, image=None, name=where, error=image_index))
+            elif image_index is not None:
+                speech.setdefault(image_index, []).extend(
+                    clips.utterance(caption, image_index, f"{where}.captions[{number}]")
                     for number, caption in enumerate(entry["captions"])
                 )
-    heard = [_with_speech(item, speech.get(index)) for index, item in enumerate(items)]
-    return heard + rejects
+    return [_with_speech(item, speech.get(index)) for index, item in enumerate(items)] + rejects
 
 
 class _Clips:
-    """The clips of the files so far: where they lie and whose they are."""
+    """Clips read so far, by image; finds their files and rejects repeated ones."""
 
     def __init__(self, find: Resolver) -> None:
         self._find = find
         self._first_places: dict[tuple[int, str], str] = {}
 
-    def utterance(self, caption: Any, owner: int, where: str) -> Utterance:
-        """One entry of `captions`; what is wrong with it becomes the utterance's error."""
+    def utterance(self, caption: Any, image_index: int, where: str) -> Utterance:
+        """Convert an entry of `captions`; a problem with it becomes the utterance's error."""
         wav = caption.get("wav") if isinstance(caption, dict) else None
         if not isinstance(wav, str) or not wav:
             error = "expected an object with the clip's path under 'wav'"
@@ -78,15 +77,15 @@ class _Clips:
         if not isinstance(text, str | None) or not is_utf8(text or ""):
             error = f"{where}: the text is not valid UTF-8 text"
             return Utterance(audio=None, name=printable_utf8(wav), error=error)
-        first = self._first_places.setdefault((owner, wav), where)
+        first = self._first_places.setdefault((image_index, wav), where)
         if first is not where:
             error = f"{where}: already in {first} for the same image"
             return Utterance(audio=None, name=printable_utf8(wav), error=error)
-        return spoken_utterance(Spoken(wav, text or None, where), self._find)
+        return clip_utterance(RowClip(wav, text or None, where), self._find)
 
 
 def _entry_problem(entry: Any) -> str | None:
-    """Why nobody can tell what an entry of `data` says."""
+    """Problem that makes an entry of `data` unusable; None if there is none."""
     if not isinstance(entry, dict):
         return f"found {type(entry).__name__}, expected an object"
     if not isinstance(entry.get("image"), str) or not isinstance(entry.get("captions"), list):
@@ -97,11 +96,11 @@ def _entry_problem(entry: Any) -> str | None:
 def _with_speech(item: SourceItem, utterances: list[Utterance] | None) -> SourceItem:
     if not utterances:
         return item
-    said = {_letters(utterance.text) for utterance in utterances if utterance.text}
-    captions = tuple(caption for caption in item.captions if _letters(caption) not in said)
+    transcripts = {_letters(utterance.text) for utterance in utterances if utterance.text}
+    captions = tuple(caption for caption in item.captions if _letters(caption) not in transcripts)
     return replace(item, captions=captions, utterances=tuple(utterances))
 
 
 def _letters(text: str) -> str:
-    """What two ways to write one sentence share: `A man's dog.` and `A MANS DOG` are `amansdog`."""
+    """Letters and digits of a text: `A man's dog.` and `A MANS DOG` are both `amansdog`."""
     return _BETWEEN_WORDS.sub("", text.casefold())

@@ -11,7 +11,7 @@ from typing import Any
 from im2sp.pipeline.sources.items import SourceError, SourceListing, kind_of_name, split_name
 from im2sp.pipeline.sources.rows import (
     Row,
-    Spoken,
+    RowClip,
     check_some_audio,
     items_of_rows,
     make_audio_finder,
@@ -26,19 +26,19 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "captions": ("captions",),
     "split": ("split",),
 }
-"""Fields of a row, and the column names that stand for them, the first that a table has counts.
+"""Fields of a row and the column names for them; the first name that a table has is used.
 
-Column names are compared without surrounding space and without regard to case.
+Column names are compared without surrounding space and case-insensitively.
 """
 
 _EXPECTED = (
-    "expected an 'image' column with paths, an 'audio' column or both and, as wanted, 'key', "
+    "expected an 'image' column with paths, an 'audio' column or both and, optionally, 'key', "
     "'caption' (or 'captions', a list) and 'split'; name others with --columns FIELD=COLUMN"
 )
 
 
 class _Columns:
-    """Which column of a table stands for which field."""
+    """Mapping from the fields of a row to the columns of a table."""
 
     def __init__(self, path: Path, chosen: Mapping[str, str]) -> None:
         for field, name in chosen.items():
@@ -53,11 +53,11 @@ class _Columns:
         self._by_field: dict[str, str] = {}
 
     def add(self, names: Iterable[str], values: Mapping[str, Any]) -> None:
-        """Take notice of columns and find those of the fields.
+        """Add columns, and map the fields to them.
 
         Args:
-            names: Column names of the table, or of one more row where rows differ.
-            values: A row, which says whether an alias names images or clips.
+            names: Column names of the table, or of one more row if rows differ.
+            values: A row, which shows if an alias names images or clips.
         """
         new = [name for name in names if name not in self._names]
         if not new:
@@ -74,7 +74,7 @@ class _Columns:
                 self._by_field[field] = found[0]
         for field, other in (("image", "audio"), ("audio", "image")):
             name = self._by_field.get(field)
-            # An alias such as `path` may name either: its suffix tells.
+            # An alias such as `path` may name either: the suffix of the value decides.
             if name is None or field in self._chosen or self._names[name] == field:
                 continue
             if other not in self._by_field and kind_of_name(str(values.get(name))) == other:
@@ -84,10 +84,10 @@ class _Columns:
         return {name for other, name in self._chosen.items() if other != field}
 
     def check(self) -> None:
-        """Refuse a table that has no column of images or clips, or not one that was asked for.
+        """Refuse a table without a column of images or clips, or without a chosen column.
 
         Raises:
-            SourceError: Names the columns that there are.
+            SourceError: The message lists the columns found.
         """
         held = f"found columns {list(self._names)[:8]}"
         for field, name in self._chosen.items():
@@ -99,15 +99,15 @@ class _Columns:
             raise SourceError(f"{self._path}: {held}; {_EXPECTED}")
 
     def fields_of(self, entry: Mapping[str, Any]) -> dict[str, Any]:
-        """The known fields of a row."""
+        """Return the known fields of a row."""
         return {field: entry.get(name) for field, name in self._by_field.items()}
 
     def used(self) -> list[str]:
-        """Names of the columns that stand for a field."""
+        """Names of the columns that a field uses."""
         return list(self._by_field.values())
 
     def unused(self) -> list[str]:
-        """Names of the columns that stand for nothing, as the table has them."""
+        """Names of the columns that no field uses, as spelled in the table."""
         return [name for name in self._names if name not in self._by_field.values()]
 
 
@@ -117,18 +117,17 @@ def list_table(
     audio_root: Path | None,
     columns: Mapping[str, str] | None = None,
 ) -> SourceListing:
-    """The samples of a source list; columns that are not used are named in the listing's notes.
+    """List the samples of a source list; unused columns are named in the listing's notes.
 
-    Relative image paths start at `image_root` or else at the list's folder; absolute ones are
-    taken as they are; audio paths likewise with `audio_root`. A missing or empty key is derived
-    from the image path or, without an image, from the (first) audio path. `audio` is a path, which
-    goes with the row's caption, or a list of paths, each of which goes with the caption at its
-    place. Rows that repeat a key and its image add captions and clips to the sample.
+    Relative image paths start at `image_root`, by default the folder of the list; absolute ones are
+    used as they are. Audio paths likewise, with `audio_root`. A missing or empty key is derived
+    from the image path or, without an image, from the first audio path. `audio` is a path, paired
+    with the row's caption, or a list of paths, each paired with the caption at the same index.
+    Rows that repeat a key and its image add captions and clips to the sample.
 
     Raises:
-        SourceError: It cannot be read as a table at all, has no column of images or clips or not
-            one that `columns` names, or no row; or no clip can be used below an `audio_root` that
-            was given.
+        SourceError: The file cannot be read as a table, has no rows, or lacks a column of images
+            or clips or one named by `columns`; or no clip in the given `audio_root` can be used.
     """
     kind = path.suffix.lower()
     known = _Columns(path, columns or {})
@@ -146,17 +145,17 @@ def list_table(
     items = items_of_rows(rows, make_resolver(root), find_audio)
     if audio_root is not None:
         unnamed = (
-            f"no row names a clip under 'audio', so an audio root ({audio_root}) has no use; "
+            f"no row names a clip under 'audio', so an audio root ({audio_root}) does not apply; "
             "leave it out"
         )
         check_some_audio(path, items, audio_root, unnamed=unnamed)
     unused = known.unused()
-    note = f"columns not used: {', '.join(map(repr, unused))} (--columns FIELD=COLUMN takes one)"
+    note = f"columns not used: {', '.join(map(repr, unused))} (use one with --columns FIELD=COLUMN)"
     return SourceListing(kind=kind[1:], items=items, ignored={}, notes=(note,) if unused else ())
 
 
 def _read_jsonl(path: Path, columns: _Columns) -> Iterator[Row]:
-    """One JSON object a line; blank lines are skipped."""
+    """Read one JSON object per line; blank lines are skipped."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
@@ -176,7 +175,7 @@ def _read_jsonl(path: Path, columns: _Columns) -> Iterator[Row]:
 
 
 def _read_csv(path: Path, columns: _Columns) -> Iterator[Row]:
-    """A header line and comma-separated rows, UTF-8; quoted fields may hold line breaks."""
+    """Read a header line and comma-separated rows, UTF-8; quoted fields may hold line breaks."""
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         records = _csv_records(file)
         _, header = next(records, (1, []))
@@ -198,10 +197,10 @@ def _read_csv(path: Path, columns: _Columns) -> Iterator[Row]:
 
 
 def _csv_records(file: Iterable[str]) -> Iterator[tuple[int, list[str] | str]]:
-    """Line number and fields of each record, or why a line is none.
+    """Yield line number and fields of each record, or the problem with it.
 
-    A record that is no CSV, such as one with an unclosed quote, costs its first line; the lines
-    that the quote would swallow are read again as records of their own.
+    An invalid record, such as one with an unclosed quote, rejects only its first line; the other
+    lines inside the open quote are read again as separate records.
     """
     source = iter(file)
     waiting: deque[str] = deque()
@@ -233,7 +232,7 @@ def _csv_records(file: Iterable[str]) -> Iterator[tuple[int, list[str] | str]]:
             reader = csv.reader(lines(), strict=True, skipinitialspace=spaced)
             continue
         if number == 1 and not spaced and any(name.startswith(" ") for name in fields):
-            # `image, caption`: the space after a comma belongs to no field. The header again.
+            # `image, caption`: the space is not part of a field. Read the header again.
             spaced = True
             waiting.extendleft(reversed(taken))
             reader = csv.reader(lines(), strict=True, skipinitialspace=True)
@@ -243,7 +242,7 @@ def _csv_records(file: Iterable[str]) -> Iterator[tuple[int, list[str] | str]]:
 
 
 def _read_parquet(path: Path, columns: _Columns) -> Iterator[Row]:
-    """A Parquet table, read batch by batch and only in the columns of known fields."""
+    """Read a Parquet table batch by batch, only the columns of known fields."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -271,7 +270,7 @@ TABLE_READERS: dict[str, Callable[[Path, _Columns], Iterator[Row]]] = {
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
-"""Reader of each kind of source list by its suffix."""
+"""Reader of each kind of source list, by suffix."""
 
 
 def _is_missing(value: Any) -> bool:
@@ -279,9 +278,10 @@ def _is_missing(value: Any) -> bool:
 
 
 def _text(value: Any) -> Any:
-    """A value of a key, split or caption as text; "" for none, what it is where it is no text.
+    """Convert a key, split or caption to text; "" if missing, unchanged if it is not text.
 
-    pandas writes whole numbers beside gaps as floats and gaps as NaN: `1.0` is `1`, NaN is none.
+    pandas writes a column of integers with gaps as floats, and gaps as NaN: `1.0` becomes `1`, NaN
+    counts as missing.
     """
     if _is_missing(value):
         return ""
@@ -293,7 +293,7 @@ def _text(value: Any) -> Any:
 
 
 def _row(where: str, entry: Mapping[str, Any]) -> Row:
-    """One row by its fields; what is wrong with it becomes the row's error."""
+    """Convert the fields of a row; a problem with them becomes the row's error."""
     image = "" if _is_missing(entry.get("image")) else entry["image"]
     key, split = _text(entry.get("key")), _text(entry.get("split"))
     texts = entry.get("captions")
@@ -315,19 +315,19 @@ def _row(where: str, entry: Mapping[str, Any]) -> Row:
         row.split = split_name(split)
         texts = captions if any(captions) else [None] * len(audio)
         row.speech = [
-            Spoken(path, text or None, where)
+            RowClip(path, text or None, where)
             for path, text in zip(audio, texts, strict=False)
             if path
         ]
-        spoken = [bool(path) for path in audio] + [False] * (len(captions) - len(audio))
+        has_clip = [bool(path) for path in audio] + [False] * (len(captions) - len(audio))
         row.captions = [
-            text for text, said in zip(captions, spoken, strict=False) if text and not said
+            text for text, has in zip(captions, has_clip, strict=False) if text and not has
         ]
     return row
 
 
 def _audio_paths(entry: Mapping[str, Any], image: str, captions: list[str]) -> list[str] | str:
-    """The paths of a row's clips, "" for a caption that has none, or why they cannot be had."""
+    """Paths of a row's clips ("" for a caption without one), or the problem with them."""
     value = "" if _is_missing(entry.get("audio")) else entry["audio"]
     paths = [value] if isinstance(value, str) else ([] if value is None else value)
     if not isinstance(paths, list) or not all(isinstance(one, str | None) for one in paths):

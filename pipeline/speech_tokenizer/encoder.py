@@ -1,13 +1,13 @@
 """HuBERT's forward pass up to one layer, for inference.
 
-The arithmetic is transformers' `HubertModel`; what differs is the order of the work:
+It computes the same as transformers' `HubertModel`, in another order:
 
-- Only the first convolution's GroupNorm looks at a whole clip. Its mean and variance follow from
-  the samples alone (a filter's output has the mean and variance that its ten weights make of the
-  ten-sample windows' mean and covariance), so all convolutions run in blocks of a few frames that
-  stay in the cache, and memory does not grow with what they would hold for the whole clip.
-- A convolution over frames is a Linear over windows of them, and runs through oneDNN on a CPU with
-  its GELU fused in (see `onednn`).
+- Only the GroupNorm of the first convolution depends on the whole clip. Its mean and variance are
+  computed from the samples (the mean and variance of a filter's output follow from its ten weights
+  and the mean and covariance of all ten-sample windows). So all convolutions run in blocks of a few
+  frames that stay in the cache, and no activations of the whole clip are stored.
+- A convolution over frames is a Linear over windows of frames, which on a CPU runs through oneDNN
+  with its GELU fused in (see `onednn`).
 
 Legend: `B` clips of one length, `S` samples, `T` frames, `C` channels, `D` width, `H` heads,
 `K` head width.
@@ -25,31 +25,31 @@ from im2sp.pipeline.speech_tokenizer.weights import HubertWeights
 
 FIRST_FRAME_SAMPLES = 400
 FRAME_SAMPLES = 320
-# Frames whose convolutions run at once: on a CPU about what a core's cache holds.
+# Frames per block of the convolutions: on a CPU about what fits in a core's cache.
 CPU_BLOCK_FRAMES = 100
 GPU_BLOCK_FRAMES = 5000
 CONV_NORM_EPS = 1e-5
 
 
 def num_frames(num_samples: int) -> int:
-    """Units of a clip that is not cut; 0 where it is too short for one."""
+    """Number of units of a clip that is not split; 0 if it is too short for one."""
     return max(0, (num_samples - FIRST_FRAME_SAMPLES) // FRAME_SAMPLES + 1)
 
 
 class PlainLinear:
-    """What `PackedLinear` does, where oneDNN cannot be called directly."""
+    """Replacement of `PackedLinear` where oneDNN is not available."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         self.weight = weight.to(dtype)
         self.bias = None if bias is None else bias.to(dtype)
 
     def __call__(self, x: Tensor, activation: str = "none") -> Tensor:
-        """`activation` is "none" or "gelu"."""
+        """Apply the layer; `activation` is "none" or "gelu"."""
         y = F.linear(x, self.weight, self.bias)
         return F.gelu(y) if activation == "gelu" else y
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
-        """The Linear of `x`, plus `residual`."""
+        """Apply the layer to `x` and add `residual`."""
         return residual + self(x)
 
 
@@ -58,7 +58,7 @@ Linear = PackedLinear | PlainLinear
 
 @dataclass(frozen=True, kw_only=True)
 class Convolution:
-    """A convolution over frames, its norm over channels where it has one, and GELU."""
+    """A convolution over frames, an optional norm over channels, and GELU."""
 
     linear: Linear
     kernel: int
@@ -66,7 +66,7 @@ class Convolution:
     norm: PackedNorm | None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T', C'), of the type of `x`."""
+        """(B, T, C) -> (B, T', C'), with the dtype of `x`."""
         x = windows(x, self.kernel, self.stride)
         if self.norm is None:
             return self.linear(x, "gelu")
@@ -75,13 +75,13 @@ class Convolution:
 
 @dataclass(frozen=True, kw_only=True)
 class Positions:
-    """The grouped convolution that tells frames their surroundings: a Linear a group of widths."""
+    """Grouped convolution for relative positions: one Linear per group of channels."""
 
     groups: list[Linear]
     kernel: int
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D), of the type of `x`."""
+        """(B, T, D) -> (B, T, D), with the dtype of `x`."""
         before = self.kernel // 2
         padded = F.pad(x, (0, 0, before, self.kernel - 1 - before))
         parts = padded.unflatten(2, (len(self.groups), -1)).permute(2, 0, 1, 3).contiguous()
@@ -94,7 +94,7 @@ class Positions:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One layer. Linears and attention are in `dtype`, norms and sums in float32."""
+    """One transformer layer. Linears and attention are in `dtype`, norms and sums in float32."""
 
     dtype: torch.dtype
     heads: int
@@ -125,7 +125,7 @@ class Layer:
         return F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).flatten(2)
 
     def _plus(self, linear: Linear, x: Tensor, residual: Tensor) -> Tensor:
-        """The sum fused into the Linear needs one type for all."""
+        """Linear of `x` plus `residual`; the sum is fused if both have the same dtype."""
         return linear.plus(x, residual) if x.dtype == residual.dtype else residual + linear(x)
 
 
@@ -144,10 +144,10 @@ class HubertEncoder:
     """Features of clips of one length.
 
     Args:
-        weights: The weights; copied.
-        dtype: torch.float32 or torch.bfloat16, of convolutions but the first, Linears and
-            attention. The first convolution, norms, sums and the projection are float32 in both.
-        device: Where to compute.
+        weights: Weights; copied.
+        dtype: torch.float32 or torch.bfloat16, for all convolutions but the first, Linears and
+            attention. The first convolution, norms, sums and the projection are always float32.
+        device: Device of the computation.
     """
 
     def __init__(self, weights: HubertWeights, dtype: torch.dtype, device: torch.device) -> None:
@@ -217,7 +217,7 @@ class HubertEncoder:
             [self._tensors[f"{name}.attention.{part}_proj.{kind}"].clone() for part in "qkv"]
             for kind in ("weight", "bias")
         ]
-        for kinds in parts:  # queries come scaled
+        for kinds in parts:  # queries are scaled here
             kinds[0] *= (len(kinds[0]) // self.settings.heads) ** -0.5
         return Layer(
             dtype=self.dtype,
@@ -262,7 +262,7 @@ class HubertEncoder:
         return torch.cat(blocks, 1)
 
     def _first_filters(self, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """The first convolution as (B, 10, C) and (B, 1, C), its GroupNorm folded in."""
+        """First convolution as weight (B, 10, C) and bias (B, 1, C), its GroupNorm folded in."""
         weight = self.first_weight.double()
         bias = weight.new_zeros(len(weight)) if self.first_bias is None else self.first_bias
         bias = bias.double()
@@ -272,7 +272,7 @@ class HubertEncoder:
         mean, covariance = window_moments(samples, weight.shape[1], CONV_STRIDES[0])
         variance = torch.einsum("cj,bjk,ck->bc", weight, covariance, weight).clamp_min(0)
         scale = self.first_norm.weight.double() / (variance + self.first_norm.eps).sqrt()  # (B, C)
-        # The filter's own bias shifts the output and its mean alike.
+        # The filter's bias cancels: it shifts the output and its mean equally.
         shift = self.first_norm.bias.double() - scale * (mean @ weight.t())
         return (weight.t() * scale[:, None]).float(), shift[:, None].float()
 

@@ -15,12 +15,12 @@ from im2sp.shards.weights.pickles import Record, WeightsError
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 POSITIONS = "encoder.pos_conv_embed.conv"
-# The one front end of all published HuBERTs: 400 samples for the first frame, 320 for each more.
+# Front end of all published HuBERTs: 400 samples for the first frame, 320 for each further one.
 CONV_KERNELS = (10, 3, 3, 3, 3, 2, 2)
 CONV_STRIDES = (5, 2, 2, 2, 2, 2, 2)
 HEAD_WIDTH = 64
 MAX_RECORD_DEPTH = 20
-# What this code computes, where config.json could ask for something else.
+# Values of config.json that this code requires.
 _FIXED: dict[str, Any] = {
     "model_type": "hubert",
     "hidden_act": "gelu",
@@ -50,21 +50,21 @@ _FAIRSEQ_NAMES = [
 
 @dataclass(frozen=True, kw_only=True)
 class HubertSettings:
-    """What the shapes of the tensors do not tell, and the layer."""
+    """Settings that the tensors' shapes do not determine, and the layer."""
 
     heads: int
     """Attention heads of every layer."""
     layer: int
-    """Layers to compute; their output is the features."""
+    """Number of layers to compute; the output of the last one is the features."""
     norm_eps: float = 1e-5
-    """Of every LayerNorm of the transformer."""
+    """Epsilon of every LayerNorm of the transformer."""
     conv_norm: str = "group"
-    """"group": the first convolution's channels over time; "layer": every convolution's frames."""
+    """Norm "group": each channel of the first convolution over time; "layer": each frame of all."""
     is_pre_norm: bool = False
     """Norms before attention and MLP, as in the larger models, instead of after."""
 
     def __post_init__(self) -> None:
-        """Check types and ranges, which come from files."""
+        """Check types and ranges, as values come from files."""
         numbers = (self.heads, self.layer)
         if any(type(number) is not int or number < 1 for number in numbers):
             raise ValueError(f"{self.heads!r} heads and layer {self.layer!r}, expected 1 or more")
@@ -78,17 +78,17 @@ class HubertSettings:
 
 
 def config_settings(path: Path) -> HubertSettings:
-    """The settings in `config.json`; the layer is the last one."""
+    """Read the settings from `config.json`; the layer is the last one."""
     config_path = path.parent / CONFIG_FILE
     if path.name not in WEIGHT_FILES or not config_path.is_file():
         raise WeightsError(
-            f"{path}: transformers' weights without their {CONFIG_FILE}; pass the folder that"
+            f"{path}: transformers weights without their {CONFIG_FILE}; pass the folder that"
             f" holds both, the weights as {' or '.join(WEIGHT_FILES)}"
         )
     try:
         config = json.loads(config_path.read_text("utf-8"))
     except ValueError as error:
-        raise WeightsError(f"{config_path}: no JSON: {error}") from None
+        raise WeightsError(f"{config_path}: not JSON: {error}") from None
     if not isinstance(config, dict):
         raise WeightsError(f"{config_path}: a {type(config).__name__}, expected a JSON object")
     for key, expected in _FIXED.items():
@@ -115,7 +115,7 @@ def config_settings(path: Path) -> HubertSettings:
 
 
 def fairseq_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename; what is no part of the network (`label_embs_concat`, `final_proj`) stays unused."""
+    """Rename tensors; those outside the network (`label_embs_concat`, `final_proj`) stay unused."""
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         for pattern, replacement in _FAIRSEQ_NAMES:
@@ -128,7 +128,7 @@ def fairseq_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fairseq_settings(weights: Weights, tensors: Mapping[str, Tensor]) -> HubertSettings:
-    """Sizes from the shapes; heads and the norms' places from the records where there are some."""
+    """Read sizes from the shapes; heads and positions of norms from the records, if present."""
     records = _plain_records(weights.content)
     width = len(tensors["encoder.layer_norm.weight"])
     numbers = re.compile(r"encoder\.layers\.(\d+)\.")
@@ -149,7 +149,7 @@ def fairseq_settings(weights: Weights, tensors: Mapping[str, Tensor]) -> HubertS
 
 
 def _plain_records(content: Any) -> dict[str, Any]:
-    """The model's settings: `cfg["model"]`, or `args` of before, of any kind of record."""
+    """Return the model's settings: `cfg["model"]`, or `args` in older files."""
     if not isinstance(content, dict):
         return {}
     model = _plain(_plain(content.get("cfg")).get("model"))
@@ -157,7 +157,7 @@ def _plain_records(content: Any) -> dict[str, Any]:
 
 
 def _plain(record: Any) -> dict[Any, Any]:
-    """A dict, an argparse.Namespace or an omegaconf node as a dict; {} for anything else."""
+    """Convert a dict, argparse.Namespace or omegaconf node to a dict; {} for anything else."""
     for _ in range(MAX_RECORD_DEPTH):
         if not isinstance(record, Record):
             break
@@ -166,5 +166,5 @@ def _plain(record: Any) -> dict[Any, Any]:
 
 
 def _value(value: Any) -> Any:
-    """A scalar, out of its omegaconf node where it is in one."""
+    """Return a scalar, unwrapped if it is in an omegaconf node."""
     return value.state.get("_val") if isinstance(value, Record) else value

@@ -1,8 +1,8 @@
-"""Speech to units: HuBERT's features of one layer, and the nearest of the k-means centres.
+"""Speech to units: HuBERT features of one layer, quantised to the nearest k-means centroid.
 
-As fairseq's GSLM and textlesslib do it: 16 kHz, no normalisation of the waveform, no padding, one
-unit each 320 samples, clips over 1,600,000 samples cut into chunks of that length which do not see
-each other.
+As in fairseq's GSLM and textlesslib: 16 kHz, no normalisation of the waveform, no padding, one unit
+per 320 samples; clips of more than 1,600,000 samples are split into chunks of that length, which
+are encoded independently.
 """
 
 from collections.abc import Sequence
@@ -32,15 +32,15 @@ GPU_BATCH_SAMPLES = 3_200_000
 
 
 class SpeechTokenizer:
-    """Turns speech into units.
+    """Converts speech to units.
 
     Attributes:
-        name: What it was loaded by; for a path, the last part alone.
-        fingerprint: sha256 of the weights and settings; see `hubert_weights.fingerprint`.
-        precision: "fp32" or "bf16", of the encoder. Distances to the centres are float32 in both.
-        layer: The layer whose output is quantised, counted from 1.
-        centres: (K, D) float32, on the CPU.
-        num_units: K; units lie in [0, K).
+        name: Name that it was loaded by; for a path, only the last part.
+        fingerprint: sha256 of the weights and settings; see `weights.fingerprint`.
+        precision: "fp32" or "bf16", of the encoder. Distances to the centroids are always float32.
+        layer: Layer whose output is quantised, counted from 1.
+        centres: Centroids, (K, D) float32, on the CPU.
+        num_units: K; units are in [0, K).
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class SpeechTokenizer:
         check_precision(precision)
         if centres.shape[1] != weights.width:
             raise WeightsError(
-                f"{name}: its features are {weights.width} wide, the k-means centres"
-                f" {centres.shape[1]}; use the centres that were fitted to this model"
+                f"{name}: its features are {weights.width} wide, the k-means centroids"
+                f" {centres.shape[1]}; use the centroids that were fitted to this model"
             )
         self.name = name
         self.precision = precision
@@ -67,7 +67,7 @@ class SpeechTokenizer:
         self.num_units = len(centres)
         self._encoder = HubertEncoder(weights, DTYPES[precision], self.device)
         self._threads = SingleCorePool()
-        # |x - c|^2 = |x|^2 - 2 (x c - |c|^2 / 2): the largest bracket is the nearest centre.
+        # |x - c|^2 = |x|^2 - 2 (x c - |c|^2 / 2): the nearest centroid has the largest (..).
         self._directions = centres.t().contiguous().to(self.device)
         self._half_norms = (centres.double().square().sum(1) / 2).float().to(self.device)
 
@@ -81,20 +81,20 @@ class SpeechTokenizer:
     ) -> list[np.ndarray]:
         """Units of clips of any lengths.
 
-        A clip's units do not depend on the others: on a CPU clips are encoded one by one, each on
-        a core of its own; on a GPU only chunks of the very same length go together.
+        A clip's units do not depend on the other clips: on a CPU each clip is encoded separately,
+        on one core; on a GPU only chunks of exactly the same length form a batch.
 
         Args:
-            waveforms: Each (S,) float32, one channel, as it was decoded.
-            rate_hz: Of all of them; other rates than 16000 are resampled.
+            waveforms: Each (S,) float32, one channel, not normalised.
+            rate_hz: Sample rate of all of them; rates other than 16000 are resampled.
 
         Returns:
-            (T,) uint16 each, repeats kept: one unit each 320 samples, (S - 400) // 320 + 1 of a
-            clip at 16 kHz that is not cut. A last chunk under 400 samples has none.
+            (T,) uint16 each, repeats kept: one unit per 320 samples, (S - 400) // 320 + 1 for a
+            clip at 16 kHz that is not split. A last chunk of fewer than 400 samples has none.
 
         Raises:
-            ValueError: Another type or shape, values that are not finite, or under 400 samples at
-                16 kHz.
+            ValueError: Wrong dtype or shape, values that are not finite, or fewer than 400 samples
+                at 16 kHz.
         """
         clips = [_checked(waveform, rate_hz) for waveform in waveforms]
         chunks = [(index, chunk) for index, clip in enumerate(clips) for chunk in _cut(clip)]
@@ -126,7 +126,7 @@ class SpeechTokenizer:
 
     @torch.no_grad()
     def nearest(self, features: Tensor) -> Tensor:
-        """(..., D) float32 -> (...) int64: the nearest centres by squared L2."""
+        """(..., D) float32 -> (...) int64: the nearest centroids by squared L2."""
         return (features.float() @ self._directions - self._half_norms).argmax(-1)
 
     def _units(self, samples: Tensor) -> np.ndarray:
@@ -139,7 +139,7 @@ def _cut(clip: Tensor) -> list[Tensor]:
 
 
 def _checked(waveform: Any, rate_hz: int) -> Tensor:
-    """The samples at 16 kHz."""
+    """Check a waveform and return its samples at 16 kHz."""
     if type(rate_hz) is not int or rate_hz < 1:
         raise ValueError(f"rate_hz is {rate_hz!r}, expected a whole number such as {RATE_HZ}")
     if isinstance(waveform, np.ndarray) and waveform.dtype == np.float32:
@@ -185,29 +185,29 @@ def load_speech_tokenizer(
     precision: Precision = "fp32",
     layer: int | None = None,
 ) -> SpeechTokenizer:
-    """Load a HuBERT and its k-means centres; nothing in the files is run.
+    """Load a HuBERT and its k-means centroids; nothing in the files is executed.
 
     Args:
-        name_or_path: "compact" (bundled), transformers' folder (`config.json` and weights),
-            fairseq's `hubert_base_ls960.pt`, our own file, or a hub id such as
+        name_or_path: "compact" (bundled), a transformers folder (`config.json` and weights),
+            fairseq's `hubert_base_ls960.pt`, an im2sp file, or a hub id such as
             `facebook/hubert-base-ls960`, with `@revision` to pin it.
-        kmeans: The centroids [units, width] or their file; see `hubert_weights.load_centres`. None
-            for those in our own file.
-        device: None for CUDA where there is one, else the CPU.
-        precision: Arithmetic of the encoder. "bf16" is several times as fast on a CPU that has it
-            and gives other units for some frames.
-        layer: Which layer's output the centres were fitted to, counted from 1; None for 6, or
-            for that of our own file.
+        kmeans: Centroids [units, width] or their file; see `weights.load_centres`. None for those
+            in an im2sp file.
+        device: None for CUDA if available, else the CPU.
+        precision: Arithmetic of the encoder. "bf16" is several times as fast on a CPU that supports
+            it and gives other units for some frames.
+        layer: Layer whose output the centroids were fitted to, counted from 1; None for 6, or
+            for the layer in an im2sp file.
 
     Raises:
-        WeightsError: (a ValueError) no such files, or not those of a HuBERT; one line.
+        WeightsError: (a ValueError) the files are missing or not those of a HuBERT; one line.
     """
     check_precision(precision)
     weights = load_hubert(name_or_path, layer)
     kmeans = weights.centres if kmeans is None else kmeans
     if kmeans is None:
         raise WeightsError(
-            f"{name_or_path}: holds no k-means centres of layer {weights.settings.layer}; pass"
+            f"{name_or_path}: holds no k-means centroids of layer {weights.settings.layer}; pass"
             " their file as `kmeans`, such as the km.bin that was published with a HuBERT"
         )
     centres = load_centres(kmeans)

@@ -1,9 +1,9 @@
-"""HuBERT's weights of every published form, up to the layer whose output is wanted.
+"""HuBERT weights of every published form, up to a layer.
 
-transformers keeps the sizes in `config.json` and the tensors beside it. fairseq's file
-(`hubert_base_ls960.pt`) has the same tensors under other names, and of the settings that shapes do
-not tell, its records. Our own form is one safetensors file with the centres of k-means in it, and
-the settings in its metadata. All end here as one dictionary under transformers' names.
+transformers stores the sizes in `config.json` and the tensors in a separate file. fairseq's file
+(`hubert_base_ls960.pt`) has the same tensors under other names, and records of the settings that
+shapes do not determine. The im2sp form is one safetensors file that includes the k-means centroids,
+with the settings in its metadata. All are converted to one dictionary with transformers' names.
 """
 
 import json
@@ -43,7 +43,7 @@ CENTRES = "centres"
 # Names of the centroids in a file that holds more than one array, best first.
 CENTRE_NAMES = (CENTRES, "cluster_centers_")
 MAX_UNITS = 2**16
-# The layer whose features the published centres were fitted to.
+# Layer whose features the published centroids were fitted to.
 DEFAULT_LAYER = 6
 HF_MARK = "feature_extractor.conv_layers.0.conv.weight"
 FAIRSEQ_MARK = "feature_extractor.conv_layers.0.0.weight"
@@ -56,12 +56,12 @@ _WEIGHT_NORM_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class HubertWeights:
-    """Settings, and float32 tensors on the CPU under transformers' names, all of them checked."""
+    """Settings, and checked float32 tensors on the CPU under transformers' names."""
 
     settings: HubertSettings
     tensors: dict[str, Tensor]
     centres: Tensor | None = None
-    """(K, D) float32 of k-means, where the file holds them."""
+    """k-means centroids, (K, D) float32, if the file holds them."""
 
     @property
     def width(self) -> int:
@@ -73,13 +73,13 @@ def load_hubert(name_or_path: str | Path, layer: int | None = None) -> HubertWei
     """Read a HuBERT up to a layer; layers above it are not read.
 
     Args:
-        name_or_path: "compact" (bundled), transformers' folder, fairseq's file, our own file, or a
-            hub id.
-        layer: Which layer's output is wanted, counted from 1. None for the one that the centres of
-            our own file belong to, and 6 for the others.
+        name_or_path: "compact" (bundled), a transformers folder, fairseq's file, an im2sp file, or
+            a hub id.
+        layer: Layer whose output is needed, counted from 1. None for that of the centroids in an
+            im2sp file, and for 6 otherwise.
 
     Raises:
-        WeightsError: One line: what was found and what was expected.
+        WeightsError: One line with what was found and what was expected.
     """
     is_bundled = str(name_or_path) in BUNDLED
     path = (
@@ -113,19 +113,19 @@ def load_hubert(name_or_path: str | Path, layer: int | None = None) -> HubertWei
     except (ValueError, IndexError) as error:
         if isinstance(error, WeightsError):
             raise
-        raise WeightsError(f"{path}: shapes of no HuBERT: {error}") from None
+        raise WeightsError(f"{path}: not the shapes of a HuBERT: {error}") from None
     checked = {
         name: checked_tensor(path, tensors, name, shape, what="a HuBERT")
         for name, shape in shapes.items()
     }
-    # Centres belong to one layer's features.
+    # The centroids belong to one layer's features.
     has_centres = own is not None and layer == own.layer and CENTRES in tensors
     centres = tensors[CENTRES].to(torch.float32) if has_centres else None
     return HubertWeights(settings=settings, tensors=checked, centres=centres)
 
 
 def _prefix_before(tensors: Mapping[str, Tensor], mark: str) -> str | None:
-    """What stands before a name, such as `hubert.` in a fine-tuned model."""
+    """Prefix before a name, such as `hubert.` in a fine-tuned model."""
     found = [name.removesuffix(mark) for name in tensors if name.endswith(mark)]
     return min(found, key=len, default=None)
 
@@ -138,7 +138,7 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
-# Our own form -------------------------------------------------------------------------------------
+# im2sp form --------------------------------------------------------------------------------------
 
 
 def speech_tokenizer_bytes(
@@ -146,12 +146,12 @@ def speech_tokenizer_bytes(
     dtype: torch.dtype = torch.float16,
     notes: dict[str, Any] | None = None,
 ) -> bytes:
-    """A HuBERT up to its layer, and its centres if it has some, as one safetensors file.
+    """Serialise a HuBERT up to its layer, and its centroids if any, as one safetensors file.
 
     Args:
-        weights: What to write.
-        dtype: Number type of the stored tensors; the centres stay float32.
-        notes: More to keep in the metadata, such as the recipe; JSON values.
+        weights: Weights to write.
+        dtype: Type of the stored tensors; the centroids stay float32.
+        notes: Further metadata, such as the recipe; JSON values.
     """
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in weights.tensors.items()}
     if weights.centres is not None:
@@ -161,7 +161,7 @@ def speech_tokenizer_bytes(
 
 
 def _own_settings(weights: Weights) -> HubertSettings | None:
-    """The settings in the metadata of our own form; None for a file of another form."""
+    """Return the settings in the metadata of an im2sp file; None for a file of another form."""
     if (text := weights.metadata.get(METADATA_KEY)) is None:
         return None
     try:
@@ -176,15 +176,15 @@ def _own_settings(weights: Weights) -> HubertSettings | None:
 
 
 def load_centres(source: str | Path | Tensor | np.ndarray) -> Tensor:
-    """(K, D) float32 from a table or its file.
+    """Return centroids (K, D) float32 from a table or its file.
 
     Args:
         source: The table; or the published `km.bin` (scikit-learn's k-means as joblib writes it,
-            read without running anything in it); or a safetensors, `.npy` or torch file of one
+            read without executing anything in it); or a safetensors, `.npy` or torch file of one
             table or with one named `centres`.
 
     Raises:
-        WeightsError: Anything but one table of finite numbers.
+        WeightsError: The source is not one table of finite numbers.
     """
     if not isinstance(source, str | Path):
         return _checked_centres("centres", torch.as_tensor(source))
@@ -199,7 +199,7 @@ def load_centres(source: str | Path | Tensor | np.ndarray) -> Tensor:
         if name in tensors:
             return _checked_centres(str(source), tensors[name])
     raise WeightsError(
-        f"{source}: holds {describe(content)}, expected the k-means centres [units, width] as"
+        f"{source}: holds {describe(content)}, expected the k-means centroids [units, width] as"
         " joblib's km.bin, safetensors with a table `centres`, or .npy"
     )
 
@@ -208,7 +208,7 @@ def _checked_centres(name: str, table: Tensor) -> Tensor:
     is_table = table.ndim == 2 and table.is_floating_point() and 0 not in table.shape
     if not is_table or len(table) > MAX_UNITS:
         raise WeightsError(
-            f"{name}: the centres are {table.dtype} of shape {list(table.shape)}, expected real"
+            f"{name}: the centroids are {table.dtype} of shape {list(table.shape)}, expected real"
             f" numbers of shape [units, width] with at most {MAX_UNITS} units"
         )
     return finite_float32(table, f"{name}: the table of centroids").clone()
@@ -220,10 +220,10 @@ def _checked_centres(name: str, table: Tensor) -> Tensor:
 def expected_shapes(
     tensors: Mapping[str, Tensor], settings: HubertSettings
 ) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor up to the layer, sizes taken from the tensors themselves.
+    """Name and shape of every tensor up to the layer, with sizes read from the tensors.
 
     Raises:
-        KeyError: A tensor that tells a size is missing; its name.
+        KeyError: A tensor that determines a size is missing; its name.
         ValueError: Sizes that do not fit each other.
     """
     shapes: dict[str, tuple[int, ...]] = {}
@@ -248,7 +248,7 @@ def expected_shapes(
     shapes[f"{POSITIONS}.bias"] = (width,)
     shapes[f"{POSITIONS}.weight_g"] = (1, 1, kernel)
     shapes[f"{POSITIONS}.weight_v"] = (width, group_width, kernel)
-    if not settings.is_pre_norm:  # else it follows the last layer, whose output is taken before it
+    if not settings.is_pre_norm:  # otherwise it is applied after the features are taken
         shapes |= _pair("encoder.layer_norm", width)
     hidden = tensors["encoder.layers.0.feed_forward.intermediate_dense.weight"].shape[0]
     for index in range(settings.layer):
@@ -268,11 +268,11 @@ def _pair(name: str, *weight_shape: int) -> dict[str, tuple[int, ...]]:
 
 
 def fingerprint(weights: HubertWeights, centres: Tensor, precision: str) -> str:
-    """sha256 (hex) of all that decides a clip's units.
+    """sha256 (hex) of all that determines a clip's units.
 
-    These are the settings, the float32 weights up to the layer, the centres and the precision. The
-    container, the stored number type and layers above do not matter, so fairseq's file has the
-    fingerprint of the folder that was converted from it.
+    These are the settings, the float32 weights up to the layer, the centroids and the precision.
+    The container, the stored dtype and layers above do not matter, so fairseq's file has the same
+    fingerprint as the folder converted from it.
     """
     settings = {
         "format": 1,

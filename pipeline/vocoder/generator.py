@@ -1,13 +1,13 @@
-"""A unit HiFi-GAN's forward pass, for inference.
+"""Forward pass of a unit HiFi-GAN, for inference.
 
-The arithmetic is that of the published generator. What differs is how it is laid out:
+It computes the same as the published generator, in another form:
 
-- A transposed convolution is written as a plain one whose output channels are the `rate` samples
-  that follow each frame; with channels innermost those are in their places already.
+- A transposed convolution is computed as a plain one whose output channels are the `rate` samples
+  of each frame; with channels innermost, these samples are already in order.
 - Channels are innermost throughout, and on a CPU each convolution runs through oneDNN with its
-  leaky ReLU or its residual sum fused in.
-- The mean over a stage's residual blocks is taken by the weights that follow it (a leaky ReLU
-  lets a positive factor pass).
+  leaky ReLU or residual sum fused in.
+- The factor of the mean over a stage's residual blocks is folded into the weights that follow it
+  (a leaky ReLU commutes with a positive factor).
 
 Legend: `B` clips, `N` units, `T` frames or samples of a stage, `C` channels, `D` width.
 """
@@ -21,15 +21,15 @@ from torch import Tensor
 from im2sp.pipeline.vocoder.weights import BLOCK_PARTS, VocoderWeights
 
 SLOPE = 0.1
-# The original's last leaky ReLU is called without a slope; this is torch's own.
+# The original calls its last leaky ReLU without a slope; this is torch's default.
 LAST_SLOPE = 0.01
 NORM_EPS = 1e-5
-# Half a minute; what a duration predictor tells of one unit is cut there.
+# Upper limit of a predicted duration: half a minute.
 MAX_UNIT_FRAMES = 1500
 
 
 class PackedConvolution:
-    """A convolution over time through oneDNN, an activation or a sum in the same pass."""
+    """Convolution over time through oneDNN, with an activation or a sum in the same pass."""
 
     def __init__(self, weight: Tensor, bias: Tensor, dilation: int, dtype: torch.dtype) -> None:
         self.dilation, self.padding = dilation, dilation * (weight.shape[2] // 2)
@@ -47,14 +47,14 @@ class PackedConvolution:
         )
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
-        """The convolution of `x`, plus `residual`."""
+        """Convolve `x` and add `residual`."""
         return torch.ops.mkldnn._convolution_pointwise.binary(
             x, residual, self.weight, self.bias, *self._sizes, "add", None, None, [], None
         )
 
 
 class PlainConvolution:
-    """What `PackedConvolution` does, where oneDNN cannot be called directly."""
+    """Replacement of `PackedConvolution` where oneDNN is not available."""
 
     def __init__(self, weight: Tensor, bias: Tensor, dilation: int, dtype: torch.dtype) -> None:
         self.dilation, self.padding = dilation, dilation * (weight.shape[2] // 2)
@@ -62,14 +62,14 @@ class PlainConvolution:
         self.bias = bias.to(dtype)
 
     def __call__(self, x: Tensor, slope: float | None = None) -> Tensor:
-        """As `PackedConvolution` does."""
+        """Convolve, as `PackedConvolution`."""
         y = F.conv2d(
             x, self.weight, self.bias, padding=(0, self.padding), dilation=(1, self.dilation)
         )
         return y if slope is None else F.leaky_relu_(y, slope)
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
-        """The convolution of `x`, plus `residual`."""
+        """Convolve `x` and add `residual`."""
         return self(x).add_(residual)
 
 
@@ -78,12 +78,12 @@ Convolution = PackedConvolution | PlainConvolution
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Upsampling, and residual blocks side by side; their sum goes on."""
+    """Upsampling followed by parallel residual blocks, whose outputs are summed."""
 
     up: Convolution
     rate: int
     blocks: list[list[tuple[Convolution, Convolution | None]]]
-    """Of each block its dilated convolutions, with the ones that follow them in kind "1"."""
+    """For each block its dilated convolutions, each with the plain one after it in kind "1"."""
 
     def __call__(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(B, C, 1, T), activated -> (B, C', 1, T * rate); `mask` is that of the output."""
@@ -105,7 +105,7 @@ class Stage:
 
 
 def masked(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Zeros behind each clip's end, where a convolution looks; in place."""
+    """Zero the padding after each clip's end, which convolutions read; in place."""
     return x if mask is None else x.mul_(mask)
 
 
@@ -118,15 +118,15 @@ def from_phases(x: Tensor, rate: int) -> Tensor:
 
 
 def phase_weights(weight: Tensor, bias: Tensor, rate: int) -> tuple[Tensor, Tensor]:
-    """A transposed convolution as a plain one that makes `rate` samples of each frame.
+    """Convert a transposed convolution to a plain one that computes `rate` samples per frame.
 
-    Output `rate * q + r` of the transposed one takes tap `r + padding - rate * d` of frame
+    Output `rate * q + r` of the transposed one uses tap `r + padding - rate * d` of frame
     `q + d`.
 
     Args:
-        weight: (C, C', kernel) of the transposed one, padded by (kernel - rate) / 2.
-        bias: (C',).
-        rate: Its stride.
+        weight: Weight (C, C', kernel) of the transposed one, padded by (kernel - rate) / 2.
+        bias: Bias (C',).
+        rate: Stride.
 
     Returns:
         (rate * C', C, odd kernel) and (rate * C',).
@@ -144,12 +144,12 @@ def phase_weights(weight: Tensor, bias: Tensor, rate: int) -> tuple[Tensor, Tens
 
 
 class UnitGenerator:
-    """Samples of units.
+    """Generator of samples from units.
 
     Args:
-        weights: The weights; copied.
-        dtype: torch.float32 or torch.bfloat16, of all between the embeddings and the samples.
-        device: Where to compute.
+        weights: Weights; copied.
+        dtype: torch.float32 or torch.bfloat16, for all between the embeddings and the samples.
+        device: Device of the computation.
     """
 
     def __init__(self, weights: VocoderWeights, dtype: torch.dtype, device: torch.device) -> None:
@@ -199,14 +199,14 @@ class UnitGenerator:
 
     @torch.no_grad()
     def __call__(self, units: Tensor, voices: Tensor | None, lengths: Tensor | None) -> Tensor:
-        """Samples of clips.
+        """Generate the samples of clips.
 
         Args:
-            units: (B, T) int64, one a frame.
-            voices: (B,) int64, where the vocoder has several.
-            lengths: (B,) int64 of the clips' frames, where they are not all T. What lies behind a
-                clip's end is set to zero before every convolution, which is what the original sees
-                there, so it does not change the clip; samples behind it are not defined.
+            units: (B, T) int64, one per frame.
+            voices: (B,) int64, if the vocoder has several.
+            lengths: (B,) int64, frames of each clip, if they are not all T. The padding after a
+                clip's end is set to zero before every convolution, as the original pads, so it
+                does not change the clip; samples after the end are undefined.
 
         Returns:
             (B, T * 320) float32 in (-1, 1).
@@ -228,7 +228,7 @@ class UnitGenerator:
 
 
 def frame_mask(lengths: Tensor | None, num_frames: int, dtype: torch.dtype) -> Tensor | None:
-    """(B, 1, 1, T): one up to each clip's end, zero behind it; None where all are of one length."""
+    """Mask (B, 1, 1, T): one up to each clip's end, then zero; None if all lengths are equal."""
     if lengths is None or bool((lengths == num_frames).all()):
         return None
     is_inside = torch.arange(num_frames, device=lengths.device) < lengths[:, None]
@@ -254,7 +254,7 @@ def frames_around(weights: VocoderWeights) -> int:
 
 
 class DurationPredictor:
-    """Frames that each unit lasts; float32 whatever the generator's precision."""
+    """Predictor of the frames that each unit lasts; float32 for any generator precision."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         prefix = "dur_predictor."
@@ -286,12 +286,13 @@ class DurationPredictor:
             )
             x = F.conv1d(x, weight, bias, padding=weight.shape[2] // 2).relu_().transpose(1, 2)
             x = F.layer_norm(x, scale.shape, scale, shift, NORM_EPS).transpose(1, 2)
-        told = F.linear(x.transpose(1, 2), self.tensors["proj.weight"], self.tensors["proj.bias"])
-        return (told[..., 0].exp() - 1).round().clamp(1, MAX_UNIT_FRAMES).long()
+        weight, bias = self.tensors["proj.weight"], self.tensors["proj.bias"]
+        log_durations = F.linear(x.transpose(1, 2), weight, bias)
+        return (log_durations[..., 0].exp() - 1).round().clamp(1, MAX_UNIT_FRAMES).long()
 
 
 def is_supported(dtype: torch.dtype) -> bool:
-    """Whether this build of torch and this CPU have what `PackedConvolution` calls."""
+    """True if this build of torch and this CPU support `PackedConvolution`'s operations."""
     try:
         weight, bias = torch.ones(16, 16, 3) / 48, torch.ones(16)
         convolution = PackedConvolution(weight, bias, 1, dtype)

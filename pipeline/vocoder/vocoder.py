@@ -1,6 +1,6 @@
-"""Units to speech: a unit HiFi-GAN, and its predictor of how long each unit lasts.
+"""Units to speech: a unit HiFi-GAN and its duration predictor.
 
-As facebookresearch/speech-resynthesis and fairseq's CodeHiFiGAN do it: 16 kHz, 320 samples a frame.
+As in facebookresearch/speech-resynthesis and fairseq's CodeHiFiGAN: 16 kHz, 320 samples per frame.
 """
 
 from collections.abc import Sequence
@@ -23,26 +23,26 @@ from im2sp.pipeline.vocoder.weights import (
     load_weights,
 )
 
-# Longer clips are made piece by piece, which bounds their memory; pieces overlap by as much as a
-# sample depends on, so that they join without a trace.
+# Longer clips are generated in pieces, which bounds the memory; pieces overlap by the receptive
+# field, so that they join without a seam.
 PIECE_FRAMES = 1000
-# Frames made at once on a GPU.
+# Frames generated at once on a GPU.
 GPU_BATCH_FRAMES = 8000
 
 
 class Vocoder:
-    """Turns units into speech.
+    """Converts units to speech.
 
     Attributes:
-        name: What it was loaded by; for a path, the last part alone.
-        fingerprint: sha256 of the weights and settings; see `vocoder_weights.fingerprint`.
-        precision: "fp32" or "bf16", of the generator. Durations are float32 in both.
-        speech_fingerprint: Of the speech tokenizer whose units it was trained on; None where its
-            file does not tell, as published ones do not.
-        num_units: Units lie in [0, num_units).
-        num_speakers: Voices to choose from; 0 where there is one only.
-        has_durations: Whether it tells how long each unit lasts.
-        rate_hz: 16000, of the samples.
+        name: Name that it was loaded by; for a path, only the last part.
+        fingerprint: sha256 of the weights and settings; see `weights.fingerprint`.
+        precision: "fp32" or "bf16", of the generator. Durations are always float32.
+        speech_fingerprint: Fingerprint of the speech tokenizer whose units it was trained on; None
+            if its file does not record it, as in published ones.
+        num_units: Size of the vocabulary; units are in [0, num_units).
+        num_speakers: Number of voices to choose from; 0 if there is only one.
+        has_durations: True if it has a duration predictor.
+        rate_hz: Sample rate, 16000.
     """
 
     def __init__(
@@ -70,16 +70,16 @@ class Vocoder:
         """Refuse units of another speech tokenizer.
 
         Args:
-            num_units: How many units there are; None where it is not known.
-            fingerprint: Of the speech tokenizer that made them; None where it is not known.
-            whose: Whose units they are, for the message.
+            num_units: Number of units in the vocabulary; None if unknown.
+            fingerprint: Fingerprint of the speech tokenizer that made them; None if unknown.
+            whose: Source of the units, for the message.
 
         Raises:
-            ValueError: The vocoder is for another number of units, or for another tokenizer's.
+            ValueError: The vocoder was made for another vocabulary size or another tokenizer.
         """
         if num_units is not None and num_units != self.num_units:
             raise ValueError(
-                f"vocoder {self.name}: speaks {self.num_units} units, {whose} has {num_units};"
+                f"vocoder {self.name}: made for {self.num_units} units, {whose} has {num_units};"
                 " name the vocoder of those units with --vocoder"
             )
         own = self.speech_fingerprint
@@ -96,7 +96,7 @@ class Vocoder:
         durations: Sequence[int] | np.ndarray | Tensor | None = None,
         speaker: int | None = None,
     ) -> np.ndarray:
-        """One clip, (T,) float32; see `synthesize_batch`."""
+        """Synthesize one clip, (T,) float32; see `synthesize_batch`."""
         rows = None if durations is None else [durations]
         return self.synthesize_batch([units], rows, speaker)[0]
 
@@ -107,26 +107,26 @@ class Vocoder:
         durations: Sequence[Sequence[int] | np.ndarray | Tensor] | None = None,
         speaker: int | Sequence[int] | None = None,
     ) -> list[np.ndarray]:
-        """Speech of clips of any lengths.
+        """Synthesize clips of any lengths.
 
-        A clip does not depend on the others, but for rounding: on a CPU each is made by itself, on
-        a core of its own; on a GPU they go side by side, and what lies behind the end of a shorter
-        one is zeroed before every convolution, as if nothing were there.
+        A clip does not depend on the others, except for rounding: on a CPU each clip is generated
+        separately, on one core; on a GPU clips form batches, and the padding after a shorter clip
+        is zeroed before every convolution.
 
         Args:
-            units: Of each clip its units, (N,) whole numbers in [0, num_units).
-            durations: Of each clip the frames of 320 samples that each unit lasts, (N,) whole
-                numbers of 1 or more; ones for units whose repeats were kept. None to let the
-                vocoder tell them, for units whose repeats were collapsed.
-            speaker: Which voice, in [0, num_speakers), for all or for each; needed where the
-                vocoder has several.
+            units: Units of each clip, (N,) integers in [0, num_units).
+            durations: For each clip the frames of 320 samples that each unit lasts, (N,) integers
+                of at least 1; ones for units whose repeats were kept. None to predict them, for
+                units whose repeats were collapsed.
+            speaker: Voice, in [0, num_speakers), for all or for each; required if the vocoder has
+                several.
 
         Returns:
-            (T,) float32 each in [-1, 1] at 16 kHz: 320 samples a frame. No units, no samples.
+            (T,) float32 each in [-1, 1] at 16 kHz: 320 samples per frame. Empty for no units.
 
         Raises:
-            ValueError: Units, durations or voices of another kind, number or range; names the clip
-                where there are several.
+            ValueError: Units, durations or voices of wrong type, number or range; the message names
+                the clip.
         """
         clips = [_checked_units(one, self.num_units, row) for row, one in enumerate(units)]
         voices = self._checked_speakers(speaker, len(clips))
@@ -152,10 +152,10 @@ class Vocoder:
     def predict_durations(
         self, units: Sequence[Sequence[int] | np.ndarray | Tensor]
     ) -> list[np.ndarray]:
-        """(N,) int64 of each clip: the frames that each of its units lasts, repeats collapsed.
+        """Predict the frames that each unit lasts, (N,) int64 per clip, for collapsed repeats.
 
         Raises:
-            ValueError: The vocoder has no duration predictor, or the units are none of its own.
+            ValueError: The vocoder has no duration predictor, or a unit is out of range.
         """
         clips = [_checked_units(one, self.num_units, row) for row, one in enumerate(units)]
         return [count.numpy() for count in self._durations(clips)]
@@ -164,11 +164,11 @@ class Vocoder:
         predictor = self._generator.durations
         if predictor is None:
             raise ValueError(
-                f"{self.name} does not tell how long units last; pass `durations`, ones for units"
+                f"{self.name} has no duration predictor; pass `durations`, ones for units"
                 " whose repeats were kept"
             )
 
-        def told(batch: list[int]) -> list[Tensor]:
+        def predict(batch: list[int]) -> list[Tensor]:
             if not any(len(clips[row]) for row in batch):
                 return [clips[row] for row in batch]
             lengths = torch.tensor([len(clips[row]) for row in batch], device=self.device)
@@ -177,10 +177,10 @@ class Vocoder:
             found = predictor(embedded, lengths).cpu()
             return [count[: len(clips[row])] for row, count in zip(batch, found, strict=True)]
 
-        return self._in_batches(told, clips)
+        return self._in_batches(predict, clips)
 
     def _make(self, clips: list[Tensor], voices: Tensor) -> list[np.ndarray]:
-        """Samples of clips of units, one unit a frame, each of one frame or more."""
+        """Generate samples of clips of units, one unit per frame, at least one frame each."""
 
         def made(batch: list[int]) -> list[np.ndarray]:
             lengths = torch.tensor([len(clips[row]) for row in batch], device=self.device)
@@ -195,7 +195,7 @@ class Vocoder:
         return self._in_batches(made, clips)
 
     def _in_batches(self, function: Any, clips: list[Tensor]) -> list[Any]:
-        """`function` of lists of rows: single ones on a CPU, on a GPU those of like lengths."""
+        """Apply `function` to batches of rows: single rows on a CPU, similar lengths on a GPU."""
         batches: list[list[int]] = []
         limit = self._batch_frames()
         for row in sorted(range(len(clips)), key=lambda row: -len(clips[row])):
@@ -229,7 +229,7 @@ class Vocoder:
 
 
 def _numbers(values: Any, what: str, row: int) -> Tensor:
-    """(N,) int64 on the CPU of a list, array or tensor."""
+    """Convert a list, array or tensor to (N,) int64 on the CPU."""
     if isinstance(values, Tensor):
         values = values.detach().cpu().numpy()
     array = np.asarray(values)
@@ -275,17 +275,17 @@ def load_vocoder(
     device: str | torch.device | None = None,
     precision: Precision = "fp32",
 ) -> Vocoder:
-    """Load a unit vocoder; nothing in its files is run.
+    """Load a unit vocoder; nothing in its files is executed.
 
     Args:
         name_or_path: "compact" (bundled), a folder with `config.json` and generators `g_*` as
-            speech-resynthesis or fairseq ship them (the one of the most steps is taken), one such
-            generator with `config.json` beside it, or our own file.
-        device: None for CUDA where there is one, else the CPU.
+            speech-resynthesis or fairseq publish them (the one with the most steps is used), one
+            such generator with `config.json` in the same folder, or an im2sp file.
+        device: None for CUDA if available, else the CPU.
         precision: Arithmetic of the generator.
 
     Raises:
-        WeightsError: (a ValueError) no such files, or not those of a unit vocoder; one line.
+        WeightsError: (a ValueError) the files are missing or not those of a unit vocoder; one line.
     """
     check_precision(precision)
     weights = load_weights(name_or_path)

@@ -1,9 +1,9 @@
-"""A unit HiFi-GAN's weights of every published form.
+"""Weights of unit HiFi-GANs of every published form.
 
-speech-resynthesis keeps `{"generator": tensors}` in files named `g_` and a number of steps, with
-the settings in a `config.json` beside them; fairseq's CodeHiFiGAN vocoders have the same form. Our
-own form is one safetensors file with the settings in its metadata. All end here as one dictionary
-under the published names, each convolution as one `weight`, its weight norm multiplied out.
+speech-resynthesis stores `{"generator": tensors}` in files named `g_` and a number of steps, with
+the settings in a `config.json` in the same folder; fairseq's CodeHiFiGAN vocoders have the same
+form. The im2sp form is one safetensors file with the settings in its metadata. All are converted to
+one dictionary with the published names, each convolution as one `weight` without weight norm.
 """
 
 import json
@@ -33,16 +33,16 @@ BUNDLED = {"compact": Path(__file__).parent / "compact.safetensors"}
 METADATA_KEY = "im2sp"
 FRAME_SAMPLES = 320
 RATE_HZ = 16_000
-# Kernels that the published structure fixes.
+# Kernel sizes that are fixed in the published architecture.
 OUTER_KERNEL = 7
 DURATION_KERNEL = 3
 # The convolutions of a residual block, by its kind: the first names those that are dilated.
 BLOCK_PARTS = {"1": ("convs1", "convs2"), "2": ("convs",)}
-# The original reads no more dilations than these, whatever its config lists.
+# The original uses only this many dilations, even if its config lists more.
 NUM_DILATIONS = {"1": 3, "2": 2}
 MAX_DILATION = 1000
 _GENERATOR_FILE = re.compile(r"g_(\d+)")
-# Endings of weight norm's two tensors: as published, and as torch's newer one has them.
+# Suffixes of weight norm's two tensors: as published, and in newer versions of torch.
 _NORM_NAMES = [
     ("weight_g", "weight_v"),
     ("parametrizations.weight.original0", "parametrizations.weight.original1"),
@@ -51,17 +51,17 @@ _NORM_NAMES = [
 
 @dataclass(frozen=True, kw_only=True)
 class VocoderSettings:
-    """What the shapes of the tensors do not tell."""
+    """Settings that the tensors' shapes do not determine."""
 
     resblock: str
     """Kind of the residual blocks: "1" has pairs of convolutions, "2" single ones."""
     upsample_rates: tuple[int, ...]
-    """Factor of each stage; their product is the samples of a frame."""
+    """Factor of each stage; their product is the number of samples per frame."""
     dilations: tuple[tuple[int, ...], ...]
-    """Of each residual block of a stage, one entry each convolution (or pair of them)."""
+    """For each residual block of a stage, one entry per convolution (or pair of them)."""
 
     def __post_init__(self) -> None:
-        """Check types and ranges, which come from files."""
+        """Check types and ranges, as values come from files."""
         if self.resblock not in BLOCK_PARTS:
             raise ValueError(f"resblock is {self.resblock!r}, expected '1' or '2'")
         numbers = [*self.upsample_rates, *(d for block in self.dilations for d in block)]
@@ -72,43 +72,43 @@ class VocoderSettings:
             )
         if math.prod(self.upsample_rates) != FRAME_SAMPLES:
             raise ValueError(
-                f"upsample_rates {self.upsample_rates} make a unit"
-                f" {math.prod(self.upsample_rates)} samples long, expected {FRAME_SAMPLES}"
+                f"upsample_rates {self.upsample_rates} give"
+                f" {math.prod(self.upsample_rates)} samples per unit, expected {FRAME_SAMPLES}"
             )
         if not self.dilations or not all(self.dilations):
-            raise ValueError(f"dilations are {self.dilations}, expected some for each block")
+            raise ValueError(f"dilations are {self.dilations}, expected one or more per block")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VocoderWeights:
-    """Settings, and float32 tensors on the CPU under the published names, all of them checked."""
+    """Settings, and checked float32 tensors on the CPU under the published names."""
 
     settings: VocoderSettings
     tensors: dict[str, Tensor]
     speech_fingerprint: str | None = None
-    """Of the speech tokenizer whose units it was trained on, where its file tells."""
+    """Fingerprint of the speech tokenizer whose units it was trained on, if recorded."""
 
     @property
     def num_units(self) -> int:
-        """Units it can speak: [0, num_units)."""
+        """Size of the vocabulary; units are in [0, num_units)."""
         return len(self.tensors["dict.weight"])
 
     @property
     def num_speakers(self) -> int:
-        """Voices to choose from; 0 where it has one voice."""
+        """Number of voices to choose from; 0 if there is only one."""
         return len(self.tensors.get("spkr.weight", ()))
 
     @property
     def has_durations(self) -> bool:
-        """Whether it tells how long each unit lasts."""
+        """True if it has a duration predictor."""
         return "dur_predictor.proj.weight" in self.tensors
 
 
 def load_weights(name_or_path: str | Path) -> VocoderWeights:
-    """Read a unit vocoder's weights; see `vocoder.load_vocoder` for what the name may be.
+    """Read a unit vocoder's weights; see `vocoder.load_vocoder` for possible names.
 
     Raises:
-        WeightsError: One line: what was found and what was expected.
+        WeightsError: One line with what was found and what was expected.
     """
     path = _generator_file(find_weights(name_or_path, BUNDLED))
     weights = read_weights(path)
@@ -124,7 +124,7 @@ def load_weights(name_or_path: str | Path) -> VocoderWeights:
     except WeightsError:
         raise
     except (ValueError, IndexError, RuntimeError) as error:
-        raise WeightsError(f"{path}: no unit vocoder of the published form: {error}") from None
+        raise WeightsError(f"{path}: not a unit vocoder of the published form: {error}") from None
     checked = {
         name: checked_tensor(path, tensors, name, shape, what="a unit vocoder")
         for name, shape in shapes.items()
@@ -133,7 +133,7 @@ def load_weights(name_or_path: str | Path) -> VocoderWeights:
 
 
 def _generator_file(path: Path) -> Path:
-    """The path itself, or of a folder the `g_` file of the most steps."""
+    """Return the path of a file, or the `g_` file with the most steps in a folder."""
     if not path.is_dir():
         return path
     steps = {
@@ -143,7 +143,7 @@ def _generator_file(path: Path) -> Path:
     }
     if not steps:
         raise WeightsError(
-            f"{path}: this folder holds no generator; expected a file such as g_00400000 beside"
+            f"{path}: this folder holds no generator; expected a file such as g_00400000 and"
             f" {CONFIG_FILE}"
         )
     return steps[max(steps)]
@@ -163,17 +163,17 @@ def _generator_tensors(weights: Weights) -> dict[str, Tensor]:
 
 
 def _config_settings(path: Path) -> VocoderSettings:
-    """The settings in `config.json` beside the file."""
+    """Read the settings from `config.json` in the folder of the file."""
     config_path = path.parent / CONFIG_FILE
     if not config_path.is_file():
         raise WeightsError(
-            f"{path}: a generator without its {CONFIG_FILE}; put the one it was published with"
-            " beside it"
+            f"{path}: a generator without its {CONFIG_FILE}; put the published one into the"
+            " same folder"
         )
     try:
         config = json.loads(config_path.read_text("utf-8"))
     except ValueError as error:
-        raise WeightsError(f"{config_path}: no JSON: {error}") from None
+        raise WeightsError(f"{config_path}: not JSON: {error}") from None
     if not isinstance(config, dict):
         raise WeightsError(f"{config_path}: a {type(config).__name__}, expected a JSON object")
     if config.get("sampling_rate", RATE_HZ) != RATE_HZ:
@@ -183,7 +183,7 @@ def _config_settings(path: Path) -> VocoderSettings:
     try:
         kind = str(config["resblock"])
         return VocoderSettings(
-            # The original takes every kind but "1" for the second.
+            # The original treats every kind but "1" as the second.
             resblock="1" if kind == "1" else "2",
             upsample_rates=tuple(config["upsample_rates"]),
             dilations=tuple(
@@ -198,11 +198,11 @@ def _config_settings(path: Path) -> VocoderSettings:
 
 
 def fold_weight_norm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each pair of direction and length as one `weight`: `v * g / |v|`, norms over all axes but 0.
+    """Merge each pair of weight norm into one `weight`: `v * g / |v|`, norms over all axes but 0.
 
     Raises:
         KeyError: One tensor of a pair is missing; its name.
-        RuntimeError: Shapes of a pair that do not fit.
+        RuntimeError: The shapes of a pair do not fit.
     """
     folded = dict(tensors)
     for name in tensors:
@@ -222,25 +222,25 @@ def fold_weight_norm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def expected_shapes(
     tensors: Mapping[str, Tensor], settings: VocoderSettings
 ) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor, sizes taken from the tensors themselves.
+    """Name and shape of every tensor, with sizes read from the tensors.
 
     Raises:
-        KeyError: A tensor that tells a size is missing; its name.
-        ValueError: Sizes that do not fit each other, or another kind of network.
+        KeyError: A tensor that determines a size is missing; its name.
+        ValueError: Sizes do not fit each other, or it is another kind of network.
     """
     num_units, width = tensors["dict.weight"].shape
     shapes: dict[str, tuple[int, ...]] = {"dict.weight": (num_units, width)}
     in_channels = width
     if "spkr.weight" in tensors:
         if "spkr.bias" in tensors:
-            raise ValueError("its voice is a vector from another network, not one of a table")
+            raise ValueError("its voice is a vector from another network, expected a table")
         shapes["spkr.weight"] = (len(tensors["spkr.weight"]), width)
         in_channels += width
     channels, found_channels, _ = tensors["conv_pre.weight"].shape
     if found_channels != in_channels:
         raise ValueError(
-            f"conv_pre takes {found_channels} channels, units and voices give {in_channels}; it"
-            " needs pitch or style as well, which units do not tell"
+            f"conv_pre takes {found_channels} channels, units and voices have {in_channels}; it"
+            " also needs pitch or style, which units do not contain"
         )
     shapes |= _convolution("conv_pre", channels, in_channels, OUTER_KERNEL)
     for stage, rate in enumerate(settings.upsample_rates):
@@ -286,7 +286,7 @@ def _convolution(name: str, *weight_shape: int) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": weight_shape, f"{name}.bias": weight_shape[:1]}
 
 
-# Our own form -------------------------------------------------------------------------------------
+# im2sp form --------------------------------------------------------------------------------------
 
 
 def vocoder_bytes(
@@ -294,13 +294,13 @@ def vocoder_bytes(
     dtype: torch.dtype = torch.float16,
     notes: dict[str, Any] | None = None,
 ) -> bytes:
-    """A unit vocoder as one safetensors file.
+    """Serialise a unit vocoder as one safetensors file.
 
     Args:
-        weights: What to write.
-        dtype: Number type of the stored tensors.
-        notes: More to keep in the metadata, such as the recipe; JSON values. The fingerprint in
-            its "speech_tokenizer", an object, says whose units it speaks.
+        weights: Weights to write.
+        dtype: Type of the stored tensors.
+        notes: Further metadata, such as the recipe; JSON values. The fingerprint in the object
+            "speech_tokenizer" is that of the speech tokenizer of its units.
     """
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in weights.tensors.items()}
     metadata = {**(notes or {}), "vocoder": asdict(weights.settings)}
@@ -310,7 +310,7 @@ def vocoder_bytes(
 
 
 def _own_settings(weights: Weights) -> tuple[VocoderSettings, str | None] | None:
-    """Settings in the metadata of our own form, and the fingerprint of the speech tokenizer.
+    """Settings in the metadata of an im2sp file, and the fingerprint of the speech tokenizer.
 
     None for a file of another form.
     """
@@ -332,9 +332,9 @@ def _own_settings(weights: Weights) -> tuple[VocoderSettings, str | None] | None
 
 
 def fingerprint(weights: VocoderWeights, precision: str) -> str:
-    """sha256 (hex) of all that decides a waveform: settings, float32 weights and precision.
+    """sha256 (hex) of all that determines a waveform: settings, float32 weights and precision.
 
-    The container and weight norm do not matter; a type of fewer bits that rounds the weights does.
+    The container and weight norm do not matter; rounding of the weights to fewer bits does.
     """
     settings = {
         "format": 1,

@@ -1,7 +1,7 @@
-"""How a coded column's ids become bytes: one class a codec, chosen by name in the manifest.
+"""Codecs between the ids of a column and bytes: one class per codec, named in the manifest.
 
-To add a codec, write a class with the two methods of `Codec`, whose dataclass fields are its
-parameters in the manifest, and list it in `CODECS`. Readers refuse names they do not know.
+To add a codec, write a dataclass with the two methods of `Codec`, whose fields are its parameters
+in the manifest, and list it in `CODECS`. Readers refuse unknown codec names.
 """
 
 import math
@@ -18,14 +18,14 @@ from im2sp.shards.errors import ShardError, check_int
 
 
 class Codec(Protocol):
-    """Turns a sequence of ids into bytes and back, exactly."""
+    """Lossless conversion of a sequence of ids to bytes and back."""
 
     def encode(self, ids: NDArray[Any]) -> bytes:
-        """Bytes of (n,) integers; raises `ShardError` where an id cannot be coded."""
+        """Bytes of (n,) integers; raises `ShardError` if an id cannot be coded."""
         ...
 
     def decode(self, data: NDArray[np.uint8]) -> NDArray[np.uint16]:
-        """The (n,) uint16 ids of a value's bytes; raises `ShardError` on bytes nobody wrote."""
+        """The (n,) uint16 ids of a value's bytes; raises `ShardError` on invalid bytes."""
         ...
 
 
@@ -36,11 +36,11 @@ class PackedCodec:
     bits: int
     """Width of one id, 1 to 16."""
     count: int | None = None
-    """Number of ids in each value; None where values differ in length (needs bits >= 8)."""
+    """Number of ids in each value; None if values differ in length (needs bits >= 8)."""
     shape: tuple[int, ...] | None = None
-    """Shape that the ids stand for, in raster order; its product is `count`."""
+    """Shape of the ids, in raster order; its product is `count`."""
     num_units: int | None = None
-    """Size of the vocabulary: ids are below it. None means 2**bits."""
+    """Size of the vocabulary; all ids are below it. None means 2**bits."""
 
     def __post_init__(self) -> None:
         """Refuse parameters that contradict each other."""
@@ -66,7 +66,7 @@ class PackedCodec:
         return pack_units(ids, self.bits).tobytes()
 
     def decode(self, data: NDArray[np.uint8]) -> NDArray[np.uint16]:
-        """Unpack one value; without `count`, every whole id that the bytes hold."""
+        """Unpack one value; without `count`, every complete id in the bytes."""
         count = 8 * data.size // self.bits if self.count is None else self.count
         if self.bits == 8 and data.size == count:
             ids = data.astype(np.uint16)
@@ -76,27 +76,27 @@ class PackedCodec:
         return ids
 
     def check_range(self, ids: NDArray[Any]) -> None:
-        """Raise if an id is not below `num_units`; wider ids are refused by the packing."""
+        """Raise if an id is not below `num_units`; `pack_units` checks the width."""
         if self.num_units is not None and ids.size and int(ids.max()) >= self.num_units:
             index = int(np.flatnonzero(ids >= self.num_units)[0])
             raise ShardError(f"id {index} is {ids.flat[index]}, not below {self.num_units}")
 
     @property
     def value_size_bytes(self) -> int | None:
-        """Bytes of one value, or None where values differ in length."""
+        """Bytes of one value, or None if values differ in length."""
         return None if self.count is None else packed_size_bytes(self.count, self.bits)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VarintCodec:
-    """`varint`: each id less `minimum` as LEB128: 7 bits a byte, low first, high bit: more follows.
+    """`varint`: id - `minimum` as LEB128: 7 bits a byte, low first; a set high bit continues it.
 
-    With minimum 1, a duration of 1 to 128 frames is one byte, up to 16,384 two, up to 65,535 three.
-    The shortest form is the only one allowed.
+    With minimum 1, a duration of 1 to 128 frames takes one byte, up to 16,384 two, up to 65,535
+    three. Only the shortest form is allowed.
     """
 
     minimum: int = 0
-    """Smallest id; what is stored is the difference to it."""
+    """Smallest id; the difference to it is stored."""
 
     def __post_init__(self) -> None:
         """Refuse parameters out of range."""
@@ -143,7 +143,7 @@ class VarintCodec:
     def decode_values(
         self, data: NDArray[np.uint8], offsets: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
-        """Decode values that follow each other; see `HuffmanCodec.decode_values`."""
+        """Decode consecutive values; see `HuffmanCodec.decode_values`."""
         ends = offsets[1:][offsets[1:] > offsets[:-1]]
         if (data[ends - 1] > 127).any():
             raise ShardError("varint: an id is cut off")
@@ -159,7 +159,7 @@ CODECS: dict[str, type[PackedCodec] | type[VarintCodec] | type[HuffmanCodec]] = 
 }
 
 Columns = Mapping[str, Mapping[str, Any]]
-"""Coded column -> {"codec": name, parameter: value, ...}, as the manifest has it."""
+"""Coded column -> {"codec": name, parameter: value, ...}, as in the manifest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +188,7 @@ def make_codecs(columns: Columns) -> ColumnCodecs:
     """Build the codecs that `columns` names.
 
     Raises:
-        ShardError: A column is missing or unknown, or its codec or a parameter is.
+        ShardError: A column, its codec or a parameter is missing or unknown.
     """
     expected = {field.name for field in fields(ColumnCodecs)}
     if set(columns) != expected:
@@ -209,7 +209,7 @@ def _make_codec(column: str, params: Mapping[str, Any]) -> PackedCodec | VarintC
     codec_class = CODECS.get(name) if isinstance(name, str) else None
     if codec_class is None:
         raise ShardError(
-            f"column {column}: codec {name!r} is not known here (known: {', '.join(CODECS)}); "
+            f"column {column}: codec {name!r} is unknown (known: {', '.join(CODECS)}); "
             "a newer im2sp may read it"
         )
     unknown = set(rest) - {field.name for field in fields(codec_class)}

@@ -1,8 +1,8 @@
-"""The `huffman` codec: static canonical Huffman codes, one for each id that may stand before.
+"""The `huffman` codec: static canonical Huffman codes, one per preceding id.
 
-Made for collapsed speech units, of which each leaves few likely ones to follow (order 1), and for
-their durations (order 0). The code lengths are a parameter in the manifest, so that each value
-stands alone. `docs/FORMAT.md` tells the bytes; `huffman_fit.py` makes the tables.
+Intended for collapsed speech units, where each unit has few likely successors (order 1), and for
+their durations (order 0). The code lengths are a parameter in the manifest, so each value can be
+decoded on its own. `docs/FORMAT.md` defines the bytes; `huffman_fit.py` fits the tables.
 """
 
 import base64
@@ -21,12 +21,12 @@ from im2sp.shards.errors import ShardError, check_int
 MAX_CODE_BITS = 12
 MAX_COLUMNS = 1024
 RESERVED_BITS = 8
-"""No code starts with so many ones: fewer fill the last byte, and more are an error."""
+"""No code starts with this many ones; fewer pad the last byte, more are an error."""
 small_work = SmallWork(2**19)
 
 
 class _Tables(NamedTuple):
-    """What the kernels need of a codec; see `huffman_kernels.decode`."""
+    """Tables and settings for the kernels; see `huffman_kernels.decode`."""
 
     shortest_bits: int
     settings: NDArray[np.int64]
@@ -37,27 +37,27 @@ class _Tables(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class HuffmanCodec:
-    """`huffman`: codes of varying length, chosen by the id before.
+    """`huffman`: codes of variable length, chosen by the preceding id.
 
-    An id without a code of its own in its context is an escape code and then the id in plain bits,
-    so that every id in range can be written, likely or not.
+    An id without a code in its context is written as an escape code followed by its plain bits, so
+    every id in range can be coded.
     """
 
     num_ids: int
-    """Ids are below it. At most 65536, and 1024 at order 1."""
+    """All ids are below it. At most 65536; at most 1024 for order 1."""
     order: int
-    """1: the id before chooses the code. 0: there is only one."""
+    """1: the preceding id chooses the code table. 0: there is one table."""
     lengths: str
     """Base64 of the code lengths; see `lengths_to_text`."""
     minimum: int = 0
     """Smallest id."""
 
     def __post_init__(self) -> None:
-        """Refuse parameters out of range, and lengths that are no codes."""
+        """Refuse parameters out of range and invalid code lengths."""
         check_int("order", self.order, 0, 1)
         check_int("num_ids", self.num_ids, 1, MAX_COLUMNS if self.order else 65536)
         check_int("minimum", self.minimum, 0, self.num_ids - 1)
-        if not isinstance(self.lengths, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # it comes from JSON
+        if not isinstance(self.lengths, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # comes from JSON
             raise ShardError(f"lengths is a {type(self.lengths).__name__}; expected base64 text")
         if self.codes[:, : self.minimum].any():
             raise ShardError(f"lengths: an id below minimum {self.minimum} has a code")
@@ -79,7 +79,7 @@ class HuffmanCodec:
         return data[:size_bytes].tobytes()
 
     def _encode_with_numpy(self, ids: NDArray[np.int64]) -> bytes:
-        """`huffman_kernels.encode` of ids in range."""
+        """Bytes of ids in range; see `huffman_kernels.encode`."""
         codes = self.codes
         escape = codes.shape[1] - 1
         contexts = self.order * np.concatenate([[self.num_ids], ids[:-1]])[: ids.size]
@@ -110,11 +110,11 @@ class HuffmanCodec:
             offsets: (n + 1,) integers, ascending: value v is `data[offsets[v]:offsets[v + 1]]`.
 
         Returns:
-            ids: (total,) uint16, those of all values.
+            ids: (total,) uint16, the ids of all values.
             id_offsets: (n + 1,) int64: value v is `ids[id_offsets[v]:id_offsets[v + 1]]`.
 
         Raises:
-            ShardError: The offsets leave the data, or a value is not what `encode` writes.
+            ShardError: The offsets exceed the data, or a value is invalid.
         """
         data = np.require(data, np.uint8, ["C", "A"])
         bounds = np.require(offsets, np.int64, ["C", "A"])
@@ -132,41 +132,41 @@ class HuffmanCodec:
     def _decode(
         self, data: NDArray[np.uint8], offsets: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
-        """`decode_values` with contiguous arrays and good offsets."""
+        """Decode contiguous arrays with valid offsets; see `decode_values`."""
         shortest_bits, settings, codes, singles, pairs = _tables(self)
         num_bits = 8 * int(offsets[-1] - offsets[0])
-        ids = np.empty(num_bits // shortest_bits + 2, np.uint16)  # room for a pair at the end
+        ids = np.empty(num_bits // shortest_bits + 2, np.uint16)  # space for a pair at the end
         id_offsets = np.empty(offsets.size, np.int64)
         kernels = _kernels()
         wrong = kernels.decode(data, offsets, singles, pairs, codes, settings, ids, id_offsets)
         if wrong:
             problem = {
-                kernels.NOT_A_CODE: "no code begins there",
+                kernels.NOT_A_CODE: "no code starts there",
                 kernels.CUT_OFF: "the code there is cut off",
                 kernels.BAD_ESCAPE: "an id after an escape is out of range or has its own code",
             }[wrong]
             value, bit = id_offsets[:2].tolist()
             raise ShardError(f"huffman: value {value}, bit {bit}: {problem}")
-        ids.resize(int(id_offsets[-1]), refcheck=False)  # gives back what was too much
+        ids.resize(int(id_offsets[-1]), refcheck=False)  # shrinks the array in place
         return ids, id_offsets
 
     @property
     def codes(self) -> NDArray[np.uint32]:
-        """The codes as `canonical_codes` gives them."""
+        """The codes, as returned by `canonical_codes`."""
         return _codes_of_text(self.num_ids, self.order, self.lengths)
 
     @property
     def escape_bits(self) -> int:
-        """Bits of the id after an escape."""
+        """Bits of an id after an escape code."""
         return (self.num_ids - 1).bit_length()
 
 
 def lengths_to_text(lengths: NDArray[np.uint8]) -> str:
     """The `lengths` parameter: base64 of a bit string, bit j being bit j % 8 of byte j // 8.
 
-    First a bit for each id in each context, row by row: 1 where it has a code of its own. Then four
-    bits for each code, lowest first, row by row: the length of the row's escape code, then those
-    of its ids, ascending. Zeros fill the last byte.
+    First one bit for each id in each context, row by row: 1 if it has a code. Then four bits for
+    each code, lowest first, row by row: the length of the row's escape code, then those of its
+    ids, ascending. Zeros pad the last byte.
 
     Args:
         lengths: (contexts, columns + 1) uint8, 0 for no code; the last column is the escape.
@@ -179,10 +179,10 @@ def lengths_to_text(lengths: NDArray[np.uint8]) -> str:
 
 
 def text_to_lengths(text: str, num_contexts: int, num_columns: int) -> NDArray[np.uint8]:
-    """Read what `lengths_to_text` wrote.
+    """Parse the text written by `lengths_to_text`.
 
     Raises:
-        ShardError: It is not base64, of another size, or no code could have these lengths.
+        ShardError: Not base64, wrong size, or lengths that no prefix code can have.
     """
     try:
         data = base64.b64decode(text, validate=True)
@@ -195,7 +195,7 @@ def text_to_lengths(text: str, num_contexts: int, num_columns: int) -> NDArray[n
     num_bits = num_flags + 4 * num_codes
     if len(data) != -(-num_bits // 8) or bits[num_bits:].any():
         raise ShardError(
-            f"lengths: {len(data)} bytes, not those of {num_contexts} contexts with "
+            f"lengths: {len(data)} bytes do not match {num_contexts} contexts with "
             f"{num_columns} ids"
         )
     nibbles = bits[num_flags:num_bits].reshape(-1, 4) @ np.array([1, 2, 4, 8], np.uint8)
@@ -208,15 +208,15 @@ def text_to_lengths(text: str, num_contexts: int, num_columns: int) -> NDArray[n
     if not nibbles.all() or nibbles.max() > MAX_CODE_BITS:
         raise ShardError(f"lengths: a code of 0 or over {MAX_CODE_BITS} bits")
     if int(used.max()) > (1 << MAX_CODE_BITS) - free:
-        raise ShardError(f"lengths: context {used.argmax()} has more codes than there are")
+        raise ShardError(f"lengths: context {used.argmax()} has more codes than its lengths allow")
     return np.roll(in_order, -1, axis=1)
 
 
 def canonical_codes(lengths: NDArray[np.uint8]) -> NDArray[np.uint32]:
     """Codes from their lengths, (contexts, columns + 1) uint32: length << 16 | code, reversed.
 
-    In each context codes ascend with their length, equal lengths with the id, the escape last.
-    Reversed, because a code's highest bit is written first and bytes are filled from their lowest.
+    In each context codes ascend by length, then by id, with the escape last. Their bits are
+    reversed because a code's highest bit is written first and bytes are filled from the lowest.
     """
     codes = np.zeros(lengths.shape, np.uint32)
     for row, row_lengths in enumerate(lengths):
@@ -240,7 +240,7 @@ def _codes_of_text(num_ids: int, order: int, text: str) -> NDArray[np.uint32]:
 
 @lru_cache(maxsize=16)
 def _tables(codec: HuffmanCodec) -> _Tables:
-    """What the kernels need of a codec."""
+    """Tables and settings of a codec for the kernels."""
     codes = codec.codes
     width = int(codes.max()) >> 16
     shortest_bits = int(codes[codes > 0].min()) >> 16

@@ -1,4 +1,4 @@
-"""Tables for the `huffman` codec, made from sample ids; the same samples make the same tables."""
+"""Tables for the `huffman` codec, fitted to sample ids; the same samples give the same tables."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 from im2sp.shards.coding.huffman import MAX_CODE_BITS, MAX_COLUMNS, RESERVED_BITS, lengths_to_text
 from im2sp.shards.errors import ShardError, check_int
 
-_MIN_COUNT = 2  # what was seen once costs more in the table than it saves
-_SHORT_CODE_BITS = 10  # for tables that stay in the cache; costs under 0.002 bits an id
+_MIN_COUNT = 2  # a code for a pair seen once costs more than it saves
+_SHORT_CODE_BITS = 10  # keeps tables in the CPU cache; costs under 0.002 bits an id
 _MAX_LISTED_SHORT = 256
 
 
 def fit_speech_codec(utterances: Iterable[NDArray[Any]], num_units: int) -> dict[str, Any]:
-    """The `speech_units` column for utterances like these: order 1.
+    """Codec of the `speech_units` column fitted to utterances: order 1.
 
     Args:
-        utterances: (S,) integers each, collapsed as they will be stored, all below `num_units`.
-        num_units: Size of the vocabulary, at most 1024. All of it can be coded afterwards, seen
-            here or not.
+        utterances: (S,) integers each, collapsed as stored, all below `num_units`.
+        num_units: Size of the vocabulary, at most 1024. Units that do not occur here can still be
+            coded.
 
     Raises:
         ShardError: An id is out of range; names the utterance.
@@ -40,7 +40,7 @@ def fit_speech_codec(utterances: Iterable[NDArray[Any]], num_units: int) -> dict
 
 
 def fit_durations_codec(durations: Iterable[NDArray[Any]]) -> dict[str, Any]:
-    """The `durations` column for run lengths like these: order 0, any from 1 to 65,535.
+    """Codec of the `durations` column fitted to run lengths of 1 to 65,535: order 0.
 
     Raises:
         ShardError: A run length is out of range; names the utterance.
@@ -59,7 +59,7 @@ def fit_durations_codec(durations: Iterable[NDArray[Any]]) -> dict[str, Any]:
 
 
 def code_lengths(weights: Sequence[int], max_bits: int) -> list[int]:
-    """Lengths of the best prefix code with no code over `max_bits` (package-merge).
+    """Lengths of the optimal prefix code with no code over `max_bits` (package-merge).
 
     Args:
         weights: At least two, at most 2**max_bits.

@@ -1,14 +1,14 @@
-"""Compiled inner loops of the `huffman` codec; imported on first use, like `kernels.py`.
+"""Compiled inner loops of the `huffman` codec; imported on first use, like `packing_kernels`.
 
 A decoding table has 2**width entries for every context, looked up by the next `width` bits:
 
     singles: bits 0 to 3 length, 4 to 5 kind (ID, ESCAPE, NO_CODE), 6 to 15 the id
     pairs:   bits 0 to 3 length of all, 4 to 5 ids (0: look in singles), 6 to 15 first id,
-             16 to 25 last id; an entry holds two ids wherever their codes fit in `width` bits
+             16 to 25 last id; an entry holds two ids if their codes fit in `width` bits
 
-Context c starts at entry c << width, with c the id before, or the number of ids at the start; a
-codec of order 0 has one context, so c is multiplied by 0 first. The bits after a value's end
-are taken for ones, which are no code, so that the end needs no test of its own.
+Context c starts at entry c << width, where c is the preceding id, or the number of ids at the
+start; a codec of order 0 has one context, so c is multiplied by 0. The bits after a value's end
+are read as ones, which are no code, so the end needs no separate test.
 """
 
 from typing import Any
@@ -71,16 +71,16 @@ def fill_tables(codes: Any, width: int, order: int, singles: Any, pairs: Any) ->
 
 @numba.njit(inline="always")
 def _bits(data: Any, at: Any) -> Any:
-    """At least 57 bits from bit `at` on; 8 bytes must be there."""
+    """At least 57 bits starting at bit `at`; 8 bytes must be available."""
     held = u64(0)
-    for k in range(8):  # LLVM makes one load of these
+    for k in range(8):  # LLVM merges these into one load
         held |= u64(data[(at >> u64(3)) + u64(k)]) << u64(8 * k)
     return held >> (at & u64(7))
 
 
 @numba.njit(inline="always")
 def _inverted_bits(data: Any, at: Any, end: Any) -> Any:
-    """The same near the end, inverted; zeros follow where the bits before `end` end."""
+    """Inverted bits starting at bit `at`, safe near the end; zeros from bit `end` on."""
     byte = at >> u64(3)
     if byte + u64(8) <= u64(data.size):
         held = ~_bits(data, at)
@@ -97,10 +97,10 @@ def _inverted_bits(data: Any, at: Any, end: Any) -> Any:
 def _decode_pairs(
     data: Any, pairs: Any, width: Any, rows: Any, end: Any, state: Any, ids: Any
 ) -> Any:
-    """Decode up to the next escape, the end of the value, or what is wrong.
+    """Decode up to the next escape, the end of the value, or an error.
 
-    `state` is the next bit, the start of the next context's entries, and the ids so far; so is what
-    is returned.
+    `state` and the result are the next bit, the start of the next context's entries, and the
+    number of ids so far.
     """
     at, context, num = state
     mask, row_shift = (u64(1) << width) - u64(1), u64(16) - width
@@ -137,10 +137,10 @@ def _decode_pairs(
 def _decode_both(
     data: Any, pairs: Any, width: Any, rows: Any, ends: Any, states: Any, ids: Any, others: Any
 ) -> Any:
-    """Decode two values in turns, as far as `_bits` reaches in both and nothing is escaped.
+    """Decode two values in parallel while `_bits` is valid in both and no id is escaped.
 
-    A lookup waits for the one before it in the same value, so two values take little longer
-    than one. The first one's ids go to `ids`, the other's to `others`.
+    A lookup depends on the previous one in the same value, so two values take little longer than
+    one. Ids of the first value are written to `ids`, those of the second to `others`.
     """
     (at, context, num), (other_at, other_context, other_num) = states
     end, other_end = ends
@@ -178,7 +178,7 @@ def _decode_both(
 def _decode_one(
     data: Any, singles: Any, codes: Any, settings: Any, end: Any, at: Any, context: Any
 ) -> Any:
-    """Decode one id: what is wrong (or -1), the id, and the bit after it."""
+    """Decode one id; return the error code (or -1), the id, and the next bit."""
     width, num_ids, minimum, escape_bits = settings[0], settings[2], settings[3], settings[4]
     inverted = _inverted_bits(data, at, end)
     entry = u64(singles[context + (~inverted & ((u64(1) << u64(width)) - u64(1)))])
@@ -211,7 +211,7 @@ def _decode_rest(
     state: Any,
     ids: Any,
 ) -> Any:
-    """Decode a value from `state` on: what is wrong or DONE, the next bit, the ids so far."""
+    """Decode a value from `state` on; return DONE or an error, the next bit, and the ids so far."""
     width, order = u64(settings[0]), u64(settings[1])
     rows = (u64(1023) * order) << width
     at, context, num = state
@@ -257,21 +257,22 @@ def decode(
     ids: Any,
     ends: Any,
 ) -> int:
-    """Decode values that lie one after the other.
+    """Decode consecutive values.
 
     Args:
         data: (bytes,) uint8.
         offsets: (values + 1,) int64, ascending, inside the data: value v is bytes `offsets[v]` to
             `offsets[v + 1] - 1`.
-        singles: A table of `fill_tables`.
-        pairs: The other one.
-        codes: The codes that both were made of.
+        singles: Table of `fill_tables`.
+        pairs: Table of `fill_tables`.
+        codes: The codes given to `fill_tables`.
         settings: (5,) int64: width, order, number of ids, smallest id, bits after an escape.
-        ids: (n,) uint16, written; n is two more than there are shortest codes in the data's bits.
+        ids: (n,) uint16, written; n is the number of shortest codes that fit in the data, plus 2.
         ends: (values + 1,) int64, written: value v is ids `ends[v]` to `ends[v + 1] - 1`.
 
     Returns:
-        DONE, or what is wrong; then `ends` starts with the value and the bit of it.
+        DONE or an error code; on error `ends` starts with the number of the value and the bit in
+        it.
     """
     width, order, num_ids = u64(settings[0]), u64(settings[1]), u64(settings[2])
     rows = (u64(1023) * order) << width
@@ -282,7 +283,7 @@ def decode(
     other = (u64(0), start, u64(0))
     for value in range(offsets.size - 1):
         first, end = u64(8 * offsets[value]), u64(8 * offsets[value + 1])
-        is_other = order == u64(1) and value & 1 == 1  # begun along with the value before
+        is_other = order == u64(1) and value & 1 == 1  # started with the previous value
         if is_other:
             wrong, at, num_others = _decode_rest(
                 data, singles, pairs, codes, settings, end, other, others
@@ -314,7 +315,7 @@ def encode(ids: Any, codes: Any, settings: Any, data: Any) -> int:
         ids: (n,) uint16.
         codes: As for `fill_tables`.
         settings: As for `decode`.
-        data: Bytes for n longest codes with what follows an escape and 1 more, written.
+        data: Written; has space for n longest codes with escaped bits, plus 1 byte.
 
     Returns:
         Bytes written.

@@ -1,9 +1,9 @@
-"""Bit packing of unit ids, and the collapsing of frame-level units into units and durations.
+"""Bit packing of unit ids, and collapsing of frame-level units into units and durations.
 
 Units are packed **least significant bit first**: unit k of a row is bits `bits*k` to
 `bits*k + bits - 1` of the row's little-endian bit stream, and bit j of that stream is bit `j % 8`
 of byte `j // 8`. A row starts on a byte; unused high bits of its last byte are 0. At 13 bits, eight
-units are thirteen bytes:
+units take thirteen bytes:
 
     byte 0    byte 1    byte 2    byte 3    ...
     76543210  76543210  76543210  76543210
@@ -24,18 +24,18 @@ NUM_IMAGE_UNITS = 784
 
 
 class SmallWork:
-    """The choice between numpy and compiled kernels that do the same.
+    """Choice between numpy and equivalent compiled kernels.
 
-    Kernels are up to 20 times as fast, but importing numba takes a second, and several where they
-    are compiled first. So the first `limit` ids of a process go through numpy, which takes about
-    half a second for all of them.
+    Kernels are up to 20 times as fast, but importing numba takes a second, or several if the
+    kernels must be compiled. The first `limit` ids of a process are therefore processed by numpy,
+    which takes about half a second for all of them.
     """
 
     def __init__(self, limit: int) -> None:
         self._left = limit
 
     def takes(self, num_ids: int) -> bool:
-        """Count so many ids more; False once there are more than the limit."""
+        """Count more ids; return False once the total exceeds the limit."""
         self._left -= num_ids
         return self._left >= 0
 
@@ -44,7 +44,7 @@ small_work = SmallWork(2**25)
 
 
 def packed_size_bytes(count: int, bits: int) -> int:
-    """Bytes that `count` units of `bits` bits need: ceil(count * bits / 8)."""
+    """Bytes of `count` units of `bits` bits: ceil(count * bits / 8)."""
     return (count * bits + 7) // 8
 
 
@@ -52,7 +52,7 @@ def pack_units(units: ArrayLike, bits: int = IMAGE_UNIT_BITS) -> NDArray[np.uint
     """Pack unit ids, lowest bit first.
 
     Args:
-        units: (..., n) integers, each in [0, 2**bits). uint16 is the fast way in.
+        units: (..., n) integers, each in [0, 2**bits). uint16 is fastest.
         bits: Width of one id, 1 to 16.
 
     Returns:
@@ -98,7 +98,7 @@ def pack_units(units: ArrayLike, bits: int = IMAGE_UNIT_BITS) -> NDArray[np.uint
 def unpack_units(
     packed: ArrayLike, bits: int = IMAGE_UNIT_BITS, count: int = NUM_IMAGE_UNITS
 ) -> NDArray[np.uint16]:
-    """Unpack what `pack_units` made.
+    """Unpack units packed by `pack_units`.
 
     Args:
         packed: (..., ceil(count * bits / 8)) uint8.
@@ -109,7 +109,7 @@ def unpack_units(
         (..., count) uint16.
 
     Raises:
-        ShardError: The last dimension does not fit `count`, or unused bits at a row's end are set.
+        ShardError: The last dimension does not match `count`, or unused bits of a row are set.
     """
     _check_bits(bits)
     array = np.asarray(packed)
@@ -156,7 +156,7 @@ def deduplicate(frame_units: ArrayLike) -> tuple[NDArray[np.uint16], NDArray[np.
         frame_units: (frames,) integers in [0, 65536), one a frame.
 
     Returns:
-        units: (S,) uint16, no two neighbours equal.
+        units: (S,) uint16, adjacent units differ.
         durations: (S,) uint16, run lengths in frames; `np.repeat(units, durations)` is the input.
 
     Raises:
@@ -188,7 +188,7 @@ def _check_bits(bits: int) -> None:
 
 
 def _refuse_ids_out_of_range(units: NDArray[Any], bits: int) -> None:
-    """Raise if an id is not in [0, 2**bits), naming the first such id and where it stands."""
+    """Raise if an id is not in [0, 2**bits), naming the index and value of the first one."""
     if units.size == 0 or (int(units.min()) >= 0 and int(units.max()) >> bits == 0):
         return
     index = tuple(int(i) for i in np.argwhere((units < 0) | (units >= 1 << bits))[0])

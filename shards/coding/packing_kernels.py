@@ -1,6 +1,6 @@
 """Compiled inner loops of the bit packing; imported on first use, because numba is slow to import.
 
-Signatures are explicit, so a kernel is compiled once (under a second for all) and then comes
+Signatures are explicit, so a kernel is compiled once (under a second for all) and then loaded
 from numba's cache on disk. All of them release the GIL.
 """
 
@@ -20,7 +20,7 @@ u64 = np.uint64
 
 
 def compiled(*signatures: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile for these signatures only, with numba's disk cache where it can be used."""
+    """Compile for these signatures only, with numba's disk cache if it is usable."""
 
     def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
@@ -33,11 +33,10 @@ def compiled(*signatures: Any) -> Callable[[Callable[..., Any]], Callable[..., A
 
 @compiled(types.uint16(_UNITS_IN, _BYTES_OUT))
 def pack_13(units: Any, packed: Any) -> Any:
-    """Pack whole groups of 8 units into 13 bytes each; the rest of a row is left alone.
+    """Pack whole groups of 8 units into 13 bytes each; the rest of a row is not changed.
 
     Returns:
-        The bitwise or of all units that were packed, from which the caller sees whether one of
-        them needs more than 13 bits.
+        The bitwise or of all packed units; the caller checks that it fits in 13 bits.
     """
     seen = u64(0)
     for row in range(units.shape[0]):
@@ -55,7 +54,7 @@ def pack_13(units: Any, packed: Any) -> Any:
             seen |= u0 | u1 | u2 | u3 | u4 | u5 | u6 | u7
             low = u0 | (u1 << u64(13)) | (u2 << u64(26)) | (u3 << u64(39)) | (u4 << u64(52))
             high = (u4 >> u64(12)) | (u5 << u64(1)) | (u6 << u64(14)) | (u7 << u64(27))
-            for byte in range(8):  # LLVM makes one store of these
+            for byte in range(8):  # LLVM merges these into one store
                 packed[row, o + byte] = np.uint8(low >> u64(8 * byte))
             for byte in range(5):
                 packed[row, o + 8 + byte] = np.uint8(high >> u64(8 * byte))
@@ -64,7 +63,7 @@ def pack_13(units: Any, packed: Any) -> Any:
 
 @compiled(types.void(_BYTES_IN, _UNITS_OUT))
 def unpack_13(packed: Any, units: Any) -> None:
-    """Unpack whole groups of 13 bytes into 8 units each; the rest of a row is left alone."""
+    """Unpack whole groups of 13 bytes into 8 units each; the rest of a row is not changed."""
     mask = u64(8191)
     for row in range(units.shape[0]):
         for group in range(units.shape[1] // 8):
@@ -72,7 +71,7 @@ def unpack_13(packed: Any, units: Any) -> None:
             o = 13 * group
             low = u64(0)  # bits 0 to 63 of the group
             high = u64(0)  # bits 40 to 103
-            for byte in range(8):  # LLVM makes one load of these
+            for byte in range(8):  # LLVM merges these into one load
                 low |= u64(packed[row, o + byte]) << u64(8 * byte)
                 high |= u64(packed[row, o + 5 + byte]) << u64(8 * byte)
             units[row, i] = low & mask
@@ -90,7 +89,7 @@ def pack_any(units: Any, packed: Any, bits: int, first: int) -> Any:
     """Pack units `first` and up of each row at any width; `first` is a multiple of 8.
 
     Returns:
-        The bitwise or of all units that were packed.
+        The bitwise or of all packed units.
     """
     seen = u64(0)
     width = u64(bits)

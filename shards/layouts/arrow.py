@@ -1,4 +1,4 @@
-"""Arrow shards: IPC files, whose record batch messages are read in place by their byte range."""
+"""Arrow shards: IPC files whose record batch messages are read in place by byte range."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -13,7 +13,7 @@ from im2sp.shards.manifest import BatchInfo
 def write_arrow(
     sink: Sink, batches: Iterable[pa.RecordBatch], schema: pa.Schema
 ) -> Iterator[BatchInfo]:
-    """Write an Arrow IPC file; yields the place of each batch's message."""
+    """Write an Arrow IPC file; yields the byte range of each batch's message."""
     with pa.PythonFile(sink, "w") as file, ipc.new_file(file, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
@@ -28,10 +28,10 @@ def read_message(data: pa.Buffer, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def parse_arrow(read: Callable[[], pa.RecordBatch]) -> pa.RecordBatch:
-    """Call `read` and check all of what it returns: offsets inside buffers, valid UTF-8.
+    """Call `read` and validate the result: offsets inside buffers, valid UTF-8.
 
     Raises:
-        ShardError: Arrow refuses the bytes.
+        ShardError: Arrow rejects the bytes.
     """
     try:
         batch = read()

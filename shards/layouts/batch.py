@@ -1,7 +1,7 @@
-"""A record batch as numpy views of its buffers: the fast way to a row, without Arrow calls.
+"""A record batch as numpy views of its buffers, for fast row access without Arrow calls.
 
-`Table.take` on a chunked table gets at a few thousand rows a second; indexing these views is
-bound by memory.
+`Table.take` on a chunked table reads a few thousand rows a second; indexing these views is
+memory-bound.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Values:
     offsets: NDArray[np.int32]
     """(n + 1,) ascending."""
     data: NDArray[np.uint8]
-    """All bytes, one value after the other."""
+    """Bytes of all values, concatenated."""
 
     def __getitem__(self, i: int) -> NDArray[np.uint8]:
         """Bytes of value i."""
@@ -39,29 +39,29 @@ class Values:
 
 @dataclass(frozen=True, slots=True)
 class Lists:
-    """A list of values a row: row i has values `offsets[i]` to `offsets[i + 1] - 1`."""
+    """One list of values per row: row i has values `offsets[i]` to `offsets[i + 1] - 1`."""
 
     offsets: NDArray[np.int32]
     """(n + 1,) ascending."""
     values: Values
     """All rows' values."""
     valid: NDArray[np.bool_] | None
-    """(n,) False where the row is null; None where no row is."""
+    """(n,) False for null rows; None if no row is null."""
 
     def range(self, i: int) -> range:
-        """Numbers of row i's values."""
+        """Indices of row i's values."""
         return range(int(self.offsets[i]), int(self.offsets[i + 1]))
 
 
 class Batch:
-    """Views of a record batch that `validate(full=True)` found sound.
+    """Views of a record batch that passed `validate(full=True)`.
 
     Attributes:
-        num_samples: Rows.
+        num_samples: Number of rows.
         keys: Keys.
         splits: Splits.
-        image_units: (n, 1274) uint8, a row each; undefined (zeros) where it is null.
-        image_valid: (n,) bool, or None where all are there.
+        image_units: (n, 1274) uint8, one row per sample; undefined (zeros) for null.
+        image_valid: (n,) bool, or None if no image is null.
         speech_units: Coded utterances.
         durations: Coded durations.
         captions: Captions as UTF-8.
@@ -102,7 +102,7 @@ class Batch:
         """Decode row i.
 
         Raises:
-            ShardError: A value is not what its codec writes.
+            ShardError: A value is invalid for its codec.
         """
         key = self.keys.text(i)
         try:

@@ -1,4 +1,4 @@
-"""Binary file of shard writers with a running sha256 and checksums of what was just written."""
+"""Binary output file of shard writers with a running sha256 and checksums of written ranges."""
 
 import hashlib
 import io
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Sink(io.RawIOBase):
-    """Write-only binary file; closing it leaves the file below open, for its owner."""
+    """Write-only binary file; closing it leaves the wrapped file open."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Sink(io.RawIOBase):
         return True
 
     def range_info(self, offset: int, size_bytes: int, num_samples: int) -> BatchInfo:
-        """Describe a range written since the last call, and forget what lies before its end."""
+        """Describe a range written since the last call, and drop the kept bytes before its end."""
         recent = b"".join(self._recent)
         start = offset - self._recent_offset
         assert 0 <= start <= start + size_bytes <= len(recent)
@@ -55,5 +55,5 @@ class Sink(io.RawIOBase):
         )
 
     def sha256(self) -> str:
-        """sha256 of all that was written, in hex."""
+        """sha256 of all bytes written, in hex."""
         return self._sha256.hexdigest()

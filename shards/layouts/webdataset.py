@@ -1,14 +1,14 @@
 """WebDataset shards: tar files whose members hold many samples each, or plain files per sample.
 
-The tar is as plain as can be: ustar headers, no extensions, time, owner and group 0, mode 0644.
+The tar is minimal: ustar headers, no extensions, time, owner and group 0, mode 0644.
 
 Packed: member `000000256.arrow` is an Arrow IPC stream of one record batch, named by the number
 of its first sample in the shard. Plain: sample 42 is up to four members, sorted by name:
 
-    000000042.durations      all utterances' coded durations, one after the other
+    000000042.durations      all utterances' coded durations, concatenated
     000000042.image_units    the packed image units
     000000042.json           key, split, captions, sizes of the coded utterances, the codecs
-    000000042.speech_units   all utterances' coded units, one after the other
+    000000042.speech_units   all utterances' coded units, concatenated
 """
 
 import json
@@ -45,7 +45,7 @@ MEMBERS = ("durations", "image_units", "json", "speech_units")
 def write_packed(
     sink: Sink, batches: Iterable[pa.RecordBatch], schema: pa.Schema
 ) -> Iterator[BatchInfo]:
-    """Write a tar with one member a batch; yields the place of each member's content."""
+    """Write a tar with one member per batch; yields the byte range of each member's content."""
     first_row = 0
     for batch in batches:
         stream = pa.BufferOutputStream()
@@ -61,7 +61,7 @@ def write_packed(
 def write_plain(
     sink: Sink, batches: Iterable[pa.RecordBatch], schema: pa.Schema
 ) -> Iterator[BatchInfo]:
-    """Write a tar with members for each sample; yields the place of each batch's run of members."""
+    """Write a tar with members for each sample; yields the byte range of each batch's members."""
     note = note_of_schema(schema)
     number = 0
     for batch in batches:
@@ -78,7 +78,7 @@ def read_packed(data: pa.Buffer, schema: pa.Schema) -> pa.RecordBatch:
     """The record batch of a packed member's content; its buffers point into `data`."""
     with _open_stream(data) as reader:
         if not reader.schema.equals(schema, check_metadata=True):
-            raise ShardError("the member's Arrow schema is not the one that dataset.json tells")
+            raise ShardError("the member's Arrow schema differs from that in dataset.json")
         return parse_arrow(reader.read_next_batch)
 
 
@@ -100,7 +100,7 @@ def read_plain(data: pa.Buffer, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def expand_members(samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Turn what the stock webdataset library reads from our tars into one dict a sample.
+    """Convert samples read by the stock webdataset library into one dict per sample.
 
     >>> dataset = webdataset.WebDataset(urls).compose(expand_members)  # doctest: +SKIP
 
@@ -108,11 +108,11 @@ def expand_members(samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]
         samples: Undecoded dicts of the library: `__key__`, and bytes by member suffix.
 
     Yields:
-        Dicts with `__key__` (the sample's own key), `__url__` where given, and the fields of
+        Dicts with `__key__` (the key of the `Sample`), `__url__` if given, and the fields of
         `Sample` by name.
 
     Raises:
-        ShardError: A member is not one of ours, or damaged.
+        ShardError: A member was not written by im2sp, or is damaged.
     """
     for members in samples:
         stem = str(members.get("__key__"))
@@ -137,7 +137,7 @@ def _batch_of_members(
         with _open_stream(pa.py_buffer(members["arrow"])) as reader:
             columns = columns_of_schema(reader.schema)
             if not reader.schema.equals(arrow_schema(columns)):
-                raise ShardError("its Arrow schema is not the format's")
+                raise ShardError("its Arrow schema is not that of the format")
             return parse_arrow(reader.read_next_batch), columns
     if "json" not in members:
         raise ShardError("neither .arrow nor .json in it, so im2sp did not write it")
@@ -178,13 +178,13 @@ def _members_of_row(row: RawRow, note: dict[str, Any]) -> dict[str, bytes]:
 
 
 def _row_of_members(stem: str, members: dict[str, bytes], note: object) -> RawRow:
-    """The inverse of `_members_of_row`, trusting nothing."""
+    """The checked inverse of `_members_of_row`."""
     unknown = set(members) - set(MEMBERS)
     if "json" not in members or unknown:
         raise ShardError(f"sample {stem}: members {sorted(members)}; expected {MEMBERS}")
     info = _load_json(stem, members["json"])
     if info.get("format") != note:
-        raise ShardError(f"sample {stem}: its format note is not the one that dataset.json tells")
+        raise ShardError(f"sample {stem}: its format note differs from that in dataset.json")
     captions = info.get("captions")
     key, split = info.get("key"), info.get("split")
     if not (
@@ -210,7 +210,7 @@ def _row_of_members(stem: str, members: dict[str, bytes], note: object) -> RawRo
 
 
 def _load_json(stem: str, data: object) -> dict[str, Any]:
-    """The object in a .json member; the library's own decoding may have parsed it already."""
+    """The object in a .json member; the webdataset library may have parsed it already."""
     if isinstance(data, bytes):
         try:
             data = json.loads(data)
@@ -222,7 +222,7 @@ def _load_json(stem: str, data: object) -> dict[str, Any]:
 
 
 def _cut(stem: str, name: str, data: bytes, sizes: object) -> list[bytes]:
-    """Cut the joined utterances apart."""
+    """Split the concatenated utterances."""
     numbers = cast(list[Any], sizes) if isinstance(sizes, list) else [-1]
     if not all(type(n) is int and n >= 0 for n in numbers) or sum(numbers) != len(data):
         raise ShardError(f"sample {stem}: {name}_sizes do not add up to the member's {len(data)}")
@@ -230,7 +230,7 @@ def _cut(stem: str, name: str, data: bytes, sizes: object) -> list[bytes]:
 
 
 def _write_member(sink: Sink, name: str, content: bytes) -> int:
-    """Write a tar member; returns where its content starts."""
+    """Write a tar member; return the offset of its content."""
     header = tarfile.TarInfo(name)
     header.size = len(content)
     header.mode = 0o644
@@ -243,7 +243,7 @@ def _write_member(sink: Sink, name: str, content: bytes) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """A tar member's place: its content is `size_bytes` from `offset`, padded to whole blocks."""
+    """Position of a tar member: `size_bytes` of content at `offset`, padded to whole blocks."""
 
     name: str
     offset: int
@@ -256,10 +256,10 @@ class Member:
 
 
 def list_members(data: pa.Buffer) -> list[Member]:
-    """The tar members in a range, up to its end or the zero block that ends a tar.
+    """The tar members in a range, up to its end or to a tar's final zero block.
 
     Raises:
-        ShardError: Something else than plain files is in it, or a member is cut.
+        ShardError: The range contains anything but plain files, or a member is truncated.
     """
     raw = memoryview(data)
     members: list[Member] = []
@@ -276,13 +276,13 @@ def list_members(data: pa.Buffer) -> list[Member]:
         member = Member(name=header.name, offset=position, size_bytes=header.size)
         position += member.padded_size_bytes
         if not header.isreg() or header.size < 0 or position > len(raw):
-            raise ShardError(f"tar member {header.name!r}: not a plain file, or cut")
+            raise ShardError(f"tar member {header.name!r}: not a plain file, or truncated")
         members.append(member)
     return members
 
 
 def _read_members(data: pa.Buffer) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the tar members in a range that holds nothing else."""
+    """Names and contents of the tar members in a range."""
     raw = memoryview(data)
     for member in list_members(data):
         yield member.name, bytes(raw[member.offset : member.offset + member.size_bytes])

@@ -1,8 +1,8 @@
-"""`ShardLoader`: batches for training, straight from mapped shards; the one file here with torch.
+"""`ShardLoader`: training batches read from mapped shards; the only file in shards with torch.
 
 Nothing is shuffled in advance and no process is started. The order is a function of seed, epoch and
-position (`loader_plan.py`), and a batch is a few calls of kernels that release the GIL, so
-that one or two threads keep up with any model.
+position (`plan.py`), and a batch takes a few calls of kernels that release the GIL, so one or two
+threads keep up with any model.
 """
 
 import os
@@ -29,7 +29,7 @@ _AHEAD_PER_THREAD = 2
 def unpack_units_on_device(
     packed: Tensor, bits: int = IMAGE_UNIT_BITS, shape: tuple[int, ...] = (28, 28)
 ) -> Tensor:
-    """Unpack what `pack_units` made, on the device where it is; `torch.compile` takes it whole.
+    """Unpack units packed by `pack_units` on their device; `torch.compile` makes one graph of it.
 
     Args:
         packed: (..., bytes) uint8.
@@ -40,7 +40,7 @@ def unpack_units_on_device(
         (..., *shape) int64.
 
     Raises:
-        ValueError: The bytes are not as many as the units need, or no uint8.
+        ValueError: The number of bytes does not match the units, or they are not uint8.
     """
     count = 1
     for size in shape:
@@ -54,7 +54,7 @@ def unpack_units_on_device(
     first_bit = bits * torch.arange(count, device=packed.device)
     first_byte = first_bit >> 3
     held = packed[..., first_byte].int()
-    for k in (1, 2):  # a unit lies in at most three bytes; what is read beyond the end is cut off
+    for k in (1, 2):  # a unit spans at most three bytes; bits read beyond the end are masked off
         held |= packed[..., (first_byte + k).clamp(max=size_bytes - 1)].int() << 8 * k
     units = (held >> (first_bit & 7).int()) & ((1 << bits) - 1)
     return units.long().reshape(*packed.shape[:-1], *shape)
@@ -62,36 +62,36 @@ def unpack_units_on_device(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoaderBatch:
-    """B images and what belongs to them."""
+    """B images with their speech units or captions."""
 
     step: int
-    """Number of the batch since the loader's start, from 0."""
+    """Number of the batch since the start of the first epoch, from 0."""
     epoch: int
-    """Passes over the samples before this one."""
+    """Number of the pass over the samples, from 0."""
     images_packed: Tensor
-    """(B, 1274) uint8, packed units; `unpack_units_on_device` makes (B, 28, 28) of them."""
+    """(B, 1274) uint8, packed units; `unpack_units_on_device` unpacks them to (B, 28, 28)."""
     ids: Tensor
     """(N, longest) int16, or int32 for vocabularies over 32,768: the speech units of N utterances,
-    padded with -1. (0, 0) where the target is not speech."""
+    padded with -1. (0, 0) if the target is not speech."""
     lengths: Tensor
-    """(N,) int32: units of each utterance; characters of each caption where the target is text."""
+    """(N,) int32: units of each utterance, or characters of each caption if the target is text."""
     owner: Tensor
-    """(N,) int32, ascending: the row of `images_packed` that each utterance or caption is of."""
+    """(N,) int32, ascending: row in `images_packed` of each utterance's or caption's image."""
     texts: BatchTexts
-    """Where keys and captions are read."""
+    """Keys and captions, read on first use."""
 
     @property
     def keys(self) -> list[str]:
-        """Keys of the B samples; read when first asked for."""
+        """Keys of the B samples, read on first use."""
         return self.texts.keys
 
     @property
     def captions(self) -> list[str]:
-        """Captions that are not empty: the N to take where the target is text, else all."""
+        """Non-empty captions: the N chosen ones if the target is text, else all."""
         return self.texts.captions.texts
 
     def to(self, device: torch.device | str) -> "LoaderBatch":
-        """The batch with its tensors on a device."""
+        """Copy of the batch with its tensors on a device."""
 
         def moved(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)  # pyright: ignore[reportUnknownMemberType]  # torch does not say
@@ -99,7 +99,7 @@ class LoaderBatch:
         return self._mapped(moved)
 
     def pin_memory(self) -> "LoaderBatch":
-        """The batch with its tensors in page-locked memory, from which a GPU copies by itself."""
+        """Copy of the batch in page-locked memory, for asynchronous copies to a GPU."""
         return self._mapped(Tensor.pin_memory)
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> "LoaderBatch":
@@ -108,25 +108,26 @@ class LoaderBatch:
 
 
 class ShardLoader:
-    """Batches of a dataset, in an order that depends on nothing but seed and position.
+    """Batches of a dataset, in an order that depends only on seed and position.
 
     >>> loader = ShardLoader("shards/", batch_size=256, split="train")  # doctest: +SKIP
     >>> for batch in loader:  # doctest: +SKIP
     ...     units = unpack_units_on_device(batch.images_packed.to("cuda"))
 
-    Iterating goes on from the loader's position to the end of the last epoch; `reset` goes back to
-    the start. `state_dict` tells the position after the batch that was given out last, whatever
-    threads have read ahead, and `load_state_dict` takes it up, also on another number of ranks.
+    Iteration continues from the loader's position to the end of the last epoch; `reset` returns to
+    the start. `state_dict` returns the position after the last batch that was yielded, regardless
+    of read-ahead, and `load_state_dict` restores it, also on another number of ranks.
 
-    Each batch of the dataset is opened, and its checksum compared, when the loader is made.
+    The constructor opens each batch of the dataset and compares its checksum.
 
     Attributes:
-        dataset: What is read.
-        settings: What decides the sequence.
-        num_samples: Samples in an epoch, those of all ranks.
-        steps_per_epoch: Steps of an epoch, the same on all ranks.
-        skipped: What is left out of every epoch: reason -> number. An image without anything of
-            the target, or whose items are all too long or short, is left out with them.
+        dataset: The dataset.
+        settings: Settings that determine the sequence.
+        num_samples: Samples in an epoch, over all ranks.
+        steps_per_epoch: Steps in an epoch, the same on all ranks.
+        skipped: Items and samples left out of every epoch: reason -> number. An image without
+            items of the target, or only with items that are too long or too short, is left out
+            with them.
     """
 
     def __init__(
@@ -142,20 +143,21 @@ class ShardLoader:
         pin_memory: bool = False,
         **settings: Any,
     ) -> None:
-        """Open the dataset and look through it.
+        """Open and index the dataset.
 
         Args:
             dataset: A dataset or its folder.
-            batch_size: Images of a step on one rank.
-            epochs: Passes over the samples, None for no end.
-            rank: Number of this process.
+            batch_size: Images per step on one rank.
+            epochs: Passes over the samples, None for endless.
+            rank: Rank of this process.
             world_size: Number of processes that share the samples.
-            num_threads: Threads that read ahead; 0 reads when a batch is asked for.
-            device: Where the tensors go, None for the CPU.
-            pin_memory: Page-lock the tensors, so that copying to a GPU does not wait.
-            settings: What decides the sequence: the fields of `LoaderSettings` (`split`, `target`,
-                `items`, `min_length`, `max_length`, `shuffle`, `seed`, `bucket_window` and
-                `drop_last`). Where `split` is None, it is that of `dataset`, or all.
+            num_threads: Threads that read ahead; 0 reads each batch on demand.
+            device: Device of the tensors, None for the CPU.
+            pin_memory: Page-lock the tensors for asynchronous copies to a GPU.
+            settings: Settings that determine the sequence: the fields of `LoaderSettings`
+                (`split`, `target`, `items`, `min_length`, `max_length`, `shuffle`, `seed`,
+                `bucket_window` and `drop_last`). If `split` is None, it is that of `dataset`, or
+                all.
 
         Raises:
             ShardError: The dataset is missing or damaged, or has no such split.
@@ -168,7 +170,7 @@ class ShardLoader:
                 raise ValueError(f"{name} is {value}; expected 0 or more")
         if pin_memory and not torch.cuda.is_available():
             raise ValueError(
-                "pin_memory is for copying to a GPU, and torch sees none; leave it out"
+                "pin_memory is for copying to a GPU, but torch finds none; leave it out"
             )
         index = LoaderIndex(self.dataset, self.settings)
         self._plan = Plan(
@@ -189,7 +191,7 @@ class ShardLoader:
         self._turn = 0
 
     def __iter__(self) -> Iterator[LoaderBatch]:
-        """The batches from the loader's position on; ends an iteration that is under way."""
+        """Batches from the loader's position on; ends a running iteration."""
         self._turn += 1
         return self._batches(self._turn)
 
@@ -200,7 +202,7 @@ class ShardLoader:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The position and what it belongs to, as JSON can hold it; the same on all ranks."""
+        """JSON-compatible position, settings and dataset checksum; the same on all ranks."""
         return make_state(
             self._position,
             asdict(self.settings),
@@ -209,14 +211,14 @@ class ShardLoader:
         )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to the position of a `state_dict`; ends an iteration that is under way.
+        """Restore the position of a `state_dict`; ends a running iteration.
 
-        With `batch_size * world_size` as it was, exactly the same batches follow. With
-        another product the same samples follow in the same order, in other batches; buckets do
-        not allow that.
+        If `batch_size * world_size` is unchanged, exactly the same batches follow. With another
+        product the same samples follow in the same order but in other batches; this is not
+        possible with buckets.
 
         Raises:
-            ValueError: The state is of another dataset or other settings, or no state at all.
+            ValueError: The state belongs to another dataset or other settings, or is no state.
         """
         self._position = check_state(
             state,
@@ -228,7 +230,7 @@ class ShardLoader:
         self._turn += 1
 
     def reset(self) -> None:
-        """Go back to the start; ends an iteration that is under way."""
+        """Return to the start; ends a running iteration."""
         self._position = Position()
         self._turn += 1
 
@@ -237,14 +239,14 @@ class ShardLoader:
         for position, batch in self._read_ahead(positions):
             if turn != self._turn:
                 raise RuntimeError(
-                    "the loader was reset, or iterated once more, during an iteration; "
-                    "make a loader for each, or finish one first"
+                    "the loader was reset or iterated again during an iteration; "
+                    "make one loader per iteration, or finish the first one"
                 )
             self._position = self._plan.after(position)
             yield batch if self._device is None else batch.to(self._device)
 
     def _read_ahead(self, positions: Iterator[Position]) -> Iterator[tuple[Position, LoaderBatch]]:
-        """The batches at some positions, in order, read by threads."""
+        """Batches at the given positions, in order, read by threads."""
         if self._num_threads == 0:
             for position in positions:
                 yield position, self._read(position)

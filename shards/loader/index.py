@@ -1,7 +1,7 @@
-"""Index of a loader: the rows it takes, where they are, and what it left out.
+"""Index of a loader: the rows to read, their positions, and counts of skipped ones.
 
-It is made by opening every batch once, which compares all checksums (270 MB take 0.2 s from the
-page cache). It holds 4 bytes a sample; where lengths matter, 12 more and 4 for each item.
+Building it opens every batch once, which compares all checksums (270 MB take 0.2 s from the page
+cache). It takes 4 bytes a sample; if lengths are needed, 12 more and 4 for each item.
 """
 
 from collections import Counter
@@ -26,10 +26,10 @@ _NO_OFFSETS = np.zeros(0, np.int32)
 
 
 class SpeechDecoder:
-    """Decoder of the utterances of a whole batch in one call, whatever their codec.
+    """Decoder of all utterances of a batch in one call, for any codec.
 
     Attributes:
-        dtype: int16 where every id fits, else int32.
+        dtype: int16 if every id fits, else int32.
     """
 
     def __init__(self, codec: Codec) -> None:
@@ -58,7 +58,7 @@ class SpeechDecoder:
             lengths: (n,) int32.
 
         Raises:
-            ShardError: A value is not what the codec writes.
+            ShardError: A value is invalid for its codec.
         """
         ids, id_offsets = (data, offsets) if self._is_bytes else self._decode(data, offsets)
         if isinstance(self._codec, PackedCodec):
@@ -69,7 +69,7 @@ class SpeechDecoder:
         return rows, lengths
 
     def id_offsets(self, data: NDArray[np.uint8], offsets: NDArray[np.int32]) -> NDArray[np.int64]:
-        """Where each value's ids start among the ids of all; see `rows`."""
+        """Offsets of each value's ids among all ids; see `rows`."""
         wide = offsets.astype(np.int64)
         return wide if self._is_bytes else self._decode(data, wide)[1]
 
@@ -87,36 +87,37 @@ class SpeechDecoder:
         count = -1 if codec.count is None else codec.count
         wrong = kernels.decode_packed(data, offsets, codec.bits, count, ids, id_offsets)
         if wrong >= 0:
-            raise ShardError(f"value {wrong} is not what its codec writes")
+            raise ShardError(f"value {wrong} is invalid for its codec")
         return ids, id_offsets
 
 
 class LoaderIndex:
-    """The samples that a loader deals out, numbered 0 to `num_samples - 1`.
+    """The samples of a loader, numbered 0 to `num_samples - 1`.
 
     Attributes:
         batches: All batches of the dataset; they keep the mapped files open.
         places: (n,) uint32: batch << 8 | row of each sample.
-        images: Buffers of the image rows of all batches, see `loader_kernels.add_buffers`.
+        images: Buffers of the image rows of all batches, see `kernels.add_buffers`.
         speech: Buffers of the utterances.
         captions: Buffers of the captions.
-        max_items: Most items that a row has in the target's column.
-        max_captions: Most captions that a row has.
-        lengths: (items,) int32 of all items of the samples, empty where lengths do not matter.
-        first_lengths: (n + 1,) int64: where in `lengths` those of a sample start.
-        skipped: What was left out: reason -> number.
+        max_items: Maximum number of items of a row in the target's column.
+        max_captions: Maximum number of captions of a row.
+        lengths: (items,) int32 of all items of the samples, empty if lengths are not needed.
+        first_lengths: (n + 1,) int64: offset in `lengths` of each sample's items.
+        skipped: Items and samples left out: reason -> number.
     """
 
     def __init__(self, dataset: ShardDataset, settings: LoaderSettings) -> None:
-        """Look through the dataset.
+        """Index the dataset.
 
         Raises:
             ShardError: A shard is missing or damaged.
-            ValueError: There is no sample for these settings.
+            ValueError: No sample matches the settings.
         """
         if dataset.num_batches > _MAX_BATCHES:
             raise ValueError(
-                f"{dataset.path}: {dataset.num_batches} batches; the loader takes {_MAX_BATCHES}"
+                f"{dataset.path}: {dataset.num_batches} batches; "
+                f"the loader takes at most {_MAX_BATCHES}"
             )
         self.max_length = LONGEST if settings.max_length is None else settings.max_length
         self.skipped: dict[str, int] = {}
@@ -140,11 +141,11 @@ class LoaderIndex:
 
     @property
     def num_samples(self) -> int:
-        """Samples to deal out."""
+        """Number of samples."""
         return self.places.size
 
     def sort_lengths(self, samples: NDArray[np.int64], epoch: int) -> NDArray[np.int32]:
-        """Length of each sample's longest item, or of the one that is drawn in this epoch."""
+        """Length of each sample's longest item, or of the one drawn in this epoch."""
         starts, ends = self.first_lengths[samples], self.first_lengths[samples + 1]
         sort_lengths = np.empty(samples.size, np.int32)
         if self._settings.items == "one":
@@ -197,11 +198,11 @@ class LoaderIndex:
     def _rows_with_items(
         self, number: int, rows: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]:
-        """Those of some rows that have an item to take.
+        """Select rows with at least one item in bounds.
 
         Returns:
-            The rows, their numbers of items, their longest item to take, and the lengths of all
-            their items.
+            The rows, their numbers of items, the length of their longest item in bounds, and the
+            lengths of all their items.
         """
         batch, low, high = self.batches[number], self._settings.min_length, self.max_length
         noun = "utterances" if self._settings.target == "speech" else "captions"
@@ -229,7 +230,7 @@ class LoaderIndex:
         )
 
     def _lengths_of(self, number: int, values: Values) -> NDArray[np.int32]:
-        """Length of each value; where only 0 matters, its size in bytes, which is 0 for 0 ids."""
+        """Length of each value; if only emptiness matters, its size in bytes."""
         if not self._needs_lengths:
             return np.diff(values.offsets)
         if self._settings.target == "text":
@@ -240,19 +241,19 @@ class LoaderIndex:
             return np.diff(self._decoder.id_offsets(values.data, values.offsets)).astype(np.int32)
         except ShardError:
             for row in range(self.batches[number].num_samples):
-                self._dataset.sample(number, row)  # raises, and names the sample
+                self._dataset.sample(number, row)  # raises an error that names the sample
             raise
 
     def _why_empty(self) -> str:
         settings, dataset = self._settings, self._dataset
         reasons = [f"{num} {reason}" for reason, num in self.skipped.items()]
-        advice = "take other lengths"
+        advice = "use other length limits"
         if not len(dataset):
-            advice = "give one that holds samples"
+            advice = "use a dataset with samples"
         elif settings.target == "speech" and not self.max_items:
-            advice = "it holds no speech; take another target, or a dataset that has some"
+            advice = "it has no speech; use another target, or a dataset with speech"
         elif settings.target == "text" and not self.max_items:
-            advice = "it holds no captions; take another target, or a dataset that has some"
+            advice = "it has no captions; use another target, or a dataset with captions"
         elif "samples without image" in self.skipped and len(reasons) == 1:
             advice = "the loader needs images"
         return (
@@ -262,7 +263,7 @@ class LoaderIndex:
 
 
 def _column(columns: list[Lists]) -> Any:
-    """The buffers of a list column of each batch, for the kernels."""
+    """Buffers of a list column of all batches, for the kernels."""
     column = kernels.new_column()
     for lists in columns:
         kernels.add_buffers(column, lists.offsets, lists.values.offsets, lists.values.data)
@@ -274,7 +275,7 @@ def _max_items(columns: list[Lists]) -> int:
 
 
 def _is_text(values: Values, text: str) -> NDArray[np.bool_]:
-    """Which values are this text."""
+    """Mask of the values that equal the text."""
     wanted = np.frombuffer(text.encode(), np.uint8)
     is_text = np.diff(values.offsets) == wanted.size
     starts = values.offsets[:-1][is_text]

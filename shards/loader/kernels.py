@@ -1,16 +1,16 @@
-"""Compiled inner loops of the loader; imported on first use, like `kernels.py`.
+"""Compiled inner loops of the loader; imported on first use, like `packing_kernels`.
 
 A row may be in any of hundreds of record batches, so a column is a typed list of the numpy views of
-each record batch. An index that was read from a mapped file is compared with the size of what
-it goes into, each time it is used, so that a file that changes while it is mapped is an error and
-not a wild read. All of this releases the GIL.
+each record batch. Every index that was read from a mapped file is checked against the size
+of the indexed array on each use, so a file that changes while it is mapped causes an error, not an
+out-of-bounds read. All kernels release the GIL.
 
 A *place* is a row of a record batch: the batch's number << 8 | row.
 
-What is compiled is at least twice as fast as numpy over the same views (batches of 256 shuffled
+Compiled code is at least twice as fast as numpy over the same views (batches of 256 shuffled
 rows, page cache warm, `docs/benchmarks/2026-11-27-loader.md`): a whole batch with packed speech 4.5
 times (`gather_rows`, `choose`, `gather`, `spread`), `permute` 15, `spread` 11, `decode_packed` 34,
-`drawn_lengths` 2.7 times. With nothing in memory the disk decides (1.2 to 1.3 times, measured on a
+`drawn_lengths` 2.7 times. With a cold page cache the disk is the limit (1.2 to 1.3 times, on a
 virtual disk). Varints and the characters of captions are counted with numpy.
 """
 
@@ -51,7 +51,7 @@ def add_buffers(column: Any, rows: Any, values: Any, data: Any) -> None:
     Args:
         column: List of `new_column`.
         rows: (rows + 1,) int32: row r of a list column is values `rows[r]` to `rows[r + 1] - 1`.
-            Empty where rows have one size, as those of images do.
+            Empty if rows have one size, as for images.
         values: (values + 1,) int32: value v is bytes `values[v]` to `values[v + 1] - 1`; or empty.
         data: All bytes.
     """
@@ -60,7 +60,7 @@ def add_buffers(column: Any, rows: Any, values: Any, data: Any) -> None:
 
 @numba.njit(inline="always")
 def _copy(source: Any, start: Any, size: Any, target: Any, at: Any) -> None:
-    """Copy a range of 1-D arrays. Unsigned, because a negative index costs the vector loop."""
+    """Copy a range of 1-D arrays. Unsigned, because signed indices prevent vectorisation."""
     first, to = u64(start), u64(at)
     for i in range(u64(size)):
         target[to + i] = source[first + i]
@@ -68,7 +68,7 @@ def _copy(source: Any, start: Any, size: Any, target: Any, at: Any) -> None:
 
 @numba.njit(inline="always")
 def _mixed(number: Any) -> Any:
-    """A 64-bit number of which each bit depends on all bits of `number` (splitmix64)."""
+    """A 64-bit hash in which each bit depends on all bits of `number` (splitmix64)."""
     number += u64(0x9E3779B97F4A7C15)
     number = (number ^ (number >> u64(30))) * u64(0xBF58476D1CE4E5B9)
     number = (number ^ (number >> u64(27))) * u64(0x94D049BB133111EB)
@@ -77,24 +77,24 @@ def _mixed(number: Any) -> Any:
 
 @numba.njit(inline="always")
 def _below(number: Any, bound: Any) -> Any:
-    """A number below `bound` (at most 2**32) from a mixed one."""
+    """A number below `bound` (at most 2**32) from a hashed one."""
     return ((number >> u64(32)) * bound) >> u64(32)
 
 
 @compiled(types.void(types.int64, types.int64, types.int64, types.uint64, _NUMBERS_OUT))
 def permute(first: int, stride: int, num_all: int, key: Any, permuted: Any) -> None:
-    """Places in a permutation of [0, num_all) of `first`, `first + stride`, ...
+    """Map `first`, `first + stride`, ... through a permutation of [0, num_all).
 
-    A Feistel network: a number is a pair (a, b), and in turns a hash of one half is added to the
-    other, modulo that half's range. Each such step can be undone, so all of them are a bijection of
-    the pairs. The few pairs that stand for `num_all` and above are sent on until they come out
-    below it, which keeps it one.
+    A Feistel network: a number is a pair (a, b), and alternately a hash of one half is added to the
+    other, modulo that half's range. Each step is invertible, so the network is a bijection of the
+    pairs. The few results at `num_all` and above are mapped again until they are below it (cycle
+    walking), which keeps it a bijection.
 
     Args:
-        first: Below `num_all`, as are all that follow.
+        first: First number; all numbers are below `num_all`.
         stride: Step from number to number.
         num_all: 1 to 2**62.
-        key: Which permutation.
+        key: Key of the permutation.
         permuted: (n,) int64, written.
     """
     range_b = u64(np.ceil(np.sqrt(np.float64(num_all))))
@@ -118,7 +118,7 @@ def permute(first: int, stride: int, num_all: int, key: Any, permuted: Any) -> N
 
 @numba.njit(inline="always")
 def _drawn(num_kept: Any, key: Any, place: Any) -> Any:
-    """Which of the kept items of a place is drawn."""
+    """Index of the item drawn among the kept items of a place."""
     return np.int64(_below(_mixed(key ^ _mixed(u64(place))), u64(num_kept)))
 
 
@@ -141,11 +141,11 @@ def drawn_lengths(
 
     Args:
         places: (n,) uint32, each with an item in bounds.
-        starts: (n,) int64: lengths of the place's items start there.
-        ends: (n,) int64: and end there.
+        starts: (n,) int64: start in `lengths` of the place's items.
+        ends: (n,) int64: end in `lengths` of the place's items.
         lengths: All lengths.
-        low: Shortest item that counts.
-        high: Longest.
+        low: Minimum length of an item.
+        high: Maximum length of an item.
         key: As for `choose`.
         drawn: (n,) int32, written.
     """
@@ -163,7 +163,7 @@ def drawn_lengths(
 
 @compiled(types.int64(_PLACES, _COLUMN, _ROWS_OUT))
 def gather_rows(places: Any, column: Any, copied: Any) -> int:
-    """Copy rows of one size to (n, bytes) `copied`; returns how many there were to copy."""
+    """Copy rows of one size to (n, bytes) `copied`; return the number of rows found."""
     size = copied.shape[1]
     for k in range(places.size):
         _, _, data = column[np.int64(places[k]) >> 8]
@@ -207,19 +207,19 @@ def choose(
     Args:
         places: (n,) uint32.
         column: List of `new_column`.
-        first_lengths: (n,) int64: where in `lengths` those of the place's items start; not
-            read if there are no lengths.
-        lengths: (all,) int32, or empty: an item's length is its size in bytes then.
-        low: Shortest item to take.
-        high: Longest.
-        is_drawn: Take one of the place's items, not all of them.
-        key: Which one.
-        starts: (room,) int64, written: where each item starts in the data of its record batch.
-        offsets: (room + 1,) int64, written: where to copy it to, one after the other.
-        owner: (room,) int32, written: its place, counted from 0.
+        first_lengths: (n,) int64: start in `lengths` of the place's items; not read if there are
+            no lengths.
+        lengths: (all,) int32; if empty, an item's length is its size in bytes.
+        low: Minimum length of an item.
+        high: Maximum length of an item.
+        is_drawn: Draw one of the place's items instead of taking all.
+        key: Key of the draw.
+        starts: (capacity,) int64, written: start of each item in the data of its record batch.
+        offsets: (capacity + 1,) int64, written: its start in the contiguous output.
+        owner: (capacity,) int32, written: index of its place.
 
     Returns:
-        Items chosen, or -1 - k where offsets at places[k] are not what they were.
+        Number of items chosen, or -1 - k if the offsets at places[k] are invalid.
     """
     num = 0
     offsets[0] = 0
@@ -264,7 +264,7 @@ def gather(places: Any, column: Any, starts: Any, offsets: Any, owner: Any, copi
         first, size = k, offsets[k + 1] - offsets[k]
         k += 1
         while k < num and owner[k] == owner[first] and starts[k] == starts[first] + size:
-            size += offsets[k + 1] - offsets[k]  # neighbours in one copy
+            size += offsets[k + 1] - offsets[k]  # adjacent items in one copy
             k += 1
         _, _, data = column[np.int64(places[owner[first]]) >> 8]
         _copy(data, starts[first], size, copied, offsets[first])
@@ -281,12 +281,12 @@ def gather(places: Any, column: Any, starts: Any, offsets: Any, owner: Any, copi
     )
 )
 def spread(ids: Any, offsets: Any, rows: Any) -> None:
-    """Lay values out in rows, with -1 after their end.
+    """Copy values to rows, padded with -1.
 
     Args:
-        ids: All values' ids.
+        ids: Ids of all values.
         offsets: (n + 1,) int64: value v is ids `offsets[v]` to `offsets[v + 1] - 1`.
-        rows: (n, length) integers, written; no value is longer.
+        rows: (n, length) integers, written; length is at least that of the longest value.
     """
     for k in range(rows.shape[0]):
         size = offsets[k + 1] - offsets[k]
@@ -303,12 +303,12 @@ def decode_packed(data: Any, offsets: Any, bits: int, count: int, ids: Any, id_o
         data: (bytes,) uint8.
         offsets: (n + 1,) int64: value v is bytes `offsets[v]` to `offsets[v + 1] - 1`.
         bits: Width of an id.
-        count: Ids in each value, -1 for as many as its bytes hold.
+        count: Ids in each value, -1 for all that its bytes contain.
         ids: (8 * bytes // bits,) uint16, written.
         id_offsets: (n + 1,) int64, written.
 
     Returns:
-        -1, or the number of a value that the codec did not write.
+        -1, or the number of an invalid value.
     """
     num = 0
     width = u64(bits)

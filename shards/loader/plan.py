@@ -1,7 +1,7 @@
 """Order of samples: settings, positions and their JSON form, and the stateless plan of a loader.
 
-The order is a function of (seed, epoch, position), computed anew for each batch and kept nowhere.
-So a position is all that must be saved, and ranks agree without talking to each other.
+The order is a function of (seed, epoch, position), computed for each batch and never stored. Only
+the position has to be saved, and ranks agree without communication.
 """
 
 import hashlib
@@ -24,31 +24,31 @@ _STATE_NUMBERS = ("step", "epoch", "sample", "global_batch")
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderSettings:
-    """What decides the sequence of samples, together with the dataset and the size of a batch."""
+    """Settings that, with the dataset and the batch size, determine the sequence of samples."""
 
     split: str | None = None
-    """Part of the dataset, None for all of it."""
+    """Split of the dataset, None for all samples."""
     target: Target = "speech"
-    """What comes with each image: utterances, captions, or nothing."""
+    """Items that come with each image: utterances, captions, or nothing."""
     items: Items = "all"
-    """All utterances (or captions) of an image, or one drawn anew each epoch."""
+    """All utterances (or captions) of an image, or one drawn in each epoch."""
     min_length: int = 1
-    """Shortest utterance in units, or caption in characters, to take."""
+    """Minimum length of an utterance in units, or of a caption in characters."""
     max_length: int | None = None
-    """Longest one; longer ones are left out and counted in `ShardLoader.skipped`."""
+    """Maximum length; longer items are left out and counted in `ShardLoader.skipped`."""
     shuffle: bool = True
-    """Another order each epoch; the dataset's own order otherwise."""
+    """Shuffle each epoch; otherwise keep the order of the dataset."""
     seed: int = 0
-    """Which orders and draws."""
+    """Seed of orders and draws."""
     bucket_window: int = 0
-    """Batches hold items of like length, sorted within windows of N batches, and come in random
-    order; 0 or 1 for no sorting."""
+    """Batch items of similar length: samples are sorted within windows of N batches, whose order
+    is random; 0 or 1 for no sorting."""
     drop_last: bool = False
-    """Leave out the samples at the end of an epoch that make no whole batch. Else the last batch is
-    smaller, and on some ranks empty where there are more ranks than samples left."""
+    """Leave out the samples at the end of an epoch that do not fill a batch. Otherwise the last
+    batch is smaller, and empty on some ranks if there are more ranks than samples left."""
 
     def __post_init__(self) -> None:
-        """Refuse what is out of range or contradicts itself."""
+        """Refuse settings that are out of range or contradict each other."""
         for name, value, known in (
             ("target", self.target, get_args(Target)),
             ("items", self.items, get_args(Items)),
@@ -68,44 +68,44 @@ class LoaderSettings:
 
     @property
     def is_bucketed(self) -> bool:
-        """Whether batches hold items of like length."""
+        """Return True if batches hold items of similar length."""
         return self.bucket_window > 1
 
     @property
     def is_filtered(self) -> bool:
-        """Whether lengths decide what is taken, other than that it is not empty."""
+        """Return True if items are filtered by more than being non-empty."""
         return self.max_length is not None or self.min_length > 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """A place in the sequence, the same on all ranks."""
+    """Position in the sequence, the same on all ranks."""
 
     step: int = 0
-    """Batches that each rank was given."""
+    """Batches completed on each rank."""
     epoch: int = 0
-    """Passes over the samples that are behind."""
+    """Completed passes over the samples."""
     sample: int = 0
-    """Samples of this epoch that are behind, those of all ranks."""
+    """Completed samples of this epoch, over all ranks."""
 
 
 def key_of(seed: int, epoch: int, purpose: str) -> np.uint64:
-    """A 64-bit key that differs wherever an argument does."""
+    """A 64-bit key that depends on all arguments."""
     digest = hashlib.blake2b(f"{purpose} {seed} {epoch}".encode(), digest_size=8).digest()
     return np.uint64(int.from_bytes(digest, "little"))
 
 
 class Plan:
-    """Deals samples to steps and ranks.
+    """Assignment of samples to steps and ranks.
 
     A step takes the next `batch_size * world_size` samples of the epoch's order; rank r gets the
-    r-th of them and every `world_size`-th after it. So the samples of a step are the same
-    however many ranks share them, and all ranks take the same number of steps. Where the last
-    step of an epoch has fewer samples than ranks, some ranks get none of them.
+    r-th of them and every `world_size`-th after it. The samples of a step therefore do not depend
+    on the number of ranks, and all ranks take the same number of steps. If the last step of an
+    epoch has fewer samples than ranks, some ranks get none.
 
     Attributes:
         num_samples: Samples in an epoch.
-        global_batch: Samples that a step takes, those of all ranks.
+        global_batch: Samples of a step, over all ranks.
         steps_per_epoch: Steps of an epoch that starts at its first sample.
     """
 
@@ -119,14 +119,14 @@ class Plan:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """Lay the plan.
+        """Make the plan.
 
         Args:
             num_samples: Samples in an epoch, at least 1.
             settings: The settings.
             lengths: (samples, epoch) -> lengths by which they are sorted into buckets.
             batch_size: Samples of a step on one rank.
-            rank: This one.
+            rank: Rank of this process.
             world_size: Number of ranks.
         """
         for name, value in (("batch_size", batch_size), ("world_size", world_size)):
@@ -138,9 +138,9 @@ class Plan:
         self.global_batch = batch_size * world_size
         if settings.drop_last and num_samples < self.global_batch:
             raise ValueError(
-                f"{num_samples} samples make no whole batch of {self.global_batch} "
+                f"{num_samples} samples do not fill a batch of {self.global_batch} "
                 f"({batch_size} on each of {world_size} ranks), and drop_last leaves out the rest; "
-                "take a smaller batch_size or drop_last=False"
+                "use a smaller batch_size or drop_last=False"
             )
         rounding = 0 if settings.drop_last else self.global_batch - 1
         self.steps_per_epoch = (num_samples + rounding) // self.global_batch
@@ -151,7 +151,7 @@ class Plan:
         self._window: tuple[tuple[int, int], NDArray[np.int64]] | None = None
 
     def normalized(self, position: Position) -> Position:
-        """The position itself, or the next epoch's start where it leaves no batch in its epoch."""
+        """The position, or the next epoch's start if no batch is left in its epoch."""
         num_left = self.num_samples - position.sample
         if num_left >= (self.global_batch if self._settings.drop_last else 1):
             return position
@@ -168,14 +168,14 @@ class Plan:
         )
 
     def positions(self, start: Position, num_epochs: int | None) -> Iterator[Position]:
-        """Positions from `start` to the end of the last epoch, for ever where that is None."""
+        """Positions from `start` to the end of the last epoch, endless if `epochs` is None."""
         position = self.normalized(start)
         while num_epochs is None or position.epoch < num_epochs:
             yield position
             position = self.after(position)
 
     def samples(self, position: Position) -> NDArray[np.int64]:
-        """Numbers of this rank's samples, (batch_size,) int64 or fewer at an epoch's end."""
+        """Numbers of this rank's samples, (batch_size,) int64, or fewer at an epoch's end."""
         settings, first = self._settings, position.sample
         if settings.is_bucketed:
             window_size = settings.bucket_window * self.global_batch
@@ -190,7 +190,7 @@ class Plan:
         )
 
     def _ordered(self, epoch: int, places: range) -> NDArray[np.int64]:
-        """The samples at some places of an epoch's order."""
+        """Samples at the given places of an epoch's order."""
         if not self._settings.shuffle or not places:
             return np.array(places, np.int64)
         samples = np.empty(len(places), np.int64)
@@ -199,7 +199,7 @@ class Plan:
         return samples
 
     def _arranged(self, epoch: int, number: int, window_size: int) -> NDArray[np.int64]:
-        """The whole batches of a window, one after the other, each with samples of like length."""
+        """Full batches of a window, concatenated, each with samples of similar length."""
         with self._lock:
             if self._window is not None and self._window[0] == (epoch, number):
                 return self._window[1]
@@ -222,13 +222,13 @@ class Plan:
 def make_state(
     position: Position, settings: Mapping[str, Any], *, dataset_sha256: str, global_batch: int
 ) -> dict[str, Any]:
-    """The state as JSON can hold it.
+    """JSON-compatible state of a loader.
 
     Args:
         position: The position.
-        settings: What decides the sequence.
+        settings: Settings that determine the sequence.
         dataset_sha256: Checksum of the dataset's manifest.
-        global_batch: Samples of a step, those of all ranks.
+        global_batch: Samples of a step, over all ranks.
     """
     return {
         "version": _STATE_VERSION,
@@ -249,10 +249,10 @@ def check_state(
     global_batch: int,
     num_samples: int,
 ) -> Position:
-    """The position of a state.
+    """Check a state and return its position.
 
     Raises:
-        ValueError: It is no state, of another version, or does not belong to these arguments.
+        ValueError: Not a state, of another version, or inconsistent with these arguments.
     """
     if state.get("version") != _STATE_VERSION:
         raise ValueError(
@@ -265,7 +265,7 @@ def check_state(
     if state.get("dataset_sha256") != dataset_sha256:
         raise ValueError(
             f"loader state: of the dataset with manifest_sha256 {state.get('dataset_sha256')}, "
-            f"this one has {dataset_sha256}; resume with the dataset that the run began with"
+            f"this one has {dataset_sha256}; resume with the dataset that the run started with"
         )
     content: object = state.get("settings")
     found: Mapping[str, Any] = {}
@@ -275,7 +275,7 @@ def check_state(
         if found.get(name) != value:
             raise ValueError(
                 f"loader state: {name} was {found.get(name)!r} and is {value!r} now; "
-                "resume with the settings that the run began with"
+                "resume with the settings that the run started with"
             )
     if settings["bucket_window"] > 1 and state["global_batch"] != global_batch:
         raise ValueError(

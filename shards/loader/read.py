@@ -1,4 +1,4 @@
-"""Reading the samples of one batch out of the mapped shards, without Python for each sample."""
+"""Reading of a batch's samples from the mapped shards, without a Python loop over samples."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,7 @@ _NO_KEY = np.uint64(0)
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """Texts and the images they belong to."""
+    """Texts and the indices of their images."""
 
     texts: list[str]
     """(N,) texts."""
@@ -29,7 +29,7 @@ class Texts:
 
 @dataclass(frozen=True, kw_only=True)
 class Utterances:
-    """Utterances and the images they belong to."""
+    """Utterances and the indices of their images."""
 
     ids: NDArray[np.int16 | np.int32]
     """(N, longest), padded with -1."""
@@ -41,7 +41,7 @@ class Utterances:
 
 @dataclass(frozen=True)
 class _Items:
-    """Coded items of a batch, one after the other."""
+    """Coded items of a batch, concatenated."""
 
     data: NDArray[np.uint8]
     offsets: NDArray[np.int64]
@@ -49,7 +49,7 @@ class _Items:
 
 
 class SampleReader:
-    """Reads batches of samples by their numbers in the index; any number of threads may."""
+    """Thread-safe reader of batches of samples by their numbers in the index."""
 
     def __init__(self, dataset: ShardDataset, index: LoaderIndex, settings: LoaderSettings) -> None:
         self._dataset = dataset
@@ -67,10 +67,10 @@ class SampleReader:
         return images
 
     def utterances(self, samples: NDArray[np.int64], epoch: int) -> Utterances:
-        """The utterances to take.
+        """Utterances selected by the settings.
 
         Raises:
-            ShardError: One is not what its codec writes; names file and sample.
+            ShardError: A value is invalid for its codec; names file and sample.
         """
         items = self._target_items(samples, epoch, self._index.speech)
         try:
@@ -80,11 +80,11 @@ class SampleReader:
         return Utterances(ids=ids, lengths=lengths, owner=items.owner)
 
     def target_captions(self, samples: NDArray[np.int64], epoch: int) -> Texts:
-        """The captions to take."""
+        """Captions selected by the settings."""
         return _texts(self._target_items(samples, epoch, self._index.captions))
 
     def all_captions(self, samples: NDArray[np.int64]) -> Texts:
-        """All captions that are not empty."""
+        """All non-empty captions."""
         index = self._index
         how = (NO_LENGTHS, 1, LONGEST, False, _NO_KEY)
         return _texts(self._items(samples, index.captions, index.max_captions, how))
@@ -102,19 +102,19 @@ class SampleReader:
         return self._items(samples, column, index.max_items, how)
 
     def _items(self, samples: NDArray[np.int64], column: Any, max_items: int, how: Any) -> _Items:
-        """Gather items; `how` is what `choose` needs to choose them."""
+        """Gather items; `how` holds the remaining arguments of `choose`."""
         index = self._index
         places = index.places[samples]
         first_lengths = index.first_lengths[samples] if how[0].size else index.first_lengths
-        room = samples.size * max_items
-        starts, offsets = np.empty(room, np.int64), np.empty(room + 1, np.int64)
-        owner = np.empty(room, np.int32)
+        capacity = samples.size * max_items
+        starts, offsets = np.empty(capacity, np.int64), np.empty(capacity + 1, np.int64)
+        owner = np.empty(capacity, np.int32)
         num = kernels.choose(places, column, first_lengths, *how, starts, offsets, owner)
         if num < 0:
             batch = int(places[-1 - num]) >> 8
             raise ShardError(
                 f"{self._dataset.batch_path(batch)}: its offsets changed while it was in use; "
-                "stop what writes to it, and run im2sp-verify"
+                "stop the process that writes to it, and run im2sp-verify"
             )
         offsets, owner = offsets[: num + 1], owner[:num].copy()
         data = np.empty(int(offsets[-1]), np.uint8)
@@ -122,14 +122,14 @@ class SampleReader:
         return _Items(data, offsets, owner)
 
     def _blame(self, samples: NDArray[np.int64], error: ShardError) -> NoReturn:
-        """Raise the error of the first sample that cannot be decoded, which names it."""
+        """Raise an error that names the first sample that cannot be decoded."""
         for place in self._index.places[samples].tolist():
             self._dataset.sample(place >> 8, place & 255)
         raise error
 
 
 class BatchTexts:
-    """The texts of a batch, read when first asked for."""
+    """Texts of a batch, read on first use."""
 
     def __init__(
         self, reader: SampleReader, samples: NDArray[np.int64], epoch: int, is_target: bool
@@ -144,7 +144,7 @@ class BatchTexts:
 
     @cached_property
     def captions(self) -> Texts:
-        """The captions to take where they are the target, else all that are not empty."""
+        """Selected captions if they are the target, else all non-empty ones."""
         if self._is_target:
             return self._reader.target_captions(self._samples, self._epoch)
         return self._reader.all_captions(self._samples)

@@ -1,12 +1,12 @@
-"""Open weights files of every published form without running anything in them.
+"""Reading of weights files of every published format, without running code in them.
 
-Forms: safetensors; numpy's `.npy`; what `torch.save` writes, as a zip (since torch 1.6) or as
-before; a plain pickle. Tensors come as arrays (see `rebuild` for bfloat16), mapped from the file,
-so that what is not used is not read. This lies where all rooms may use it; those that compute make
-torch's tensors of the arrays.
+Formats: safetensors; numpy's `.npy`; files of `torch.save`, as a zip (since torch 1.6) or legacy; a
+plain pickle. Tensors are returned as numpy arrays (see `rebuild` for bfloat16), mapped from the
+file, so unused ones are not read. This package is part of `shards` so that all packages can use it;
+callers convert the arrays to torch tensors.
 """
 
-# What a file of weights holds has no static type.
+# The content of a weights file has no static type.
 # pyright: reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 # pyright: reportUnknownMemberType=false
@@ -33,10 +33,10 @@ MAX_TENSORS = 1_000_000
 
 @dataclass(frozen=True)
 class Weights:
-    """What a file holds.
+    """Content of a weights file.
 
-    `content` is made of dicts, lists, tuples, scalars, arrays and `Record`s.
-    `metadata` is safetensors' text table, empty elsewhere.
+    `content` consists of dicts, lists, tuples, scalars, arrays and `Record`s.
+    `metadata` is safetensors' text table, empty for other formats.
     """
 
     path: Path
@@ -45,7 +45,7 @@ class Weights:
     metadata: dict[str, str] = field(default_factory=dict)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """See `named_arrays`.
+        """Named arrays of the content; see `named_arrays`.
 
         Raises:
             WeightsError: A module nested without end.
@@ -55,11 +55,11 @@ class Weights:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Read a weights file of any known form; see the module's docstring.
+    """Read a weights file of any known format; see the module's docstring.
 
     Raises:
-        WeightsError: One line: no such file, no known form, damaged, or it holds something that is
-            not data.
+        WeightsError: No such file, unknown format, damaged, or with content other than data; one
+            line.
     """
     path = Path(path)
     if not path.is_file():
@@ -77,7 +77,7 @@ def read_weights(path: str | Path) -> Weights:
         if head.startswith(b"\x80") or head[:1] in _OLD_PICKLE_STARTS:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped_file:
                 return Weights(path, *read_pickles(mapped_file, map_bytes(path)))
-        raise ValueError(f"no weights file: it begins with {_describe_head(head)}")
+        raise ValueError(f"not a weights file: it starts with {_describe_head(head)}")
 
 
 @contextmanager
@@ -88,11 +88,11 @@ def _one_line_errors(path: Path) -> Generator[None]:
         raise
     except RefusedGlobalError as error:
         raise WeightsError(
-            f"{path}: holds {error}, expected only tensors and plain containers; nothing of it was"
-            " run. Use a file that holds the weights alone, such as safetensors"
+            f"{path}: holds {error}, expected only tensors and plain containers; none of it was"
+            " run. Use a file with only the weights, such as safetensors"
         ) from None
     except Exception as error:
-        # Whatever a hostile or cut file provokes ends here, with the file's name before it.
+        # Any error caused by a hostile or truncated file is reported with the file's name.
         what = " ".join(str(error).split())[:300] or type(error).__name__
         raise WeightsError(f"{path}: {what}; expected a whole weights file") from error
 
@@ -106,7 +106,7 @@ def _describe_head(head: bytes) -> str:
 
 
 def _read_safetensors(path: Path) -> Weights:
-    """Length of the header, header in JSON, numbers; the library checks what it says."""
+    """Read header length, JSON header and numbers; the library validates the header."""
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:
@@ -119,7 +119,7 @@ def _read_safetensors(path: Path) -> Weights:
     for name, entry in entries.items():
         dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
         if dtype is None:
-            raise ValueError(f"{name[:60]!r} is of type {entry['dtype']}, which is not known here")
+            raise ValueError(f"{name[:60]!r} has unknown type {entry['dtype']}")
         first, end = entry["data_offsets"]
         data = mapped[start + first : start + end]
         if data.ctypes.data % dtype.itemsize:
@@ -138,15 +138,15 @@ _SAFETENSORS_DTYPES = {
 
 
 def map_bytes(path: Path) -> np.ndarray:
-    """The file's bytes, mapped; writing to them leaves the file alone."""
+    """Mapped bytes of a file; writing to them does not change the file."""
     return np.asarray(np.memmap(path, dtype=np.uint8, mode="c"))
 
 
 def named_arrays(content: Any) -> dict[str, np.ndarray]:
-    """The tensors of a state dict, a checkpoint that holds one, or a pickled module.
+    """Tensors of a state dict, a checkpoint that contains one, or a pickled module.
 
-    A module's tensors get the names they have in its `state_dict()`, buffers that it would leave
-    out included. A lone tensor or array gets the name "".
+    A module's tensors have their names in its `state_dict()`; non-persistent buffers are included.
+    A single tensor or array has the name "".
 
     Raises:
         ValueError: A module nested without end.
@@ -166,7 +166,7 @@ def named_arrays(content: Any) -> dict[str, np.ndarray]:
 
 
 def _as_numbers(value: Any) -> np.ndarray | None:
-    """An array of numbers that torch knows, in this machine's byte order."""
+    """The array in native byte order; None if torch lacks its type."""
     if not isinstance(value, np.ndarray) or value.dtype == BFLOAT16:
         return value if isinstance(value, np.ndarray) else None
     if value.dtype.kind not in "fiub" or value.dtype.itemsize > 8:
@@ -175,7 +175,7 @@ def _as_numbers(value: Any) -> np.ndarray | None:
 
 
 def module_arrays(module: Record) -> dict[str, np.ndarray]:
-    """Parameters and buffers of a pickled `nn.Module`, by their dotted names."""
+    """Parameters and buffers of a pickled `nn.Module`, by dotted name."""
     arrays: dict[str, np.ndarray] = {}
     waiting: list[tuple[str, Any, int]] = [("", module, 0)]
     num_seen = 0
@@ -183,7 +183,7 @@ def module_arrays(module: Record) -> dict[str, np.ndarray]:
         prefix, current, depth = waiting.pop()
         num_seen += 1
         if depth > MAX_MODULE_DEPTH or num_seen > MAX_TENSORS:
-            raise ValueError("its modules are nested without end")
+            raise ValueError("its modules are nested too deeply or endlessly")
         if not isinstance(current, Record):
             continue
         for table in ("_parameters", "_buffers"):
@@ -200,7 +200,7 @@ def _dict(value: Any) -> dict[Any, Any]:
 
 
 def describe(content: Any) -> str:
-    """What a file's content is, in a few words, for messages."""
+    """Short description of a file's content, for messages."""
     tensors = named_arrays(content)
     if list(tensors) == [""]:
         return f"one tensor of shape {list(tensors[''].shape)}"
@@ -223,6 +223,6 @@ _KNOWN_PARTS = {
     "conv_pre.": "a HiFi-GAN vocoder",
     "git.": "GIT",
     "stem_adapter": "a SeiT classifier",
-    "cluster_centers": "k-means centres",
+    "cluster_centers": "k-means centroids",
     "quantize.embedding": "a convolutional VQGAN",
 }

@@ -1,11 +1,11 @@
-"""From the name of published weights to a file or a model's folder on this machine."""
+"""Resolution of names of published weights to local files or model folders."""
 
 import re
 from pathlib import Path
 
 from im2sp.shards.weights.pickles import WeightsError
 
-# The one file to fetch from each repository that this project knows.
+# The file to fetch from each known repository.
 HUB_FILES = {
     "thuanz123/vitvqgan-imagenet-base": "imagenet_vitvq_base.ckpt",
     "thuanz123/vitvqgan-imagenet-small": "imagenet_vitvq_small.ckpt",
@@ -18,9 +18,9 @@ _HUB_ID = re.compile(
 
 
 def find_weights(name_or_path: str | Path, bundled: dict[str, Path]) -> Path:
-    """The file that a bundled name, a path or a hub id stands for; hub files are fetched.
+    """Local file of a bundled name, path or hub id; hub files are downloaded.
 
-    A hub id is `owner/repository`, with `/file` where the repository is not one of `HUB_FILES`,
+    A hub id is `owner/repository`, with `/file` if the repository is not one of `HUB_FILES`,
     and `@revision` (branch, tag or commit) to pin it.
 
     Raises:
@@ -53,14 +53,14 @@ def find_weights(name_or_path: str | Path, bundled: dict[str, Path]) -> Path:
 
 
 def find_model(name_or_path: str | Path, weight_files: tuple[str, ...]) -> Path:
-    """The weights file that a model's folder, a file's path or a hub id stands for.
+    """Local weights file of a model folder, file path or hub id.
 
-    Where the name is that of a whole model (a folder or `owner/repository`), its `config.json`
-    lies beside the file; hub files are fetched.
+    If the name is that of a whole model (a folder or `owner/repository`), its `config.json` is in
+    the same folder as the file; hub files are downloaded.
 
     Args:
         name_or_path: A folder, a file, or `owner/repository` with `/file` and `@revision`.
-        weight_files: Names of a whole model's weights; the first one there is taken.
+        weight_files: Names of a whole model's weights; the first existing one is used.
 
     Raises:
         WeightsError: There is no such thing, or it cannot be fetched; says what to do.
@@ -90,20 +90,20 @@ def find_model(name_or_path: str | Path, weight_files: tuple[str, ...]) -> Path:
     for file in weight_files[:-1]:
         try:
             return _fetch(name, match["repo"], file, match["revision"])
-        except WeightsError:  # older models have one of the others
+        except WeightsError:  # older models have one of the other files
             continue
     return _fetch(name, match["repo"], weight_files[-1], match["revision"])
 
 
 def find_beside(name_or_path: str | Path, file: str) -> Path | None:
-    """Another file of the folder or hub repository that a whole model's name stands for.
+    """Another file in the folder or hub repository of a whole model.
 
     Args:
         name_or_path: As `find_model` takes it.
         file: The file's name.
 
     Returns:
-        None where a folder lacks it, or where the name is that of one weights file.
+        None if the folder lacks it, or if the name is that of a single weights file.
 
     Raises:
         WeightsError: It cannot be fetched from the hub.
@@ -118,7 +118,7 @@ def find_beside(name_or_path: str | Path, file: str) -> Path | None:
 
 
 def _is_path(name_or_path: str | Path) -> bool:
-    """Whether what names no file here is a slip in a path, and no hub id."""
+    """Return True if a name without a file is a misspelt path, not a hub id."""
     if isinstance(name_or_path, Path) or name_or_path.startswith(("/", ".", "~")):
         return True
     parts = Path(name_or_path).parts
@@ -133,13 +133,13 @@ def _fetch(name: str, repository: str, file: str, revision: str | None) -> Path:
     import huggingface_hub
 
     try:
-        # An overload of it has no known type; without dry_run it gives a path.
+        # One overload has an unknown type; without dry_run it returns a path.
         fetched = huggingface_hub.hf_hub_download(  # pyright: ignore[reportUnknownMemberType]
             repository, file, revision=revision
         )
         return Path(str(fetched))
     except Exception as error:
-        # The hub client raises a dozen kinds, from its HTTP library's to its own.
+        # The hub client raises a dozen exception types, its own and its HTTP library's.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         pin = f" --revision {revision}" if revision else ""
         raise WeightsError(

@@ -1,16 +1,15 @@
-"""Arrays of a pickle that joblib wrote, such as a `km.bin` of scikit-learn.
+"""Arrays in a pickle written by joblib, such as a `km.bin` of scikit-learn.
 
 joblib writes a pickle in which each numpy array is a `NumpyArrayWrapper` (shape, order, type). Its
-numbers follow in the middle of the stream, right after the instruction that sets the wrapper's
-state:
+numbers are embedded in the stream, right after the instruction that sets the wrapper's state:
 
     pickle up to BUILD | 1 byte n | n bytes of padding | the numbers | the rest of the pickle
 
 Before joblib 1.2 there is no padding: the wrapper's state lacks `numpy_array_alignment_bytes`.
-Nothing of joblib, numpy.random or scikit-learn is imported or called.
+joblib, numpy.random and scikit-learn are never imported or called.
 """
 
-# What a pickle holds has no static type.
+# The content of a pickle has no static type.
 # pyright: reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 # pyright: reportUnknownMemberType=false
@@ -25,7 +24,7 @@ from im2sp.shards.weights.pickles import GlobalName, ReadableFile, Rebuilder, Re
 from im2sp.shards.weights.rebuild import STATE_SETTERS, NumpyType, element_counts
 
 _WRAPPERS = ("joblib.numpy_pickle", "sklearn.externals.joblib.numpy_pickle")
-# A fitted model may hold its random generator, which is of no use here: calls become records.
+# A fitted model may contain its random generator, which is not needed: calls become records.
 _GENERATORS = (
     ("numpy.random._pickle", "__randomstate_ctor"),
     ("numpy.random._pickle", "__bit_generator_ctor"),
@@ -49,7 +48,7 @@ JOBLIB_REBUILDERS: Mapping[str, Rebuilder] = {
 
 
 def joblib_setters(file: ReadableFile, mapped: np.ndarray) -> dict[type, Callable[[Any, Any], Any]]:
-    """State setters for one pickle of joblib's, plain ones included.
+    """State setters for one pickle of joblib, including the plain ones.
 
     Args:
         file: The open pickle; arrays are read at its position.
@@ -62,10 +61,10 @@ def joblib_setters(file: ReadableFile, mapped: np.ndarray) -> dict[type, Callabl
 
 
 def _read_array(file: ReadableFile, file_bytes: int, state: Any) -> np.ndarray:
-    """The numbers at the file's position; the file is left after them.
+    """Read the numbers at the file's position and advance past them.
 
     Raises:
-        ValueError: No numbers, more of them than the file holds, or an unknown layout.
+        ValueError: No numbers, more numbers than the file contains, or an unknown layout.
     """
     if not isinstance(state, dict):
         raise TypeError("a joblib array without a description")

@@ -1,17 +1,16 @@
-"""Read a pickle without running anything in it.
+"""Restricted pickle interpreter that runs no code from the file.
 
 A pickle is a program for a stack machine whose instructions may import and call anything. This
-interpreter knows the instructions that build numbers, strings and plain containers; every name of
-a class or function stays a name (`GlobalName`), and calling one works only for the few that rebuild
-tensors and arrays, for which it has functions of its own (`rebuild.py`). An object of any other
-class outside the standard library becomes a `Record` of its state. Everything else is refused by
-name.
+interpreter implements the instructions that build numbers, strings and plain containers. The name
+of a class or function stays a name (`GlobalName`); only the few that rebuild tensors and arrays can
+be called, and they are replaced by functions of `rebuild.py`. An object of any other class outside
+the standard library becomes a `Record` of its state. Everything else is refused by name.
 
-Nothing is imported, no attribute is looked up on a value from the file, recursion depends on
-nothing in the file, and memory grows with the file's size only.
+Nothing is imported, no attribute is looked up on a value from the file, recursion does not depend
+on the file, and memory grows only with the file's size.
 """
 
-# What a pickle holds has no static type, and the table of steps is part of the machine.
+# The content of a pickle has no static type, and the table of steps is part of the class.
 # pyright: reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 # pyright: reportUnknownMemberType=false
@@ -26,31 +25,31 @@ from typing import Any, Protocol
 
 
 class WeightsError(ValueError):
-    """A weights file cannot be used; one line with file, place, what was found and expected."""
+    """A weights file cannot be used; one line with file, position, found and expected."""
 
 
 class RefusedGlobalError(Exception):
-    """A pickle names something outside what may be read; `str()` is that name."""
+    """A pickle names a global that is not allowed; `str()` is that name."""
 
 
 @dataclass(frozen=True)
 class GlobalName:
-    """A class or function the pickle names. Only a name: nothing was imported."""
+    """Name of a class or function in a pickle; it is not imported."""
 
     module: str
     name: str
 
     def __str__(self) -> str:
-        """Dotted, as in an import statement."""
+        """Dotted name, as in an import statement."""
         return f"{self.module}.{self.name}"
 
 
 @dataclass(eq=False, repr=False)
 class Record:
-    """An object of a class that was not imported: its class's name and its state.
+    """State of an object whose class was not imported, with the class's name.
 
-    `state` is what the pickle would have put into `__dict__`. `items` and `entries` are what it
-    would have appended or set by key, for subclasses of list and dict.
+    `state` is the content of `__dict__`. `items` and `entries` are the appended and keyed elements,
+    for subclasses of list and dict.
     """
 
     kind: GlobalName
@@ -81,12 +80,12 @@ class ReadableFile(Protocol):
 
 Rebuilder = Callable[..., Any]
 
-# Names of the standard library that stand for a harmless type or object and are never called.
+# Names of the standard library for harmless types or objects that are never called.
 _INERT_NAMES = frozenset(
     f"builtins.{name}"
     for name in ("bool", "bytes", "complex", "dict", "float", "int", "list", "object", "str")
 ) | {"builtins.tuple"}
-# Classes of the standard library that hold state and nothing else.
+# Classes of the standard library that only hold state.
 _STATE_CLASSES = frozenset({"argparse.Namespace", "types.SimpleNamespace"})
 _CONSTRUCTORS = frozenset({"copyreg._reconstructor", "copyreg.__newobj__"})
 _KNOWN_NAMES = _INERT_NAMES | _STATE_CLASSES | _CONSTRUCTORS
@@ -102,7 +101,7 @@ def check_global(module: Any, name: Any, rebuilders: Mapping[str, Rebuilder]) ->
     """Turn a named global into a `GlobalName`, or refuse it.
 
     Raises:
-        RefusedGlobalError: It is part of Python's standard library and not known to be harmless.
+        RefusedGlobalError: It is in Python's standard library and not known to be harmless.
     """
     if not isinstance(module, str) or not isinstance(name, str):
         raise RefusedGlobalError("a global whose name is not text")
@@ -138,13 +137,13 @@ def make_set(values: Any) -> set[Any]:
 
 
 class InertUnpickler:
-    """The stack machine. One instance reads one pickle.
+    """Stack machine; one instance reads one pickle.
 
     Args:
-        file: Where the pickle begins; left right after its last byte.
-        rebuilders: Dotted name of a global -> function that is called in its place. A rebuilder
+        file: Open at the start of the pickle; left right after its last byte.
+        rebuilders: Dotted name of a global -> function that is called instead. A rebuilder
             checks its own arguments and raises ValueError.
-        persistent_load: What a persistent id stands for; None refuses them.
+        persistent_load: Resolves a persistent id; None refuses them.
         state_setters: Type of a rebuilt value -> function (value, state) -> value, for types whose
             pickles set a state after rebuilding.
     """
@@ -167,8 +166,8 @@ class InertUnpickler:
         """Run the pickle and return its value.
 
         Raises:
-            RefusedGlobalError: It names something that may not be read.
-            ValueError: It is damaged, or holds an instruction that may not be used.
+            RefusedGlobalError: It names a global that is not allowed.
+            ValueError: It is damaged, or contains an instruction that is not allowed.
         """
         place = 0
         try:
@@ -182,23 +181,23 @@ class InertUnpickler:
         raise ValueError("damaged pickle: it has no end")
 
     def _instructions(self) -> Iterator[tuple[str, Any, int]]:
-        """Name, argument and place of each instruction; pickletools runs none of them."""
+        """Name, argument and position of each instruction; pickletools runs none of them."""
         try:
-            # It needs no more of a file than ReadableFile has.
+            # It needs only the methods of ReadableFile.
             for opcode, argument, position in pickletools.genops(self.file):  # pyright: ignore[reportArgumentType]
                 yield opcode.name, argument, position or 0
         except ValueError as error:
             raise ValueError(f"damaged pickle: {error}") from error
 
     def pop(self) -> Any:
-        """The topmost value; a stray mark is no value."""
+        """Topmost value; raises IndexError on a stray mark."""
         value = self.stack.pop()
         if value is _MARK:
             raise IndexError("a mark where a value belongs")
         return value
 
     def pop_to_mark(self) -> list[Any]:
-        """All values above the last mark, in order."""
+        """Values above the last mark, in order."""
         values: list[Any] = []
         while (value := self.stack.pop()) is not _MARK:
             values.append(value)
@@ -280,7 +279,7 @@ class InertUnpickler:
         self.stack.append(rebuilder(*arguments))
 
     def _construct(self, kind: Any, arguments: Any) -> None:
-        """An empty object of a class; arguments would go to code that is not run."""
+        """Make an empty object of a class; its arguments are ignored, as its code is not run."""
         if not isinstance(kind, GlobalName) or type(arguments) not in (tuple, list):
             raise TypeError("an object of something that is not a name")
         if str(kind) in self.rebuilders:

@@ -1,12 +1,12 @@
-"""What the restricted reader does where a pickle would call torch, numpy or a container's class.
+"""Replacements for the torch, numpy and container globals that a pickle may call.
 
-Each function stands for one global, checks what the file gives it and raises ValueError (or
-TypeError for a wrong number or kind of arguments). Tensors become arrays, views of bytes already in
-memory or mapped from the file; a view that leaves its storage, or repeats elements, is refused.
-torch is not needed for it; bfloat16, which numpy lacks, is `BFLOAT16`, two bytes without meaning.
+Each function replaces one global, checks its arguments and raises ValueError (or TypeError for a
+wrong number or type of arguments). Tensors become arrays: views of bytes in memory or mapped from
+the file; a view that exceeds its storage or repeats elements is refused. torch is not needed;
+bfloat16, which numpy lacks, is `BFLOAT16`, an opaque type of two bytes.
 """
 
-# What a pickle holds has no static type.
+# The content of a pickle has no static type.
 # pyright: reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 # pyright: reportUnknownLambdaType=false
@@ -47,7 +47,7 @@ MAX_DIMENSIONS = 32
 
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """A run of elements that tensors look into. `data` is one-dimensional."""
+    """Elements that tensors are views of. `data` is one-dimensional."""
 
     data: np.ndarray
 
@@ -65,7 +65,7 @@ class NumpyType:
 
     @property
     def dtype(self) -> np.dtype:
-        """The type itself."""
+        """The numpy dtype."""
         return np.dtype(self.code)
 
 
@@ -73,7 +73,7 @@ def storage_dtype(kind: Any) -> np.dtype:
     """Element type of a storage class.
 
     Raises:
-        ValueError: No storage class that can be read.
+        ValueError: Unknown storage class.
     """
     if isinstance(kind, GlobalName) and kind.module in STORAGE_MODULES:
         dtype = STORAGE_DTYPES.get(kind.name)
@@ -83,10 +83,10 @@ def storage_dtype(kind: Any) -> np.dtype:
 
 
 def element_counts(values: Any, what: str) -> tuple[int, ...]:
-    """A tensor's size, stride or the like, checked.
+    """Check a tensor's size, stride or offset.
 
     Raises:
-        ValueError: Too many numbers, or something other than counts.
+        ValueError: Too many numbers, or not all are counts.
     """
     values = tuple(values)
     if len(values) > MAX_DIMENSIONS or any(type(v) is not int or v < 0 for v in values):
@@ -97,10 +97,10 @@ def element_counts(values: Any, what: str) -> tuple[int, ...]:
 def rebuild_tensor(
     storage: Any, offset: Any, size: Any, stride: Any, *_unused: Any, dtype: Any = None
 ) -> np.ndarray:
-    """A view of a storage; gradients and hooks are dropped.
+    """View of a storage; gradients and hooks are dropped.
 
     Raises:
-        ValueError: The view leaves its storage or repeats elements.
+        ValueError: The view exceeds its storage or repeats elements.
     """
     if not isinstance(storage, Storage):
         raise TypeError("a tensor without storage")
@@ -142,7 +142,7 @@ def _rebuild_parameter(data: Any, *_unused: Any) -> np.ndarray:
 
 
 def _rebuild_from_type(function: Any, _kind: Any, arguments: Any, _state: Any) -> Any:
-    """A tensor subclass, or a tensor with attributes: the tensor alone."""
+    """Tensor of a tensor subclass, or of a tensor with attributes."""
     if not isinstance(function, GlobalName) or str(function) not in TENSOR_REBUILDERS:
         raise TypeError("a tensor that is rebuilt in an unknown way")
     return TENSOR_REBUILDERS[str(function)](*arguments)
@@ -159,7 +159,7 @@ def _default_dict(*_factory: Any) -> dict[Any, Any]:
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """Bytes, as protocols before 3 spell them."""
+    """Bytes, as encoded by protocols before 3."""
     if encoding not in ("latin1", "latin-1"):
         raise ValueError("bytes in an encoding other than latin1")
     return text.encode("latin-1")
@@ -176,7 +176,7 @@ def _numpy_type(code: Any, *_flags: Any) -> NumpyType:
 
 
 def _set_numpy_type(value: NumpyType, state: Any) -> NumpyType:
-    """Byte order comes as a state: (version, "<" or ">" or "|", ...)."""
+    """Apply the byte order from the state: (version, "<" or ">" or "|", ...)."""
     order = state[1]
     if order not in ("<", ">", "|", "="):
         raise ValueError("a numpy type of unknown byte order")
@@ -200,7 +200,7 @@ def _numpy_array(kind: Any, shape: Any, data: Any, *, fortran: bool) -> np.ndarr
 
 
 def _set_array(_pending: PendingArray, state: Any) -> np.ndarray:
-    """A numpy array's state: (version, shape, type, is Fortran order, bytes)."""
+    """Build a numpy array from its state: (version, shape, type, is Fortran order, bytes)."""
     shape, kind, fortran, data = state[-4:]
     return _numpy_array(kind, shape, data, fortran=bool(fortran))
 

@@ -1,10 +1,10 @@
-"""The containers around a pickle that `torch.save` writes: a zip, and the form before torch 1.6.
+"""Containers of `torch.save`: the zip format, and the legacy format before torch 1.6.
 
-Both keep the numbers outside the pickle; here they are looked at in place (`mapped` is the whole
-file as a uint8 array) after every size has been checked.
+Both store the numbers outside the pickle; they are viewed in place (`mapped` is the whole file as a
+uint8 array) after every size has been checked.
 """
 
-# What a pickle holds has no static type.
+# The content of a pickle has no static type.
 # pyright: reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 # pyright: reportUnknownMemberType=false
@@ -34,7 +34,7 @@ LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 
 
 class StorageTable:
-    """Resolves the persistent ids of one file.
+    """Resolver of the persistent ids of one file.
 
     Args:
         find: Key and byte count of a storage -> its bytes as a uint8 array of that length.
@@ -46,7 +46,7 @@ class StorageTable:
         self.storages: dict[str, Storage] = {}
 
     def persistent_load(self, persistent_id: Any) -> Any:
-        """A storage, or the class that a pickled module of old names with its source."""
+        """Storage, or class of an old pickled module that is stored with its source."""
         if type(persistent_id) is not tuple or len(persistent_id) < 2:
             raise ValueError("a reference to data outside the pickle that is no storage")
         if persistent_id[0] == "module":  # ('module', class, source file, source code)
@@ -61,7 +61,7 @@ class StorageTable:
             raise ValueError(f"storage {key[:40]!r} is described in two ways")
         if key not in self.storages:
             data = self.find(key, num_elements * dtype.itemsize)
-            # Mapped bytes may begin at any place; a copy is aligned for its type.
+            # Mapped bytes may start at any address; a copy is aligned for its type.
             is_aligned = data.ctypes.data % dtype.itemsize == 0
             self.storages[key] = Storage((data if is_aligned else data.copy()).view(dtype))
         return self.storages[key]
@@ -91,7 +91,7 @@ class TorchZip:
         self.root = pickles[0].removesuffix("data.pkl")
 
     def member(self, name: str) -> np.ndarray:
-        """A member's bytes; nothing is unpacked, so nothing can swell."""
+        """Bytes of a member; compressed members are refused, so sizes cannot grow."""
         info = self.members.get(self.root + name)
         if info is None:
             raise ValueError(f"its part {name[:60]!r} is missing")
@@ -101,18 +101,18 @@ class TorchZip:
         signature, *_, name_size, extra_size = LOCAL_HEADER.unpack(header)
         start = info.header_offset + LOCAL_HEADER.size + name_size + extra_size
         if signature != b"PK\x03\x04" or start + info.file_size > self.mapped.size:
-            raise ValueError(f"its part {name[:60]!r} lies outside the file")
+            raise ValueError(f"its part {name[:60]!r} is outside the file")
         return self.mapped[start : start + info.file_size]
 
     def find(self, key: str, size_bytes: int) -> np.ndarray:
-        """A storage's bytes."""
+        """Bytes of a storage."""
         data = self.member(f"data/{key}")
         if data.size < size_bytes:
             raise ValueError(f"storage {key[:40]!r} has {data.size} bytes, expected {size_bytes}")
         return data[:size_bytes]
 
     def load(self) -> Any:
-        """The content."""
+        """Read the content."""
         if self.root + "byteorder" in self.members:
             order = self.member("byteorder")[:10].tobytes()
             if order != b"little":
@@ -122,10 +122,10 @@ class TorchZip:
 
 
 def read_pickles(file: ReadableFile, mapped: np.ndarray) -> tuple[str, Any]:
-    """Form and content of torch's form before 1.6, or of one plain pickle or joblib's.
+    """Format name and content of a legacy torch file, a plain pickle or a joblib pickle.
 
-    Tensors inside a plain pickle are whole torch files of their own; arrays in joblib's stand
-    between its instructions (see `joblib_arrays`).
+    Tensors in a plain pickle are complete nested torch files; arrays in a joblib pickle are
+    embedded between its instructions (see `joblib_arrays`).
     """
     if mapped[: len(LEGACY_HEAD)].tobytes() == LEGACY_HEAD:
         magic = unpickle(file)
@@ -148,19 +148,19 @@ def _load_from_bytes(data: Any) -> Any:
         return TorchZip(io.BytesIO(data), mapped).load()
     file = io.BytesIO(data)
     if not data.startswith(LEGACY_HEAD) or unpickle(file) != LEGACY_MAGIC:
-        raise ValueError("a tensor that is no torch file")
+        raise ValueError("a tensor that is not a torch file")
     return _read_legacy(file, mapped)
 
 
 def _read_legacy(file: ReadableFile, mapped: np.ndarray) -> Any:
-    """After the magic number: protocol; system; content; keys; each storage's count and bytes.
+    """Read protocol, system, content, keys, and each storage's count and bytes.
 
-    Tensors are described before their storages lie in the file, so the content is read twice:
-    first for the storages' sizes, then for itself.
+    Tensors precede their storages in the file, so the content is read twice: first to get the
+    sizes of the storages, then to build the tensors.
     """
     protocol, system = unpickle(file), unpickle(file)
     if protocol != LEGACY_PROTOCOL or not isinstance(system, dict):
-        raise ValueError("torch's form before 1.6, of an unknown version")
+        raise ValueError("a torch file from before 1.6, of an unknown version")
     if system.get("little_endian") is not True:
         raise ValueError("a file of a big-endian machine, expected little-endian")
     start = file.tell()
@@ -174,7 +174,7 @@ def _read_legacy(file: ReadableFile, mapped: np.ndarray) -> Any:
     found: dict[str, np.ndarray] = {}
     for key in keys:
         if key not in sizes.described:
-            raise ValueError("a storage that no tensor looks into")
+            raise ValueError("a storage that no tensor uses")
         dtype, num_elements = sizes.described[key]
         (declared,) = struct.unpack("<q", mapped[position : position + 8].tobytes())
         end = position + 8 + num_elements * dtype.itemsize

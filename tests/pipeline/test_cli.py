@@ -154,7 +154,7 @@ def test_a_finished_dataset_is_told(tokenize, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(job.DecodePool, "start", None)  # nothing is decoded
     code, out, _ = tokenize(pictures, "--out", tmp_path / "out")
     assert code == 0
-    assert "all done before with the same settings, nothing to do" in out
+    assert "already done with the same settings, nothing to do" in out
     code, out, err = tokenize(pictures, "--out", tmp_path / "out", "--view", "center-224")
     assert (code, out) == (1, "")
     assert "(--view: squash-224 there, center-224 now); choose another --out" in err

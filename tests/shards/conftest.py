@@ -34,7 +34,7 @@ LAYOUTS = {
 
 
 def _make_samples(num: int, seed: int = 0, shape: tuple[int, ...] = (28, 28)) -> list[Sample]:
-    """Samples with everything that can be absent being absent somewhere."""
+    """Samples in which each optional part is absent somewhere."""
     rng = np.random.default_rng(seed)
     samples: list[Sample] = []
     for i in range(num):
@@ -128,7 +128,7 @@ def _write_dataset(
 
 
 def _forge(dataset_dir: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change dataset.json and give it the checksum that fits."""
+    """Change dataset.json and update its checksum."""
     path = dataset_dir / "dataset.json"
     content = json.loads(path.read_text())
     del content["manifest_sha256"]

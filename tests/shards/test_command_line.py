@@ -18,8 +18,8 @@ class Base:
     """Settings that a command shares."""
 
     size: int = 3
-    """How large
-    it is."""
+    """Size of
+    the thing."""
     only: Literal["a", "b"] | None = None
     """Either:
     - a: the first,
@@ -67,7 +67,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(capsys.readouterr().out.replace("│", "").split())
     for part in (
         "[--no-bars] Do it. Exit code: 0. --version prints the version.",
-        "--size INT How large it is. (default: 4)",
+        "--size INT Size of the thing. (default: 4)",
         "--only {a,b} Either: - a: the first, which is long - b: the second --names",
         "--quiet Print less. --no-bars Show bars. (default: True)",
     ):
@@ -116,7 +116,7 @@ def test_wrong_usage_is_2(
 
 
 class OutOfMemoryError(RuntimeError):
-    """As torch calls it."""
+    """Stand-in with the name of torch's exception."""
 
 
 @pytest.mark.parametrize(
@@ -153,9 +153,9 @@ def test_sigterm_is_143_and_the_handler_is_restored(capsys: pytest.CaptureFixtur
 
 def test_our_own_mistakes_are_not_hidden() -> None:
     def fail(_: Config) -> None:
-        raise RuntimeError("ours")
+        raise RuntimeError("a bug")
 
-    with pytest.raises(RuntimeError, match="ours"):
+    with pytest.raises(RuntimeError, match="a bug"):
         run([], fail)
 
 

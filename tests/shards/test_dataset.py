@@ -105,7 +105,7 @@ def test_shards_of_other_splits_are_not_opened(
     assert [sample.split for sample in ShardDataset(tmp_path, "val")] == ["val"] * 10
 
 
-def test_opening_reads_the_manifest_alone(
+def test_opening_reads_only_the_manifest(
     tmp_path: Path, make_samples: Make, write_dataset: Write
 ) -> None:
     write_dataset(tmp_path, make_samples(20))
@@ -135,7 +135,7 @@ def test_no_descriptor_is_held(tmp_path: Path, make_samples: Make, write_dataset
     assert (len(os.listdir("/proc/self/fd")) if before else 0) == before
 
 
-def test_pickle_is_small_and_opens_anew(
+def test_pickle_is_small_and_reopens_the_dataset(
     tmp_path: Path,
     make_samples: Make,
     write_dataset: Write,

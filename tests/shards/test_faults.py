@@ -1,4 +1,4 @@
-"""Damage of any kind ends in a ShardError or in the right data, never in wrong data or a crash."""
+"""Any damage causes a ShardError or has no effect; never wrong data or a crash."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ Same = Callable[[Sample, Sample], None]
 def dataset_dir(
     tmp_path: Path, layout: str, make_samples: Make, write_dataset: Write, tiny_columns: Any
 ) -> Path:
-    """A dataset with all kinds of files, small enough to break everywhere."""
+    """A dataset with all kinds of files, small enough to damage at every byte."""
     samples = make_samples(6, shape=(4, 4))
     write_dataset(tmp_path, samples, layout, columns=tiny_columns, with_extras=True)
     assert verify_dataset(tmp_path) == []
@@ -107,25 +107,25 @@ def test_messages_name_file_place_found_expected_and_remedy(dataset_dir: Path) -
         f"{path}: bytes {start} to {end - 1}: crc32 {found:08x} != {batch.crc32:08x} in "
         "dataset.json; copy the file again or rebuild the dataset with im2sp-tokenize"
     )
-    assert ShardDataset(dataset_dir)[5].key  # other batches are whole
+    assert ShardDataset(dataset_dir)[5].key  # other batches are intact
     path.write_bytes(data + b"x")
     with pytest.raises(ShardError, match=f"{len(data) + 1} bytes, dataset.json says {len(data)}"):
         ShardDataset(dataset_dir)[0]
     path.unlink()
     path.mkdir()
-    with pytest.raises(ShardError, match="is no plain file"):
+    with pytest.raises(ShardError, match="not a regular file"):
         ShardDataset(dataset_dir)[0]
 
 
-def test_lies_about_batches_with_right_checksums(
+def test_forged_batch_ranges_with_right_checksums(
     dataset_dir: Path, layout: str, forge: Callable[..., None]
 ) -> None:
-    """Ranges that cover other bytes, and counts that do not fit, with a crc32 that does."""
+    """Ranges of other bytes and wrong counts, with a matching crc32."""
     shard = Manifest.read(dataset_dir).shards[0]
     data = (dataset_dir / shard.file).read_bytes()
     good = (dataset_dir / "dataset.json").read_bytes()
 
-    def lie(offset: int, size_bytes: int, num_samples: int) -> Callable[[dict[str, Any]], None]:
+    def forged(offset: int, size_bytes: int, num_samples: int) -> Callable[[dict[str, Any]], None]:
         def change(content: dict[str, Any]) -> None:
             crc32 = zlib.crc32(data[offset : offset + size_bytes])
             content["shards"][0].update(
@@ -159,14 +159,14 @@ def test_lies_about_batches_with_right_checksums(
         ]
     for offset, size_bytes, num_samples in tries:
         (dataset_dir / "dataset.json").write_bytes(good)
-        forge(dataset_dir, lie(offset, size_bytes, num_samples))
+        forge(dataset_dir, forged(offset, size_bytes, num_samples))
         assert verify_dataset(dataset_dir)
         with pytest.raises(ShardError, match=f"{shard.file}: bytes {offset} to"):
             ShardDataset(dataset_dir)[0]
 
 
 def test_forged_batches_never_crash(dataset_dir: Path, forge: Callable[..., None]) -> None:
-    """Random damage with the crc32 made to fit: refused or read, but no other exception."""
+    """Random damage with an updated crc32: refused or read, no other exception."""
     manifest = Manifest.read(dataset_dir)
     path = dataset_dir / manifest.shards[0].file
     data = path.read_bytes()
@@ -199,9 +199,12 @@ def test_a_wrong_codec_in_the_manifest_is_found(
     dataset_dir: Path, layout: str, forge: Callable[..., None]
 ) -> None:
     forge(dataset_dir, lambda content: content["columns"]["speech_units"].update(bits=16))
-    assert any("dataset.json tells" in problem.found for problem in verify_dataset(dataset_dir))
+    assert any(
+        "differs from that in dataset.json" in problem.found
+        for problem in verify_dataset(dataset_dir)
+    )
     if layout != "arrow":  # an Arrow message does not carry its schema
-        with pytest.raises(ShardError, match="is not the one that dataset.json tells"):
+        with pytest.raises(ShardError, match="differs from that in dataset.json"):
             ShardDataset(dataset_dir)[0]
 
 

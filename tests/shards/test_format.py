@@ -1,7 +1,7 @@
-"""A reader written from docs/FORMAT.md alone: no pyarrow, nothing of im2sp, bits in a loop.
+"""A reader written from docs/FORMAT.md alone, without pyarrow and im2sp, bit by bit.
 
-It walks the Arrow flatbuffer by hand; the only knowledge beyond FORMAT.md is that of Arrow's
-own specification (Message.fbs).
+It parses the Arrow flatbuffer directly; its only source besides FORMAT.md is Arrow's specification
+(Message.fbs).
 """
 
 import hashlib
@@ -183,7 +183,7 @@ def plain_numbers(sample: Sample) -> dict[str, Any]:
     }
 
 
-def test_a_reader_from_the_text_alone(
+def test_a_reader_written_from_the_specification(
     tmp_path: Path,
     layout: str,
     make_samples: Callable[..., list[Sample]],

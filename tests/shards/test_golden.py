@@ -1,4 +1,4 @@
-"""Datasets that lie in `golden/`: readable for ever, and still written byte for byte.
+"""Datasets in `golden/` stay readable and are still written byte for byte.
 
 They change only with a new format version. `python tests/shards/test_golden.py` writes them.
 """
@@ -45,7 +45,7 @@ GOLDEN_LAYOUTS = {
 
 
 def golden_samples() -> list[Sample]:
-    """Made-up samples; `golden/content.json` says the same in plain numbers."""
+    """Generated samples; `golden/content.json` has the same content as plain numbers."""
     content = json.loads((GOLDEN_DIR / "content.json").read_text())
     return [
         Sample(
@@ -65,7 +65,7 @@ def golden_samples() -> list[Sample]:
 
 
 def write_golden(dataset_dir: Path, layout: Layout) -> None:
-    """Write the golden dataset of that name in a layout."""
+    """Write the golden dataset `name`."""
     dataset_dir.mkdir()
     columns = FITTED_COLUMNS if dataset_dir.name == "huffman" else COLUMNS
     samples = golden_samples()
@@ -111,7 +111,7 @@ def test_writing(golden: str, tmp_path: Path) -> None:
 
 
 def test_verifying_names_units_outside_the_codebook(golden: str) -> None:
-    """The codebook has six rows on purpose; all else is sound."""
+    """The codebook has six rows on purpose; everything else is sound."""
     found = [problem.found for problem in verify_dataset(GOLDEN_DIR / golden)]
     rows = ["row 0", "row 0" if golden == "packed" else "row 2", "row 0"]
     units = [15, 8191, 8190]

@@ -137,7 +137,7 @@ def shard(content: dict[str, Any]) -> dict[str, Any]:
         (lambda c: c.update(layout={"kind": "zip"}), "layout kind: 'zip'"),
         (lambda c: c.update(layout={"kind": "webdataset", "samples_per_member": 0}), "member: 0"),
         (lambda c: c.pop("columns"), "columns: None, expected an object"),
-        (lambda c: c["columns"]["durations"].update(codec="ans"), "codec 'ans' is not known here"),
+        (lambda c: c["columns"]["durations"].update(codec="ans"), "codec 'ans' is unknown"),
         (lambda c: c.pop("shards"), "shards: None, expected a list"),
         (lambda c: c.update(shards=[3]), "shard: 3, expected an object"),
         (lambda c: c.update(shards=c["shards"] * 2, num_samples=10), "each file listed once"),
@@ -172,7 +172,7 @@ def shard(content: dict[str, Any]) -> dict[str, Any]:
         (lambda c: shard(c).update(splits={"train": 4}), "00000.arrow: splits: sum: 4"),
     ],
 )
-def test_lies_with_a_right_checksum_are_refused(
+def test_wrong_values_with_a_right_checksum_are_refused(
     tmp_path: Path, forge: Callable[..., None], change: Callable[[Any], object], message: str
 ) -> None:
     tiny_manifest().write(tmp_path)
@@ -191,7 +191,7 @@ def test_an_edited_manifest_is_refused(tmp_path: Path) -> None:
         Manifest.read(tmp_path)
 
 
-def test_a_manifest_that_contradicts_itself_cannot_be_built() -> None:
+def test_an_inconsistent_manifest_cannot_be_built() -> None:
     with pytest.raises(ShardError, match="samples in all shards: 5, expected num_samples 4"):
         tiny_manifest(num_samples=4, splits={"a": 4})
 

@@ -1,4 +1,4 @@
-"""pyarrow, datasets and webdataset open what we write."""
+"""pyarrow, datasets and webdataset read the shards."""
 
 import gc
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def test_datasets(
     np.testing.assert_array_equal(unpack_units(packed), samples[0].image_units.ravel())
 
 
-@pytest.mark.filterwarnings(  # the library leaves its files to the garbage collector
+@pytest.mark.filterwarnings(  # the library does not close its files
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
 @pytest.mark.parametrize("layout", ["packed", "plain"], indirect=True)
@@ -84,13 +84,13 @@ def test_webdataset(
         assert_same(Sample(**row), sample)
 
 
-def test_expand_members_refuses_what_is_not_ours() -> None:
+def test_expand_members_refuses_foreign_members() -> None:
     for members, message in (
         ({"jpg": b"x"}, r"u\.tar: member k: neither \.arrow nor \.json"),
         ({"arrow": b"x"}, "not an Arrow stream"),
         ({"json": b"["}, "not JSON"),
         ({"json": b"[]"}, "holds no object"),
-        ({"json": b"{}"}, "no note of im2sp"),
+        ({"json": b"{}"}, "im2sp format note is missing"),
         ({"json": b'{"format":{"format_version":9,"columns":{}}}'}, "format version 9"),
     ):
         with pytest.raises(ShardError, match=message):

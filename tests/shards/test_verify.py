@@ -27,7 +27,7 @@ Write = Callable[..., Manifest]
 
 
 def publish(dataset_dir: Path, batches: list[Any], **fields: Any) -> None:
-    """Write batches as one shard with a manifest that fits."""
+    """Write batches as one shard with a matching manifest."""
     shard = write_shard(dataset_dir / "00000.arrow", batches)
     Manifest(
         num_samples=shard.num_samples,

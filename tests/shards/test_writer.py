@@ -114,7 +114,7 @@ def test_no_samples_are_refused(tmp_path: Path, layout: str, layouts: dict[str, 
 def test_foreign_and_mixed_batches_are_refused(
     tmp_path: Path, tiny_columns: dict[str, Any]
 ) -> None:
-    with pytest.raises(ShardError, match="no note of im2sp"):
+    with pytest.raises(ShardError, match="im2sp format note is missing"):
         write_shard(tmp_path / "a", [pa.record_batch({"x": [1]})])
     ours = encode_batch([Sample(key="a")])
     other = encode_batch([Sample(key="a")], tiny_columns)

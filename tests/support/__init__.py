@@ -1,1 +1,1 @@
-"""What several test files make their inputs with."""
+"""Shared helpers that build test inputs."""

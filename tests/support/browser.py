@@ -17,7 +17,7 @@ LIMIT_S = 60.0
 FLAGS = (
     "--headless",
     "--remote-debugging-pipe",
-    "--no-sandbox",  # the pages are our own, and CI may be root
+    "--no-sandbox",  # the pages are trusted, and CI may run as root
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--disable-background-networking",
@@ -36,7 +36,7 @@ _START = (
 
 @cache
 def find_chromium() -> str | None:
-    """The path of a Chromium that starts; None where there is none."""
+    """Path of a working Chromium, None if there is none."""
     for name in NAMES:
         path = shutil.which(name)
         if path and not subprocess.run([path, "--version"], capture_output=True).returncode:
@@ -45,15 +45,15 @@ def find_chromium() -> str | None:
 
 
 class Browser:
-    """One page of a browser with a profile of its own; to be used in a `with`."""
+    """One page of a browser with a temporary profile; a context manager."""
 
     def __init__(self, folder: Path, *, width_px: int = 1000, height_px: int = 800) -> None:
-        """Start it; profile and downloads go into the folder."""
+        """Start the browser with profile and downloads in the folder."""
         self.downloads = folder / "downloads"
         self.downloads.mkdir(parents=True)
         program = find_chromium()
         assert program is not None
-        # Numbers that neither 3 nor 4 can be.
+        # Duplicates whose numbers are neither 3 nor 4.
         spare = [os.open(os.devnull, os.O_RDONLY) for _ in range(4)]
         commands_read, self._commands = os.pipe()
         self._answers, answers_write = os.pipe()
@@ -113,7 +113,7 @@ class Browser:
             self._events.append(found)
 
     def wait_for(self, method: str, **wanted) -> dict:
-        """The parameters of the next event of this kind that holds what is wanted."""
+        """Parameters of the next event of this kind with the wanted values."""
         while True:
             for place, event in enumerate(self._events):
                 params = event.get("params", {})
@@ -134,14 +134,14 @@ class Browser:
         self.wait_for("Page.loadEventFired")
 
     def run(self, script: str):
-        """The value of a script in the page, or of its promise."""
+        """Value of a script in the page, awaited if it is a promise."""
         flags = {"awaitPromise": True, "returnByValue": True, "userGesture": True}
         found = self.call("Runtime.evaluate", expression=script, **flags)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
     def press(self, key: str, code: int, text: str = "") -> None:
-        """A key of the keyboard, down and up; `code` is its Windows number."""
+        """Press and release a key; `code` is its Windows key code."""
         about = {"key": key, "code": key, "windowsVirtualKeyCode": code}
         self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **about)
         self.call("Input.dispatchKeyEvent", type="keyUp", **about)

@@ -1,4 +1,4 @@
-"""Damaged copies of a file, and how its reader takes them."""
+"""Damaged copies of a file, and the errors of their reader."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from im2sp.shards.weights.pickles import WeightsError
 
 
 def refusals_of_flipped_bytes(path: Path, data: bytes, read) -> list[str]:
-    """Write `data` to `path` with each byte changed in turn; the messages `read` refuses with."""
+    """Write `data` to `path` with each byte changed in turn; return the errors of `read`."""
     messages = []
     for place in range(len(data)):
         flipped = bytearray(data)

@@ -1,4 +1,4 @@
-"""Stand-ins for what an evaluation needs: a Java, captions, a tiny recognizer."""
+"""Stand-ins for the requirements of an evaluation: Java, captions, a tiny recognizer."""
 
 import json
 import stat
@@ -22,7 +22,7 @@ REFERENCES = {
 
 
 def stand_in_java(folder: Path, program: str) -> str:
-    """A program in place of Java that runs some Python."""
+    """Executable that replaces Java and runs Python code."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "java"
     path.write_text(f"#!{sys.executable}\n{program}\n")
@@ -31,7 +31,7 @@ def stand_in_java(folder: Path, program: str) -> str:
 
 
 def make_ctc_model(folder: Path) -> Path:
-    """A wav2vec 2.0 with random weights and an alphabet, as transformers keeps one."""
+    """A wav2vec 2.0 with random weights and an alphabet, in the format of transformers."""
     import torch
     import transformers
 
@@ -53,7 +53,7 @@ def make_ctc_model(folder: Path) -> Path:
 
 
 def make_seq2seq_model(folder: Path) -> Path:
-    """A Whisper with random weights and a few words, as transformers keeps one."""
+    """A Whisper with random weights and a few words, in the format of transformers."""
     import torch
     import transformers
 

@@ -1,11 +1,11 @@
-"""Runs commands one after the other, each in a process of its own that need not import again.
+"""Run commands one after the other, each in a fork that has torch imported already.
 
     python forked.py PYPROJECT REPORT < COMMANDS
 
-COMMANDS is a JSON list of lists of words. One line of bash that begins with a console script of
+COMMANDS is a JSON list of lists of words. One line of bash that starts with a console script of
 PYPROJECT runs that script's function in a fork of this process, in which torch is imported already;
-everything else is started as it is. The first command that fails ends it. REPORT gets
-`[status, output]` of each as a line of JSON.
+other commands are started as they are. The first failing command ends the run. `[status, output]`
+of each command is written to REPORT as a line of JSON.
 """
 
 import importlib
@@ -19,7 +19,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
-# What commands import when they run, and what takes longest of it.
+# The slowest imports of the commands.
 PRELOADED = (
     "im2sp.pipeline.job.run",
     "im2sp.tools.evaluation.chain",

@@ -35,7 +35,7 @@ class Endless(_Path):
 
 
 def is_first_time(path: str) -> bool:
-    """True for the first process that asks."""
+    """Return True for the first process that calls it."""
     try:
         open(path + ".seen", "x").close()
     except FileExistsError:
@@ -68,7 +68,7 @@ class _DiesInThePipe:
 
 
 def decode_and_die_in_the_pipe(media, *settings) -> list[Decoded]:
-    """`decode`; the first result of all kills its worker while it holds the lock on the pipe."""
+    """Decode; the first result kills its worker while the worker holds the lock on the pipe."""
     results = [decode(medium, *settings) for medium in media]
     if is_first_time(str(media[0].image.parent)):
         return [_DiesInThePipe()]  # pyright: ignore[reportReturnType]

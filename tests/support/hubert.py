@@ -1,4 +1,4 @@
-"""Small random HuBERTs in every published form, and k-means centres as joblib writes them."""
+"""Small random HuBERTs in every published format, and k-means centroids as written by joblib."""
 
 import argparse
 import io
@@ -49,36 +49,36 @@ def make_hubert(seed=0, **settings):
         for name, parameter in model.named_parameters():
             if "norm" in name or name.endswith("bias"):
                 parameter.add_(0.05 * torch.randn(parameter.shape))
-            elif parameter.ndim == 2:  # weak attention, lest all frames come out alike
+            elif parameter.ndim == 2:  # weak attention; otherwise all frames are alike
                 parameter.normal_(0, 0.05 if "attention" in name else 0.3)
     return model
 
 
 def features_of(model, samples, layer=6):
-    """(T, D): what the whole model says of one clip, as it is."""
+    """(T, D) features of one clip from the whole model, unmodified."""
     with torch.no_grad():
         states = model(torch.as_tensor(samples)[None], output_hidden_states=True).hidden_states
     return states[layer][0]
 
 
-def units_of(model, centres, samples, layer=6):
-    """Nearest centres of the whole model's features, in float64, clips cut as the original does."""
+def units_of(model, centroids, samples, layer=6):
+    """Nearest centroids of the whole model's features, in float64, clips cut as in the original."""
     found = []
     for start in range(0, len(samples), 1_600_000):
         chunk = samples[start : start + 1_600_000]
         features = features_of(model, chunk, layer).double()
-        found.append(torch.cdist(features, centres.double()).argmin(-1))
+        found.append(torch.cdist(features, centroids.double()).argmin(-1))
     return torch.cat(found).numpy()
 
 
 def make_centres(model, num=20, layer=6, seed=1):
-    """Centres among a clip's own features, so that many units occur."""
+    """Centroids taken from a clip's features, so that many units occur."""
     features = features_of(model, clip(40_000, seed), layer)
     return features[torch.linspace(0, len(features) - 1, num).long()].clone()
 
 
 def clip(num_samples, seed=0, loudness=0.1):
-    """Noise whose colour and loudness change, (S,) float32."""
+    """Noise with varying spectrum and loudness, (S,) float32."""
     random = np.random.default_rng(seed)
     noise = random.normal(size=num_samples)
     times = np.arange(num_samples) / 16_000
@@ -88,7 +88,7 @@ def clip(num_samples, seed=0, loudness=0.1):
 
 
 def save_folder(model, folder, *, form="safetensors", old_names=False, prefix=""):
-    """A folder as transformers' hub repositories have it."""
+    """A model folder in the layout of transformers' hub repositories."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {prefix + name: value.contiguous() for name, value in model.state_dict().items()}
     if old_names:
@@ -106,7 +106,7 @@ def save_folder(model, folder, *, form="safetensors", old_names=False, prefix=""
 
 
 def fairseq_tensors(model):
-    """The model's tensors under fairseq's names, with those that no features need."""
+    """The model's tensors under fairseq's names, including those not needed for features."""
     is_layer = model.config.feat_extract_norm == "layer"
     norm = (r"conv_layers\.(\d+)\.layer_norm\.", r"conv_layers.\1.2." + ("1." if is_layer else ""))
     renamed = {}
@@ -120,7 +120,7 @@ def fairseq_tensors(model):
 
 
 class _Stand:
-    """Stands for a class of a library that is not installed while something is pickled."""
+    """Stand-in for a class of a library that is not installed, for pickling."""
 
     def __init__(self, **state):
         self.__dict__.update(state)
@@ -139,7 +139,7 @@ def stand_in(module, name, **state):
 
 
 def forget_stand_ins():
-    """Take the made-up modules away again."""
+    """Remove the stand-in modules."""
     for name, module in list(sys.modules.items()):
         if getattr(module, "__dict__", {}).get("made_up"):
             del sys.modules[name]
@@ -171,7 +171,7 @@ def save_fairseq(model, path, records="cfg"):
 
 
 class _JoblibPickler(pickle._Pickler):
-    """Writes arrays as joblib does, without joblib."""
+    """Writer of arrays in joblib's format, without joblib."""
 
     def __init__(self, file, protocol, alignment):
         super().__init__(file, protocol)
@@ -201,20 +201,20 @@ class _JoblibPickler(pickle._Pickler):
 
 
 def joblib_bytes(content, protocol=4, alignment=16):
-    """What joblib's dump writes; `alignment` None is joblib before 1.2."""
+    """Bytes as written by `joblib.dump`; `alignment` None is joblib before 1.2."""
     out = io.BytesIO()
     _JoblibPickler(out, protocol, alignment).dump(content)
     forget_stand_ins()
     return out.getvalue()
 
 
-def km_bytes(centres, protocol=4, alignment=16, **state):
-    """A fitted MiniBatchKMeans as `km.bin` has it."""
-    centres = np.asarray(centres)
+def km_bytes(centroids, protocol=4, alignment=16, **state):
+    """Bytes of a `km.bin` with a fitted MiniBatchKMeans."""
+    centroids = np.asarray(centroids)
     fitted = {
-        "n_clusters": len(centres),
+        "n_clusters": len(centroids),
         "init": "k-means++",
-        "cluster_centers_": centres,
+        "cluster_centers_": centroids,
         "labels_": np.arange(7, dtype=np.int32),
         "inertia_": np.float64(2.5),
         "random_state_": np.random.RandomState(np.random.MT19937(3)),

@@ -1,4 +1,4 @@
-"""The `huffman` codec as docs/FORMAT.md tells it, in plain Python: slow, and nothing of im2sp."""
+"""The `huffman` codec of docs/FORMAT.md in plain Python: slow, independent of im2sp."""
 
 import base64
 from typing import Any
@@ -13,7 +13,7 @@ def number(bits: list[int]) -> int:
 
 
 def code_tables(codec: dict[str, Any]) -> list[dict[str, int]]:
-    """For each context: the code as a text of 0 and 1 -> id; the escape is -1."""
+    """Codes of each context as text of 0 and 1 -> id; the escape is -1."""
     num_ids = codec["num_ids"]
     columns = min(num_ids, 1024)
     contexts = num_ids + 1 if codec["order"] else 1
@@ -40,7 +40,7 @@ def code_tables(codec: dict[str, Any]) -> list[dict[str, int]]:
 
 
 def naive_decode(value: bytes, codec: dict[str, Any]) -> list[int]:
-    """The ids of a value; ValueError where there are none."""
+    """Decode the ids of a value; ValueError if it is invalid."""
     tables = code_tables(codec)
     num_ids = codec["num_ids"]
     escape_bits = (num_ids - 1).bit_length()

@@ -1,4 +1,4 @@
-"""Stopping a job at any of its steps."""
+"""Simulated kills of a job at any of its steps."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
+    """Simulated kill; never caught."""
 
 
 PLACES = {
@@ -20,7 +20,7 @@ PLACES = {
 
 
 def stop_at(monkeypatch, place, stop, error):
-    """Let the call number `stop` of a function raise, before it or after it."""
+    """Make call number `stop` of a function raise, before or after the call."""
     module, name, is_after = place
     real = getattr(module, name)
     calls = iter(range(10_000))

@@ -20,13 +20,13 @@ def tone(pitch_hz: float, num_samples: int = 800) -> np.ndarray:
 
 
 def photo(seed: int) -> Image.Image:
-    """A picture of 48 x 32 in a colour of its own."""
+    """An image of 48 x 32 pixels with a distinct colour."""
     colour = tuple(int(v) for v in np.random.default_rng(seed).integers(0, 256, 3))
     return Image.new("RGB", (48, 32), colour)
 
 
 def save_spoken(folder: Path, pitch_hz: float, keys=KEYS, *, pictures=True, seed=0) -> Path:
-    """What im2sp-speak writes; the sound of image i has `pitch_hz` + 10 i."""
+    """Write a folder as im2sp-speak does; the clip of image i has a pitch of `pitch_hz` + 10 i."""
     stems = file_stems(keys)
     suffixes = (".wav", ".jpg") if pictures else (".wav",)
     made = SpeechFolder(folder, [stem + suffix for stem in stems for suffix in suffixes])
@@ -45,7 +45,7 @@ def save_spoken(folder: Path, pitch_hz: float, keys=KEYS, *, pictures=True, seed
 
 
 def save_reference(folder: Path, names=("a", "b_1", "b_0", "c & <i>", "d_2")) -> Path:
-    """Sound at 44.1 kHz with a note of who made it."""
+    """A clip at 44.1 kHz with a metadata tag naming its source."""
     for i, name in enumerate(names):
         path = folder / f"{name}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,12 +56,12 @@ def save_reference(folder: Path, names=("a", "b_1", "b_0", "c & <i>", "d_2")) ->
 
 
 def save_answers(path: Path, key_path: Path, listener: str, ratings, **changes) -> Path:
-    """A listener's file.
+    """Write a listener's answer file.
 
     Args:
         path: The file to write.
         key_path: The test's key.
-        listener: Who answered.
+        listener: Name of the listener.
         ratings: Called with system and image; (naturalness, descriptiveness) or None.
         changes: Other values of the file's fields.
     """

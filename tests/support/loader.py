@@ -1,4 +1,4 @@
-"""Expected batches of a loader, by a plain loop over `ShardDataset`."""
+"""Expected batches of a loader, from a plain loop over `ShardDataset`."""
 
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def loader_of(path: Path | ShardDataset, batch_size: int = 8, **options: Any) ->
 def expected_content(
     dataset: ShardDataset, target: str, low: int = 1, high: int = 1 << 30
 ) -> dict[str, tuple[Any, ...]]:
-    """`batch_content` of each sample that is not left out, by key."""
+    """`batch_content` of each sample that is not skipped, by key."""
     codec = dataset.codecs.image_units
     expected = {}
     for sample in dataset:

@@ -1,7 +1,7 @@
-"""A miniature of what docs/reproduce-paper.md starts from: data, weights and a hub cache.
+"""Miniature inputs of docs/reproduce-paper.md: data, weights and a hub cache.
 
-All weights are random and small; their forms are the published ones. Sizes are those of the preset
-`mini`, whose heads are 64 wide as in everything published.
+All weights are random and small, in the published formats. Sizes are those of the preset `mini`,
+whose attention heads are 64 wide as in all published models.
 """
 
 import tomllib
@@ -36,7 +36,7 @@ MAX_TOKENS = 64
 COCO_SPLITS = {"train": 3, "restval": 1, "val": 2, "test": 2}
 FLICKR8K_SPLITS = {"train": 2, "val": 1, "test": 1}
 CAPTIONS = ["A dog runs .", "The red dog sits on snow ."]
-# Makes a second of a training of 100,000 steps at full size; enough for it to say something.
+# Replaces 100,000 full-size steps by one second of training; enough to generate output.
 MINIATURE = {
     "preset": "mini",
     "steps": 4,
@@ -48,7 +48,7 @@ MINIATURE = {
     "max_length": MAX_TOKENS - 1,
     "tensorboard": False,
 }
-# Answers as the programs of pycocoevalcap do, with made-up figures.
+# Replies in the format of the programs of pycocoevalcap, with invented figures.
 JAVA = """
 import json, sys
 if "-stdio" in sys.argv:
@@ -65,7 +65,7 @@ else:
 
 
 def make_data(folder: Path) -> None:
-    """COCO and Flickr8k in the layouts that the guide draws, with their speech."""
+    """COCO and Flickr8k with speech, in the layouts shown in the guide."""
     entries, spoken = [], {"train": [], "val": []}
     number = 0
     for split, count in COCO_SPLITS.items():
@@ -116,7 +116,7 @@ def _speak(path: Path, seed: int) -> None:
 
 
 def make_weights(folder: Path) -> None:
-    """The files that are fetched by hand."""
+    """Files that users download by hand."""
     (folder / "seit").mkdir(parents=True)
     network = make_image_tokenizer()
     features = nn.Sequential(network.encoder, network.pre_quant)
@@ -137,7 +137,7 @@ def make_weights(folder: Path) -> None:
 
 
 def make_hub(cache: Path) -> None:
-    """The repositories of the hub, as if fetched before."""
+    """Repositories of the hub, as if already downloaded."""
     network = make_image_tokenizer()
     state = {**network.state_dict(), "loss.perceptual.weight": torch.ones(3)}
     folder = cached_repository(cache, "thuanz123/vitvqgan-imagenet-base")
@@ -153,7 +153,7 @@ def make_hub(cache: Path) -> None:
 
 
 def make_recipes(folder: Path, originals: list[Path]) -> None:
-    """The recipes with the settings of `MINIATURE` in place of theirs."""
+    """The recipes with their settings replaced by those of `MINIATURE`."""
     folder.mkdir(parents=True)
     for path in originals:
         settings: dict[str, Any] = tomllib.loads(path.read_text()) | MINIATURE
@@ -161,7 +161,7 @@ def make_recipes(folder: Path, originals: list[Path]) -> None:
 
 
 def make_caption_programs(folder: Path) -> None:
-    """A package in the place of pycocoevalcap: its jars, without those that SPICE wants beside."""
+    """Stand-in for the package pycocoevalcap: its jars, without the extra ones of SPICE."""
     package = folder / "pycocoevalcap"
     for jar in (METEOR_JAR, SPICE_JAR, TOKENIZER_JAR):
         (package / jar).parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Small pictures, whole and hand-made, for tests of decoding."""
+"""Small generated images for tests of decoding."""
 
 import io
 import struct
@@ -14,7 +14,7 @@ WIDTH, HEIGHT = 40, 30
 
 
 def scene(seed: int = 0) -> Image.Image:
-    """Gradients with a band of noise: nothing that survives a cut unseen."""
+    """Gradients with a band of noise, so that any truncation is visible."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     pixels = np.stack([x * 6, y * 8, 128 + 100 * np.sin(x / 5)], -1).astype(np.uint8)
@@ -35,7 +35,7 @@ def pixels_of(data: bytes, **options) -> np.ndarray:
 
 
 def refusal_of(source: Path | bytes | ByteRange, name: str) -> str:
-    """The message with which a picture is refused, "" when it is read."""
+    """Error message for an image, "" if it is read."""
     try:
         read_image(source, name=name)
     except ImageError as error:

@@ -1,4 +1,4 @@
-"""The published forms of models, made from small models of ours."""
+"""Published formats of models, converted from small im2sp models."""
 
 import torch
 
@@ -7,7 +7,7 @@ from im2sp.trainer.published import TIMM_NAMES, TIMM_PARAMETERS
 
 
 def timm_state_dict(model):
-    """The encoder under timm's names, with the norm and the head that SeiT's files have beside."""
+    """The encoder under timm's names, with the norm and head that SeiT's files contain."""
     ours = model.encoder.state_dict()
     width = model.config.encoder.width
     found = {theirs: ours[name] for name, theirs in TIMM_PARAMETERS.items()}
@@ -20,7 +20,7 @@ def timm_state_dict(model):
 
 
 def original_state_dict(model):
-    """The paper's unit model: an image tokenizer, GIT, and SeiT's encoder inside of it."""
+    """The paper's unit model: an image tokenizer, GIT, and its SeiT encoder."""
     git = git_state_dict(model)
     encoder = {f"git.image_encoder.vision_model.{k}": v for k, v in timm_state_dict(model).items()}
     found = {f"model.{name}": tensor for name, tensor in (git | encoder).items()}

@@ -1,4 +1,4 @@
-"""Short clips, whole and hand-made, for tests of decoding."""
+"""Short generated clips for tests of decoding."""
 
 import io
 import struct
@@ -14,7 +14,7 @@ NUM_SAMPLES = 480
 
 
 def tone(num_samples: int = NUM_SAMPLES, num_channels: int = 1, rate_hz: int = 16_000):
-    """int16 [T, C]: a tone with noise, each channel another one."""
+    """int16 [T, C]: a tone with noise, different in each channel."""
     rng = np.random.default_rng(num_samples)
     seconds = np.arange(num_samples)[:, None] / rate_hz
     waves = 9000 * np.sin(2 * np.pi * (440 + 110 * np.arange(num_channels)) * seconds)
@@ -53,7 +53,7 @@ def waveform_of(data: bytes, **options) -> np.ndarray:
 
 
 def refusal_of(source: Path | bytes | ByteRange, name: str = "x", **options) -> str:
-    """The message with which a clip is refused, "" when it is read."""
+    """Error message for a clip, "" if it is read."""
     try:
         read_audio(source, name=name, **options)
     except AudioError as error:

@@ -1,4 +1,4 @@
-"""Small sources and what is asked of their listings."""
+"""Small sources and checks of their listings."""
 
 import io
 import tarfile

@@ -1,4 +1,4 @@
-"""A stand-in for flite: a program that writes tones for words and prints made-up phones."""
+"""A stand-in for flite: a program that writes a tone for each word and prints invented phones."""
 
 import os
 import stat
@@ -35,7 +35,7 @@ print(" ".join(phones))
 
 
 def install_flite(folder, monkeypatch):
-    """Put the stand-in first on the path of programs."""
+    """Put the stand-in first in PATH."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "flite"
     path.write_text(PROGRAM.format(python=sys.executable))

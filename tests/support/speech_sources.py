@@ -1,4 +1,4 @@
-"""Small trees in the layouts of data sets with speech."""
+"""Small folders in the layouts of speech data sets."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ LJSPEECH = {
 
 
 def touch(folder: Path, *names: str) -> Path:
-    """Files without content, for what only lists."""
+    """Empty files, for tests that only list them."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def speech_of(path: Path, **options) -> dict[str, list[str]]:
 
 
 def utterance_rejects_of(path: Path, **options) -> dict[str, str]:
-    """Why clips of good items are refused, by their name."""
+    """Errors of the refused clips of good items, by name."""
     items = list_source(path, **options).items
     clips = [clip for item in items if not item.error for clip in item.utterances]
     assert all((clip.audio is None) == (clip.error is not None) for clip in clips)
@@ -51,7 +51,7 @@ def utterance_rejects_of(path: Path, **options) -> dict[str, str]:
 
 
 def write_sound(folder: Path, *names: str) -> Path:
-    """Short clips of the formats that their names say."""
+    """Short clips in the formats of their file names."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def flickr8k_tree(folder: Path) -> tuple[Path, Path, Path]:
 
 
 def spoken_coco_entry(image: str, *texts: str) -> dict:
-    """An entry of `data` with a clip each text."""
+    """An entry of `data` with one clip per text."""
     part, number = ("val" if "val2014" in image else "train"), int(image[-16:-4])
     captions = [
         {"text": text, "speaker": f"m{index}", "uttid": f"m{index}-{number}_{index}",
@@ -108,7 +108,7 @@ def coco_tree(folder: Path) -> tuple[Path, Path, Path]:
     for image, (split, captions) in COCO_CAPTIONS.items():
         place, _, filename = image.rpartition("/")
         entries.append(karpathy_image(filename, split, captions, filepath=place, cocoid=1))
-        # What was said: the last caption in the corpus's spelling, and words of the speaker's own.
+        # Transcripts: the last caption in the corpus's spelling, and one that is no caption.
         said = captions[-1].upper().replace("'", "").replace("-", " ").rstrip(".")
         spoken.append((split, spoken_coco_entry(image, said, "NO CAPTION OF COCO")))
         write_sound(audio, *(clip["wav"] for clip in spoken[-1][1]["captions"]))

@@ -50,7 +50,7 @@ def make_shards(
     speech_fingerprint: str = SPEECH_FINGERPRINT,
     samples: list[Sample] | None = None,
 ) -> Path:
-    """Write a dataset: 8 samples to learn from and 3 to validate on unless told otherwise."""
+    """Write a dataset; by default 8 training and 3 validation samples."""
     folder.mkdir(parents=True)
     splits = splits or {"train": 8, "val": 3}
     samples = samples or make_samples(splits, num_units=num_units, seed=seed)
@@ -78,7 +78,7 @@ def make_shards(
 
 
 def make_config(shards: Path, out: Path, **changes) -> TrainConfig:
-    """Settings with which a run takes a second."""
+    """Settings of a run that takes a second."""
     settings = {
         "preset": "tiny",
         "steps": 6,
@@ -102,7 +102,7 @@ def weights_of(out: Path, step: int) -> bytes:
 
 
 def git_tokenizer(num_pieces: int) -> bytes:
-    """A tokenizer.json with BERT's places: PAD 0, BOS (CLS) 101, EOS (SEP) 102."""
+    """A tokenizer.json with BERT's ids: PAD 0, BOS (CLS) 101, EOS (SEP) 102."""
     pieces = [f"[unused{i}]" for i in range(num_pieces)]
     known = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "dog", 104: "##s", 105: "a"}
     for place, piece in known.items():

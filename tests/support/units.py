@@ -1,4 +1,4 @@
-"""A folder of clips, for the programs about speech units."""
+"""A folder of clips, for tests of the speech unit tools."""
 
 from pathlib import Path
 

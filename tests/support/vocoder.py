@@ -1,7 +1,6 @@
-"""Small random unit vocoders in every published form, and a plain synthesizer to compare with.
+"""Small random unit vocoders in every published format, and a reference synthesizer.
 
-Written from the published structure, one convolution after another, without any of the package's
-code.
+It follows the published structure, one convolution after another, without code of im2sp.
 """
 
 import json
@@ -103,14 +102,14 @@ def random_generator(config, seed=0):
 
 
 def save_published(folder, config, state, steps=400_000):
-    """A folder as speech-resynthesis leaves it."""
+    """A folder as written by speech-resynthesis."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=4))
     torch.save({"generator": state}, folder / f"g_{steps:08d}")
     return folder
 
 
-# The plain synthesizer ----------------------------------------------------------------------------
+# Reference synthesizer --------------------------------------------------------------------------
 
 
 def _load(module, state, name):
@@ -142,7 +141,7 @@ def _block(state, name, kind, dilations, x):
 
 @torch.no_grad()
 def plain_samples(config, state, units, speaker=None):
-    """(T * 320,): samples of one clip whose units have their repeats."""
+    """(T * 320,) samples of one clip, from units with repeats."""
     x = state["dict.weight"][torch.as_tensor(units)].t()[None]
     if speaker is not None:
         voice = state["spkr.weight"][speaker][None, :, None].expand(-1, -1, x.shape[-1])
@@ -170,7 +169,7 @@ def plain_samples(config, state, units, speaker=None):
 
 @torch.no_grad()
 def plain_durations(state, units):
-    """(N,): frames of one clip's units, repeats collapsed."""
+    """(N,) durations in frames of one clip's collapsed units."""
     x = state["dict.weight"][torch.as_tensor(units)].t()[None]
     for index in (1, 2):
         weight, bias = (state[f"dur_predictor.conv{index}.0.{part}"] for part in ("weight", "bias"))
@@ -178,11 +177,11 @@ def plain_durations(state, units):
         scale, shift = (state[f"dur_predictor.ln{index}.{part}"] for part in ("weight", "bias"))
         x = F.layer_norm(x, (x.shape[-1],), scale, shift).transpose(1, 2)
     weight, bias = state["dur_predictor.proj.weight"], state["dur_predictor.proj.bias"]
-    told = F.linear(x.transpose(1, 2), weight, bias)[0, :, 0]
-    return torch.clamp(torch.round(torch.exp(told) - 1).long(), min=1)
+    predicted = F.linear(x.transpose(1, 2), weight, bias)[0, :, 0]
+    return torch.clamp(torch.round(torch.exp(predicted) - 1).long(), min=1)
 
 
 def plain_speech(config, state, units, speaker=None):
-    """Samples of one clip of collapsed units, durations told by the predictor."""
+    """Samples of one clip of collapsed units, with durations from the predictor."""
     units = torch.as_tensor(units).repeat_interleave(plain_durations(state, units))
     return plain_samples(config, state, units, speaker)

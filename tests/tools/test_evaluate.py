@@ -205,7 +205,9 @@ def test_captions_of_a_file(tmp_path, capsys):
 
 def test_a_vocoder_of_other_units(shards, runs, tmp_path, monkeypatch):
     monkeypatch.setattr(Vocoder, "num_units", 10)
-    with pytest.raises(ValueError, match="vocoder tones: speaks 10 units, the shards' speech has"):
+    with pytest.raises(
+        ValueError, match="vocoder tones: made for 10 units, the shards' speech has"
+    ):
         evaluate.evaluate(options(shards, tmp_path, run=str(runs / "speech")))
     monkeypatch.undo()
     monkeypatch.setitem(vars(pipeline), "load_vocoder", lambda *a, **k: Vocoder())

@@ -332,7 +332,7 @@ def test_units_of_an_array_and_of_a_dataset(made, tmp_path):
         ("u.npy", None, "not a .npy file of numbers"),
         ("u.txt", None, "expected a .jsonl with key and units, a .npy, or a folder with data"),
         ("images", None, "this dataset holds no speech units"),
-        ("other", None, "vocoder vocoder.safetensors: speaks 20 units, .*other has 9; name the"),
+        ("other", None, "vocoder vocoder.safetensors: made for 20 units, .*other has 9; name the"),
         (
             "foreign",
             None,
@@ -514,7 +514,7 @@ def test_vocoders_that_are_refused(made, tmp_path, capsys):
     picture, out = IMAGES / "koi-pond.jpg", tmp_path / "out"
     save_vocoder(made, "more", num_embeddings=21)
     message = refusal(capsys, 1, made, out, picture, vocoder="more")
-    assert "vocoder more.safetensors: speaks 21 units, the run run has 20; name the" in message
+    assert "vocoder more.safetensors: made for 21 units, the run run has 20; name the" in message
     save_vocoder(made, "foreign", fingerprint="d" * 64)
     message = refusal(capsys, 1, made, out, picture, vocoder="foreign")
     assert "of the speech tokenizer dddddddddddd.., the run run has those of bbbbb" in message

@@ -211,9 +211,7 @@ def test_a_tiff_strip_past_the_end_is_named():
     data = data.replace(
         struct.pack("<HHII", 279, 4, 1, size_bytes), struct.pack("<HHII", 279, 4, 1, 10**6)
     )
-    with pytest.raises(
-        ImageError, match="cut: a TIFF strip or tile lies at bytes 140 to 1,000,140"
-    ):
+    with pytest.raises(ImageError, match="cut: a TIFF strip or tile is at bytes 140 to 1,000,140"):
         read_image(bytes(data), name="x")
 
 

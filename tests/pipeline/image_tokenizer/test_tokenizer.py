@@ -217,7 +217,7 @@ def test_a_codebook_of_391_rows(network, pixels, tmp_path, suffix):
     features = F.normalize(network.encode_features(pixels), dim=-1)
     expected = torch.cdist(features, F.normalize(rows, dim=-1)).argmin(-1)
     assert (units.flatten(1) == expected).float().mean() > 0.999
-    with pytest.raises(ValueError, match="hold no decoder"):
+    with pytest.raises(ValueError, match="have no decoder"):
         tokenizer.decode(units)
 
 
@@ -331,7 +331,7 @@ def test_wrong_files_are_named(network, lightning, tmp_path):
 def test_bad_metadata_is_named(network, tmp_path):
     path = tmp_path / "x.safetensors"
     save_file(dict(network.state_dict()), path, {"im2sp": "["})
-    with pytest.raises(WeightsError, match="metadata 'im2sp' is no JSON object"):
+    with pytest.raises(WeightsError, match="metadata 'im2sp' is not a JSON object"):
         load_image_tokenizer(path)
 
 

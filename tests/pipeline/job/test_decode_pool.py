@@ -278,7 +278,7 @@ def test_workers_that_cannot_start_are_an_error(draw, tmp_path, monkeypatch):
     monkeypatch.setattr(decode_pool, "_silence", sys.exit)  # the exit status is 1
     with (
         pool_of(2) as pool,
-        pytest.raises(ChildProcessError, match=r"could not start; is there memory.*__main__"),
+        pytest.raises(ChildProcessError, match="could not start; is there memory left"),
     ):
         list(pool.decode(items_of(draw(tmp_path, 3))))
 
@@ -294,12 +294,11 @@ def test_a_pool_that_cannot_be_started_is_an_error(draw, tmp_path, monkeypatch):
             list(pool.decode(items_of(draw(tmp_path, 3))))
 
 
-def test_an_unguarded_program_ends_with_advice(tmp_path):
+def test_a_program_needs_no_guard(tmp_path):
     (tmp_path / "unguarded.py").write_text(UNGUARDED)
     command = [sys.executable, "-P", str(tmp_path / "unguarded.py")]
     found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert found.returncode == 1
-    assert 'is the code that runs guarded by `if __name__ == "__main__":`?' in found.stderr
+    assert (found.returncode, found.stderr) == (0, "")
 
 
 # The end ------------------------------------------------------------------------------------------

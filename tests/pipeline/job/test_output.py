@@ -69,7 +69,7 @@ def test_a_file_that_is_not_ours_is_never_replaced(state, tmp_path, name, overwr
 @pytest.mark.parametrize("text", ["", "{}", '{"dataset": "flickr8k"}', "\0\1"])
 def test_a_dataset_json_of_others_is_never_replaced(state, tmp_path, text, overwrite):
     (tmp_path / "dataset.json").write_text(text)
-    with pytest.raises(JobError, match=r"dataset.json.* (none of im2sp|job would replace)"):
+    with pytest.raises(JobError, match=r"dataset.json.* (not written by im2sp|job would replace)"):
         check_output(state, JOB, overwrite=overwrite)
 
 
@@ -86,7 +86,7 @@ def test_another_dataset_is_refused(state, tmp_path):
     job = {**JOB, "image_tokenizer": {**TOKENIZER, "view": "center-224", "fingerprint": "ff" * 32}}
     with pytest.raises(
         JobError,
-        match=r"finished dataset of other settings \(fingerprint of the image tokenizer: "
+        match=r"finished dataset with other settings \(fingerprint of the image tokenizer: "
         r"abababababab.. there, ffffffffffff.. now; --view: squash-224 there, center-224 now\)",
     ):
         check_output(state, job, overwrite=False)
@@ -99,7 +99,7 @@ def test_another_unfinished_job_is_refused(state, files_of, tmp_path):
     job = {**JOB, "settings": {"source": {"num_items": 4, "sha256": "d" * 64}}}
     with pytest.raises(
         JobError,
-        match=r"an unfinished job of other settings \(inputs in the source: 3 there, 4 now",
+        match=r"an unfinished job with other settings \(inputs in the source: 3 there, 4 now",
     ):
         prepare_output(state, job, overwrite=False)
     assert files_of(tmp_path) == before

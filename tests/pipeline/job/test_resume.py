@@ -134,16 +134,17 @@ def test_a_disk_full_at_any_step_is_told_and_resumed(
     for stop in range(60):
         out = tmp_path / f"out{stop}"
         undo = stop_at(monkeypatch, (os, name, False), stop, full)
-        told = ""
+        message = ""
         try:
             run(twenty, out, fake_tokenizer)
         except JobError as error:
-            told = str(error)
+            message = str(error)
         undo()
-        if not told:
+        if not message:
             break
         num_stops += 1
-        assert told.startswith(f"{out}: no space left on the disk; free some; what is done is kept")
+        start = f"{out}: no space left on the disk; free some; finished work is kept"
+        assert message.startswith(start)
         assert not list(out.glob("*.tmp"))
         run(twenty, out, fake_tokenizer)
         assert files_of(out) == expected, stop
@@ -187,7 +188,7 @@ def test_a_finished_dataset_is_left_alone(twenty, fake_tokenizer, tmp_path, file
     result = run(twenty, out, fake_tokenizer)
     assert result.was_finished
     assert (result.num_encoded, result.manifest.num_samples) == (0, 20)
-    assert "all done before with the same settings" in summary(twenty, out, result)
+    assert "already done with the same settings" in summary(twenty, out, result)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
@@ -222,9 +223,9 @@ def test_changed_settings_are_refused_and_nothing_is_touched(
     with pytest.raises(JobError) as caught:
         run(twenty, out, tokenizer, **settings)
     what = "a finished dataset" if is_finished else "an unfinished job"
-    assert f"{out}: holds {what} of other settings (" in str(caught.value)
+    assert f"{out}: holds {what} with other settings (" in str(caught.value)
     assert message in str(caught.value)
-    assert "--overwrite to start anew" in str(caught.value)
+    assert "start over with --overwrite" in str(caught.value)
     assert files_of(out) == before
     run(twenty, out, tokenizer, overwrite=True, **settings)
     check_sound(out)

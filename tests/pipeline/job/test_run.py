@@ -228,6 +228,8 @@ def test_the_summary_counts_right(twenty, fake_tokenizer, tmp_path):
         "was_finished": False,
         "num_inputs": 22,
         "num_ignored": 1,
+        "notes": [],
+        "splits": {"": 20},
         "num_refused": 2,
         "num_samples": 20,
         "num_shards": 3,

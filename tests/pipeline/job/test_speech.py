@@ -234,7 +234,7 @@ def test_where_no_clip_is_good_there_are_no_tables(
 
 
 def test_a_tokenizer_for_speech_is_asked_for(speak, tmp_path):
-    with pytest.raises(JobError, match="p: holds speech; a speech tokenizer is needed for it"):
+    with pytest.raises(JobError, match="p: holds speech, which needs a speech tokenizer"):
         run(speak(tmp_path / "p", "a.wav"), tmp_path / "out", not_needed)
     assert not (tmp_path / "out").exists()
 

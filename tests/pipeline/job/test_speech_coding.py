@@ -124,7 +124,7 @@ def test_changed_settings_are_refused_and_nothing_is_touched(
     if change == "tokenizer":
         speech, message = make_fake_speech(1), "fingerprint of the speech tokenizer: "
     before = files_of(out)
-    with pytest.raises(JobError, match="of other settings") as caught:
+    with pytest.raises(JobError, match="with other settings") as caught:
         run(spoken, out, fake_tokenizer, speech, **settings)
     assert message in str(caught.value)
     assert files_of(out) == before

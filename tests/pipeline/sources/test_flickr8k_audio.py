@@ -117,7 +117,7 @@ def test_wav2capt_decides(tree):
     ]
     girls = FLICKR8K_CAPTIONS[f"{GIRL}.jpg"]
     assert girl.captions == (girls[1], girls[3], girls[4])
-    problem = "expected a clip, its image and #0, #1, ... for the caption that it speaks"
+    problem = "expected a clip, its image and #0, #1, ... for its caption"
     assert [(item.name, item.error) for item in rejects] == [
         ("wav2capt.txt line 9", problem),
         ("wav2capt.txt line 10", problem),
@@ -149,7 +149,7 @@ def test_audio_roots_that_cannot_be_used(tree, tmp_path):
     touch(roots["audio_root"], "wavs/other_0.wav")
     with pytest.raises(
         SourceError,
-        match=rf"none of its 10 sound files can be used below .*wavs/{DOG}_0\.wav: no such audio "
+        match=rf"none of its 10 audio files can be used in .*wavs/{DOG}_0\.wav: no such audio "
         r"file\); give the folder that holds them as --audio-root",
     ):
         list_source(path, **roots)

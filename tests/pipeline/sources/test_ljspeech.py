@@ -67,15 +67,17 @@ def test_other_folders_with_a_table_are_none(tmp_path):
 
 def test_what_cannot_be_used(tmp_path):
     folder = ljspeech_tree(tmp_path)
-    with pytest.raises(SourceError, match=r"an audio root \(.*\) has no use for LJSpeech.*leave"):
+    with pytest.raises(
+        SourceError, match=r"an audio root \(.*\) does not apply to LJSpeech.*leave"
+    ):
         list_source(folder, audio_root=folder)
-    with pytest.raises(SourceError, match="an image root .* holds its own images, so leave it out"):
+    with pytest.raises(SourceError, match="an image root .* contains its images, so leave it out"):
         list_source(folder, image_root=folder)
     shutil.rmtree(folder / "wavs")
     touch(folder, "wavs/other.wav")
     with pytest.raises(
         SourceError,
-        match=r"none of its 3 sound files can be used .*LJ001-0001\.wav: line 1: no such audio "
+        match=r"none of its 3 audio files can be used .*LJ001-0001\.wav: line 1: no such audio "
         r"file\); put them into .*wavs",
     ):
         list_source(folder)

@@ -148,12 +148,14 @@ def test_audio_roots_that_cannot_be_used(tmp_path):
     ):
         list_source(images, audio_root=tmp_path / "gone")
     silent = touch(tmp_path / "silent", "a.txt")
-    with pytest.raises(SourceError, match=r"holds no sound \(found 1 \.txt\); expected .*\.wav"):
+    with pytest.raises(
+        SourceError, match=r"holds no audio files \(found 1 \.txt\); expected .*\.wav"
+    ):
         list_source(images, audio_root=silent)
     other = touch(tmp_path / "other", "q_0.wav", "r_0.wav")
     with pytest.raises(
         SourceError,
-        match=r"other: none of its 2 sound files \(the first: q_0\.wav\) belongs to one of the 2 "
+        match=r"other: none of its 2 audio files \(the first: q_0\.wav\) belongs to one of the 2 "
         r"images of .*images \(the first: x\.jpg\); expected .* check the audio root",
     ):
         list_source(images, audio_root=other)

@@ -117,7 +117,7 @@ def test_a_name_that_is_no_utf8(tmp_path):
 
 
 def test_a_folder_without_images(tmp_path):
-    with pytest.raises(SourceError, match=r"holds no images and no sound \(found nothing at all\)"):
+    with pytest.raises(SourceError, match=r"holds no images and no audio files \(found no files\)"):
         list_source(tmp_path)
     write(tmp_path, "a.txt", "b.txt", "c")
     with pytest.raises(SourceError, match=r"found 2 \.txt, 1 \(no suffix\)"):
@@ -274,7 +274,7 @@ def test_tars_that_cannot_be_used(tmp_path):
     with pytest.raises(SourceError, match=r"packed\.tar: not a tar that can be read in place"):
         list_source(packed)
     empty = write_tar(tmp_path / "empty.tar", ("a.txt", b""))
-    with pytest.raises(SourceError, match=r"holds no images and no sound \(found 1 \.txt\)"):
+    with pytest.raises(SourceError, match=r"holds no images and no audio files \(found 1 \.txt\)"):
         list_source(empty)
 
 

@@ -68,7 +68,7 @@ def test_a_file_name_of_two_images_is_a_reject(tmp_path):
     assert (len(first.utterances), len(second.utterances)) == (0, 1)
     assert (reject.name, reject.error) == (
         "SpokenCOCO_val.json data[0]",
-        "2 images are called x.jpg; cannot tell which one is meant",
+        "2 images are called x.jpg; give the path of one",
     )
 
 

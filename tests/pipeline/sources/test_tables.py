@@ -57,11 +57,11 @@ def test_columns_that_are_not_used_are_named(folder, kind):
         rows = [{"image": "a.png", "url": "x", "blip": None}, {"image": "b.png", "blip": "a dog"}]
         pq.write_table(pa.Table.from_pylist(rows), path)
     assert list_source(path).notes == (
-        "columns not used: 'url', 'blip' (--columns FIELD=COLUMN takes one)",
+        "columns not used: 'url', 'blip' (use one with --columns FIELD=COLUMN)",
     )
     listing = list_source(path, columns={"caption": " BLIP"})
     assert listing.items[1].captions == ("a dog",)
-    assert listing.notes == ("columns not used: 'url' (--columns FIELD=COLUMN takes one)",)
+    assert listing.notes == ("columns not used: 'url' (use one with --columns FIELD=COLUMN)",)
 
 
 def test_a_chosen_column_comes_before_the_known_names(folder):
@@ -73,7 +73,7 @@ def test_a_chosen_column_comes_before_the_known_names(folder):
         SourceError, match="--columns alt=text: no field 'alt'; expected one of key"
     ):
         list_source(path, columns={"alt": "text"})
-    with pytest.raises(SourceError, match=r"--columns caption=text goes with a \.jsonl"):
+    with pytest.raises(SourceError, match=r"--columns caption=text applies to a \.jsonl"):
         list_source(folder, columns={"caption": "text"})
 
 

@@ -156,7 +156,7 @@ def test_audio_roots_that_cannot_be_used(media):
         list_source(path, audio_root=media / "gone")
     with pytest.raises(
         SourceError,
-        match=r"none of its 1 sound files can be used below .*first: 0\.wav: line 1: no such "
+        match=r"none of its 1 audio files can be used in .*first: 0\.wav: line 1: no such "
         r"audio file\); give the folder that holds them as --audio-root",
     ):
         list_source(path, audio_root=media)

@@ -81,7 +81,7 @@ def test_tables_that_are_refused(table, message):
 
 def test_files_without_centres(tmp_path):
     save_file({"a": torch.ones(2, 2), "b": torch.ones(2, 2)}, tmp_path / "x.safetensors")
-    with pytest.raises(WeightsError, match="2 tensors such as 'a', expected the k-means centres"):
+    with pytest.raises(WeightsError, match="2 tensors such as 'a', expected the k-means centroids"):
         load_centres(tmp_path / "x.safetensors")
     unfitted = joblib_bytes(stand_in("sklearn.cluster._kmeans", "KMeans", n_clusters=3))
     with pytest.raises(WeightsError, match=r"an object of sklearn.cluster._kmeans.KMeans without"):

@@ -1,4 +1,4 @@
-"""Our own form of a speech tokenizer: one safetensors file with weights, settings and centres."""
+"""The im2sp form of a speech tokenizer: a safetensors file of weights, settings and centroids."""
 
 import json
 from dataclasses import replace
@@ -68,7 +68,7 @@ def test_given_centres_replace_those_in_the_file(weights, path):
 
 
 def test_another_layer_needs_centres_of_its_own(weights, path):
-    message = f"{path}: holds no k-means centres of layer 2; pass their file as `kmeans`"
+    message = f"{path}: holds no k-means centroids of layer 2; pass their file as `kmeans`"
     with pytest.raises(WeightsError, match=message):
         load_speech_tokenizer(path, layer=2)
     assert load_speech_tokenizer(path, weights.centres, layer=2, device="cpu").layer == 2
@@ -79,7 +79,7 @@ def test_another_layer_needs_centres_of_its_own(weights, path):
 @pytest.mark.parametrize(
     "note",
     [
-        "no JSON",
+        "not JSON",
         "[]",
         '{"hubert": {}}',
         '{"hubert": {"heads": 4, "layer": 3, "more": 1}}',
@@ -100,7 +100,7 @@ def test_weights_that_do_not_fit_the_note(path):
     tensors = load(path.read_bytes())
     note = {"hubert": {"heads": 5, "layer": 3}}
     path.write_bytes(save(tensors, {"im2sp": json.dumps(note)}))
-    with pytest.raises(WeightsError, match="shapes of no HuBERT: width 32 for 5 heads"):
+    with pytest.raises(WeightsError, match="not the shapes of a HuBERT: width 32 for 5 heads"):
         load_speech_tokenizer(path)
 
 

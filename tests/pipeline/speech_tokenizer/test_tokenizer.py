@@ -280,7 +280,7 @@ def test_rates_that_are_none(tokenizer, rate):
 
 
 def test_centres_of_another_width(folder):
-    with pytest.raises(WeightsError, match="features are 32 wide, the k-means centres 16"):
+    with pytest.raises(WeightsError, match="features are 32 wide, the k-means centroids 16"):
         load_speech_tokenizer(folder, torch.ones(5, 16))
 
 
@@ -326,7 +326,7 @@ def test_configurations(base, centres, tmp_path, changes, message):
 def test_broken_configurations(base, centres, tmp_path):
     path = save_folder(base, tmp_path / "m")
     (path / "config.json").write_text("{")
-    with pytest.raises(WeightsError, match=r"config\.json: no JSON"):
+    with pytest.raises(WeightsError, match=r"config\.json: not JSON"):
         load_speech_tokenizer(path, centres)
     (path / "config.json").write_text("[]")
     with pytest.raises(WeightsError, match="a list, expected a JSON object"):
@@ -344,13 +344,13 @@ def test_broken_configurations(base, centres, tmp_path):
         ("encoder.layers.5.fc1.weight", None, "lacks encoder.layers.5.feed_forward.inter"),
         ("encoder.layers.0.fc1.weight", None, "lacks encoder.layers.0.feed_forward.inter"),
         ("encoder.layer_norm.weight", None, "lacks encoder.layer_norm.weight"),
-        ("encoder.pos_conv.0.weight_v", torch.ones(3), "shapes of no HuBERT"),
+        ("encoder.pos_conv.0.weight_v", torch.ones(3), "not the shapes of a HuBERT"),
         ("encoder.pos_conv.0.weight_g", torch.ones(3), r"shape \[3\], expected numbers of shape"),
         ("post_extract_proj.bias", torch.full((32,), torch.nan), "values that are not finite"),
         ("layer_norm.bias", torch.ones(16, dtype=torch.int64), "is torch.int64 of shape"),
         (FIRST := "feature_extractor.conv_layers.0.0.weight", None, "expected a HuBERT"),
         (FIRST, torch.ones(16, 1, 9), r"\[16, 1, 9\], expected numbers of shape \[16, 1, 10\]"),
-        (FIRST, torch.tensor(1.0), "shapes of no HuBERT"),
+        (FIRST, torch.tensor(1.0), "not the shapes of a HuBERT"),
     ],
 )
 def test_damaged_weights(base, centres, tmp_path, name, tensor, message):

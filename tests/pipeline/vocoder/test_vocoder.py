@@ -317,9 +317,9 @@ def test_a_vocoder_without_durations(tmp_path):
     units = some_units(6)
     samples = found.synthesize(units, np.ones(6, np.int64))
     np.testing.assert_allclose(samples, plain_samples(config, state, units), atol=TOLERANCE)
-    with pytest.raises(ValueError, match="v does not tell how long units last; pass `durations`"):
+    with pytest.raises(ValueError, match="v has no duration predictor; pass `durations`"):
         found.synthesize(units)
-    with pytest.raises(ValueError, match="does not tell how long units last"):
+    with pytest.raises(ValueError, match="has no duration predictor"):
         found.predict_durations([units])
 
 
@@ -419,14 +419,14 @@ def test_a_file_of_something_else(tmp_path):
     ("config", "message"),
     [
         (None, "a generator without its config.json"),
-        ("{", "config.json: no JSON"),
+        ("{", "config.json: not JSON"),
         ("[1]", "config.json: a list, expected a JSON object"),
         ({"sampling_rate": 22050}, "sampling_rate is 22050, expected 16000"),
         ({"resblock": None}, "lacks 'resblock'"),
-        ({"upsample_rates": [5, 4, 4, 2]}, "a unit 160 samples long, expected 320"),
+        ({"upsample_rates": [5, 4, 4, 2]}, "160 samples per unit, expected 320"),
         ({"upsample_rates": [5, 4, 4, 2, 2.0]}, "expected whole numbers from 1 to 1000"),
         ({"upsample_rates": 7}, "not iterable"),
-        ({"resblock_dilation_sizes": []}, "dilations are .*, expected some for each block"),
+        ({"resblock_dilation_sizes": []}, "dilations are .*, expected one or more per block"),
         ({"resblock_dilation_sizes": [[0]]}, "expected whole numbers from 1 to 1000"),
         ({"resblock_dilation_sizes": [3]}, "config.json: 'int' object"),
         ({"upsample_rates": [4, 5, 4, 2, 2]}, "a kernel of 11 for a rate of 4; expected one"),
@@ -465,10 +465,10 @@ def with_tensor(name, tensor):
         (without("ups.1.weight_g"), "lacks ups.1.weight_g"),
         (without("resblocks.2.convs2.1.weight_v"), "lacks resblocks.2.convs2.1.weight_v"),
         (without("dur_predictor.ln1.weight"), "lacks dur_predictor.ln1.weight"),
-        (with_tensor("ups.1.weight_g", torch.ones(5, 1, 1)), "no unit vocoder of the published"),
+        (with_tensor("ups.1.weight_g", torch.ones(5, 1, 1)), "not a unit vocoder of the published"),
         (with_tensor("ups.1.bias", torch.ones(5)), r"ups.1.bias is .* \[5\], expected numbers"),
         (with_tensor("ups.1.bias", torch.full((16,), torch.nan)), "not finite"),
-        (with_tensor("dict.weight", torch.ones(3)), "no unit vocoder of the published form"),
+        (with_tensor("dict.weight", torch.ones(3)), "not a unit vocoder of the published form"),
         (with_tensor("dict.weight", torch.ones(20, 9)), "conv_pre takes 16 channels, units and"),
         (
             with_tensor("dur_predictor.conv1.0.weight", torch.ones(24, 16, 5)),

@@ -88,7 +88,7 @@ def test_packed_checks_the_vocabulary() -> None:
 @pytest.mark.parametrize(
     ("column", "params", "message"),
     [
-        ("speech_units", {"codec": "ans", "bits": 8}, "column speech_units: codec 'ans' is not kn"),
+        ("speech_units", {"codec": "ans", "bits": 8}, "column speech_units: codec 'ans' is unk"),
         ("speech_units", {"bits": 8}, "codec None"),
         ("speech_units", {"codec": ["packed"]}, r"codec \['packed'\]"),
         ("speech_units", {"codec": "packed", "bits": 7}, r"without count\) is 7"),

@@ -27,7 +27,7 @@ from support.huffman import naive_decode
 
 @pytest.fixture(autouse=True, scope="module", params=[2**60, 0], ids=["numpy", "kernels"])
 def limit(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Encode by both ways; decoding has one."""
+    """Encode with numpy or kernels; decoding always uses kernels."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(huffman, "small_work", SmallWork(request.param))
         yield
@@ -44,7 +44,7 @@ def raw(data: bytes) -> np.ndarray:
 
 
 def chain(num: int, size: int, num_units: int, seed: int) -> list[np.ndarray]:
-    """Utterances in which each unit is followed by few others, and seldom by any."""
+    """Utterances in which each unit has few likely successors and rarely any other."""
     rng = np.random.default_rng(seed)
     utterances = []
     for _ in range(num):
@@ -130,7 +130,7 @@ def test_any_bytes_are_the_one_coding_of_ids_or_refused(
 
 @given(st.sampled_from(list(COLUMNS.values())), st.data())
 def test_damage_never_leaves_the_buffers(column: dict[str, Any], data: st.DataObject) -> None:
-    """Cut, lengthened and changed values: refused, or exactly what the reference reads."""
+    """Truncated, extended and changed values are refused or decoded as by the reference."""
     codec = codec_of(column)
     value = bytearray(codec.encode(np.array(data.draw(any_ids(column)), np.uint16)))
     for _ in range(data.draw(st.integers(0, 3))):
@@ -149,7 +149,7 @@ def test_damage_never_leaves_the_buffers(column: dict[str, Any], data: st.DataOb
 
 
 def test_nothing_is_written_behind_the_ids(column: dict[str, Any]) -> None:
-    """The kernel itself, on random bytes, with guards on both sides of each of its outputs."""
+    """Run the kernel on random bytes, with guards on both sides of each output."""
     from im2sp.shards.coding import huffman, huffman_kernels
 
     rng = np.random.default_rng(3)
@@ -200,9 +200,9 @@ def test_offsets_outside_the_data_are_refused(offsets: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("ff", "value 0, bit 0: no code begins there"),
-        ("fe ff", "value 0, bit 1: no code begins there"),
-        ("a4 ff ff", "bit 9: no code begins there"),
+        ("ff", "value 0, bit 0: no code starts there"),
+        ("fe ff", "value 0, bit 1: no code starts there"),
+        ("a4 ff ff", "bit 9: no code starts there"),
         ("23", "bit 6: the code there is cut off"),
         ("0f", "bit 0: an id after an escape is out of range or has its own code"),
     ],
@@ -242,15 +242,15 @@ def text(lengths: list[list[int]]) -> str:
         (changed(lengths=None), "lengths is a NoneType"),
         (changed(lengths="lvA=="), "not base64"),
         (changed(lengths="läng"), "not base64"),
-        (changed(lengths=""), "0 bytes, not those of 5 contexts with 4 ids"),
+        (changed(lengths=""), "0 bytes do not match 5 contexts with 4 ids"),
         (changed(lengths="lvA/ISISmZlZIUM"), "not base64"),
-        (changed(lengths="lvA/ISISmZlZIUMA"), "12 bytes, not those"),
-        (changed(order=0, num_ids=2, lengths="IoI="), "2 bytes, not those of 1 contexts"),
-        (changed(num_ids=5), "11 bytes, not those of 6 contexts"),
+        (changed(lengths="lvA/ISISmZlZIUMA"), "12 bytes do not match"),
+        (changed(order=0, num_ids=2, lengths="IoI="), "2 bytes do not match 1 contexts"),
+        (changed(num_ids=5), "11 bytes do not match 6 contexts"),
         (changed(order=0, num_ids=2, lengths=text([[0, 13, 1]])), "0 or over 12 bits"),
         (changed(order=0, num_ids=2, lengths="AA=="), "0 or over 12 bits"),
         (changed(order=0, num_ids=2, lengths=text([[2, 1, 2]])), "context 0 has more codes"),
-        (changed(order=0, num_ids=1, lengths=text([[1, 1]])), "more codes than there are"),
+        (changed(order=0, num_ids=1, lengths=text([[1, 1]])), "more codes than its lengths allow"),
         ({"codec": "huffman", "num_ids": 4, "order": 1}, "huffman: .*lengths"),
         (changed(table=1), r"codec huffman has no parameter \['table'\]"),
     ],
@@ -280,7 +280,7 @@ def test_fitting_is_deterministic_and_codes_what_it_never_saw() -> None:
 
 @pytest.mark.parametrize("num_units", [1, 2, 3, 255, 256, 257, 1024])
 def test_any_size_of_vocabulary(num_units: int) -> None:
-    """Flat counts, so that a context lists up to all units."""
+    """Flat counts, so contexts list up to all units."""
     ids = np.random.default_rng(0).integers(0, num_units, 3 * num_units)
     once = np.concatenate([np.stack([np.zeros(num_units, int), np.arange(num_units)], 1).ravel()])
     column = fit_speech_codec([ids, once, once], num_units)
@@ -369,12 +369,12 @@ def test_verify_names_a_value_that_is_no_coding(
     write_dataset(tmp_path, [Sample(key="a", speech_units=units)], columns=coded_columns)
     problems = [str(problem) for problem in verify_dataset(tmp_path)]
     assert len(problems) == 1
-    assert "huffman: value 0, bit 0: no code begins there" in problems[0]
+    assert "huffman: value 0, bit 0: no code starts there" in problems[0]
 
 
 @pytest.mark.parametrize("name", ["lj100", "vctk100"])
 def test_bits_a_unit_on_clips_held_back(shared_data: Path, name: str) -> None:
-    """A quarter of the clips, coded with tables of the others."""
+    """Code a quarter of the clips with tables fitted to the others."""
     from im2sp.tools.bench.codec import read_clips
 
     clips = read_clips([shared_data / "speech" / f"units-{name}.jsonl.gz"])

@@ -23,7 +23,7 @@ def test_small_work_ends_for_good() -> None:
 
 
 def naive_pack(units: list[int], bits: int) -> list[int]:
-    """Bit by bit, as FORMAT.md says."""
+    """Pack bit by bit, as in FORMAT.md."""
     packed = [0] * ((len(units) * bits + 7) // 8)
     for k, unit in enumerate(units):
         for b in range(bits):

@@ -22,16 +22,16 @@ def flat(batches: list) -> list:
     return [image for batch in batches for image in batch]
 
 
-# What comes out -----------------------------------------------------------------------------------
+# Output -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("codec", COLUMNS)
 @pytest.mark.parametrize("target", ["speech", "text", "images"])
-def test_it_gives_what_a_loop_over_the_dataset_gives(
+def test_batches_equal_a_loop_over_the_dataset(
     tmp_path: Path, layout: str, codec: str, target: str,
     make_samples: Callable, write_dataset: Callable,
 ) -> None:  # fmt: skip
-    """The samples lack images, utterances, durations and captions here and there."""
+    """Some samples lack images, utterances, durations or captions."""
     write_dataset(tmp_path, make_samples(61), layout, columns=COLUMNS[codec])
     expected = expected_content(ShardDataset(tmp_path), target)
     in_order = record(loader_of(tmp_path, 7, target=target, shuffle=False))[1]
@@ -56,7 +56,7 @@ def test_lengths_and_splits_are_filtered(
         assert found
 
 
-def test_ids_are_wider_where_they_must_be(tmp_path: Path, write_dataset: Callable) -> None:
+def test_ids_are_wider_for_large_vocabularies(tmp_path: Path, write_dataset: Callable) -> None:
     sample = Sample(
         key="a", image_units=np.zeros((28, 28), np.uint16),
         speech_units=[np.array([0, 65535, 40000], np.uint16), np.array([7], np.uint16)],
@@ -82,7 +82,7 @@ def test_fields_of_a_batch(train_dir: Path) -> None:
     assert next(iter(loader_of(train_dir, 8, device="meta"))).ids.is_meta
 
 
-def test_what_is_left_out_is_counted(tmp_path: Path, write_dataset: Callable) -> None:
+def test_skipped_items_are_counted(tmp_path: Path, write_dataset: Callable) -> None:
     image = np.zeros((28, 28), np.uint16)
     lengths = [[3], [], [9, 2], [9, 10], [0], [4, 4, 4], [1]]
     samples = [
@@ -136,7 +136,7 @@ def fresh(loader: ShardLoader) -> ShardLoader:
     return loader
 
 
-def test_buckets_hold_like_lengths(train_dir: Path) -> None:
+def test_buckets_hold_similar_lengths(train_dir: Path) -> None:
     def padding(**options: Any) -> int:
         batches = list(loader_of(train_dir, 5, items="one", **options))
         return sum(int((batch.ids == -1).sum()) for batch in batches)
@@ -198,7 +198,7 @@ def test_resume_on_another_number_of_ranks(train_dir: Path, options: dict) -> No
             assert steps(loaders) == whole[i:]
 
 
-def test_resume_with_other_batches_goes_on_with_the_same_samples(train_dir: Path) -> None:
+def test_resume_with_other_batches_continues_with_the_same_samples(train_dir: Path) -> None:
     loader = loader_of(train_dir, 12)
     states, batches = record(loader)
     for i, state in enumerate(states[:-1]):
@@ -255,7 +255,7 @@ def test_threads_end_with_the_iteration(train_dir: Path) -> None:
     assert next(iter(loader)).step == 1
 
 
-def test_iterating_goes_on_where_it_was(train_dir: Path) -> None:
+def test_iterating_continues_at_the_position(train_dir: Path) -> None:
     loader = loader_of(train_dir)
     whole = record(fresh(loader))[1]
     assert list(loader) == []
@@ -268,7 +268,7 @@ def test_iterating_goes_on_where_it_was(train_dir: Path) -> None:
     first = iter(loader)
     next(first)
     loader.reset()
-    with pytest.raises(RuntimeError, match="reset, or iterated once more"):
+    with pytest.raises(RuntimeError, match="reset or iterated again"):
         next(first)
 
 

@@ -14,7 +14,7 @@ def permutation(num: int, key: int) -> np.ndarray:
 
 
 def no_lengths(samples: np.ndarray, epoch: int) -> np.ndarray:
-    raise AssertionError("nobody sorts here")
+    raise AssertionError("lengths are not used here")
 
 
 def plan_of(num: int, batch_size: int, rank: int = 0, world_size: int = 1, **settings) -> Plan:
@@ -77,8 +77,8 @@ def test_it_looks_shuffled() -> None:
     steps = np.diff(order)
     assert abs(np.corrcoef(order, np.arange(num))[0, 1]) < 0.03
     assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.03
-    assert np.unique(steps).size > 0.6 * num  # a fixed stride, or a few of them, would show here
-    # Where each tenth of the places comes from: 100 cells of 200 each, five standard deviations.
+    assert np.unique(steps).size > 0.6 * num  # detects a fixed stride, or a few of them
+    # Sources of each tenth of the places: 100 cells of 200 each, five standard deviations.
     table = np.histogram2d(np.arange(num), order, 10)[0]
     assert abs(table - 200).max() < 5 * np.sqrt(200)
     assert (order == permutation(num, 4)).mean() < 0.001
@@ -124,7 +124,7 @@ def test_an_epoch_deals_each_sample_once(
         assert max(epoch[step].size for epoch in epochs) <= batch_size
 
 
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+def test_epochs_and_seeds_have_different_orders() -> None:
     orders = [
         tuple(np.concatenate(epoch_of(plan_of(50, 8, seed=seed), epoch)))
         for seed in (0, 1)
@@ -140,7 +140,7 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     num=st.integers(1, 80), batch_size=st.integers(1, 5), world_size=st.integers(1, 3),
     window=st.integers(2, 6), drop_last=st.booleans(),
 )  # fmt: skip
-def test_buckets_deal_each_sample_once_and_like_with_like(
+def test_buckets_deal_each_sample_once_with_similar_lengths(
     num: int, batch_size: int, world_size: int, window: int, drop_last: bool
 ) -> None:
     total = batch_size * world_size
@@ -214,6 +214,6 @@ def test_plans_that_make_no_sense(arguments: tuple, message: str) -> None:
         plan_of(*arguments)
 
 
-def test_nothing_whole_to_deal() -> None:
-    with pytest.raises(ValueError, match=r"9 samples make no whole batch of 12 \(4 on each of 3"):
+def test_fewer_samples_than_a_batch() -> None:
+    with pytest.raises(ValueError, match=r"9 samples do not fill a batch of 12 \(4 on each of 3"):
         plan_of(9, 4, 0, 3, drop_last=True)

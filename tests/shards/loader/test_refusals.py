@@ -54,17 +54,17 @@ def test_splits_that_do_not_fit(train_dir: Path) -> None:
 
 def test_no_sample_is_left(tmp_path: Path, train_dir: Path, write_dataset: Callable) -> None:
     image = np.zeros((28, 28), np.uint16)
-    write_dataset(tmp_path / "pictures", [Sample(key="a", image_units=image)])
+    write_dataset(tmp_path / "images", [Sample(key="a", image_units=image)])
     for target, message in (
-        ("speech", r"1 samples without utterances\); it holds no speech; take another target"),
-        ("text", r"1 samples without captions\); it holds no captions; take another target"),
+        ("speech", r"1 samples without utterances\); it has no speech; use another target"),
+        ("text", r"1 samples without captions\); it has no captions; use another target"),
     ):
         with pytest.raises(ValueError, match=message):
-            loader_of(tmp_path / "pictures", target=target)
-    write_dataset(tmp_path / "sounds", [Sample(key="a", speech_units=[np.ones(3, np.uint16)])])
+            loader_of(tmp_path / "images", target=target)
+    write_dataset(tmp_path / "speech", [Sample(key="a", speech_units=[np.ones(3, np.uint16)])])
     with pytest.raises(ValueError, match=r"1 samples without image\); the loader needs images"):
-        loader_of(tmp_path / "sounds")
-    with pytest.raises(ValueError, match="none of 50 samples .* longer than 1.*; take other"):
+        loader_of(tmp_path / "speech")
+    with pytest.raises(ValueError, match="none of 50 samples .* longer than 1.*; use other"):
         loader_of(train_dir, target="text", max_length=1)
     for name in ("epochs", "num_threads"):
         with pytest.raises(ValueError, match=f"{name} is -1; expected 0 or more"):
@@ -73,13 +73,15 @@ def test_no_sample_is_left(tmp_path: Path, train_dir: Path, write_dataset: Calla
 
 def test_pinning_without_a_gpu(train_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ValueError, match="pin_memory is for copying to a GPU, and torch sees none"):
+    with pytest.raises(
+        ValueError, match="pin_memory is for copying to a GPU, but torch finds none"
+    ):
         loader_of(train_dir, pin_memory=True)
 
 
 def test_an_empty_dataset(tmp_path: Path, write_dataset: Callable) -> None:
     write_dataset(tmp_path, [])
-    with pytest.raises(ValueError, match=r"none of 0 samples .*\(it is empty\); give one"):
+    with pytest.raises(ValueError, match=r"none of 0 samples .*\(it is empty\); use a dataset"):
         loader_of(tmp_path)
 
 
@@ -109,7 +111,7 @@ def test_a_flipped_bit_is_found(tmp_path: Path, write_dataset: Callable, layout:
     ],
 )
 @pytest.mark.parametrize("num_threads", [0, 2])
-def test_values_that_no_codec_writes_are_named(
+def test_invalid_values_are_named(
     tmp_path: Path, write_dataset: Callable, monkeypatch: pytest.MonkeyPatch,
     codec: str, value: bytes, message: str, num_threads: int,
 ) -> None:  # fmt: skip
@@ -130,13 +132,13 @@ def test_values_that_no_codec_writes_are_named(
     loader = ShardLoader(tmp_path, batch_size=3, num_threads=num_threads)
     with pytest.raises(ShardError, match=message):
         list(loader)
-    if codec != "range":  # there, lengths are known without decoding
+    if codec != "range":  # its lengths are known without decoding
         with pytest.raises(ShardError, match=message):
             loader_of(tmp_path, max_length=100)
 
 
 def change_in_place(path: Path, wanted: np.ndarray, index: int, value: int) -> None:
-    """Change a number of an array in a shard file; a mapping of the file sees it."""
+    """Change a number of an array in a shard file, visible to mappings of the file."""
     place = path.read_bytes().index(wanted.tobytes())
     with open(path, "r+b") as file:
         file.seek(place + 4 * index)
@@ -155,7 +157,7 @@ def test_offsets_that_change_under_the_loader(tmp_path: Path, write_dataset: Cal
 
 
 def test_a_row_that_grows_beyond_the_known_lengths(tmp_path: Path, write_dataset: Callable) -> None:
-    """The others have no image, so the loader knows the length of one utterance only."""
+    """The other samples have no image, so only one utterance's length is indexed."""
     units = np.arange(5, dtype=np.uint16)
     image = np.zeros((28, 28), np.uint16)
     write_dataset(

@@ -11,7 +11,7 @@ import im2sp.shards
 from im2sp.shards import pack_units, unpack_units, unpack_units_on_device
 
 
-def test_it_equals_the_unpacking_of_numpy() -> None:
+def test_it_equals_unpack_units() -> None:
     units = np.random.default_rng(0).integers(0, 8192, (5, 784)).astype(np.uint16)
     units[0], units[1] = 8191, 0
     packed = pack_units(units)
@@ -36,7 +36,7 @@ def test_no_images() -> None:
     assert unpack_units_on_device(empty).shape == (0, 28, 28)
 
 
-def test_it_is_traced_whole() -> None:
+def test_it_compiles_to_one_graph() -> None:
     packed = torch.from_numpy(pack_units(np.arange(2 * 784).reshape(2, 784).astype(np.uint16)))
     compiled = torch.compile(unpack_units_on_device, fullgraph=True, backend="eager")
     assert torch.equal(compiled(packed), unpack_units_on_device(packed))

@@ -1,4 +1,4 @@
-"""Attacks: each test builds the file, and shows that it is refused and that nothing ran."""
+"""Attacks: each test builds a file and checks that it is refused and that nothing ran."""
 
 import io
 import os
@@ -92,7 +92,7 @@ def test_a_call_into_another_package_is_named_and_not_made(tmp_path, module, nam
         read_weights(path)
 
 
-def test_a_harmless_looking_checkpoint_with_one_call_inside_is_refused(tmp_path):
+def test_a_plausible_checkpoint_with_one_call_inside_is_refused(tmp_path):
     mark = tmp_path / "ran"
     content = {"state_dict": {"w": torch.ones(2)}, "extra": [Call(os.system, f"touch {mark}")]}
     path = tmp_path / "evil.ckpt"
@@ -123,9 +123,9 @@ def test_every_protocol_is_refused_by_name(tmp_path, protocol):
         (b"\x80\x02ctorch.hub\nload\nX\x01\x00\x00\x00x\x85\x81.", "a call of torch.hub.load"),
         (b"\x80\x04ctorch\nx\n)}X\x01\x00\x00\x00ax\x92.", "damaged pickle"),
         (b"\x80\x04ctorch\nx\n)}(X\x01\x00\x00\x00aK\x01u\x92.", "keyword arguments"),
-        # copyreg given a base class or a state that a call would get.
+        # copyreg with a base class or state that would be passed to a call.
         (b"ccopyreg\n_reconstructor\n(ctorch\nx\ncbuiltins\nlist\n(lp0\ntR.", "a call of torch.x"),
-        # A call of what is no name: a number, a record, a rebuilt tensor's class.
+        # A call of something other than a name: a number, a record, a rebuilt tensor's class.
         (b"\x80\x02K\x01)R.", "a call of something that is not a name"),
         (b"\x80\x02ctorch\nx\n)\x81)R.", "a call of something that is not a name"),
         # Setting state or items on a name.
@@ -138,7 +138,7 @@ def test_every_protocol_is_refused_by_name(tmp_path, protocol):
         (b"\x80\x05\x97.", "NEXT_BUFFER is not allowed"),
         (b"\x80\x02X\x01\x00\x00\x00aQ.", "data outside the pickle"),
         (b"\x80\x02Pabc\n.", "data outside the pickle"),
-        # Names that are no names.
+        # Invalid names.
         (b"\x80\x02cos;import x\na\n.", "holds 'os;import"),
         (b"\x80\x04K\x01K\x02\x93.", "a global whose name is not text"),
         (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", r"holds os\.system"),
@@ -182,18 +182,18 @@ def test_a_memo_index_takes_no_memory(tmp_path):
 def test_modules_that_hold_themselves_are_refused():
     module = Record(GlobalName("torch.nn", "Module"))
     module.state["_modules"] = {"inner": module}
-    with pytest.raises(ValueError, match="nested without end"):
+    with pytest.raises(ValueError, match="nested too deeply or endlessly"):
         named_tensors(module)
 
 
 def test_modules_shared_again_and_again_are_refused():
-    """Twenty pairs of pointers make a million paths."""
+    """Twenty pairs of references make a million paths."""
     module = Record(GlobalName("torch.nn", "Module"))
     for _ in range(25):
         outer = Record(GlobalName("torch.nn", "Module"))
         outer.state["_modules"] = {"a": module, "b": module}
         module = outer
-    with pytest.raises(ValueError, match="nested without end"):
+    with pytest.raises(ValueError, match="nested too deeply or endlessly"):
         named_tensors(module)
 
 
@@ -212,7 +212,7 @@ def test_a_torch_file_inside_a_plain_pickle_cannot_hide_a_call(tmp_path):
     with pytest.raises(WeightsError, match=r"posix\.system"):
         read_weights(path)
     inner = call_by_name("torch.storage", "_load_from_bytes", b"x")
-    with pytest.raises(WeightsError, match=r"a tensor that is no torch file"):
+    with pytest.raises(WeightsError, match=r"a tensor that is not a torch file"):
         read_weights(write(tmp_path, call_by_name("torch.storage", "_load_from_bytes", inner)))
     assert not mark.exists()
 
@@ -247,7 +247,7 @@ def test_a_module_is_read_although_its_class_is_gone(tmp_path):
     stream = io.BytesIO()
 
     class Writer(pickle._Pickler):
-        """Python's own writer, told not to look the class up."""
+        """Python's pickler without the lookup of the class."""
 
         def save_global(self, obj, name=None):
             if obj is Gone:

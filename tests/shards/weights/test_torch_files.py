@@ -1,4 +1,4 @@
-"""Attacks on what lies around the pickle; each test builds the file."""
+"""Attacks on the container of the pickle; each test builds the file."""
 
 import collections
 import io
@@ -36,7 +36,7 @@ STORAGE = ("storage", torch.FloatStorage, "0", "cpu", 4)
 
 
 class Storages(pickle.Pickler):
-    """Writes tuples that begin with "storage" as persistent ids."""
+    """Pickler that writes tuples starting with "storage" as persistent ids."""
 
     def persistent_id(self, obj):
         return obj if isinstance(obj, tuple) and obj[:1] == ("storage",) else None

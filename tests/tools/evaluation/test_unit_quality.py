@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from im2sp.tools.evaluation.unit_quality import (
@@ -112,6 +112,7 @@ def test_what_cannot_be_measured_is_refused(call, message):
         call()
 
 
+@settings(deadline=None)  # the first call imports rapidfuzz
 @given(SMALL, SMALL)
 def test_edit_distance_equals_the_definition(a, b):
     edits = naive_edits(tuple(a), tuple(b))

@@ -80,5 +80,5 @@ def test_sizes_that_do_not_fit(changes, message):
 
 
 def test_rates_that_make_no_frame():
-    with pytest.raises(ValueError, match="make a unit 640 samples long, expected 320"):
+    with pytest.raises(ValueError, match="give 640 samples per unit, expected 320"):
         _ = NetworkSizes(upsample_rates=(10, 4, 4, 4), upsample_kernels=(20, 8, 8, 8)).settings
