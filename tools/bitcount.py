@@ -1,14 +1,13 @@
-"""The paper's Table 1 for a dataset of yours: where the bits of its shards go.
+"""The paper's Table 1 for a dataset: storage of its parts in bits.
 
     python tools/bitcount.py SHARDS [--json]
 
-Raw media are counted as the paper counts them: a picture of 224 x 224 pixels of 24 bits, and sound
-at 16 kHz of 16 bits. Everything else is measured on the dataset's own files: what each column's
-values take, what the checksums in `dataset.json` and the coding tables of speech take, and the rest
-as container. The parts add
-up to the bytes on disk. The codebook is listed apart: one serves a dataset of any size.
+Raw media are counted as in the paper: images of 224 x 224 pixels of 24 bits, and audio at 16 kHz of
+16 bits. Everything else is measured on the dataset's files: the values of each column, the
+checksums in `dataset.json`, the coding tables of speech, and the rest as container. The parts add
+up to the bytes on disk. The codebook is listed separately: its size does not depend on the dataset.
 
-Exit codes: 0 counted, 1 the dataset is absent or damaged, 2 usage.
+Exit codes: 0 counted, 1 the dataset is missing or damaged, 2 usage.
 """
 
 import json
@@ -28,7 +27,7 @@ from im2sp.shards.command_line import run_command
 from im2sp.shards.manifest import MANIFEST_NAME, REJECTS_NAME
 
 RAW_BITS_PER_IMAGE = 224 * 224 * 24
-RAW_BITS_PER_FRAME = 320 * 16  # one speech unit stands for 20 ms at 16 kHz
+RAW_BITS_PER_FRAME = 320 * 16  # one speech unit is 20 ms at 16 kHz
 PAPER_IMAGE_BITS = 28 * 28 * 13
 PAPER_IMAGE_SHARE = PAPER_IMAGE_BITS / RAW_BITS_PER_IMAGE
 
@@ -46,69 +45,69 @@ PART_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Payload:
-    """What the samples' values take, without what holds them."""
+    """Sizes of the samples' values, without the container."""
 
     num_images: int
     num_utterances: int
     num_speech_units: int
     speech_frames: int | None
-    """Sum of all durations; None where an utterance has no durations."""
+    """Sum of all durations; None if an utterance has no durations."""
     parts: dict[str, int]
-    """Bytes a column: image_units, speech_units, durations, text, keys."""
+    """Bytes per column: image_units, speech_units, durations, text, keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BitCount:
-    """The storage table of one dataset."""
+    """Storage table of one dataset."""
 
     num_samples: int
     num_images: int
     num_utterances: int
     unit_bits_per_image: int
     image_file_bytes: int
-    """Size of the files the images came from; 0 where the manifest does not say."""
+    """Size of the original image files; 0 if the manifest does not record it."""
     num_speech_units: int
     speech_frames: int | None
     audio_samples: int
-    """Samples at 16 kHz of what is spoken; 0 where the manifest does not say."""
+    """Samples of the speech at 16 kHz; 0 if the manifest does not record it."""
     audio_file_bytes: int
-    """Size of the files that it came from; 0 where the manifest does not say."""
+    """Size of the original audio files; 0 if the manifest does not record it."""
     parts: dict[str, int]
     """Bytes on disk by part; they sum to `total_bytes`."""
     codebook_bytes: int
 
     @property
     def total_bytes(self) -> int:
-        """Everything on disk but the codebook."""
+        """Bytes on disk without the codebook."""
         return sum(self.parts.values())
 
     @property
     def without_text_bytes(self) -> int:
-        """Everything on disk but the codebook and the captions' text."""
+        """Bytes on disk without the codebook and the captions."""
         return self.total_bytes - self.parts["text"]
 
     @property
     def image_side_bytes(self) -> int:
-        """What is stored for the images: all but the codebook, captions and what is speech's."""
+        """Bytes stored for the images: all but the codebook, captions and speech."""
         return self.without_text_bytes - self.speech_bytes - self.parts["tables"]
 
     @property
     def speech_bytes(self) -> int:
-        """What the speech units and their durations take."""
+        """Bytes of the speech units and their durations."""
         return self.parts["speech_units"] + self.parts["durations"]
 
     @property
     def raw_speech_bits(self) -> int | None:
-        """Bits of the sound at 16 kHz, 16 bits a sample; None where its length is not known.
+        """Bits of the audio at 16 kHz and 16 bits per sample; None if its length is unknown.
 
-        Where the manifest does not say how long it was, the durations do, to 20 ms.
+        If the manifest does not record the length, it is the sum of the durations, to 20 ms.
         """
         if self.audio_samples:
             return self.audio_samples * 16
         return None if self.speech_frames is None else self.speech_frames * RAW_BITS_PER_FRAME
 
     def as_json(self) -> dict[str, Any]:
-        """Counts, sizes and ratios as plain JSON values; a ratio that has no base is null."""
+        """Counts, sizes and ratios as plain JSON values; a ratio without a base is null."""
         raw_bits = self.num_images * RAW_BITS_PER_IMAGE
         raw_speech_bits = self.raw_speech_bits
         return asdict(self) | {
@@ -132,17 +131,17 @@ class BitCount:
 
 
 def ratio(part: float, whole: float | None) -> float | None:
-    """Share of the part in the whole, or None where there is no whole."""
+    """Share of the part in the whole, or None without a whole."""
     return part / whole if whole else None
 
 
 def coded_bytes(arrays: Iterable[NDArray[np.uint16]], codec: Codec) -> int:
-    """Bytes that id arrays take, coded one by one."""
+    """Total bytes of id arrays, coded one by one."""
     return sum(len(codec.encode(array)) for array in arrays)
 
 
 def measure(samples: Iterable[Sample], codecs: ColumnCodecs) -> Payload:
-    """Add up what the values of all samples take in the dataset's own codecs."""
+    """Add up the sizes of all samples' values in the dataset's codecs."""
     parts = dict.fromkeys(["image_units", "speech_units", "durations", "text", "keys"], 0)
     num_images = num_utterances = num_speech_units = frames = 0
     known = True
@@ -170,7 +169,7 @@ def measure(samples: Iterable[Sample], codecs: ColumnCodecs) -> Payload:
 
 
 def checksum_bytes(node: Any) -> int:
-    """Bytes that checksums take as JSON text, quotes included, anywhere below a JSON node."""
+    """Bytes of all checksums below a JSON node, as JSON text with quotes."""
     if isinstance(node, list):
         return sum(checksum_bytes(child) for child in node)
     if not isinstance(node, dict):
@@ -185,7 +184,7 @@ def checksum_bytes(node: Any) -> int:
 
 
 def table_bytes(dataset_dir: Path, manifest: Manifest) -> int:
-    """Bytes that the coding tables of speech take: in `dataset.json`, and in each shard's notes."""
+    """Bytes of the coding tables of speech in `dataset.json` and in each shard's metadata."""
     tables = {
         columns["lengths"].encode() for columns in manifest.columns.values() if "lengths" in columns
     }
@@ -199,7 +198,7 @@ def table_bytes(dataset_dir: Path, manifest: Manifest) -> int:
 
 
 def file_bytes(path: Path, expected: int | None = None) -> int:
-    """Size of a dataset's file; a size that the manifest contradicts is an error."""
+    """Size of a dataset's file; ShardError if the manifest records another size."""
     try:
         size = path.stat().st_size
     except FileNotFoundError:
@@ -215,7 +214,7 @@ def count_bits(dataset_dir: Path) -> BitCount:
     """Measure a dataset.
 
     Raises:
-        ShardError: A file is absent, damaged, or of another size than the manifest says.
+        ShardError: A file is missing, damaged, or of another size than in the manifest.
     """
     dataset = ShardDataset(dataset_dir)
     manifest = dataset.manifest
@@ -247,13 +246,13 @@ def count_bits(dataset_dir: Path) -> BitCount:
 
 
 def percent(part: float, whole: float | None) -> str:
-    """A share as text; `-` where there is no whole."""
+    """Share as text; `-` without a whole."""
     share = ratio(part, whole)
     return "-" if share is None else f"{100 * share:.3f} %"
 
 
 def image_rows(count: BitCount) -> list[str]:
-    """Rows of the paper's Table 1 for images: bits an image and their share of the raw bits."""
+    """Rows of the paper's Table 1 for images: bits per image and their share of the raw bits."""
     n = max(count.num_images, 1)
     files = 8 * count.image_file_bytes / n
     disk = 8 * count.image_side_bytes / n
@@ -264,26 +263,26 @@ def image_rows(count: BitCount) -> list[str]:
         ("on disk (units, keys, container, checksums)", disk),
         ("the paper (28 x 28 x 13 bits)", PAPER_IMAGE_BITS),
     ]
-    lines = [f"{'images':<44}{'bits an image':>15}{'of raw':>12}{'of files':>12}"]
+    lines = [f"{'images':<44}{'bits per image':>15}{'of raw':>12}{'of files':>12}"]
     lines += [
         f"{name:<44}{value:>15,.0f}{percent(value, RAW_BITS_PER_IMAGE):>12}"
         + f"{percent(value, files):>12}"
         for name, value in rows
     ]
     if not count.image_file_bytes:
-        del lines[2]  # the manifest does not say how large the files were
+        del lines[2]  # the manifest does not record the size of the files
     return lines
 
 
 def speech_rows(count: BitCount) -> list[str]:
-    """The same for speech: bits a second and their share, where the length is known."""
-    lines = [f"{'speech':<44}{'bits a second':>15}{'of raw':>12}{'of files':>12}"]
+    """Likewise for speech: bits per second and their share, if the length is known."""
+    lines = [f"{'speech':<44}{'bits per second':>15}{'of raw':>12}{'of files':>12}"]
     if not count.raw_speech_bits:
         return [*lines, "raw length unknown: the utterances have no durations"]
     seconds = count.raw_speech_bits / 256_000
     files = 8 * count.audio_file_bytes / seconds
     rows = [
-        ("raw sound (16 kHz x 16 bits)", 256_000.0),
+        ("raw audio (16 kHz x 16 bits)", 256_000.0),
         ("original files", files),
         ("speech units (8 bits each)", 8 * count.num_speech_units / seconds),
         ("speech units on disk", 8 * count.parts["speech_units"] / seconds),
@@ -296,26 +295,26 @@ def speech_rows(count: BitCount) -> list[str]:
         for name, value in rows
     ]
     if not count.audio_file_bytes:
-        del lines[2]  # the manifest does not say how large the files were
+        del lines[2]  # the manifest does not record the size of the files
     return lines
 
 
 def disk_rows(count: BitCount) -> list[str]:
-    """Where the bytes on disk go."""
+    """Rows of the parts on disk."""
     n = max(count.num_samples, 1)
     total = count.total_bytes
     rows = [(name, count.parts[part]) for part, name in PART_NAMES.items()]
     rows += [("total", total), ("total without captions", count.without_text_bytes)]
-    lines = [f"{'on disk':<44}{'bytes':>15}{'a sample':>12}{'share':>12}"]
+    lines = [f"{'on disk':<44}{'bytes':>15}{'per sample':>12}{'share':>12}"]
     lines += [
         f"{name:<44}{size:>15,}{size / n:>12,.1f}{percent(size, total):>12}" for name, size in rows
     ]
-    lines.append(f"{'codebook (once a dataset)':<44}{count.codebook_bytes:>15,}")
+    lines.append(f"{'codebook (once per dataset)':<44}{count.codebook_bytes:>15,}")
     return lines
 
 
 def table(count: BitCount, name: str) -> str:
-    """The whole report as text."""
+    """Complete report as text."""
     title = (
         f"{name}: {count.num_samples:,} samples, {count.num_images:,} images,"
         f" {count.num_utterances:,} utterances"

@@ -1,10 +1,10 @@
-"""Make one file of a run: the model, and which tokenizers its units are of.
+"""Export a run to one file: the model, and the identity of its tokenizers.
 
     python tools/export_captioner.py runs/speech captioner.safetensors [--precision fp32]
 
-The best step is taken, or the one whose folder is given. `im2sp-speak --run captioner.safetensors`
-and `im2sp-evaluate` take the file in place of the run. In half precision (the default) it is half
-as large; a unit here and there comes out differently. Exit codes: 0 written, 1 not possible, 2
+Exports the best checkpoint, or the one whose folder is given. `im2sp-speak --run
+captioner.safetensors` and `im2sp-evaluate` accept the file instead of the run. Half precision (the
+default) halves its size and changes a few generated units. Exit codes: 0 written, 1 not possible, 2
 usage.
 """
 
@@ -30,7 +30,7 @@ class ExportConfig:
     out: tyro.conf.Positional[Path]
     """File to write, .safetensors."""
     precision: Literal["fp16", "fp32"] = "fp16"
-    """Precision of the stored weights; fp16 halves the file and changes a unit here and there."""
+    """Precision of the stored weights; fp16 halves the file and changes a few generated units."""
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -2,15 +2,15 @@
 
     python tools/fit_image_tokenizer.py --images TRAIN [TRAIN ..] --val VAL --out runs/tokenizer
 
-Starts from PCA and k-means (`image_tokenizer_start`) and trains encoder, codes and decoder together
-on crops, the last part on whole pictures, in bfloat16. Codes follow their patches by exponential
-moving averages; codes that lose theirs start anew at a patch of the batch. The gradient passes the
-quantiser straight through: with the constant that keeps lengths, features and codes lie within a
-few degrees of each other, where the rotation trick gives the same gradient.
+Starts from PCA and k-means (`fitting.image_start`) and trains encoder, codes and decoder jointly on
+crops, and on whole images in the last part, in bfloat16. Codes are exponential moving averages of
+their patches; unused codes are re-initialised at a patch of the batch. The quantiser's gradient is
+straight-through: features and codes are within a few degrees of each other, because a constant
+keeps their lengths, and there the rotation trick gives the same gradient.
 
-The loss is the squared error of pixels and a commitment in the same units. Blocks are trained by
-Muon, all else by AdamW; the rate falls to zero at `--minutes`. A checkpoint is kept; the same
-command goes on from it. Writes `tokenizer.safetensors` and `card.json` into `--out`.
+The loss is the squared error of pixels and a commitment loss in the same units. Blocks are trained
+by Muon, all else by AdamW; the learning rate falls to zero at `--minutes`. The same command resumes
+from the checkpoint. Writes `tokenizer.safetensors` and `card.json` into `--out`.
 """
 
 import json
@@ -47,26 +47,26 @@ from im2sp.tools.fitting.kmeans import nearest_centroids
 EVERY_STEPS = 100
 
 
-def read_pictures(sources: Sequence[Path]) -> np.ndarray:
-    """All pictures of some sources as `squash-224` shows them: uint8 [n, 224, 224, 3]."""
-    pictures: list[np.ndarray] = []
+def read_images(sources: Sequence[Path]) -> np.ndarray:
+    """Read all images of the sources in the view `squash-224`: uint8 [n, 224, 224, 3]."""
+    images: list[np.ndarray] = []
     workers = min(16, os.cpu_count() or 1)
     with DecodePool(num_workers=workers, view="squash-224", max_pixels=2**27) as pool:
         for source in sources:
             decoded = pool.decode(list_source(source).items)
-            pictures += [one.pixels for one in decoded if one.pixels is not None]
-    if not pictures:
-        raise ValueError(f"{', '.join(map(str, sources))}: not one readable picture")
-    return np.stack(pictures)
+            images += [one.pixels for one in decoded if one.pixels is not None]
+    if not images:
+        raise ValueError(f"{', '.join(map(str, sources))}: no readable image")
+    return np.stack(images)
 
 
 @torch.inference_mode()
-def measure(network: ViTVQGAN, pictures: np.ndarray, device: torch.device) -> Quality:
-    """Quality in float32 on whole pictures."""
+def measure(network: ViTVQGAN, images: np.ndarray, device: torch.device) -> Quality:
+    """Quality of a network in float32 on whole images."""
     meter = QualityMeter(network.config.num_codes)
     codes = F.normalize(network.quantizer.embedding.weight, dim=-1)
-    for start in range(0, len(pictures), 8):
-        pixels = to_pixels(pictures[start : start + 8], device)
+    for start in range(0, len(images), 8):
+        pixels = to_pixels(images[start : start + 8], device)
         features = F.normalize(network.encode_features(pixels), dim=-1)
         units = nearest_codes(features.flatten(0, 1), codes)
         decoded = network.decode_features(codes[units].view_as(features))
@@ -74,21 +74,21 @@ def measure(network: ViTVQGAN, pictures: np.ndarray, device: torch.device) -> Qu
     return meter.result()
 
 
-def measure_tokenizer(tokenizer: ImageTokenizer, pictures: np.ndarray) -> Quality:
-    """Quality of a tokenizer as users load it, on whole pictures."""
+def measure_tokenizer(tokenizer: ImageTokenizer, images: np.ndarray) -> Quality:
+    """Quality of a tokenizer as users load it, on whole images."""
     meter = QualityMeter(tokenizer.num_codes)
-    for start in range(0, len(pictures), 8):
-        pixels = to_pixels(pictures[start : start + 8], torch.device("cpu"))
+    for start in range(0, len(images), 8):
+        pixels = to_pixels(images[start : start + 8], torch.device("cpu"))
         units = tokenizer.encode(pixels)
         meter.add(pixels, tokenizer.decode(units), units)
     return meter.result()
 
 
-def measure_kmeans(statistics: PatchStatistics, pictures: np.ndarray) -> Quality:
-    """Quality of plain k-means of projected patches, the bar to clear."""
+def measure_kmeans(statistics: PatchStatistics, images: np.ndarray) -> Quality:
+    """Quality of plain k-means of projected patches, the baseline."""
     meter = QualityMeter(len(statistics.centroids))
-    for start in range(0, len(pictures), 8):
-        pixels = to_pixels(pictures[start : start + 8], torch.device("cpu"))
+    for start in range(0, len(images), 8):
+        pixels = to_pixels(images[start : start + 8], torch.device("cpu"))
         patches = to_patches(pixels, PATCH_PX)
         points = (patches - statistics.mean) @ statistics.components
         units, _ = nearest_centroids(points.flatten(0, 1), statistics.centroids)
@@ -98,16 +98,16 @@ def measure_kmeans(statistics: PatchStatistics, pictures: np.ndarray) -> Quality
     return meter.result()
 
 
-def to_pixels(pictures: np.ndarray, device: torch.device) -> Tensor:
+def to_pixels(images: np.ndarray, device: torch.device) -> Tensor:
     """uint8 [B, S, S, 3] -> float32 (B, 3, S, S) in [0, 1]."""
-    planes = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
+    planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     return torch.from_numpy(planes).to(device).float() / 255
 
 
 def draw_crops(
-    pictures: np.ndarray, recipe: Recipe, *, whole: bool, generator: np.random.Generator
+    images: np.ndarray, recipe: Recipe, *, whole: bool, generator: np.random.Generator
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """A batch of crops, half of them mirrored, and the place in the grid they are shown at."""
+    """Draw a batch of crops, half of them mirrored, and their position in the grid."""
     side = GRID if whole else recipe.crop_patches
     count = max(1, recipe.batch_size * recipe.crop_patches**2 // side**2)
     origin = generator.integers(0, GRID - side + 1, 2)
@@ -115,15 +115,15 @@ def draw_crops(
     crops = np.empty((count, size, size, 3), np.uint8)
     for i in range(count):
         y, x = generator.integers(0, GRID * PATCH_PX - size + 1, 2)
-        crop = pictures[generator.integers(len(pictures)), y : y + size, x : x + size]
+        crop = images[generator.integers(len(images)), y : y + size, x : x + size]
         crops[i] = crop[:, ::-1] if generator.random() < 0.5 else crop
     return crops, (int(origin[0]), int(origin[1]))
 
 
 def train(
-    trainer: Trainer, pictures: np.ndarray, val: np.ndarray, out: Path, minutes: float
+    trainer: Trainer, images: np.ndarray, val: np.ndarray, out: Path, minutes: float
 ) -> float:
-    """Train until `minutes` are spent, those before a restart counted in; returns the hours."""
+    """Train for `minutes`, including time before a restart; return the hours."""
     recipe, path = trainer.recipe, out / "checkpoint.pt"
     spent_s = 0.0
     if path.exists():
@@ -138,7 +138,7 @@ def train(
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     while (progress := (time.monotonic() - begin_s) / (60 * minutes)) < 1:
         crops, origin = draw_crops(
-            pictures, recipe, whole=progress > 1 - recipe.whole_share, generator=generator
+            images, recipe, whole=progress > 1 - recipe.whole_share, generator=generator
         )
         with sdpa_kernel(backend):
             error = trainer.train_step(to_pixels(crops, trainer.device), origin, progress)
@@ -185,26 +185,26 @@ class FitImageTokenizerConfig(Recipe):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raise ValueError, naming the flag, where a value cannot be used."""
+        """Raise ValueError, naming the flag, if a value cannot be used."""
         if self.width % 64 or not 1 <= self.crop_patches <= GRID:
             raise ValueError(f"--width must be a multiple of 64, --crop-patches at most {GRID}")
 
 
 def fit(config: FitImageTokenizerConfig) -> None:
-    """Do all of it: read, start, train, measure, write."""
+    """Read images, initialise, train, measure and write the tokenizer."""
     names = Recipe.__dataclass_fields__
     recipe = Recipe(**{name: getattr(config, name) for name in names})
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     config.out.mkdir(parents=True, exist_ok=True)
-    pictures, val = read_pictures(config.images), read_pictures([config.val])
-    patches = sample_patches(pictures, config.num_patches, np.random.default_rng(recipe.seed))
+    images, val = read_images(config.images), read_images([config.val])
+    patches = sample_patches(images, config.num_patches, np.random.default_rng(recipe.seed))
     statistics = fit_patches(
         patches, num_codes=8192, code_width=32, num_rounds=14, seed=recipe.seed
     )
     kmeans = measure_kmeans(statistics, val)
     print(f"k-means {json.dumps(kmeans.as_json())}", flush=True)
     trainer = Trainer(recipe, statistics, device)
-    hours = train(trainer, pictures, val, config.out, config.minutes)
+    hours = train(trainer, images, val, config.out, config.minutes)
     recipe_json = {name: getattr(recipe, name) for name in names}
     weights_path = config.out / "tokenizer.safetensors"
     with atomic_file(weights_path) as file:
@@ -212,7 +212,7 @@ def fit(config: FitImageTokenizerConfig) -> None:
     written = load_image_tokenizer(weights_path, device=device)
     card = {
         "recipe": recipe_json,
-        "num_train_images": len(pictures),
+        "num_train_images": len(images),
         "hours": round(hours, 3),
         "steps": trainer.step,
         "device": device.type,

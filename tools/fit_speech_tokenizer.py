@@ -3,17 +3,17 @@
     python tools/fit_speech_tokenizer.py --captions dataset_flickr8k.json --out runs/speech \
         --recordings DIGITS.tar MORE/
 
-1. flite speaks training captions, each in a voice, tempo, pitch and size of its own, and all of
-   them once more in one reference voice (`speech_corpus`); recordings of real voices are added.
-2. A HuBERT learns to tell clusters of MFCCs of hidden frames from a disturbed clip
-   (`hubert_trainer`). The clusters are those of the reference voice, brought over phone by phone
-   (`speech_targets`), so that units tell what is said and little of who says it.
-3. The clusters of its own features are the next targets, and so on, once for each further entry of
-   `--minutes`. The network goes on from where it is; its prediction head starts anew.
+1. flite synthesizes training captions, each with a random voice, tempo, pitch and speed, and again
+   in one reference voice (`fitting.speech_corpus`); recordings of real voices are added.
+2. A HuBERT learns to predict MFCC clusters of masked frames from a distorted clip
+   (`fitting.hubert_trainer`). The clusters are those of the reference voice, aligned by phones
+   (`fitting.speech_targets`), so that units contain the content and little of the speaker.
+3. The clusters of its own features are the next targets, once for each further entry of
+   `--minutes`. The network is kept; its prediction head is re-initialised.
 4. k-means on the features of `--layer` gives the centroids.
 
-Everything is kept in `--out`; the same command goes on where it was. Writes
-`speech_tokenizer.safetensors` and `card.json`.
+All files are in `--out`; the same command resumes. Writes `speech_tokenizer.safetensors` and
+`card.json`.
 """
 
 import json
@@ -59,7 +59,7 @@ from im2sp.tools.fitting.speech_targets import (
 EVERY_STEPS = 100
 CHECKPOINT_STEPS = 500
 NUM_VAL_CAPTIONS = 200
-# Clips whose features the clusters of a stage, and the final centroids, are fitted to.
+# Number of clips to which the clusters of a stage and the final centroids are fitted.
 CLUSTER_CLIPS = 1500
 CENTRE_CLIPS = 1500
 NUM_MFCC_CLUSTERS = 100
@@ -67,7 +67,7 @@ REFERENCE_VOICE = "slt"
 
 
 def read_recordings(sources: Sequence[Path]) -> list[tuple[str, np.ndarray]]:
-    """Names and (S,) float32 waveforms at 16 kHz of all clips of some folders or tars."""
+    """Read names and (S,) float32 waveforms at 16 kHz of all clips of folders or tars."""
     recordings: list[tuple[str, np.ndarray]] = []
     for source in sources:
         for item in list_source(source).items:
@@ -77,7 +77,7 @@ def read_recordings(sources: Sequence[Path]) -> list[tuple[str, np.ndarray]]:
                 try:
                     waveform = read_audio(utterance.audio, name=utterance.name)
                 except AudioError as error:
-                    print(f"left out: {error}", file=sys.stderr)
+                    print(f"skipped: {error}", file=sys.stderr)
                     continue
                 recordings.append((utterance.name, waveform))
     return recordings
@@ -85,14 +85,14 @@ def read_recordings(sources: Sequence[Path]) -> list[tuple[str, np.ndarray]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Corpora:
-    """What is trained with and measured with."""
+    """Corpora for training and measuring."""
 
     train: Corpus
-    """Captions, each in a manner of its own, and recordings."""
+    """Captions, each in its own manner, and recordings."""
     reference: Corpus
     """The same captions in the reference voice."""
     val: Corpus
-    """Val captions, each in every voice as flite speaks it."""
+    """Val captions, each in every voice of flite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,13 +117,13 @@ class FitSpeechTokenizerConfig(Recipe):
     """torch device."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError, naming the flag, where a value cannot be used."""
+        """Raise ValueError, naming the flag, if a value cannot be used."""
         if self.width % 64 or not 1 <= self.layer <= self.num_layers:
             raise ValueError("--width must be a multiple of 64, --layer one of --num-layers")
 
 
 def open_corpora(config: FitSpeechTokenizerConfig, seed: int) -> Corpora:
-    """The corpora in `--out`, made if they are not there yet."""
+    """Open the corpora in `--out`, creating missing ones."""
     generator = np.random.default_rng(seed)
     train_dir, reference_dir, val_dir = (
         config.out / name for name in ("train", "reference", "val")
@@ -145,7 +145,7 @@ def open_corpora(config: FitSpeechTokenizerConfig, seed: int) -> Corpora:
 
 
 def train_stage(trainer: Trainer, crops: Crops, stage: int, out: Path, minutes: float) -> None:
-    """Train until `minutes` are spent on the stage, those before a restart counted in."""
+    """Train a stage for `minutes`, including time before a restart."""
     path = out / f"stage-{stage}.pt"
     spent_s = 0.0
     if path.exists():
@@ -160,7 +160,7 @@ def train_stage(trainer: Trainer, crops: Crops, stage: int, out: Path, minutes: 
         with atomic_file(path) as file:
             torch.save({**trainer.state(), "spent_s": time.monotonic() - begin_s}, file)
 
-    # The next crops are drawn while a step runs.
+    # Draw the next crops while a step runs.
     reader = ThreadPoolExecutor(1)
     drawn = reader.submit(crops.draw, generator)
     while (progress := (time.monotonic() - begin_s) / (60 * minutes)) < 1:
@@ -179,7 +179,7 @@ def train_stage(trainer: Trainer, crops: Crops, stage: int, out: Path, minutes: 
 
 
 def train(config: FitSpeechTokenizerConfig, recipe: Recipe, corpora: Corpora) -> HubertWeights:
-    """All stages; returns the HuBERT up to `--layer`."""
+    """Train all stages; return the HuBERT up to `--layer`."""
     out, device = config.out, torch.device(config.device)
     features: Features = Cepstra()
     trainer: Trainer | None = None
@@ -208,14 +208,14 @@ def train(config: FitSpeechTokenizerConfig, recipe: Recipe, corpora: Corpora) ->
 
 
 def fit_centroids(corpus: Corpus, features: Features, num_units: int, seed: int) -> Tensor:
-    """(units, D) float32: k-means of the features of some clips."""
+    """(units, D) float32: k-means centroids of the features of a sample of clips."""
     drawn = np.random.default_rng(seed).permutation(len(corpus))[:CENTRE_CLIPS]
     sample = torch.cat(list(features_of_clips(corpus, np.sort(drawn), features)))
     return fit_kmeans(sample, num_units, seed=seed).centroids
 
 
 def measure(path: Path, corpus: Corpus) -> dict[str, Any]:
-    """Figures of the tokenizer as users load it, on the val corpus."""
+    """Measure the tokenizer, as users load it, on the val corpus."""
     tokenizer = load_speech_tokenizer(path, device="cpu")
     figures = measure_units(
         corpus, lambda samples: tokenizer.features(samples[None])[0], tokenizer.centres
@@ -225,7 +225,7 @@ def measure(path: Path, corpus: Corpus) -> dict[str, Any]:
 
 
 def fit(config: FitSpeechTokenizerConfig) -> None:
-    """Do all of it: speak, train, fit centroids, measure, write."""
+    """Synthesize, train, fit centroids, measure and write the tokenizer."""
     names = Recipe.__dataclass_fields__
     recipe = Recipe(**{name: getattr(config, name) for name in names})
     config.out.mkdir(parents=True, exist_ok=True)

@@ -3,9 +3,9 @@
     python tools/fit_text.py SHARDS --out text.model [--split train] [--pieces 4000]
     python tools/fit_text.py captions.txt --out text.model
 
-Takes the captions of a dataset, of one split if there is one to name, or the lines of a text file.
-The pieces are lower-case. `im2sp-train` fits such a model by itself where none is given; fit one
-here to use it for several datasets or runs. Exit codes: 0 written, 1 not possible, 2 usage.
+Reads the captions of a dataset or of one of its splits, or the lines of a text file. Pieces are
+lower-case. `im2sp-train` fits such a model itself if none is given; fit one here to use it for
+several datasets or runs. Exit codes: 0 written, 1 not possible, 2 usage.
 """
 
 import sys
@@ -22,11 +22,11 @@ from im2sp.trainer.text import fit_text_model
 
 
 def read_captions(source: Path, split: str | None) -> Iterator[str]:
-    """Captions of a dataset's folder, or the lines of a text file that are not empty.
+    """Read the captions of a dataset's folder, or the non-empty lines of a text file.
 
     Raises:
         ShardError: The dataset is damaged, or has no such split.
-        ValueError: It is neither, or a split is named for a text file.
+        ValueError: It is neither, or a split is given for a text file.
     """
     if (source / MANIFEST_NAME).is_file():
         for sample in ShardDataset(source, split):

@@ -1,16 +1,16 @@
-"""Fit the units of a HuBERT to your own speech: k-means of one layer's features.
+"""Fit the units of a HuBERT to a speech corpus: k-means of one layer's features.
 
     python tools/fit_units.py AUDIO --speech-tokenizer hubert_base_ls960.pt --out km.safetensors
     python tools/fit_units.py AUDIO --speech-tokenizer HUBERT --out km.safetensors --labels PHONES
 
-All clips are encoded once. Of their frames a seeded reservoir keeps `--max-frames`, each frame as
-likely as any other, so memory does not grow with the audio; k-means (scikit-learn's, extra `fit`)
-runs on those. The same audio, settings and machine give the same bytes.
+All clips are encoded once. A seeded reservoir keeps a uniform sample of `--max-frames` of their
+frames, so memory does not grow with the audio; k-means (scikit-learn, extra `fit`) runs on the
+sample. The same audio, settings and machine give the same bytes.
 
 Writes three files: the centroids (safetensors, table `centres`), which
-`load_speech_tokenizer(HUBERT, kmeans="km.safetensors")` takes; beside it `km.md`, their card; and
-`km.rejects.jsonl`, clips and labels that could not be used. Prints the card's figures as JSON.
-With `--labels` (format: see `phone_labels`) it measures what the units tell of phones. Exit codes:
+`load_speech_tokenizer(HUBERT, kmeans="km.safetensors")` takes; `km.md`, their card; and
+`km.rejects.jsonl`, unusable clips and labels. Prints the card's figures as JSON. `--labels` adds
+measures of phone information (format: see `evaluation.unit_quality`). Exit codes:
 0 written, 1 not possible, 2 usage.
 """
 
@@ -44,9 +44,9 @@ class FitConfig:
     """Fit k-means centroids to HuBERT features of a folder of audio."""
 
     source: tyro.conf.Positional[Path]
-    """Folder of audio (with all below it), or any other source that im2sp-tokenize takes."""
+    """Folder of audio (recursive), or any other source of im2sp-tokenize."""
     speech_tokenizer: str
-    """The HuBERT: transformers' folder, fairseq's file, or a hub id."""
+    """HuBERT: a folder of transformers, a file of fairseq, or a hub id."""
     out: Path
     """File to write, *.safetensors; its card and rejects are written beside it."""
     layer: int = DEFAULT_LAYER
@@ -56,21 +56,21 @@ class FitConfig:
     precision: Precision = "fp32"
     """Arithmetic of the encoder."""
     audio_root: Path | None = None
-    """Folder in which the audio paths of a Karpathy file or list begin."""
+    """Folder that the audio paths of a Karpathy file or source list are relative to."""
     split: str | None = None
-    """Fit to clips of this split only, as the source names it, such as train."""
+    """Fit only to clips of this split, such as train."""
     max_audio_s: float = DEFAULT_MAX_SECONDS
-    """Longer clips are rejects."""
+    """Maximum length of a clip in seconds; longer clips are rejects."""
     max_frames: int = 500_000
-    """Frames that k-means sees, at most; 8 bytes x width each, 3 GB at 768."""
+    """Maximum frames for k-means; 8 bytes x width each, 3 GB at 768."""
     restarts: int = 1
-    """Starts of k-means, of which the best is kept."""
+    """Number of starts of k-means; the best is kept."""
     max_rounds: int = 50
-    """Rounds of k-means at most."""
+    """Maximum iterations of k-means."""
     seed: int = 0
     """Random seed of the frame sample and of k-means."""
     val: Path | None = None
-    """Other clips to measure on; without it, the figures are of the frames that were fitted."""
+    """Source of other clips to measure on; by default the fitted frames."""
     labels: Path | None = None
     """Phone timings: a folder of `<stem>.lab` files, or one file for all clips."""
     device: str | None = None
@@ -89,10 +89,10 @@ class FitConfig:
 
 
 def fit_units(config: FitConfig) -> dict[str, Any]:
-    """Fit, measure, write; what the card says, as JSON values.
+    """Fit, measure and write; return the card as JSON values.
 
     Raises:
-        ValueError: No such source or weights, not one readable clip, or too few frames.
+        ValueError: No such source or weights, no readable clip, or too few frames.
     """
     clips = Clips.of(config.source, audio_root=config.audio_root, split=config.split)
     val = Clips.of(config.val) if config.val is not None else None
@@ -106,8 +106,7 @@ def fit_units(config: FitConfig) -> dict[str, Any]:
     if not reader.num_clips:
         first = (clips.rejects + reader.rejects)[0]
         raise ValueError(
-            f"{config.source}: not one readable clip, the first is {first['file']}:"
-            f" {first['reason']}"
+            f"{config.source}: no readable clip, the first is {first['file']}: {first['reason']}"
         )
     fit = fit_kmeans(
         reservoir.rows,
@@ -151,7 +150,7 @@ def _reader(encode: Any, config: FitConfig, labels: PhoneLabels | None) -> Featu
 
 
 def _labels(path: Path | None, clips: Clips) -> PhoneLabels | None:
-    """The labels, of which at least one belongs to a clip that is measured."""
+    """Read the labels; at least one must belong to a measured clip."""
     if path is None:
         return None
     labels = PhoneLabels(path)
@@ -166,7 +165,7 @@ def _labels(path: Path | None, clips: Clips) -> PhoneLabels | None:
 def _tokenizer(
     config: FitConfig, weights: HubertWeights, centroids: torch.Tensor, device: torch.device
 ) -> SpeechTokenizer:
-    """What `load_speech_tokenizer` makes of the files."""
+    """Speech tokenizer as loaded from the files."""
     path = Path(config.speech_tokenizer).expanduser()
     name = path.resolve().name if path.exists() else config.speech_tokenizer
     return SpeechTokenizer(weights, centroids, name=name, precision=config.precision, device=device)
@@ -175,13 +174,13 @@ def _tokenizer(
 def _measure(
     config: FitConfig, tokenizer: SpeechTokenizer, clips: Clips, labels: PhoneLabels | None
 ) -> tuple[dict[str, Any], dict[str, float | int], list[dict[str, str]]]:
-    """Data, figures and rejects of clips that were not fitted."""
+    """Data, figures and rejects of the held-out clips."""
     reader = _reader(tokenizer.features, config, labels)
     meter = UnitMeter(tokenizer)
     for features, phones in reader.read(clips.utterances):
         meter.add(features, phones)
     if not reader.num_clips:
-        raise ValueError(f"{config.val}: not one readable clip")
+        raise ValueError(f"{config.val}: no readable clip")
     return _data(clips, reader), meter.figures(), clips.rejects + reader.rejects
 
 
@@ -203,7 +202,7 @@ def _data(clips: Clips, reader: FeatureReader) -> dict[str, Any]:
 def write(
     out: Path, centroids: torch.Tensor, card: dict[str, Any], rejects: list[dict[str, str]]
 ) -> None:
-    """Write rejects, card and, last, the centroids, each whole or not at all."""
+    """Write rejects, card and, last, the centroids, each atomically."""
     data = save({"centres": centroids}, {METADATA_KEY: json.dumps(card, sort_keys=True)})
     out.parent.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(row) + "\n" for row in rejects)
@@ -219,7 +218,7 @@ def write(
 
 FIGURES = {
     "num_frames": "frames of 20 ms",
-    "inertia": "mean squared distance from the centre",
+    "inertia": "mean squared distance from the centroid",
     "unexplained": "its share of the variance",
     "units_used": "units used",
     "perplexity": "perplexity of the units",
@@ -266,7 +265,7 @@ def card_text(name: str, data: bytes, card: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-_HEADS = {"fitted": "frames that were fitted", "val": "other clips"}
+_HEADS = {"fitted": "fitted frames", "val": "other clips"}
 
 
 def _data_text(what: str, data: dict[str, Any]) -> str:

@@ -10,12 +10,12 @@
     python tools/fit_vocoder.py --audio dataset_flickr8k.json --audio-root flickr_audio \
         --shards shards/spoken --out runs/ours
 
-The second has the published sizes and losses. Clips are either captions that flite speaks in one
-voice or recordings of any source that `im2sp-tokenize` reads; they are turned into units once, or
-taken with their durations from a dataset that was made of them (`--shards`).
-Everything is kept in `--out`, with a checkpoint every other minute; the same command goes on where
-it was. Writes `vocoder.safetensors` with each checkpoint, and in the end `g_*` with `config.json`,
-as speech-resynthesis has them, and `card.json` with figures on clips that were held back.
+The second command uses the published sizes and losses. Clips are captions synthesized by flite in
+one voice, or recordings of any source of `im2sp-tokenize`. They are tokenized once, or their units
+and durations come from a dataset made from them (`--shards`). All files are in `--out`, with a
+checkpoint every other minute; the same command resumes. Writes `vocoder.safetensors` with each
+checkpoint, and at the end `g_*` with `config.json`, in the format of speech-resynthesis, and
+`card.json` with measurements on held-out clips.
 """
 
 import json
@@ -48,12 +48,12 @@ from im2sp.tools.fitting.vocoder_corpus import (
     units_of_dataset,
 )
 from im2sp.tools.fitting.vocoder_network import NetworkSizes
-from im2sp.tools.fitting.vocoder_quality import measure, pocketsphinx_ears
+from im2sp.tools.fitting.vocoder_quality import measure, pocketsphinx_recognizer
 from im2sp.tools.fitting.vocoder_trainer import Recipe, Trainer
 
 EVERY_STEPS = 50
 CHECKPOINT_S = 120
-# A step that took longer was interrupted: its process was stopped, or its machine slept.
+# A longer step was interrupted: the process was stopped, or the machine was suspended.
 MAX_STEP_S = 30
 WEIGHTS_FILE = "vocoder.safetensors"
 TOKENIZER_KEYS = ("name", "fingerprint", "num_units")
@@ -65,7 +65,7 @@ class FitVocoderConfig(Recipe, NetworkSizes):
     """Train a unit vocoder, such as the bundled `compact`."""
 
     num_units: tyro.conf.Suppress[int] = 200
-    """Given by the tokenizer."""
+    """Number of units; set by the tokenizer."""
     captions: Path | None = None
     """Karpathy .json; flite speaks its captions."""
     audio: Path | None = None
@@ -98,7 +98,7 @@ class FitVocoderConfig(Recipe, NetworkSizes):
     """torch device."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError, naming the flags, where settings cannot be used together."""
+        """Raise ValueError, naming the flags, if settings cannot be used together."""
         super().__post_init__()
         if (self.captions is None) == (self.audio is None):
             raise ValueError("expected one of --captions and --audio")
@@ -107,7 +107,7 @@ class FitVocoderConfig(Recipe, NetworkSizes):
 
 
 def open_corpora(config: FitVocoderConfig, names: Container[str] | None) -> tuple[Corpus, Corpus]:
-    """The corpora to train and to measure with, made if they are not there yet."""
+    """Open the corpora for training and measuring, creating missing ones."""
     train_dir, val_dir = config.out / "train", config.out / "val"
     seed, num_val = config.seed, config.num_val
     if config.audio is not None:
@@ -122,13 +122,13 @@ def open_corpora(config: FitVocoderConfig, names: Container[str] | None) -> tupl
 
 
 def write_weights(trainer: Trainer, path: Path, notes: dict[str, Any]) -> None:
-    """The averaged weights in our own form."""
+    """Write the averaged weights in the format of im2sp."""
     with atomic_file(path) as file:
         file.write(vocoder_bytes(trainer.generator.weights(trainer.average), notes=notes))
 
 
 def write_published(trainer: Trainer, out: Path) -> None:
-    """The averaged weights as speech-resynthesis keeps them."""
+    """Write the averaged weights in the format of speech-resynthesis."""
     with atomic_file(out / "config.json") as file:
         file.write(json.dumps(trainer.generator.sizes.as_published(), indent=4).encode() + b"\n")
     with atomic_file(out / f"g_{trainer.step:08d}") as file:
@@ -136,24 +136,24 @@ def write_published(trainer: Trainer, out: Path) -> None:
 
 
 def restore_former(trainer: Trainer, path: Path, notes: dict[str, Any]) -> None:
-    """Take over what another run's checkpoint holds, its optimizers and steps, too.
+    """Restore another run's checkpoint, including optimizers and steps.
 
     Raises:
-        ValueError: It is no checkpoint, or of other units, or of another size.
+        ValueError: It is not a checkpoint, or has other units or sizes.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         former = state["notes"]
     except (RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError):
         raise ValueError(
-            f"--init-from {path}: no checkpoint of fit_vocoder; expected the checkpoint.pt in the"
-            " --out of another run"
+            f"--init-from {path}: not a checkpoint of fit_vocoder; expected the checkpoint.pt"
+            " in the --out of another run"
         ) from None
     for what in ("sizes", "speech_tokenizer"):
         if former[what] != notes[what]:
             raise ValueError(
                 f"--init-from {path}: its {what} are {former[what]}, those of this run"
-                f" {notes[what]}; a vocoder goes on with the same units and sizes only"
+                f" {notes[what]}; units and sizes must be the same"
             )
     trainer.restore(state)
 
@@ -167,7 +167,7 @@ def train(
     watch: Watch | None = None,
     init_from: Path | None = None,
 ) -> float:
-    """Train until `minutes` are spent, those before a restart counted in; returns the hours."""
+    """Train for `minutes`, including time before a restart; return the hours."""
     path, spent_s = out / "checkpoint.pt", 0.0
     if path.exists():
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -207,13 +207,13 @@ def train(
             keep()
             kept_s = now_s
     if trainer.step == 0:
-        raise ValueError(f"{minutes} minutes were over before the first step; raise --minutes")
+        raise ValueError(f"no step finished within {minutes} minutes; increase --minutes")
     keep()
     return spent_s / 3600
 
 
 def tensorboard(out: Path, val: Corpus, units: list[np.ndarray], every_steps: int) -> Watch:
-    """Writes losses, and now and then what three clips sound like.
+    """Return a callback that writes losses, and at intervals three synthesized clips.
 
     Raises:
         ValueError: TensorBoard is not installed.
@@ -243,10 +243,10 @@ def tensorboard(out: Path, val: Corpus, units: list[np.ndarray], every_steps: in
 
 
 def fit(config: FitVocoderConfig) -> None:
-    """Do all of it: speak, encode, train, measure, write."""
+    """Synthesize, encode, train, measure and write the vocoder."""
     out, device = config.out, torch.device(config.device)
-    # What is missing is to be told now, not after the training.
-    hear = pocketsphinx_ears() if config.measure_clips else None
+    # Loaded here so that a missing package fails before the training.
+    recognize = pocketsphinx_recognizer() if config.measure_clips else None
     out.mkdir(parents=True, exist_ok=True)
     if config.shards is not None and config.audio is not None:
         dataset = ShardDataset(config.shards)
@@ -287,7 +287,7 @@ def fit(config: FitVocoderConfig) -> None:
         "steps": trainer.step,
         "device": device.type,
         "torch": torch.__version__,
-        "val": measure(written, waveforms, val_units[chosen], texts, hear),
+        "val": measure(written, waveforms, val_units[chosen], texts, recognize),
     }
     with atomic_file(out / "card.json") as file:
         file.write(json.dumps(card, indent=2).encode() + b"\n")
@@ -295,13 +295,13 @@ def fit(config: FitVocoderConfig) -> None:
 
 
 def _described(dataset: ShardDataset) -> dict[str, Any]:
-    told = dataset.manifest.speech_tokenizer or {}
-    if missing := [key for key in TOKENIZER_KEYS if key not in told]:
+    recorded = dataset.manifest.speech_tokenizer or {}
+    if missing := [key for key in TOKENIZER_KEYS if key not in recorded]:
         raise ValueError(
-            f"--shards {dataset.path}: does not tell the {missing[0]} of its speech tokenizer;"
+            f"--shards {dataset.path}: does not record the {missing[0]} of its speech tokenizer;"
             " expected a dataset with speech"
         )
-    return {key: told[key] for key in TOKENIZER_KEYS}
+    return {key: recorded[key] for key in TOKENIZER_KEYS}
 
 
 def _as_json(settings: Recipe | NetworkSizes) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""Spoken Flickr8k: all captions of a Karpathy file spoken by flite, as units in shards.
+"""Spoken Flickr8k: all captions of a Karpathy file, synthesized by flite, as units in shards.
 
     python tools/flickr8k_spoken.py flickr8k/dataset_flickr8k.json --out shards/spoken
 
-Each caption has one voice, fixed by its `sentid`: the voices take turns. The speech lies below
-`--out` while the job runs, some 4 GB for 35,000 captions, in the layout of Flickr8kAudio, and is
-removed at the end; `--keep-audio FOLDER` puts it there and leaves it. Run the same command again to
-go on with an interrupted job: nothing is spoken or encoded twice.
+Each caption has one voice, assigned in turn by its `sentid`. During the job, the speech is in
+`--out` (about 4 GB for 35,000 captions), in the layout of Flickr8kAudio, and is removed at the end;
+`--keep-audio FOLDER` stores and keeps it there. Run the same command again to resume an interrupted
+job: nothing is synthesized or encoded twice.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ CAPTIONS_NAME, SPEAKERS_NAME = "wav2capt.txt", "wav2spk.txt"
 
 @dataclass(frozen=True, kw_only=True)
 class SpokenConfig:
-    """Speak all captions of a Karpathy file and write images and speech as units into shards.
+    """Synthesize all captions of a Karpathy file; write images and speech as units into shards.
 
     Run the same command again to resume. Exit code: 0 done; 1 failed; 2 wrong usage.
     """
@@ -50,13 +50,13 @@ class SpokenConfig:
     captions: tyro.conf.Positional[Path]
     """Karpathy file, such as dataset_flickr8k.json."""
     out: Path
-    """Folder of the dataset; created if need be."""
+    """Folder of the dataset; created if it does not exist."""
     image_root: Path | None = None
-    """Folder or .tar of the images; the folder of the Karpathy file unless given."""
+    """Folder or .tar of the images; by default the folder of the Karpathy file."""
     voices: tuple[str, ...] = VOICES
     """Voices of flite, assigned in turn by the captions' sentid."""
     keep_audio: Path | None = None
-    """Folder to keep the speech in, in the layout of Flickr8kAudio; removed unless given."""
+    """Folder for the speech, in the layout of Flickr8kAudio; by default it is removed."""
     image_tokenizer: str = "compact"
     """As for im2sp-tokenize."""
     speech_tokenizer: str = "compact"
@@ -68,14 +68,14 @@ class SpokenConfig:
     device: str | None = None
     """torch device, such as cuda:1; by default CUDA if available."""
     num_workers: int = os.cpu_count() or 1
-    """Parallel flite processes, and processes that decode."""
+    """Number of flite processes, and of decoding processes."""
     overwrite: bool = False
     """Remove the dataset or unfinished job in --out first."""
     quiet: bool = False
     """Print errors only."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError, naming the flag, where a value cannot be used."""
+        """Raise ValueError, naming the flag, if a value cannot be used."""
         unknown = [voice for voice in self.voices if voice not in VOICES]
         if unknown or not self.voices:
             raise ValueError(
@@ -88,25 +88,25 @@ class SpokenConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A caption to speak."""
+    """A caption to synthesize."""
 
     wav: str
     """File name, `<image stem>_<place>.wav`."""
     image: str
     """File name of the image."""
     place: int
-    """Place of the caption among its image's."""
+    """Index of the caption among those of its image."""
     text: str
-    """What to say."""
+    """Text of the caption."""
     voice: str
-    """Who says it."""
+    """Voice of flite."""
 
 
 def read_lines(path: Path, voices: Sequence[str]) -> list[Line]:
-    """The captions of a Karpathy file, each with its voice.
+    """Read the captions of a Karpathy file, each with its voice.
 
     Raises:
-        ValueError: It is no such file, or a caption has no `sentid`.
+        ValueError: It is not such a file, or a caption has no `sentid`.
     """
     images = read_json_list(path, "images", _EXPECTED)
     try:
@@ -128,19 +128,19 @@ def read_lines(path: Path, voices: Sequence[str]) -> list[Line]:
 def speak_lines(
     lines: Sequence[Line], folder: Path, *, num_workers: int = 1, quiet: bool = False
 ) -> list[str]:
-    """Speak what is not spoken yet into a folder in the layout of Flickr8kAudio.
+    """Synthesize missing clips into a folder in the layout of Flickr8kAudio.
 
     Args:
-        lines: What to say.
-        folder: Gets `wavs/`, `wav2capt.txt` and `wav2spk.txt`.
-        num_workers: flite processes at a time.
+        lines: Captions.
+        folder: Output folder of `wavs/`, `wav2capt.txt` and `wav2spk.txt`.
+        num_workers: Parallel flite processes.
         quiet: No progress bar.
 
     Returns:
-        Names of the clips that flite could not say; the job counts them as missing.
+        Names of the clips without speech from flite; the job counts them as missing.
 
     Raises:
-        ValueError: The folder holds the speech of other lines.
+        ValueError: The folder contains the speech of other lines.
         FliteError: flite is missing.
     """
     (folder / WAVS).mkdir(parents=True, exist_ok=True)
@@ -162,7 +162,7 @@ def speak_lines(
         )
         mute = [wav for wav in bar if wav is not None]
     finally:
-        # What is interrupted ends with the clips that are being spoken.
+        # An interrupt waits only for the clips in progress.
         threads.shutdown(cancel_futures=True)
     pairs = "".join(f"{line.wav} {line.image} #{line.place}\n" for line in lines)
     speakers = "".join(f"{line.wav} {line.voice}\n" for line in lines)
@@ -173,7 +173,7 @@ def speak_lines(
 
 
 def _check_record(lines: Sequence[Line], folder: Path) -> None:
-    """Keep what the folder is about, and refuse one that is about something else."""
+    """Record the captions and voices of the folder; refuse a folder of others."""
     digest = hashlib.sha256()
     for line in lines:
         digest.update(json.dumps([line.wav, line.text, line.voice]).encode())
@@ -182,19 +182,19 @@ def _check_record(lines: Sequence[Line], folder: Path) -> None:
     if path.exists():
         if path.read_text("utf-8") != record:
             raise ValueError(
-                f"{folder}: holds other captions or voices; give another folder, or remove it"
+                f"{folder}: contains other captions or voices; give another folder, or remove it"
             )
     elif any((folder / WAVS).iterdir()):
         raise ValueError(
-            f"{folder / WAVS}: holds files but there is no {path.name} beside it that tells what"
-            " they are; give another folder"
+            f"{folder / WAVS}: has files but no {path.name} beside it that identifies them;"
+            " give another folder"
         )
     with atomic_file(path) as file:
         file.write(record.encode())
 
 
 def _speak_one(line: Line, folder: Path) -> str | None:
-    """Write one clip, whole or not at all; its name where flite says nothing."""
+    """Write one clip atomically; return its name if flite generates no speech."""
     try:
         spoken = speak(line.text, line.voice)
     except FliteError:
@@ -205,18 +205,18 @@ def _speak_one(line: Line, folder: Path) -> str | None:
 
 
 def make_dataset(config: SpokenConfig) -> str:
-    """Speak, tokenize, clean up.
+    """Synthesize, tokenize, clean up.
 
     Returns:
-        What there is to tell of it.
+        Text of the summary.
     """
     lines = read_lines(config.captions, config.voices)
     audio = config.keep_audio or config.out / AUDIO_NAME
     if (config.out / MANIFEST_NAME).exists() and not config.overwrite and not audio.exists():
-        return f"{config.out}: a finished dataset is there; nothing done (--overwrite makes anew)"
+        return f"{config.out}: a complete dataset exists; nothing done (--overwrite replaces it)"
     mute = speak_lines(lines, audio, num_workers=config.num_workers, quiet=config.quiet)
     for wav in mute:
-        print(f"flite says nothing for {wav}; it is left out", file=sys.stderr)
+        print(f"no speech from flite for {wav}; skipped", file=sys.stderr)
     job = JobConfig(
         source=config.captions,
         dataset_dir=config.out,

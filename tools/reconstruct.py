@@ -1,10 +1,11 @@
-"""Show what the units keep: original and decoded pictures side by side, on one sheet.
+"""Show the information in image units: original and decoded images side by side on one sheet.
 
     python tools/reconstruct.py SHARDS --out sheet.png [--images SOURCE]
 
-The image tokenizer is the one the dataset names; another one (other weights, another codebook) is
-refused by its fingerprint. With `--images` naming what was tokenized, each decoded picture stands
-right of its original and its PSNR is printed. Exit codes: 0 written, 1 not possible, 2 usage.
+The image tokenizer is the one recorded in the dataset; another one (other weights, another
+codebook) is refused by its fingerprint. With `--images` (the tokenized source), each decoded image
+is to the right of its original, and the mean PSNR is printed. Exit codes: 0 written, 1 not
+possible, 2 usage.
 """
 
 import itertools
@@ -27,7 +28,7 @@ LABEL_PX = 20
 
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio of two uint8 pictures of one shape, in dB."""
+    """Peak signal-to-noise ratio of two uint8 images of one shape, in dB."""
     error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
@@ -53,23 +54,23 @@ def decode_samples(
             f" {tokenizer_record['name']}, {tokenizer_record['fingerprint'][:16]}..;"
             " name that one with --image-tokenizer (and --codebook)"
         )
-    pictures = []
+    images = []
     with torch.inference_mode():
         for sample in samples:
             assert sample.image_units is not None
             units = torch.from_numpy(sample.image_units.astype(np.int64))[None]
             pixels = tokenizer.decode(units)[0].float().clamp(0, 1).permute(1, 2, 0)
-            pictures.append((pixels * 255).round().to(torch.uint8).cpu().numpy())
-    return pictures
+            images.append((pixels * 255).round().to(torch.uint8).cpu().numpy())
+    return images
 
 
 def read_originals(
     source: Path, image_root: Path | None, view_name: str, keys: Sequence[str]
 ) -> list[NDArray[np.uint8]]:
-    """Read the pictures behind some keys through the view they were tokenized with.
+    """Read the images of given keys in the view in which they were tokenized.
 
     Raises:
-        ValueError: The source has no picture of that key.
+        ValueError: The source has no image with a key.
     """
     from im2sp.pipeline.decoding.images import read_image
     from im2sp.pipeline.decoding.views import VIEWS
@@ -77,17 +78,17 @@ def read_originals(
 
     view = VIEWS[view_name]
     items = {item.key: item for item in list_source(source, image_root=image_root).items}
-    pictures = []
+    images = []
     for key in keys:
         item = items.get(key)
         if item is None or item.image is None:
-            raise ValueError(f"{source}: no picture for the key {key!r}; is it what was tokenized?")
+            raise ValueError(f"{source}: no image for the key {key!r}; is it the tokenized source?")
         pixels = view.apply(read_image(item.image, name=item.name))
         image = Image.fromarray(pixels)
-        edge = (pixels.shape[1] - TILE_PX) // 2  # a view that crops units has a wider picture
+        edge = (pixels.shape[1] - TILE_PX) // 2  # a view that crops units has a wider image
         box = (edge, edge, edge + TILE_PX, edge + TILE_PX)
-        pictures.append(np.asarray(image.crop(box) if edge else image))
-    return pictures
+        images.append(np.asarray(image.crop(box) if edge else image))
+    return images
 
 
 def sheet(
@@ -96,7 +97,7 @@ def sheet(
     originals: Sequence[NDArray[np.uint8]] | None,
     num_columns: int = 3,
 ) -> Image.Image:
-    """Lay labelled pictures out, the original left of the decoded one."""
+    """Arrange labelled images, each original to the left of the decoded one."""
     per_cell = 1 if originals is None else 2
     cell_width = per_cell * TILE_PX + MARGIN_PX
     cell_height = TILE_PX + LABEL_PX + MARGIN_PX
@@ -137,7 +138,7 @@ class ReconstructConfig:
     """Codebook of the image tokenizer, if it is a separate file."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError, naming the flag, where a value cannot be used."""
+        """Raise ValueError, naming the flag, if a value cannot be used."""
         if self.num_images < 1:
             raise ValueError(f"--num-images is {self.num_images}; expected at least 1")
 
@@ -154,7 +155,7 @@ def make_sheet(config: ReconstructConfig) -> str:
     name = config.image_tokenizer or record["name"]
     decoded = decode_samples(samples, record, name, config.codebook)
     originals = None
-    found = f"{len(keys)} pictures decoded"
+    found = f"{len(keys)} images decoded"
     if config.images is not None:
         originals = read_originals(config.images, config.image_root, record["view"], keys)
         mean = np.mean([psnr(a, b) for a, b in zip(originals, decoded, strict=True)])

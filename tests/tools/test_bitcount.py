@@ -174,7 +174,7 @@ def test_speech_rows_show_where_there_is_speech(tmp_path, capsys):
     assert main([str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "12 utterances" in text
-    assert "raw sound (16 kHz x 16 bits)" in text
+    assert "raw audio (16 kHz x 16 bits)" in text
     count = count_bits(tmp_path)
     assert "original files" in text  # of the images; of the sound the manifest knows nothing
     assert text.count("original files") == 1
@@ -220,7 +220,7 @@ def test_speech_without_durations_has_no_raw_length(tmp_path, capsys):
 def test_speech_alone_needs_no_picture(tmp_path, capsys):
     write_dataset(tmp_path, make_samples(4, speech=True, images=False))
     assert main([str(tmp_path)]) == 0
-    assert "bits an image" not in capsys.readouterr().out
+    assert "bits per image" not in capsys.readouterr().out
     assert count_bits(tmp_path).as_json()["image_bytes_per_image"] is None
 
 

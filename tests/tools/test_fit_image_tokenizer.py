@@ -40,7 +40,7 @@ RECIPE = Recipe(
 
 @pytest.fixture(scope="module")
 def pictures():
-    return fit_image_tokenizer.read_pictures([DEMO_DIR])
+    return fit_image_tokenizer.read_images([DEMO_DIR])
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(pictures, statistics):
     with torch.no_grad():
         trainer.network.post_quant.weight.fill_(float("nan"))
     crop = fit_image_tokenizer.to_pixels(pictures[:1, :56, :56], trainer.device)
-    with pytest.raises(ValueError, match="nan at step 0; lower the rates"):
+    with pytest.raises(ValueError, match="nan at step 0; lower the learning rates"):
         trainer.train_step(crop, (0, 0), 0.0)
 
 
@@ -138,4 +138,4 @@ def test_no_pictures_is_one_line(tmp_path, capsys):
     (tmp_path / "a.jpg").write_bytes(b"nothing")
     arguments = ["--images", str(tmp_path), "--val", str(tmp_path), "--out", str(tmp_path / "o")]
     assert fit_image_tokenizer.main(arguments) == 1
-    assert "not one readable picture" in capsys.readouterr().err
+    assert "no readable image" in capsys.readouterr().err

@@ -40,7 +40,7 @@ def test_from_captions_to_a_tokenizer(captions, tmp_path, capsys):
     command = ["--captions", str(captions), "--recordings", str(voices), "--out", str(out), *SMALL]
     command += ["--minutes", "0.01", "0.01"]
     assert main(command) == 0
-    assert "left out: b.wav" in capsys.readouterr().err
+    assert "skipped: b.wav" in capsys.readouterr().err
     path = out / "speech_tokenizer.safetensors"
     tokenizer = load_speech_tokenizer(path, device="cpu")
     assert (tokenizer.num_units, tokenizer.layer) == (6, 2)
@@ -59,8 +59,8 @@ def test_from_captions_to_a_tokenizer(captions, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("no JSON", "no Karpathy file with captions"),
-        ('{"images": [1]}', "no Karpathy file with captions"),
+        ("no JSON", "not a Karpathy file with captions"),
+        ('{"images": [1]}', "not a Karpathy file with captions"),
         ('{"images": []}', "holds no captions of the split 'train'"),
     ],
 )

@@ -205,10 +205,10 @@ def test_no_readable_clip_is_one_line(made, tmp_path, capsys):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.wav").write_bytes(b"nothing")
     assert run(made, tmp_path / "x.safetensors", source=str(tmp_path / "in")) == 1
-    assert "not one readable clip, the first is a.wav: " in capsys.readouterr().err
+    assert "no readable clip, the first is a.wav: " in capsys.readouterr().err
     flags = ("--val", str(tmp_path / "in"))
     assert run(made, tmp_path / "x.safetensors", *flags) == 1
-    assert "in: not one readable clip" in capsys.readouterr().err
+    assert "in: no readable clip" in capsys.readouterr().err
 
 
 # Reading ------------------------------------------------------------------------------------------

@@ -49,12 +49,12 @@ def out(tmp_path):
     return tmp_path / "out"
 
 
-def fake_ears():
+def fake_recognizer():
     return lambda samples: "two cats"
 
 
 def test_from_captions_to_a_vocoder(command, out, capsys, monkeypatch):
-    monkeypatch.setattr(fit_vocoder, "pocketsphinx_ears", fake_ears)
+    monkeypatch.setattr(fit_vocoder, "pocketsphinx_recognizer", fake_recognizer)
     monkeypatch.setattr(fit_vocoder, "EVERY_STEPS", 1)
     monkeypatch.setattr(fit_vocoder, "CHECKPOINT_S", 0)
     command += ["--minutes", "0.3", "--adversary-from", "0.5"]
@@ -108,7 +108,7 @@ def test_a_second_run_begins_with_what_the_first_one_learned(command, out, tmp_p
     assert "its sizes are {" in capsys.readouterr().err
     no_checkpoint = ["--init-from", str(out / "vocoder.safetensors"), "--out", str(tmp_path / "4")]
     assert main([*silent, *no_checkpoint, "--minutes", "0.1"]) == 1
-    assert "no checkpoint of fit_vocoder; expected" in capsys.readouterr().err
+    assert "not a checkpoint of fit_vocoder; expected" in capsys.readouterr().err
 
 
 def test_the_time_that_a_process_was_stopped_does_not_count(command, out, monkeypatch):
@@ -131,7 +131,7 @@ def test_other_settings_are_no_restart(command, capsys):
 
 def test_no_time_at_all(command, capsys):
     assert main([*command, "--measure-clips", "0", "--minutes", "0"]) == 1
-    assert "minutes were over before the first step" in capsys.readouterr().err
+    assert "no step finished within" in capsys.readouterr().err
 
 
 def test_recordings_instead_of_captions(command, tmp_path, out):
@@ -165,7 +165,7 @@ def test_units_of_shards_are_those_that_encoding_gives(command, tmp_path, out, c
     capsys.readouterr()
     sf.write(audio / "0.wav", clip(30_000, 9), 16_000)
     assert main([*options, "--shards", str(shards), "--out", str(tmp_path / "x")]) == 1
-    assert "0.wav: 27 units for 93 frames of sound; expected the dataset" in capsys.readouterr().err
+    assert "0.wav: 27 units for 93 frames of audio; expected the dataset" in capsys.readouterr().err
     (tmp_path / "other").mkdir()
     sf.write(tmp_path / "other/a.wav", clip(9000, 1), 16_000)
     options[options.index(str(audio))] = str(tmp_path / "other")
@@ -196,7 +196,9 @@ def test_without_tensorboard_one_line(command, capsys, monkeypatch):
 
 def test_what_is_missing_is_told_before_the_work(command, out, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "pocketsphinx", None)
-    monkeypatch.setattr(fit_vocoder, "pocketsphinx_ears", vocoder_quality.pocketsphinx_ears)
+    monkeypatch.setattr(
+        fit_vocoder, "pocketsphinx_recognizer", vocoder_quality.pocketsphinx_recognizer
+    )
     assert main(command) == 1
     assert "pocketsphinx is not installed" in capsys.readouterr().err
     assert not out.exists()

@@ -65,7 +65,7 @@ def test_captions_become_units_and_the_speech_is_removed(run, tmp_path):
     status, said = run(quiet=False)
     assert status == 0
     assert "2 images and 5 utterances" in said
-    assert f"flite says nothing for {IMAGES[0].stem}_2.wav; it is left out" in said
+    assert f"no speech from flite for {IMAGES[0].stem}_2.wav; skipped" in said
     samples = list(ShardDataset(tmp_path / "spoken"))
     assert [sample.key for sample in samples] == [path.stem for path in IMAGES]
     assert [sample.split for sample in samples] == ["train", "val"]
@@ -76,7 +76,7 @@ def test_captions_become_units_and_the_speech_is_removed(run, tmp_path):
     assert [int(durations.sum()) for durations in samples[1].durations] == num_frames
     assert not (tmp_path / "spoken/.spoken").exists()
     status, said = run(quiet=False)
-    assert (status, "a finished dataset is there; nothing done" in said) == (0, True)
+    assert (status, "a complete dataset exists; nothing done" in said) == (0, True)
 
 
 def test_an_interrupted_job_goes_on_to_the_same_bytes(run, tmp_path, monkeypatch):
@@ -120,10 +120,10 @@ def test_speech_is_kept_in_the_layout_of_flickr8k_audio(run, tmp_path):
 def test_speech_of_other_voices_or_of_nobody_knows_what_is_refused(captions, tmp_path):
     folder = tmp_path / "audio"
     speak_lines(read_lines(captions, ["slt"]), folder, quiet=True)
-    with pytest.raises(ValueError, match="holds other captions or voices; give another folder"):
+    with pytest.raises(ValueError, match="contains other captions or voices; give another folder"):
         speak_lines(read_lines(captions, ["rms"]), folder, quiet=True)
     (folder / "spoken.json").unlink()
-    with pytest.raises(ValueError, match=r"wavs: holds files but there is no spoken\.json"):
+    with pytest.raises(ValueError, match=r"wavs: has files but no spoken\.json"):
         speak_lines(read_lines(captions, ["slt"]), folder, quiet=True)
 
 

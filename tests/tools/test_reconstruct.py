@@ -97,7 +97,7 @@ def test_each_picture_stands_beside_its_own_original(tmp_path, grey, capsys, vie
     assert main([str(tmp_path), "--out", str(out), "--images", str(IMAGES)]) == 0
     assert grey == [("compact", None, "bf16")]
     said = capsys.readouterr().out
-    assert "12 pictures decoded" in said
+    assert "12 images decoded" in said
     # Grey 8 x 8 patches of the right picture; those of another one stay below 10 dB.
     assert float(said.split("PSNR")[1].split()[0]) > 12.5
     with Image.open(out) as sheet:
@@ -110,7 +110,7 @@ def test_without_originals_the_decoded_pictures_stand_alone(tmp_path, grey, caps
     arguments = ["--num-images", "2", "--image-tokenizer", "mine", "--codebook", "c.safetensors"]
     assert main([str(tmp_path), "--out", str(out), *arguments]) == 0
     assert grey == [("mine", Path("c.safetensors"), "bf16")]
-    assert "2 pictures decoded" in capsys.readouterr().out
+    assert "2 images decoded" in capsys.readouterr().out
     with Image.open(out) as sheet:
         assert sheet.size == (3 * (224 + 8) + 8, 224 + 20 + 8 + 8)
 
@@ -130,7 +130,7 @@ def test_a_source_without_the_picture_is_refused(tmp_path, grey, capsys):
     Image.new("RGB", (8, 8)).save(tmp_path / "others/else.png")
     wrong = ["--images", str(tmp_path / "others")]
     assert main([str(tmp_path), "--out", str(tmp_path / "sheet.png"), *wrong]) == 1
-    assert f"no picture for the key {KEYS[0]!r}" in capsys.readouterr().err
+    assert f"no image for the key {KEYS[0]!r}" in capsys.readouterr().err
 
 
 def test_a_dataset_without_image_units_is_refused(tmp_path, grey, capsys):

@@ -1,11 +1,12 @@
-"""Measure the codecs of speech units and durations: bits an id, and millions of ids a second.
+"""Measure the codecs of speech units and durations: bits per id, and millions of ids per second.
 
     python tools/bench/codec.py [UNITS.jsonl.gz ...]
 
-Each line of a file is `{"units": [...]}` with one unit a frame of 20 ms; they are collapsed first.
-Without a file, units are made up: a chain in which each unit leaves few likely ones to follow.
-Three of four clips make the tables, every fourth is measured, byte alignment included. Everything
-runs on one core. A call includes allocating the result; `values` is the clips one call decodes.
+Each line of a file is `{"units": [...]}` with one unit per frame of 20 ms; repeats are collapsed.
+Without a file, units are synthetic: a Markov chain with few likely successors of each unit. The
+tables are fitted to three of four clips; every fourth clip is measured, including byte alignment.
+Everything runs on one core. A call includes allocating the result; `values` is the number of clips
+that a call decodes.
 """
 
 import gzip
@@ -31,7 +32,7 @@ Clip = tuple[NDArray[np.uint16], NDArray[np.uint16]]
 
 
 def read_clips(paths: Sequence[Path]) -> list[Clip]:
-    """The collapsed clips of all files."""
+    """Read the collapsed clips of all files."""
     clips: list[Clip] = []
     for path in paths:
         with gzip.open(path, "rt", encoding="utf-8") as lines:
@@ -39,8 +40,8 @@ def read_clips(paths: Sequence[Path]) -> list[Clip]:
     return clips
 
 
-def made_up_clips(num_clips: int = 1000, num_units: int = 200) -> list[Clip]:
-    """Clips of 150 units; each unit leaves 16 to follow, the first of them most likely."""
+def synthetic_clips(num_clips: int = 1000, num_units: int = 200) -> list[Clip]:
+    """Synthetic clips of 150 units; each unit has 16 successors, the first most likely."""
     rng = np.random.default_rng(0)
     followers = rng.integers(1, num_units, (num_units, 16))
     clips: list[Clip] = []
@@ -54,7 +55,7 @@ def made_up_clips(num_clips: int = 1000, num_units: int = 200) -> list[Clip]:
 
 
 def rate(call: Callable[[], object], num_ids: int, num_rounds: int) -> dict[str, int]:
-    """Median, slowest and fastest in millions of ids a second."""
+    """Median, slowest and fastest in millions of ids per second."""
     times = take_turns({"": call}, num_rounds, num_warmups=1)[""]
     picks = {"million_a_s": statistics.median(times), "slowest": max(times), "fastest": min(times)}
     return {name: round(num_ids / seconds / 1e6) for name, seconds in picks.items()}
@@ -63,7 +64,7 @@ def rate(call: Callable[[], object], num_ids: int, num_rounds: int) -> dict[str,
 def measure(
     name: str, codec: Codec, table_bytes: int, arrays: list[NDArray[np.uint16]], num_rounds: int
 ) -> list[dict[str, object]]:
-    """Rows of figures for one codec: many clips a call, where it can, and one clip a call."""
+    """Rows of figures for one codec: many clips per call, if supported, and one clip per call."""
     values = [codec.encode(array) for array in arrays]
     pieces = [np.frombuffer(value, np.uint8) for value in values]
     num_ids = sum(array.size for array in arrays)
@@ -83,7 +84,7 @@ def measure(
 
 
 def compare(clips: list[Clip], num_units: int, num_rounds: int) -> list[dict[str, object]]:
-    """All cases: the default codecs and the fitted ones."""
+    """Measure the default codecs and the fitted ones."""
     train = [clip for i, clip in enumerate(clips) if i % 4]
     fitted = DEFAULT_COLUMNS | {
         "speech_units": fit_speech_codec([units for units, _ in train], num_units),
@@ -121,7 +122,7 @@ def main(args: list[str] | None = None) -> int:
 
 def _run(config: BenchCodecConfig) -> None:
     use_one_core()
-    clips = read_clips(config.units) if config.units else made_up_clips()
+    clips = read_clips(config.units) if config.units else synthetic_clips()
     rows = compare(clips, config.num_units, config.num_rounds)
     for row in rows:
         print(json.dumps(row))

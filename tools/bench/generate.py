@@ -1,10 +1,10 @@
-"""Measure generation: units a second, ours against transformers' GIT with the same weights.
+"""Measure generation: units per second, ours against transformers' GIT with the same weights.
 
     python tools/bench/generate.py
 
-Random weights at the preset's sizes; both generate from the same image units until `max-tokens`
-(EOS is made impossible, so that all rows are of one length) and the ids must be equal. Turns are
-interleaved; medians. See `tools/bench/timing.py` for the clock.
+Random weights with the preset's sizes. Both generate `max-tokens` from the same image units (EOS is
+suppressed, so all rows have equal length), and the ids must be equal. Runs are interleaved; figures
+are medians. See `tools/bench/timing.py` for the clock.
 """
 
 import json
@@ -24,7 +24,7 @@ from im2sp.trainer.vocabulary import Vocabulary
 
 
 def make_model(preset: Any, device: torch.device, seed: int = 0) -> Im2SpModel:
-    """Random weights, large enough that tokens differ and EOS never comes."""
+    """Model with random weights, large enough that tokens vary, and without EOS."""
     torch.manual_seed(seed)
     vocabulary = Vocabulary(kind="speech", num_ids=200)
     model = Im2SpModel(preset_config(preset, vocabulary), torch.randn(8192, 32))
@@ -32,7 +32,7 @@ def make_model(preset: Any, device: torch.device, seed: int = 0) -> Im2SpModel:
         for module in model.modules():
             if isinstance(module, torch.nn.Linear):
                 module.weight.normal_(std=1.5 * module.in_features**-0.5)
-        for layer in model.decoder.stack():  # less of the image, so that the text counts
+        for layer in model.decoder.stack():  # less influence of the image, so that the text matters
             layer.to_out.weight.mul_(0.2)
         model.decoder.positions.weight.normal_(std=0.3)
         model.decoder.embedding.weight.normal_(std=0.1)
@@ -44,10 +44,10 @@ def make_model(preset: Any, device: torch.device, seed: int = 0) -> Im2SpModel:
 def measure(
     model: Im2SpModel, batch_size: int, num_beams: int, max_tokens: int, num_rounds: int
 ) -> dict[str, Any]:
-    """One row of figures.
+    """Return one row of figures.
 
     Raises:
-        ValueError: The two generate other ids.
+        ValueError: The two generate different ids.
     """
     device = next(model.parameters()).device
     config = model.config
@@ -68,7 +68,7 @@ def measure(
     clock = clock_of(str(device))
     seconds = medians(take_turns(calls, num_rounds, clock=clock, num_warmups=1))
     if results["ours"] != results["transformers"]:
-        raise ValueError(f"batch {batch_size}, {num_beams} beams: the two generate other ids")
+        raise ValueError(f"batch {batch_size}, {num_beams} beams: the two generate different ids")
     num_units = sum(map(len, results["ours"]))
     return {
         "batch": batch_size,

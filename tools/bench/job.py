@@ -1,14 +1,13 @@
-"""Time the whole tokenize job against its encoder alone, and watch its memory.
+"""Time the tokenize job against its encoder alone, and measure its memory.
 
     python tools/bench/job.py photographs.tar --weights compact --num-images 512
     python tools/bench/job.py photographs.tar --memory 1000 7000 --size tiny
 
-The first takes turns, `--repeats` times: the job on the first `--num-images` files of the source,
-and `ImageTokenizer.encode` on the same pictures, decoded beforehand. The job's time is the one its
-summary prints: from the first task for the decoding processes to the last shard written; loading
-the tokenizer is left out. The second runs the job for each number of images and prints the most
-memory its main process ever held. Both run the command itself, as a user would. One JSON row
-a case, then a table.
+The first alternates `--repeats` times between the job on the first `--num-images` files of the
+source and `ImageTokenizer.encode` on the same images, decoded beforehand. The job's time is that of
+its summary: from the first decoding task to the last shard written, without loading the tokenizer.
+The second runs the job for each number of images and prints the peak memory of its main process.
+Both run the command as a user would. Prints one JSON row per case, then a table.
 """
 
 import json
@@ -39,10 +38,10 @@ from im2sp.tools.bench.tokenize import SIZES, Settings, make_network, photograph
 
 
 def copy_images(sources: Sequence[Path], num_images: int, folder: Path) -> None:
-    """Write the first images of some sources into a folder, as the files they are."""
+    """Copy the first image files of the sources into a folder."""
     items = [item for source in sources for item in list_source(source).items if item.image]
     if len(items) < num_images:
-        raise ValueError(f"the sources hold {len(items)} images; {num_images} were asked for")
+        raise ValueError(f"the sources have {len(items)} images, expected {num_images}")
     for i, item in enumerate(items[:num_images]):
         image = item.image
         if isinstance(image, ByteRange):
@@ -56,7 +55,7 @@ def copy_images(sources: Sequence[Path], num_images: int, folder: Path) -> None:
 
 
 def weights_file(size: str, weights: str, folder: Path) -> str:
-    """What --image-tokenizer takes: the weights asked for, or a file with random ones of a size."""
+    """Value of --image-tokenizer: the given weights, or a file with random ones of a size."""
     if weights:
         return weights
     assert size in SIZES
@@ -67,7 +66,7 @@ def weights_file(size: str, weights: str, folder: Path) -> str:
 
 
 def run_once(folder: Path, weights: str, precision: str) -> dict[str, Any]:
-    """The command on a folder, into one that is dropped; its summary, and its peak memory."""
+    """Run the command on a folder, discard the output; return its summary and peak memory."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "im2sp.pipeline.cli", str(folder), "--json", "--quiet"]
         command += ["--out", f"{out}/shards", "--image-tokenizer", weights]
@@ -77,12 +76,12 @@ def run_once(folder: Path, weights: str, precision: str) -> dict[str, Any]:
             _, status, usage = os.wait4(job.pid, 0)
             job.returncode = os.waitstatus_to_exitcode(status)
         if job.returncode:
-            raise ValueError(f"im2sp-tokenize ended with {job.returncode}")
+            raise ValueError(f"im2sp-tokenize failed with exit code {job.returncode}")
         return {**json.loads(text), "peak_bytes": usage.ru_maxrss * 1024}
 
 
 def decoded_pixels(folder: Path) -> list[Tensor]:
-    """The pictures of a folder as the job hands them to the encoder: float32 batches."""
+    """Images of a folder in the form that the job passes to the encoder: float32 batches."""
     items = list_source(folder).items
     batches = []
     for start in range(0, len(items), MIN_CPU_BATCH_INPUTS):
@@ -96,7 +95,7 @@ def decoded_pixels(folder: Path) -> list[Tensor]:
 
 
 def time_job(folder: Path, weights: str, precision: str, repeats: int) -> list[dict[str, Any]]:
-    """Rows for the encoder alone and for the job."""
+    """Time the encoder alone and the job; return one row each."""
     kind = "bf16" if precision == "bf16" else "fp32"
     tokenizer = load_image_tokenizer(weights, precision=kind)
     batches = decoded_pixels(folder)
@@ -127,7 +126,7 @@ def time_job(folder: Path, weights: str, precision: str, repeats: int) -> list[d
 
 
 def run(config: "BenchJobConfig") -> list[dict[str, Any]]:
-    """All rows that the flags ask for."""
+    """Run the selected measurements; return their rows."""
     rows: list[dict[str, Any]] = []
     for num_images in config.memory or [config.num_images]:
         with tempfile.TemporaryDirectory() as name:

@@ -1,22 +1,21 @@
-"""Measure `ShardLoader` next to other readers of the same samples, in samples a second.
+"""Measure `ShardLoader` and other readers of the same samples, in samples per second.
 
     python tools/bench/loader.py --dir build/bench-loader [--num-threads 1 2]
 
-Makes 100,000 samples (an image, 5 utterances of about 110 units with durations, 5 captions; some
-600 MB in all) in the folder, once. Everything is shuffled, in batches of 256, in one process. A
-sample of ours is delivered as torch tensors: a packed image row (1,274 bytes, as it goes to the
-device) and its 5 utterances decoded, padded with -1 to the batch's longest as int16, with lengths
-and owners; the cases `+ texts` also read all captions and keys as `str`, `text` gives the captions
-in place of the speech. What the others deliver is said in `bench_loader_rivals.py`: most of them
-leave the speech as bytes; `padded` is what ours is. Contenders take turns; the figure is the median
-over the rounds. Each round of a contender starts where its last one stopped. Libraries that cannot
-be imported are left out.
+Generates 100,000 samples (an image, 5 utterances of about 110 units with durations, 5 captions;
+about 600 MB in all) in the folder, once. Everything is shuffled, in batches of 256, in one process.
+Our samples are torch tensors: a packed image row (1,274 bytes, as copied to the device) and 5
+decoded utterances, padded with -1 to the batch's longest as int16, with lengths and image indices;
+cases with `+ texts` also read all captions and keys as `str`, and `text` reads captions instead of
+speech. `loader_rivals.py` describes the output of the others: most leave the speech as bytes;
+`padded` is equivalent to ours. Readers take turns; figures are medians over the rounds. Each round
+of a reader continues where its last one stopped. Libraries that cannot be imported are skipped.
 
 With `--cold`, the shards are dropped from the page cache before each round, as if the data were
-larger than memory; only the readers that map the shards are compared then, on `--num-threads`.
+larger than memory; only the readers that map the shards are compared, on `--num-threads`.
 
-The last figure is the time from imports to the first batch, in a process of its own, with the files
-in the page cache and the kernels in numba's cache: opening, checksums and index included.
+The last figure is the time from imports to the first batch in a new process, including opening,
+checksums and index, with the files in the page cache and the kernels in numba's cache.
 """
 
 import ctypes
@@ -54,7 +53,7 @@ print(time.perf_counter() - start)
 def ours(
     dataset: ShardDataset, num_threads: int, with_texts: bool = False, **options: Any
 ) -> rivals.Batches:
-    """Sizes of the batches of a loader, which is made at once."""
+    """Iterator over the batch sizes of a loader; the loader is created at once."""
     loader = ShardLoader(
         dataset, batch_size=rivals.BATCH_SIZE, num_threads=num_threads, epochs=None, drop_last=True,
         **options,
@@ -72,7 +71,7 @@ def ours(
 def our_cases(
     packed: ShardDataset, huffman: ShardDataset, threads: Sequence[int]
 ) -> dict[str, Callable[[], rivals.Batches]]:
-    """Our contenders by name."""
+    """Cases of `ShardLoader` by name."""
     cases: dict[str, Callable[[], rivals.Batches]] = {}
     for num in threads:
         name = f"ours, {num} thread{'s' * (num != 1)}" if num else "ours, no thread"
@@ -88,7 +87,7 @@ def our_cases(
 def rival_cases(
     dir_path: Path, packed_dir: Path, num_samples: int
 ) -> dict[str, Callable[[], rivals.Batches]]:
-    """The other contenders by name."""
+    """Cases of the other readers by name."""
     table = rivals.arrow_table(packed_dir)
     return {
         "pyarrow take, bytes": lambda: rivals.arrow_take(table),
@@ -106,7 +105,7 @@ def rival_cases(
 def mapped_cases(
     packed: ShardDataset, huffman: ShardDataset, threads: Sequence[int]
 ) -> dict[str, Callable[[], rivals.Batches]]:
-    """The readers that map the shards, each on some numbers of threads."""
+    """Cases of the readers that map the shards, by name and number of threads."""
     cases: dict[str, Callable[[], rivals.Batches]] = {}
     for num in threads:
         cases[f"ours, {num} threads, images"] = lambda num=num: ours(packed, num, target="images")
@@ -132,7 +131,7 @@ def drop_from_cache(dataset: ShardDataset) -> None:
 def started(
     cases: dict[str, Callable[[], rivals.Batches]],
 ) -> tuple[dict[str, rivals.Batches], dict[str, str]]:
-    """The contenders after their first batch, and why the others are left out."""
+    """Start the readers up to their first batch; return them and the errors of the others."""
     running: dict[str, rivals.Batches] = {}
     left_out: dict[str, str] = {}
     for name, make in cases.items():
@@ -147,7 +146,7 @@ def started(
 
 
 def rate(batches: rivals.Batches, seconds: float) -> float:
-    """Samples a second over at least so many seconds; the first batch restarts idle threads."""
+    """Samples per second over at least `seconds`; the first batch restarts idle threads."""
     next(batches)
     num = 0
     start = time.perf_counter()
@@ -161,7 +160,7 @@ def rate(batches: rivals.Batches, seconds: float) -> float:
 def cold_rate(
     make: Callable[[], rivals.Batches], datasets: Iterable[ShardDataset], num_batches: int = 16
 ) -> float:
-    """Samples a second of the first batches after the shards left the page cache."""
+    """Samples per second of the first batches after the shards left the page cache."""
     batches = make()
     for dataset in datasets:
         drop_from_cache(dataset)
@@ -181,7 +180,7 @@ def cold_start_s(dataset_dir: Path) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchLoaderConfig:
-    """Measure `ShardLoader` next to other readers of the same samples."""
+    """Measure `ShardLoader` and other readers of the same samples."""
 
     dir: Path
     """Folder for the generated data."""
@@ -198,7 +197,7 @@ class BenchLoaderConfig:
     cold: bool = False
     """Drop the page cache before each round."""
     only_ours: bool = False
-    """Leave the other readers out."""
+    """Skip the other readers."""
 
 
 def main(args: list[str] | None = None) -> int:

@@ -1,7 +1,7 @@
-"""The dataset that `bench_loader.py` reads: 100,000 samples, the same for the same numbers.
+"""Synthetic dataset of `bench/loader.py`: 100,000 samples, deterministic.
 
-Image units are uniform. Speech units come from a chain in which each unit leaves few likely ones to
-follow, so that the fitted codes are about as long as those of real speech. Captions are words.
+Image units are uniform. Speech units are a Markov chain with few likely successors of each unit, so
+that the fitted codes are about as long as those of real speech. Captions are random words.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ _WORDS = _TEXT.split()
 
 
 def make_samples(num_samples: int, seed: int = 0) -> Iterator[list[Sample]]:
-    """Samples in lists of 256: image, 5 utterances of about 110 units, durations, captions."""
+    """Yield lists of 256 samples: image, 5 utterances of about 110 units, durations, captions."""
     followers = np.random.default_rng(0).integers(1, NUM_UNITS, (NUM_UNITS, 16))
     rng = np.random.default_rng([seed, 1])
     for start in range(0, num_samples, BATCH_ROWS):
@@ -65,7 +65,7 @@ def make_samples(num_samples: int, seed: int = 0) -> Iterator[list[Sample]]:
 def _chains(
     rng: np.random.Generator, followers: NDArray[np.int64], num: int, length: int
 ) -> NDArray[np.uint16]:
-    """(num, length) units, no two neighbours equal."""
+    """(num, length) units without repeats of neighbours."""
     units = np.empty((num, length), np.int64)
     units[:, 0] = rng.integers(0, NUM_UNITS, num)
     choices = np.minimum(rng.geometric(0.25, (num, length)) - 1, 15)
@@ -76,7 +76,7 @@ def _chains(
 
 
 def fitted_columns(seed: int = 0) -> dict[str, Any]:
-    """Columns with `huffman` tables, fitted on other samples of the same kind."""
+    """Columns with `huffman` tables, fitted to other samples of the same kind."""
     samples = [sample for part in make_samples(4 * BATCH_ROWS, seed + 1) for sample in part]
     units = [units for sample in samples for units in sample.speech_units]
     runs = [runs for sample in samples for runs in sample.durations or []]
@@ -89,13 +89,13 @@ def fitted_columns(seed: int = 0) -> dict[str, Any]:
 def write_dataset(
     dataset_dir: Path, num_samples: int, columns: dict[str, Any], layout: Layout | None = None
 ) -> None:
-    """Write the dataset, unless a finished one of this size is there."""
+    """Write the dataset, unless a complete one of this size exists."""
     layout = layout or Layout()
     if (dataset_dir / MANIFEST_NAME).exists():
         found = Manifest.read(dataset_dir)
         if (found.num_samples, found.layout, found.columns) == (num_samples, layout, columns):
             return
-        raise ValueError(f"{dataset_dir}: holds another dataset; give another --dir or remove it")
+        raise ValueError(f"{dataset_dir}: has another dataset; give another --dir or remove it")
     dataset_dir.mkdir(parents=True, exist_ok=True)
     shards = []
     batches = (encode_batch(samples, columns) for samples in make_samples(num_samples))

@@ -1,8 +1,8 @@
-"""Other ways to read the dataset of `bench_loader.py`, each as its own users would do it.
+"""Other readers of the dataset of `bench/loader.py`, each used in its usual way.
 
-Each function makes what it needs below a folder, once, and returns an endless iterator over batches
-that yields the number of samples of each. Unless it says otherwise, images come as packed rows, and
-utterances as the bytes that the shards hold, not decoded and not padded.
+Each function creates its files in a folder, once, and returns an endless iterator over batches that
+yields their numbers of samples. Unless stated otherwise, images are packed rows and utterances the
+bytes in the shards, neither decoded nor padded.
 """
 
 import shutil
@@ -36,7 +36,7 @@ def arrow_table(dataset_dir: Path) -> pa.Table:
 
 
 def arrow_take(table: pa.Table, pads: bool = False) -> Batches:
-    """`Table.take`; a batch is Arrow arrays, or what ours is, made of them with numpy."""
+    """`Table.take`; batches are Arrow arrays, or, if `pads`, numpy arrays equivalent to ours."""
     rng = np.random.default_rng(0)
     while True:
         order = rng.permutation(len(table))
@@ -46,7 +46,7 @@ def arrow_take(table: pa.Table, pads: bool = False) -> Batches:
 
 
 def _padded(batch: Any) -> int:
-    """Lay the image rows and the utterances (8 bits a unit) out in two arrays."""
+    """Copy the image rows and the utterances (8 bits per unit) into two arrays."""
     images, speech = (column.combine_chunks() for column in batch.columns)
     np.frombuffer(images.buffers()[1], np.uint8).reshape(-1, 1274)
     values = speech.flatten()
@@ -60,7 +60,7 @@ def _padded(batch: Any) -> int:
 
 
 def numpy_views(dataset: ShardDataset, num_threads: int) -> Batches:
-    """Slices of the mapped record batches, joined in Python; a batch is what ours is."""
+    """Slices of the mapped record batches, joined in Python; batches are equivalent to ours."""
     batches = [dataset.batch(number) for number in range(dataset.num_batches)]
     first_rows = np.cumsum([0, *(batch.num_samples for batch in batches)])
     rng = np.random.default_rng(0)
@@ -122,12 +122,12 @@ def _webdataset(dir_path: Path, num_samples: int, samples_per_member: int) -> Ba
 
 
 def webdataset_packed(dir_path: Path, num_samples: int) -> Batches:
-    """256 samples a member, `expand_members`, window of 2,000; images and speech are decoded."""
+    """256 samples per member, `expand_members`, window of 2,000; images and speech are decoded."""
     return _webdataset(dir_path / "webdataset-256", num_samples, 256)
 
 
 def webdataset_plain(dir_path: Path, num_samples: int) -> Batches:
-    """Members for each sample, otherwise the same."""
+    """One sample per member, otherwise the same."""
     return _webdataset(dir_path / "webdataset-1", num_samples, 1)
 
 

@@ -2,9 +2,9 @@
 
     python tools/bench/pack.py
 
-Prints one JSON row a case, then a table. Contenders take turns, so that a busy machine slows
-all of them alike; the figure is the median over the rounds. A call includes everything: allocating
-the result, and for packing the check that every id fits. Our kernels and numpy give the same bytes.
+Prints one JSON row per case, then a table. Cases take turns, so that other load affects all of them
+equally; figures are medians over the rounds. A call includes allocating the result, and for packing
+the range check of every id. Our kernels and numpy give the same bytes.
 """
 
 import json
@@ -34,15 +34,15 @@ def numpy_pack(units: NDArray[np.uint16]) -> NDArray[np.uint8]:
 
 
 def numpy_unpack(packed: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    """Unpack by spreading bytes into bits and weighing them."""
+    """Unpack by spreading bytes into bits and weighting them."""
     bits = np.unpackbits(packed, axis=1, count=BITS * NUM_UNITS, bitorder="little")
     weights = np.uint16(1) << np.arange(BITS, dtype=np.uint16)
     return bits.reshape(len(packed), NUM_UNITS, BITS).astype(np.uint16) @ weights
 
 
 def measure(num_rows: int, num_rounds: int) -> list[dict[str, object]]:
-    """One row of figures a contender, for arrays of (num_rows, 784) random units."""
-    small_work.takes(2**40)  # from here on compiled kernels do it
+    """Measure all cases on (num_rows, 784) random units; return one row each."""
+    small_work.takes(2**40)  # later calls use compiled kernels
     units = np.random.default_rng(0).integers(0, 1 << BITS, (num_rows, NUM_UNITS)).astype(np.uint16)
     packed = pack_units(units)
     np.testing.assert_array_equal(numpy_pack(units), packed)

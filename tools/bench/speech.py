@@ -1,12 +1,12 @@
-"""Time speech -> units: our HuBERT against the plain way; run by `bench_tokenize.py --audio`.
+"""Time speech -> units: our HuBERT against a plain one; run by `bench/tokenize.py --audio`.
 
-The plain way is transformers' `HubertModel`: all its layers, one clip at a time, in float32, then
-the distances from all centroids. Ours is `SpeechTokenizer.encode_batch` of the same clips, loaded
-from the same weights. They are random, in transformers' form; the centroids are k-means of the
-plain features of other such clips, so that many units occur. The speed depends on neither, but the
-share of units that bfloat16 changes does: random features lie otherwise than trained ones.
+The plain one is transformers' `HubertModel`: all its layers, one clip at a time, in float32, then
+the distances from all centroids. Ours is `SpeechTokenizer.encode_batch` on the same clips, with
+the same weights. The weights are random, in transformers' format; the centroids are k-means of the
+plain features of other such clips, so that many units occur. The speed does not depend on them, but
+the share of units changed by bfloat16 does: random features are distributed unlike trained ones.
 
-`audio_hours_per_hour` is hours of audio encoded in an hour; reading files is left out.
+`audio_hours_per_hour` is hours of audio encoded per hour, without reading files.
 """
 
 import statistics
@@ -26,7 +26,7 @@ from im2sp.pipeline.speech_tokenizer.weights import DEFAULT_LAYER
 from im2sp.tools.bench.timing import BASELINE, check_cases, take_turns
 from im2sp.tools.fitting.kmeans import fit_kmeans
 
-# transformers' defaults are HuBERT base.
+# The defaults of transformers are HuBERT base.
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
         "hidden_size": 64,
@@ -54,7 +54,7 @@ PRECISIONS: dict[str, Precision] = {"ours-fp32": "fp32", "ours-bf16": "bf16"}
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechSettings:
-    """What to time; `bench_tokenize.Settings` describes the fields."""
+    """Settings for speech; `bench.tokenize.Settings` describes the fields."""
 
     cases: tuple[str, ...] = (BASELINE, *PRECISIONS)
     size: str = "base"
@@ -75,14 +75,14 @@ class SpeechSettings:
 
 
 def make_clips(settings: SpeechSettings, seed: int = 0) -> list[NDArray[np.float32]]:
-    """Clips of many lengths: a buzz whose pitch and colour change, with pauses."""
+    """Synthetic clips of various lengths: a buzz of varying pitch and timbre, with pauses."""
     random = np.random.default_rng(seed)
     lengths_s = settings.clip_s * np.linspace(0.5, 1.5, settings.num_clips)
     return [_voice(int(length_s * RATE_HZ), random) for length_s in lengths_s]
 
 
 def _voice(num_samples: int, random: np.random.Generator) -> NDArray[np.float32]:
-    """(S,) float32: ten harmonics and noise, each as loud as a curve of its own says."""
+    """(S,) float32: ten harmonics and noise, each with its own random loudness curve."""
     knots = np.linspace(0, num_samples, 2 + num_samples // 1600)
 
     def curve(low: float, high: float) -> NDArray[np.float64]:
@@ -112,7 +112,7 @@ def make_model(size: str) -> Any:
 
 
 def plain_features(model: Any, clips: list[NDArray[np.float32]]) -> list[Tensor]:
-    """(T, D) of each clip: one of all hidden states, of one clip after another."""
+    """(T, D) features of each clip: one hidden state, clip by clip."""
     states = (
         model(torch.from_numpy(clip)[None], output_hidden_states=True).hidden_states
         for clip in clips
@@ -155,7 +155,7 @@ def run(settings: SpeechSettings) -> list[dict[str, object]]:
 def _case(
     name: str, model: Any, folder: Path, centroids: Tensor, clips: list[NDArray[np.float32]]
 ) -> Callable[[], NDArray[Any]]:
-    """What gives the units of all clips, one after the other."""
+    """Function that returns the concatenated units of all clips."""
     if name == BASELINE:
         return lambda: plain_units(plain_features(model, clips), centroids)
     tokenizer = load_speech_tokenizer(folder, centroids, device="cpu", precision=PRECISIONS[name])

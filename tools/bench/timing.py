@@ -1,6 +1,6 @@
-"""What the benchmarks share: cases timed in turns, the table of their rows, and the machine's name.
+"""Helpers of the benchmarks: interleaved timing, tables of rows, description of the machine.
 
-Turns are interleaved, so that other load on the machine meets all cases.
+Runs of the cases are interleaved, so that other load on the machine affects all cases.
 """
 
 import os
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 
-# The case that all others are compared with.
+# Baseline of all comparisons.
 BASELINE = "plain-fp32"
 
 
@@ -18,7 +18,7 @@ def check_cases(names: Sequence[str], known: Collection[str]) -> None:
     """Refuse unknown cases.
 
     Raises:
-        ValueError: Names the first unknown one.
+        ValueError: A case is unknown; names the first.
     """
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -35,10 +35,10 @@ def take_turns(
     """Seconds of each run of each case: all cases one after the other, `repeats` times.
 
     Args:
-        runs: The cases.
-        repeats: Rounds that count.
-        clock: What tells the seconds; see `clock_of`.
-        num_warmups: Rounds before them that do not.
+        runs: Functions of the cases, by name.
+        repeats: Timed rounds.
+        clock: Clock in seconds; see `clock_of`.
+        num_warmups: Untimed rounds before.
     """
     times_s: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(num_warmups + repeats):
@@ -50,15 +50,15 @@ def take_turns(
 
 
 def medians(times_s: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The median of each case."""
+    """Median of each case."""
     return {name: statistics.median(times) for name, times in times_s.items()}
 
 
 def clock_of(device: str) -> Callable[[], float]:
-    """The clock for work on a device.
+    """Clock for work on a device.
 
-    On a CPU, seconds of processor time of this process, which runs on one thread: other work on
-    the machine then counts for little. On a GPU, wall-clock seconds after waiting for the GPU.
+    On a CPU, processor time of this process, which runs on one thread, so that other load on the
+    machine matters little. On a GPU, wall-clock seconds after waiting for the GPU.
     """
     if not device.startswith("cuda"):
         return time.process_time
@@ -73,13 +73,13 @@ def clock_of(device: str) -> Callable[[], float]:
 
 
 def use_one_core() -> None:
-    """Keep this process on one core, where the system can."""
+    """Pin this process to one core, if the system supports it."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
 def machine(*packages: str, device: str = "cpu") -> str:
-    """Hardware and versions that the figures were measured on, as one line."""
+    """Hardware and package versions as one line."""
     hardware = f"{platform.machine()}, {os.cpu_count()} cores"
     if device.startswith("cuda"):
         import torch
@@ -90,11 +90,11 @@ def machine(*packages: str, device: str = "cpu") -> str:
 
 
 def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str] = ()) -> str:
-    """The rows as a Markdown table with aligned columns, the first to the left.
+    """Format rows as a Markdown table with aligned columns, the first left-aligned.
 
     Args:
-        rows: Rows; a name that one lacks is an empty cell.
-        columns: Names to show, by default those of the first row.
+        rows: Rows; missing names become empty cells.
+        columns: Columns to show; by default those of the first row.
     """
     names = [*(columns or rows[0])]
     lines = [names, *([str(row.get(name, "")) for name in names] for row in rows)]

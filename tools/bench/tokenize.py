@@ -3,12 +3,12 @@
     python tools/bench/tokenize.py --size base --repeats 5
     python tools/bench/tokenize.py --audio --repeats 5
 
-Each case encodes the same batch to units, quantiser included. The cases take turns, `repeats`
-times after a warm-up, and the median counts, so that other load on the machine meets all of them.
-Prints one JSON row a case, then a table. `speedup` and `equal_units` compare with `plain-fp32`.
+Each case encodes the same batch to units, including the quantiser. The cases take turns, `repeats`
+times after a warm-up, so that other load affects all of them; figures are medians. Prints one JSON
+row per case, then a table. `speedup` and `equal_units` compare with `plain-fp32`.
 
-A new case is a function in `CASES`: network and pixels in, a `Case` out. `bench_job.py` times the
-whole job around the encoder. `--audio` times what `bench_speech.py` describes.
+To add a case, add a function (network, pixels) -> `Case` to `CASES`. `bench/job.py` times the whole
+job around the encoder. `bench/speech.py` describes `--audio`.
 """
 
 import json
@@ -68,18 +68,18 @@ class Settings:
     """CPU threads; 0 for torch's default."""
 
 
-# Settings that say nothing of pictures.
+# Settings that do not apply to images.
 AUDIO_ONLY = ("audio", "num_clips", "clip_s", "num_units")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One thing to time."""
+    """A timed case."""
 
     run: Callable[[], Tensor]
-    """Does the work once and returns the units (B, h, w)."""
+    """Function that encodes the batch once and returns the units (B, h, w)."""
     num_images: int
-    """Images a run handles."""
+    """Images per run."""
 
 
 def photographs(settings: Settings) -> Tensor:
@@ -94,10 +94,10 @@ def photographs(settings: Settings) -> Tensor:
 
 
 def make_network(settings: Settings, pixels: Tensor) -> ViTVQGAN:
-    """The weights asked for, or random ones.
+    """Network with the given weights, or with random ones.
 
-    Features of random weights all point the same way, which would let a few codes win
-    everywhere; they are centred, so that many codes compete and rounding shows.
+    Features of random weights all have nearly the same direction, so only a few codes would occur;
+    they are centred, so that many codes compete and rounding becomes visible.
     """
     if settings.weights:
         return load_network(read_weights(find_weights(settings.weights, BUNDLED)))
@@ -132,7 +132,7 @@ def plain_units(network: ViTVQGAN, pixels: Tensor) -> Tensor:
 
 
 def plain_case(network: ViTVQGAN, pixels: Tensor) -> Case:
-    """As published, in float32."""
+    """Published arithmetic in float32."""
     return Case(run=lambda: plain_units(network, pixels), num_images=len(pixels))
 
 
@@ -154,7 +154,7 @@ CASES: dict[str, Callable[[ViTVQGAN, Tensor], Case]] = {
 
 
 def run(settings: Settings) -> list[dict[str, object]]:
-    """Time the cases on pictures; one row each."""
+    """Time the cases on images; return one row each."""
     check_cases(settings.cases, CASES)
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -186,10 +186,10 @@ COLUMNS = ("case", "images_per_s", "speedup", "equal_units", "distinct_units")
 
 
 def speech_settings(settings: Settings) -> "SpeechSettings":
-    """The part of the settings that is about speech.
+    """Subset of the settings that applies to speech.
 
     Raises:
-        ValueError: Weights are named, or as `SpeechSettings`.
+        ValueError: Weights are given, or as `SpeechSettings`.
     """
     from im2sp.tools.bench.speech import SpeechSettings
 

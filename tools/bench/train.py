@@ -1,17 +1,15 @@
-"""Measure a training step: tokens a second, ours against transformers' GIT.
+"""Measure a training step: tokens per second, ours against transformers' GIT.
 
     python tools/bench/train.py
 
-Both have the same weights and see the same batch: some images with five captions each. Ours runs
-each image once; in transformers a caption is a sample with its image, as one trains it there
-("image a caption"). The row "image states repeated" gives transformers what it lacks: the encoder
-runs once an image, and its output is repeated for the captions. A step is loss and gradients; the
-optimizer's own time is the same for all and left out. The losses must agree (dropout is off for
-that check).
+Both have the same weights and the same batch: images with five captions each. Ours encodes each
+image once; in transformers, each caption is a sample with its own image ("image a caption"). In the
+row "image states repeated", the encoder of the transformers model also runs once per image, and its
+output is repeated for the captions. A step is loss and gradients; the optimizer takes the same time
+for all and is excluded. The losses must agree (checked without dropout).
 
-On a GPU the share of the measured rate of bfloat16 matrix products that the model's own
-multiplications reach is printed, too. Turns are interleaved; medians; `tools/bench/timing.py` has
-the clock.
+On a GPU, the model's share of the measured rate of bfloat16 matrix products is printed as well.
+Runs are interleaved; figures are medians. See `tools/bench/timing.py` for the clock.
 """
 
 import json
@@ -35,7 +33,7 @@ CAPTIONS = 5
 
 
 def make_batch(config: ModelConfig, num_images: int, num_ids: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Image units, tokens and owner; captions are of equal length, so nothing is padding."""
+    """Image units, tokens and image index; captions have equal length, without padding."""
     generator = torch.Generator().manual_seed(1)
     size = (num_images, config.grid, config.grid)
     image_units = torch.randint(0, config.num_codes, size, generator=generator)
@@ -46,7 +44,7 @@ def make_batch(config: ModelConfig, num_images: int, num_ids: int) -> tuple[Tens
 
 
 def model_flops(config: ModelConfig, num_images: int, num_texts: int, length: int) -> float:
-    """Multiplications and additions of a step: three times those of the Linears and attention."""
+    """FLOPs of a step: three times those of the Linears and attention."""
     states, image, text = config.num_states, num_images, num_texts * length
     e, d = config.encoder, config.decoder
 
@@ -61,7 +59,7 @@ def model_flops(config: ModelConfig, num_images: int, num_texts: int, length: in
 
 
 def matrix_rate(device: torch.device) -> float:
-    """Flops a second of a large bfloat16 product."""
+    """FLOPs per second of a large bfloat16 matrix product."""
     a, b = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
     for _ in range(5):
         torch.mm(a, b)
@@ -76,7 +74,7 @@ def matrix_rate(device: torch.device) -> float:
 def make_calls(
     model: Im2SpModel, batch: tuple[Tensor, Tensor, Tensor], precision: str, names: list[str]
 ) -> dict[str, Callable[[], Tensor]]:
-    """Functions that make a loss and its gradients, by name."""
+    """Functions that compute the loss and its gradients, by name."""
     image_units, tokens, owner = batch
     reference, pad = git_from(model), model.config.vocabulary.pad
     encoder = reference.git.image_encoder
@@ -110,7 +108,7 @@ def make_calls(
 def measure(
     config: ModelConfig, device: torch.device, options: "BenchTrainConfig", precision: str
 ) -> list[dict[str, Any]]:
-    """Rows of figures for one precision.
+    """Return rows of figures for one precision.
 
     Raises:
         ValueError: The losses differ.

@@ -1,10 +1,10 @@
-"""Time a unit vocoder: seconds of speech made in a second.
+"""Time a unit vocoder: seconds of speech synthesized per second.
 
     python tools/bench/vocoder.py [--vocoder NAME_OR_PATH] [--json]
 
 Without `--vocoder`, random weights of the published LJSpeech size are timed: 200 units, rates
 5 4 4 2 2, 512 channels, residual blocks of kernels 3 7 11 with dilations 1 3 5. Weights do not
-change the time.
+affect the time.
 """
 
 import json
@@ -59,7 +59,7 @@ def published_size(num_units: int = 200, channels: int = 512, width: int = 128) 
 
 
 def measure(vocoder: Vocoder, num_clips: int, clip_s: float, rounds: int) -> dict[str, Any]:
-    """Seconds of speech a second, by the clock and by the cores' own time; medians of rounds."""
+    """Seconds of speech per second of wall-clock and of processor time; medians of rounds."""
     random = np.random.default_rng(0)
     frames = max(1, round(clip_s * RATE_HZ / FRAME_SAMPLES))
     units = [random.integers(0, vocoder.num_units, frames) for _ in range(num_clips)]
@@ -107,7 +107,7 @@ class BenchVocoderConfig:
     """Print one JSON row per case only."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError where a number is not positive."""
+        """Raise ValueError if a number is not positive."""
         if min(self.clips, self.rounds, self.threads) < 1 or self.clip_s <= 0:
             raise ValueError("--clips, --rounds, --threads and --clip-s must be positive")
 
@@ -139,7 +139,7 @@ def _run(config: BenchVocoderConfig) -> None:
                     f"{row['vocoder']:>16}  {precision}  {row['device']}"
                     f"  {row['threads']} threads  {row['clips']} x {row['clip_s']} s:"
                     f"  {row['times_real_time']} x real time,"
-                    f" {row['times_real_time_of_a_core']} x on one core's own time",
+                    f" {row['times_real_time_of_a_core']} x real time per core",
                     flush=True,
                 )
     finally:

@@ -1,7 +1,7 @@
-"""The frames of all clips of a source: their features, and their phones where labels are given.
+"""Features of all frames of a source's clips, with phones if labels are given.
 
-Clips are read one after another and encoded a few at a time, each on a core of its own, never
-padded; a clip that cannot be read is a row of `rejects` and the next one follows.
+Clips are read in order and encoded in small groups, each clip on its own core and unpadded. A clip
+that cannot be read becomes a row of `rejects`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -23,30 +23,30 @@ from im2sp.pipeline.speech_tokenizer.encoder import FIRST_FRAME_SAMPLES, FRAME_S
 from im2sp.pipeline.speech_tokenizer.tokenizer import CHUNK_SAMPLES, RATE_HZ
 from im2sp.tools.evaluation.unit_quality import NO_PHONE, PhoneLabels
 
-# What is encoded together, and so the most features that wait: 10,000 frames and a chunk's.
+# Samples encoded together; bounds the features in memory to 10,000 frames and one chunk.
 GROUP_SAMPLES = 3_200_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clips:
-    """The spoken clips of a source."""
+    """Speech clips of a source."""
 
     kind: str
-    """Of the source; see `SourceListing`."""
+    """Kind of the source; see `SourceListing`."""
     split: str | None
-    """The split that was taken; None for all."""
+    """Selected split; None for all."""
     sha256: str
-    """Of the listing: changes when the source's names do."""
+    """Hash of the listing; changes with the names in the source."""
     utterances: list[Utterance]
-    """The clips, in the order of the source."""
+    """Clips in the order of the source."""
     rejects: list[dict[str, str]]
-    """`{"file", "reason"}` of sound that belongs nowhere, as two files of one name."""
+    """`{"file", "reason"}` of unusable audio, such as two files with one name."""
 
     @classmethod
     def of(
         cls, source: Path, *, audio_root: Path | None = None, split: str | None = None
     ) -> "Clips":
-        """List them; a picture that cannot be used does not matter.
+        """List the clips of a source, ignoring unusable images.
 
         Raises:
             SourceError: As `list_source`, or no clips (of that split).
@@ -75,13 +75,13 @@ class Clips:
 
 
 class FeatureReader:
-    """Reads clips to features.
+    """Reader from clips to features.
 
     Attributes:
-        rejects: `{"file", "reason"}` of what could not be used so far, clips and labels.
-        num_clips: Clips that were read.
-        num_labelled: Those of them with phones.
-        num_samples: Their samples at 16 kHz.
+        rejects: `{"file", "reason"}` of unusable clips and labels so far.
+        num_clips: Clips read so far.
+        num_labelled: Clips read so far that have phones.
+        num_samples: Samples read so far, at 16 kHz.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class FeatureReader:
         max_audio_s: float = DEFAULT_MAX_SECONDS,
         quiet: bool = True,
     ) -> None:
-        """Take (1, S) float32 samples at 16 kHz to (1, T, D) float32 features by `encode`."""
+        """Take `encode`: (1, S) float32 samples at 16 kHz -> (1, T, D) float32 features."""
         self.rejects: list[dict[str, str]] = []
         self.num_clips = self.num_labelled = self.num_samples = 0
         self._encode = encode
@@ -104,10 +104,10 @@ class FeatureReader:
     def read(
         self, utterances: Iterable[Utterance]
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-        """Features (T, D) and numbers of phones (T,) of each clip, in order.
+        """Yield features (T, D) and phone numbers (T,) of each clip, in order.
 
-        Clips over 1,600,000 samples come as chunks of that length, as they are tokenized. A frame
-        has the phone at the middle of its 400 samples; NO_PHONE where none is known.
+        Clips over 1,600,000 samples are split into chunks of that length, as in tokenizing. A
+        frame's phone is the one at the middle of its 400 samples, or NO_PHONE.
         """
         group: list[_Chunk] = []
         for utterance in tqdm(utterances, desc="features", unit=" clips", disable=self._quiet):
@@ -135,7 +135,7 @@ class FeatureReader:
         ]
 
     def _phones(self, name: str, frames: list[int]) -> list[NDArray[np.int64]]:
-        """(T,) numbers of phones of each chunk."""
+        """(T,) phone numbers of each chunk."""
         if self._labels is None or not self._labels.has(name):
             return [np.full(count, NO_PHONE, np.int64) for count in frames]
         try:
@@ -176,5 +176,5 @@ class _Chunk:
 
 
 def frame_times_s(count: int) -> NDArray[np.float64]:
-    """(count,) the middle of each frame's 400 samples, in seconds from the chunk's begin."""
+    """(count,) middle of each frame's 400 samples, in seconds from the start of the chunk."""
     return (np.arange(count) * FRAME_SAMPLES + FIRST_FRAME_SAMPLES / 2) / RATE_HZ

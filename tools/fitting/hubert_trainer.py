@@ -1,9 +1,9 @@
-"""Masked prediction of frame targets, as HuBERT is trained; `fit_speech_tokenizer` is the program.
+"""HuBERT training by masked prediction of frame targets, for `fit_speech_tokenizer`.
 
-Follows Hsu et al., "HuBERT" (2021): spans of frames are hidden behind a learned vector, and each
-frame's target cluster is told from the cosine with the clusters' embeddings. Here the model hears
-a disturbed clip and the targets come from the clean one, and the frames that are not hidden count
-as well, so that a small model learns soon and its features do not follow the noise.
+Follows Hsu et al., "HuBERT" (2021): spans of frames are masked by a learned vector, and each
+frame's target cluster is predicted from the cosine with the clusters' embeddings. Unlike there, the
+input is a distorted clip with targets from the clean one, and unmasked frames also count in the
+loss, so that a small model learns faster and its features are robust to noise.
 """
 
 import math
@@ -21,7 +21,7 @@ from transformers import HubertConfig, HubertModel
 from im2sp.tools.fitting.speech_corpus import Corpus, disturb
 
 HOP_SAMPLES = 320
-# Samples after the last frame's own 320 that it sees.
+# Samples beyond the hop of 320 that a frame covers.
 TAIL_SAMPLES = 80
 CODE_WIDTH = 128
 TEMPERATURE = 0.1
@@ -31,7 +31,7 @@ WARM_UP_STEPS = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What is trained and how; kept in the card."""
+    """Model sizes and training settings; recorded in the card."""
 
     width: int = 256
     """Width of the transformer; heads are 64 wide, the MLP is four times as wide."""
@@ -58,7 +58,7 @@ class Recipe:
 
 
 class MaskedPredictor(nn.Module):
-    """A HuBERT with the embeddings of the clusters it predicts."""
+    """A HuBERT with embeddings of the target clusters."""
 
     def __init__(self, recipe: Recipe, num_clusters: int) -> None:
         super().__init__()
@@ -73,14 +73,14 @@ class MaskedPredictor(nn.Module):
         """(B, S) float32 and (B, T) bool -> (B, T, clusters) float32 logits."""
         features = self.hubert(clips, mask_time_indices=is_hidden).last_hidden_state
         with torch.autocast(clips.device.type, enabled=False):
-            told = F.normalize(self.project(features.float()), dim=-1)
-            return told @ F.normalize(self.codes, dim=-1).T / TEMPERATURE
+            predicted = F.normalize(self.project(features.float()), dim=-1)
+            return predicted @ F.normalize(self.codes, dim=-1).T / TEMPERATURE
 
 
 def _convolve(convolution: nn.Conv1d, x: Tensor) -> Tensor:
-    """A wide grouped convolution, (B, D, T) -> (B, D, T + 1), by Fourier transforms.
+    """Grouped convolution with a wide kernel by FFT, (B, D, T) -> (B, D, T + 1).
 
-    On a CPU it takes a fifth of the time that torch's own takes, forwards and backwards.
+    On a CPU, forward and backward take a fifth of the time of torch's convolution.
     """
     groups, kernel, before = (
         convolution.groups,
@@ -104,14 +104,14 @@ def _convolve(convolution: nn.Conv1d, x: Tensor) -> Tensor:
 
 
 def kernel_padding(convolution: nn.Conv1d) -> int:
-    """Zeros before the first frame."""
+    """Number of zeros before the first frame."""
     padding = convolution.padding[0]
     assert isinstance(padding, int)
     return padding
 
 
 def model_config(recipe: Recipe) -> HubertConfig:
-    """Transformers' settings of a recipe's model."""
+    """Configuration of a recipe's model in transformers."""
     return HubertConfig(
         hidden_size=recipe.width,
         num_hidden_layers=recipe.num_layers,
@@ -129,7 +129,7 @@ def model_config(recipe: Recipe) -> HubertConfig:
 
 
 class Trainer:
-    """The model and its optimizer in one stage: the targets do not change."""
+    """Model and optimizer of one stage, with fixed targets."""
 
     def __init__(self, recipe: Recipe, num_clusters: int, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
@@ -145,31 +145,31 @@ class Trainer:
         self.step = 0
 
     def train_step(self, clips: Tensor, targets: Tensor, progress: float) -> dict[str, float]:
-        """One step on clean crops.
+        """Run one step on clean crops.
 
         Args:
             clips: (B, S) float32, `crop_frames` frames each.
             targets: (B, T) int64 clusters.
-            progress: Share of the stage's time that is gone.
+            progress: Elapsed share of the stage's time.
 
         Returns:
-            `loss`, and the shares of `hidden` and `seen` frames whose cluster was told rightly.
+            `loss`, and the accuracies on masked (`hidden`) and unmasked (`seen`) frames.
         """
         rate = self.recipe.rate * min(1.0, (self.step + 1) / WARM_UP_STEPS)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * (0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, progress))))
         generator = torch.Generator().manual_seed(self.recipe.seed + (self.step << 20))
         is_hidden = draw_mask(targets.shape, self.recipe.mask_share, generator)
-        heard = disturb(clips, generator).to(self.device)
+        distorted = disturb(clips, generator).to(self.device)
         targets, is_hidden = targets.to(self.device), is_hidden.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16), sdpa_kernel(self._attention):
-            logits = self.model(heard, is_hidden)
+            logits = self.model(distorted, is_hidden)
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
         losses = losses.view_as(targets)
         weight = self.recipe.hidden_weight
         loss = weight * losses[is_hidden].mean() + (1 - weight) * losses[~is_hidden].mean()
         if not torch.isfinite(loss):
-            raise ValueError(f"the loss is {loss.item()} at step {self.step}; lower the rate")
+            raise ValueError(f"loss is {loss.item()} at step {self.step}; lower the learning rate")
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -183,7 +183,7 @@ class Trainer:
         }
 
     def state(self) -> dict[str, Any]:
-        """All that a later run needs to go on."""
+        """State to resume from."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -191,14 +191,14 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take a `state()` over."""
+        """Restore a `state()`."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
 
 
 def draw_mask(shape: tuple[int, ...], share: float, generator: torch.Generator) -> Tensor:
-    """(B, T) bool: spans of ten frames, each frame the first of one with probability `share`."""
+    """(B, T) bool mask of spans of ten frames, which start at a frame with probability `share`."""
     starts = torch.rand(shape, generator=generator) < share
     spans = [F.pad(starts, (shift, 0))[:, : shape[1]] for shift in range(MASK_FRAMES)]
     is_hidden = torch.stack(spans).any(0)
@@ -208,7 +208,7 @@ def draw_mask(shape: tuple[int, ...], share: float, generator: torch.Generator) 
 
 
 class Crops:
-    """Crops of a corpus with the targets of their frames."""
+    """Random crops of a corpus with their frame targets."""
 
     def __init__(self, corpus: Corpus, targets: np.ndarray, recipe: Recipe) -> None:
         self.corpus, self.targets, self.recipe = corpus, targets, recipe
@@ -216,9 +216,9 @@ class Crops:
         self.machine, self.recordings = np.flatnonzero(~is_recording), np.flatnonzero(is_recording)
 
     def draw(self, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Clips (B, S) float32 and targets (B, T) int64.
+        """Draw clips (B, S) float32 and targets (B, T) int64.
 
-        A crop begins anywhere in a clip; where that ends first, another clip of its kind follows.
+        A crop starts anywhere in a clip; if the clip ends first, another clip of its kind follows.
         """
         num_frames = self.recipe.crop_frames
         size = self.recipe.batch_size

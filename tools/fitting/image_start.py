@@ -1,16 +1,16 @@
 """Initial weights of an image tokenizer, from PCA and k-means of patches.
 
 A ViT-VQGAN trained from random weights spends hours on a CPU before it beats plain vector
-quantisation of patches. This starts *at* vector quantisation, to a few hundredths of a dB:
+quantisation of patches. These weights start *at* vector quantisation, to a few hundredths of a dB:
 
 1. Patches of 8x8 pixels are projected to their first C - 1 principal components; k-means of the
    projections gives the codebook. A constant is appended to each projection, so that the
    L2-normalised code (the published quantiser compares directions) keeps its length.
 2. The encoder's patch embedding writes those C numbers into directions of the residual stream that
-   are orthogonal to all positions, `pre_quant` reads them, and every block adds nothing at first
+   are orthogonal to all positions, `pre_quant` reads them, and every block initially adds nothing
    (its last Linear is zero). The decoder is the same in reverse.
-3. Heads of the first three blocks begin by looking at the eight neighbours and at those two steps
-   away. With sin-cos positions, a shift of the grid is a rotation, which a head can hold exactly.
+3. Heads of the first three blocks initially attend to the eight neighbours and to patches two steps
+   away. With sin-cos positions, a grid shift is a rotation, which a head can represent exactly.
 """
 
 import math
@@ -27,10 +27,10 @@ from im2sp.tools.fitting.kmeans import fit_kmeans
 PATCH_PX = 8
 # Length of the constant beside the projections, in units of their root mean square length.
 CONSTANT = 4.0
-# The residual stream: length of the projections and of the constant direction.
+# Residual stream: length of the projections and of the constant direction.
 ENCODER_SCALE, ENCODER_CONSTANT = 4.0, 14.0
 DECODER_SCALE, DECODER_CONSTANT = 1.0, 20.0
-# How sharply a neighbour head looks, and how many of the fastest frequencies it uses.
+# Sharpness of the neighbour heads, and how many of the fastest frequencies they use.
 SHARPNESS, NUM_FREQUENCIES = 5.0, 16
 NEIGHBOURS = (
     ((1, 0), (-1, 0), (0, 1), (0, -1)),
@@ -46,9 +46,9 @@ class PatchStatistics:
     mean: Tensor
     """(192,) float32, mean patch in [0, 1], channels first."""
     components: Tensor
-    """(192, C - 1) float32, orthonormal, by falling variance."""
+    """(192, C - 1) float32, orthonormal, by decreasing variance."""
     centroids: Tensor
-    """(codes, C - 1) float32, of k-means of the projections."""
+    """(codes, C - 1) float32, k-means centroids of the projections."""
     scale: float
     """Root mean square length of a projection."""
 
@@ -68,13 +68,13 @@ def sample_patches(images: np.ndarray, num_patches: int, generator: np.random.Ge
 def fit_patches(
     patches: Tensor, *, num_codes: int, code_width: int, num_rounds: int, seed: int
 ) -> PatchStatistics:
-    """PCA, then k-means of the projections.
+    """Fit PCA, then k-means of the projections.
 
     Args:
         patches: (n, 192) float32.
-        num_codes: Centroids.
-        code_width: C; one of them is the constant.
-        num_rounds: Iterations of k-means, at most.
+        num_codes: Number of centroids.
+        code_width: C, including the constant.
+        num_rounds: Maximum iterations of k-means.
         seed: Random seed of the first centroids.
 
     Raises:
@@ -99,12 +99,12 @@ def fit_patches(
 
 @torch.no_grad()
 def start_network(network: ViTVQGAN, statistics: PatchStatistics, *, seed: int) -> None:
-    """Fill a network so that it computes the vector quantisation of `statistics`.
+    """Initialise a network to compute the vector quantisation of `statistics`.
 
     Args:
-        network: Both stacks at least C wider than the rank of their positions.
-        statistics: Of as many codes as the network has, C - 1 wide.
-        seed: For the directions and the Linears of the blocks.
+        network: Network; both stacks at least C wider than the rank of their positions.
+        statistics: Statistics with the network's number of codes, C - 1 wide.
+        seed: Random seed of the directions and of the blocks' Linears.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = F.normalize(
@@ -145,7 +145,7 @@ def _start_decoder(
     post_quant.weight.copy_(torch.cat([projections, basis[-1:] * DECODER_CONSTANT]).T)
     post_quant.bias.zero_()
     _start_blocks(decoder.transformer, generator)
-    # The final LayerNorm bends lengths a little, so the way to pixels is fitted, not derived.
+    # The final LayerNorm changes lengths slightly, so the map to pixels is fitted, not derived.
     codes = network.quantizer.embedding.weight
     place = torch.randint(0, len(positions), (len(codes),), generator=generator)
     normed = decoder.transformer.norm(post_quant(codes) + positions[place])
@@ -157,7 +157,7 @@ def _start_decoder(
     assert isinstance(convolution, nn.ConvTranspose2d)
     assert convolution.bias is not None
     convolution.bias.copy_(bias.mean(1))
-    # What a bias a channel cannot say goes through the direction that is constant.
+    # Parts that a bias per channel cannot represent use the constant direction.
     constant = inputs[:, -2].mean().float()
     solution[-2] += (bias - bias.mean(1, keepdim=True)).flatten() / constant
     convolution.weight.copy_((basis.T @ solution[:-1]).view_as(convolution.weight))
@@ -167,7 +167,7 @@ def free_directions(positions: Tensor, count: int, generator: torch.Generator) -
     """Orthonormal (count, D), orthogonal to all positions (N, D) and to the mean of channels.
 
     Raises:
-        ValueError: The positions leave fewer directions.
+        ValueError: The positions leave fewer free directions.
     """
     width = positions.shape[1]
     taken = torch.cat([positions.double(), torch.ones(1, width, dtype=torch.double)])
@@ -197,10 +197,10 @@ def _start_blocks(transformer: Transformer, generator: torch.Generator) -> None:
 
 
 def _look_at_neighbours(attention: Attention, offsets: tuple[tuple[int, int], ...]) -> None:
-    """Let each head attend to the patch `offset` (columns, rows) away.
+    """Make each head attend to the patch `offset` (columns, rows) away.
 
-    A key is the fastest sines and cosines of its position; a query is those of its own position
-    plus the offset, which is a rotation of them. Their product peaks where the two agree.
+    A key consists of the fastest sines and cosines of its position, a query of those of its
+    position plus the offset (a rotation). Their product is largest if the two agree.
     """
     width = attention.to_qkv.in_features
     quarter = width // 4

@@ -1,4 +1,4 @@
-"""One step of training an image tokenizer; `fit_image_tokenizer` is the program around it."""
+"""Training steps of an image tokenizer, for `fit_image_tokenizer`."""
 
 import math
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ from im2sp.tools.fitting.image_start import (
 
 GRID = 28
 WARM_UP_STEPS = 50
-# The rate is constant for this share of the time, then falls to zero in a straight line.
+# The learning rate is constant for this share of the time, then falls linearly to zero.
 CONSTANT_SHARE = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What is trained and how; kept in the card and in the weights' metadata."""
+    """Network sizes and training settings; recorded in the card and the weights' metadata."""
 
     width: int
     """Width of both stacks; heads are 64 wide, the MLP is four times as wide."""
@@ -38,15 +38,15 @@ class Recipe:
     decoder_depth: int
     """Blocks of the decoder."""
     batch_size: int
-    """Crops a step; whole pictures come in batches of the same number of patches."""
+    """Crops per step; batches of whole images have the same number of patches."""
     crop_patches: int
     """Side of a crop."""
     block_rate: float
     """Learning rate of Muon for the decoder's blocks."""
     encoder_rate_factor: float
-    """The encoder's blocks learn at this share of `block_rate`, so that codes can follow."""
+    """Learning rate of the encoder's blocks relative to `block_rate`, so that codes can follow."""
     other_rate: float
-    """Learning rate of AdamW for what touches pixels and codes; norms and biases get ten times."""
+    """Learning rate of AdamW for layers at pixels and codes; ten times for norms and biases."""
     commitment: float
     """Weight of the distance between features and codes."""
     decay: float
@@ -58,7 +58,7 @@ class Recipe:
 
 
 class Trainer:
-    """The network, its optimizers and the moving averages of its codes."""
+    """Network, optimizers and moving averages of the codes."""
 
     def __init__(self, recipe: Recipe, statistics: PatchStatistics, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
@@ -72,7 +72,7 @@ class Trainer:
         average = recipe.batch_size * recipe.crop_patches**2 / len(self.codes)
         self.counts = torch.full((len(self.codes),), average, device=device)
         self.sums = self.codes.detach().clone() * average
-        # One unit of squared distance between directions, as squared error a pixel value.
+        # Squared error per pixel value of one unit of squared distance between directions.
         self.code_unit = statistics.scale**2 * (CONSTANT**2 + 1) / (3 * PATCH_PX**2)
         self.step = 0
 
@@ -112,7 +112,7 @@ class Trainer:
         return muon, adamw
 
     def train_step(self, pixels: Tensor, origin: tuple[int, int], progress: float) -> float:
-        """One step on (B, 3, S, S) float32; returns the mean squared error."""
+        """Run one step on (B, 3, S, S) float32; return the mean squared error."""
         rate = min(1.0, (self.step + 1) / WARM_UP_STEPS)
         if progress > CONSTANT_SHARE:
             rate *= max(0.0, 1 - progress) / (1 - CONSTANT_SHARE)
@@ -133,7 +133,7 @@ class Trainer:
         loss.backward()
         value = error.item()
         if not math.isfinite(value):
-            raise ValueError(f"the loss is {value} at step {self.step}; lower the rates")
+            raise ValueError(f"loss is {value} at step {self.step}; lower the learning rates")
         for optimizer in (self.muon, self.adamw):
             optimizer.step()
             optimizer.zero_grad()
@@ -157,7 +157,7 @@ class Trainer:
             self.sums[dead] = drawn * 0.3 * average
 
     def state(self) -> dict[str, Any]:
-        """All that a later run needs to go on."""
+        """State to resume from."""
         return {
             "network": self.network.state_dict(),
             "muon": self.muon.state_dict(),
@@ -168,7 +168,7 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take a `state()` over."""
+        """Restore a `state()`."""
         self.network.load_state_dict(state["network"])
         self.muon.load_state_dict(state["muon"])
         self.adamw.load_state_dict(state["adamw"])
@@ -178,7 +178,7 @@ class Trainer:
 
 
 def network_config(recipe: Recipe) -> ViTVQGANConfig:
-    """The sizes of a recipe's network."""
+    """Configuration of a recipe's network."""
     encoder, decoder = (
         TransformerConfig(
             width=recipe.width,
@@ -192,7 +192,7 @@ def network_config(recipe: Recipe) -> ViTVQGANConfig:
 
 
 def nearest_codes(features: Tensor, codes: Tensor) -> Tensor:
-    """(M, C), (codes, C) -> (M,) int64; the code of the largest product."""
+    """(M, C), (codes, C) -> (M,) int64: code with the largest product."""
     if features.device.type != "cpu":
         return (features @ codes.T).argmax(-1)
     parts = features.split(512)

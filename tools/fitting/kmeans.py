@@ -18,7 +18,7 @@ PIECE_ROWS = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class KMeansFit:
-    """Fitted centroids (K, D) float32, mean squared distance of a row, iterations."""
+    """Fitted centroids (K, D) float32, mean squared distance per row, iterations."""
 
     centroids: Tensor
     inertia: float
@@ -36,17 +36,17 @@ def fit_kmeans(
     allow_duplicates: bool = False,
     quiet: bool = True,
 ) -> KMeansFit:
-    """Fit K centroids to rows (n, D); the same on the same number of threads.
+    """Fit K centroids to rows (n, D); reproducible for a fixed number of threads.
 
     Args:
         rows: Finite floats in memory.
         num_centroids: K.
         seed: Random seed of the starts.
-        restarts: Starts, of which the one with the least inertia is kept.
-        max_rounds: Lloyd's iterations of each start, at most.
-        init: First centroids; k-means++ is slow for thousands of them.
-        allow_duplicates: With fewer distinct rows than centroids, make the others of drawn rows.
-        quiet: Do not log what is fitted.
+        restarts: Number of starts; the one with the least inertia is kept.
+        max_rounds: Maximum Lloyd iterations per start.
+        init: Choice of initial centroids; k-means++ is slow for thousands of them.
+        allow_duplicates: With fewer distinct rows than centroids, fill up with drawn rows.
+        quiet: Do not log.
 
     Raises:
         ValueError: Fewer (distinct) rows than centroids, rows that are not finite floats, settings
@@ -82,7 +82,7 @@ def fit_kmeans(
         except ConvergenceWarning as error:
             raise ValueError(f"k-means: {error} Give more data or fewer centroids") from None
     centroids = torch.from_numpy(model.cluster_centers_.astype(np.float32))
-    # scikit-learn leaves arbitrary values in centroids that no row belongs to.
+    # scikit-learn leaves arbitrary values in centroids without rows.
     is_unused = torch.bincount(torch.from_numpy(model.labels_).long(), minlength=num_centroids) == 0
     drawn = np.random.default_rng(seed).permutation(len(table))[: int(is_unused.sum())]
     centroids[is_unused] = table[torch.from_numpy(drawn)].float()
@@ -96,7 +96,7 @@ def fit_kmeans(
 def nearest_centroids(rows: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     """(n, D) float32 -> ids (n,) int64 of the nearest of (K, D) centroids, and squared distances.
 
-    Of centroids equally far, the first.
+    Ties go to the first centroid.
     """
     half_lengths = centroids.square().sum(1) / 2
     ids, distances = [], []
@@ -110,7 +110,7 @@ def nearest_centroids(rows: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
 class Reservoir:
     """Uniform sample of at most `capacity` of `num_seen` rows, each with a tag (algorithm R).
 
-    It depends on the seed and the order of the rows, not on how they are split into batches.
+    The sample depends on the seed and the order of the rows, not on the batches.
     """
 
     def __init__(self, capacity: int, *, seed: int) -> None:
@@ -120,14 +120,14 @@ class Reservoir:
         self._tags = np.empty(capacity, np.int64)
 
     def add(self, rows: NDArray[np.float32], tags: NDArray[np.int64]) -> None:
-        """Pass rows (n, D) and their tags (n,)."""
+        """Offer rows (n, D) and their tags (n,)."""
         if not self.num_seen:
             self._rows = np.empty((self.capacity, rows.shape[1]), np.float32)
         places = np.arange(self.num_seen, self.num_seen + len(rows))
         late = places >= self.capacity
         places[late] = self._random.integers(0, places[late] + 1)
         kept = places < self.capacity
-        # Of several rows for one place the last stays, as numpy assigns.
+        # If several rows have one place, numpy keeps the last.
         self._rows[places[kept]], self._tags[places[kept]] = rows[kept], tags[kept]
         self.num_seen += len(rows)
 

@@ -1,8 +1,8 @@
-"""A corpus of speech in one memory-mapped file: captions spoken by flite, and recordings.
+"""Training speech: a memory-mapped corpus of synthesized captions and recordings, and distortions.
 
-A corpus is a folder: `samples.int16` (all clips one after the other), `labels.uint8` (the phone of
-each frame) and `clips.json` (where each clip lies and what it is). The same captions, seed and
-flite make the same corpus.
+A corpus is a folder: `samples.int16` (all clips, concatenated), `labels.uint8` (phone of each
+frame) and `clips.json` (position and origin of each clip). The same captions, seed and flite give
+the same corpus. `disturb` adds reverberation, filters, second voices and noise to batches of clips.
 """
 
 import itertools
@@ -22,35 +22,40 @@ from im2sp.shards.files import atomic_file
 from im2sp.tools.engines.flite import RATE_HZ, VOICES, FliteError, Spoken, speak
 
 UNLABELLED = 255
-"""Label of the frames of recordings, whose phones nobody has marked."""
-# Mean pitches of the voices' own speech lie between 105 and 170 Hz.
+"""Label of frames of recordings, whose phones are unknown."""
+# The voices' own mean pitches are between 105 and 170 Hz.
 PITCH_RANGE_HZ = (85.0, 240.0)
 STRETCH_RANGE = (0.8, 1.25)
-# Played faster, a voice is higher and its throat shorter.
+# Faster playback raises the pitch and shortens the vocal tract.
 SPEED_RANGE = (0.85, 1.2)
+REVERB_SHARE = 0.3
+TONE_SHARE = 0.4
+VOICE_SHARE = 0.15
+NOISE_SHARE = 0.75
+NOISE_RANGE_DB = (8.0, 32.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """Where a clip lies in the files of its corpus, and what it is."""
+    """Position and origin of a clip in its corpus."""
 
     name: str
-    """The caption's number and the voice, or the recording's name."""
+    """Number of the caption and voice, or name of the recording."""
     start: int
     """First sample."""
     num_samples: int
     """Samples at 16 kHz."""
     first_frame: int
-    """First of its frames in `labels.uint8`."""
+    """Index of its first frame in `labels.uint8`."""
     num_frames: int
-    """Its frames of 20 ms: one unit each."""
+    """Frames of 20 ms: one unit each."""
     is_recording: bool
-    """A recorded voice, whose phones are not known."""
+    """True for a recording, whose phones are unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manner:
-    """How a caption is spoken."""
+    """Voice settings of a synthesized caption."""
 
     voice: str
     stretch: float = 1.0
@@ -59,10 +64,10 @@ class Manner:
 
 
 def read_captions(path: Path, split: str) -> list[str]:
-    """All captions of a split of a Karpathy file, in its order.
+    """Captions of a split of a Karpathy file, in its order.
 
     Raises:
-        ValueError: It is no such file, or has no caption of this split.
+        ValueError: It is not such a file, or has no caption of this split.
     """
     try:
         images = json.loads(path.read_bytes())["images"]
@@ -73,14 +78,14 @@ def read_captions(path: Path, split: str) -> list[str]:
             for sentence in image["sentences"]
         ]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: no Karpathy file with captions ({error!r})") from None
+        raise ValueError(f"{path}: not a Karpathy file with captions ({error!r})") from None
     if not captions:
         raise ValueError(f"{path}: holds no captions of the split {split!r}")
     return captions
 
 
 def draw_manner(generator: np.random.Generator) -> Manner:
-    """A voice with its own tempo, pitch and size."""
+    """Draw a voice, tempo, pitch and speed."""
     voice = VOICES[int(generator.integers(len(VOICES)))]
     stretch, speed = (
         float(np.exp(generator.uniform(*np.log(bounds)))) for bounds in (STRETCH_RANGE, SPEED_RANGE)
@@ -96,7 +101,7 @@ def draw_manner(generator: np.random.Generator) -> Manner:
 
 
 def speak_in_manner(text: str, manner: Manner) -> tuple[np.ndarray, np.ndarray]:
-    """A caption's samples (S,) int16 and phones (T,) uint8."""
+    """Synthesize a caption: samples (S,) int16 and phones (T,) uint8."""
     spoken = speak(text, manner.voice, stretch=manner.stretch, pitch_hz=manner.pitch_hz)
     if manner.speed != 1.0:
         samples = soxr.resample(spoken.samples, RATE_HZ, RATE_HZ / manner.speed)
@@ -114,14 +119,14 @@ def make_corpus(
     num_threads: int = 2,
     quiet: bool = False,
 ) -> "Corpus":
-    """Speak captions, each in its manner, add recordings, and write the corpus.
+    """Synthesize captions, each in its manner, add recordings, and write the corpus.
 
     Args:
-        folder: Where to write; made if need be.
-        captions: Texts; one that flite cannot say is left out.
-        manners: One a caption.
+        folder: Output folder, created if missing.
+        captions: Texts; those without speech from flite are skipped.
+        manners: One per caption.
         recordings: Names and (S,) float32 waveforms at 16 kHz.
-        num_threads: flite processes at a time.
+        num_threads: Parallel flite processes.
         quiet: No progress bar.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,7 +166,7 @@ def _spoken(
         try:
             return speak_in_manner(captions[number], manners[number])
         except FliteError:
-            if number == 0:  # not this caption's fault
+            if number == 0:  # the failure is not specific to this caption
                 raise
             return None
 
@@ -185,8 +190,8 @@ class Corpus:
     """A corpus on disk, opened for reading.
 
     Attributes:
-        clips: All of its clips in order.
-        hours: Of sound.
+        clips: All clips in order.
+        hours: Duration of the audio.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -200,39 +205,32 @@ class Corpus:
         return len(self.clips)
 
     def waveform(self, number: int) -> np.ndarray:
-        """(S,) float32 in [-1, 1) of a clip."""
+        """(S,) float32 samples of a clip, in [-1, 1)."""
         clip = self.clips[number]
         part = self._samples[clip.start : clip.start + clip.num_samples]
         return part.astype(np.float32) / 32768
 
     def labels(self, number: int) -> np.ndarray:
-        """(T,) uint8: places in `flite.PHONES`, or `UNLABELLED`."""
+        """(T,) uint8: indices in `flite.PHONES`, or `UNLABELLED`."""
         clip = self.clips[number]
         return np.array(self._labels[clip.first_frame : clip.first_frame + clip.num_frames])
 
 
-ROOM_SHARE = 0.3
-TONE_SHARE = 0.4
-VOICE_SHARE = 0.15
-NOISE_SHARE = 0.75
-NOISE_RANGE_DB = (8.0, 32.0)
-
-
 def disturb(clips: Tensor, generator: torch.Generator) -> Tensor:
-    """Clips as they might have been recorded: (B, S) float32 in and out.
+    """Simulate recording conditions of clips, (B, S) float32 -> (B, S) float32.
 
-    Some get the echo of a room, some another tone, some a second, quieter voice for a while (of
-    another clip of the batch), most a noise of some colour; a few stay as they are.
+    Random subsets get reverberation, a filter, a quieter second voice for a part of the clip (from
+    another clip of the batch), and coloured noise; a few clips are unchanged.
     """
     num_samples = clips.shape[1]
-    rooms = _rooms(len(clips), generator)
-    # Transforms of such sizes are quick.
-    size = -(-(num_samples + rooms.shape[1]) // 4096) * 4096
-    spectra = torch.fft.rfft(clips, size) * torch.fft.rfft(rooms, size)
+    responses = _reverberations(len(clips), generator)
+    # FFTs of these sizes are fast.
+    size = -(-(num_samples + responses.shape[1]) // 4096) * 4096
+    spectra = torch.fft.rfft(clips, size) * torch.fft.rfft(responses, size)
     spectra = spectra * _tones(len(clips), spectra.shape[1], generator)
-    heard = torch.fft.irfft(spectra, size)[:, :num_samples]
-    heard = heard + _voices(heard, generator)
-    return heard + _noises(heard, generator)
+    distorted = torch.fft.irfft(spectra, size)[:, :num_samples]
+    distorted = distorted + _voices(distorted, generator)
+    return distorted + _noises(distorted, generator)
 
 
 def add_noise(clip: Tensor, snr_db: float, generator: torch.Generator) -> Tensor:
@@ -246,7 +244,7 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.G
 
 
 def _chosen(count: int, share: float, generator: torch.Generator) -> Tensor:
-    """(B, 1) float32: 1 for about a share of the clips, else 0."""
+    """(B, 1) float32: 1 for a random share of the clips, else 0."""
     return (torch.rand(count, 1, generator=generator) < share).float()
 
 
@@ -261,8 +259,8 @@ def _tones(count: int, num_bins: int, generator: torch.Generator) -> Tensor:
     return 10 ** (_chosen(count, TONE_SHARE, generator) * curve_db[:, 0] / 20)
 
 
-def _rooms(count: int, generator: torch.Generator) -> Tensor:
-    """(B, 0.4 s) impulse responses: the direct sound and noise that dies away."""
+def _reverberations(count: int, generator: torch.Generator) -> Tensor:
+    """(B, 0.4 s) impulse responses: direct sound and decaying noise."""
     num_samples = int(0.4 * RATE_HZ)
     times_s = torch.arange(num_samples) / RATE_HZ
     fall_s = _uniform((count, 1), 0.1, 0.5, generator)
@@ -270,22 +268,22 @@ def _rooms(count: int, generator: torch.Generator) -> Tensor:
     tails[:, : RATE_HZ // 500] = 0
     level = _uniform((count, 1), 0.1, 0.7, generator)
     tails = tails / tails.square().sum(1, keepdim=True).sqrt() * level
-    tails = tails * _chosen(count, ROOM_SHARE, generator)
+    tails = tails * _chosen(count, REVERB_SHARE, generator)
     tails[:, 0] = 1.0
     return tails
 
 
 def _voices(clips: Tensor, generator: torch.Generator) -> Tensor:
-    """The next clip of the batch, 5 to 20 dB quieter, for up to half of the time."""
+    """The next clip of the batch, 5 to 20 dB quieter, for up to half of the duration."""
     num_samples = clips.shape[1]
     level = 10 ** (-_uniform((len(clips), 1), 5.0, 20.0, generator) / 20)
     others = clips.roll(1, 0)
     start = _uniform((len(clips), 1), 0.0, 1.0, generator) * num_samples
     length = _uniform((len(clips), 1), 0.1, 0.5, generator) * num_samples
     place = torch.arange(num_samples)
-    is_heard = (place >= start) & (place < start + length)
+    is_distorted = (place >= start) & (place < start + length)
     gain = level * _rms(clips) / _rms(others) * _chosen(len(clips), VOICE_SHARE, generator)
-    return others * gain * is_heard
+    return others * gain * is_distorted
 
 
 def _noises(clips: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""Targets of masked prediction, one cluster a frame of a corpus, and figures of their quality."""
+"""Targets of masked prediction (one cluster per frame of a corpus) and measures of unit quality."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -34,11 +34,11 @@ HOP_SAMPLES = 160
 FFT_SIZE = 512
 NUM_MELS = 40
 NUM_CEPSTRA = 13
-# Frames on each side that a slope is fitted to.
+# Frames on each side in the fit of a slope.
 SLOPE_REACH = 2
-# A frame of another phone costs 1; of the same phone, up to this for another place in it.
+# A frame of another phone costs 1; one of the same phone at most this, by position in the phone.
 PLACE_COST = 0.2
-# Clips whose features are in memory at once.
+# Number of clips whose features are in memory at once.
 BATCH_CLIPS = 32
 
 Features = Callable[[Tensor], Tensor]
@@ -46,7 +46,7 @@ Features = Callable[[Tensor], Tensor]
 
 
 def hubert_weights(model: MaskedPredictor, layer: int) -> HubertWeights:
-    """The model as it stands up to a layer, counted from 1, as tokenizers take it."""
+    """Copy of the current model up to a layer (counted from 1), in the form of tokenizers."""
     hubert = model.hubert
     tensors = {
         name.replace("parametrizations.weight.original0", "weight_g").replace(
@@ -61,7 +61,7 @@ def hubert_weights(model: MaskedPredictor, layer: int) -> HubertWeights:
 def hubert_features(
     weights: HubertWeights, device: torch.device, dtype: torch.dtype = torch.bfloat16
 ) -> Features:
-    """The features of a HuBERT."""
+    """Feature function of a HuBERT."""
     encoder = HubertEncoder(weights, dtype, device)
     return lambda samples: encoder(samples[None].to(device))[0].cpu()
 
@@ -69,7 +69,7 @@ def hubert_features(
 def features_of_clips(
     corpus: Corpus, numbers: np.ndarray, features: Features, *, snr_db: float | None = None
 ) -> Iterator[Tensor]:
-    """(T, D) of each clip, in order; with white noise `snr_db` below the speech if given."""
+    """Yield features (T, D) of each clip, in order; with white noise at `snr_db` if given."""
     threads = SingleCorePool()
 
     def one(number: int) -> Tensor:
@@ -93,18 +93,18 @@ def make_targets(
     num_sample_clips: int,
     seed: int,
 ) -> np.ndarray:
-    """One cluster each frame of the corpus: (frames,) uint16.
+    """(frames,) uint16: target cluster of each frame of the corpus.
 
-    A caption's targets are those of the same caption in the reference voice, frame by frame along
-    the phones, so that they hold what is said and not who says it. A recording's are its own.
+    Targets of a caption are those of the same caption in the reference voice, aligned by phones,
+    so that they contain the content and not the speaker. Targets of a recording are its own.
 
     Args:
         corpus: Captions in many manners, then recordings.
         reference: The same captions in one voice.
-        features: Of a clip's samples.
-        num_clusters: Centroids, fitted to a sample of the reference's clips.
-        num_sample_clips: Clips in that sample.
-        seed: Of the sample and the centroids.
+        features: Feature function of a clip's samples.
+        num_clusters: Number of centroids, fitted to a sample of the reference's clips.
+        num_sample_clips: Number of clips in that sample.
+        seed: Random seed of the sample and the centroids.
     """
     numbers = np.arange(len(reference))
     drawn = np.sort(np.random.default_rng(seed).permutation(numbers)[:num_sample_clips])
@@ -135,7 +135,7 @@ def make_targets(
 
 
 def _caption_of(clip: Clip) -> str:
-    """The number of the caption that a clip speaks."""
+    """Number of a clip's caption."""
     return clip.name.split()[0]
 
 
@@ -146,15 +146,15 @@ class UnitFigures:
     pnmi: float
     """Phone-normalised mutual information."""
     phone_purity: float
-    """Share of frames whose phone is their unit's most frequent one."""
+    """Share of frames with the most frequent phone of their unit."""
     cluster_purity: float
-    """Share of frames whose unit is their phone's most frequent one."""
+    """Share of frames with the most frequent unit of their phone."""
     survival: float
     """Share of frames whose unit stays the same under white noise at 20 dB."""
     perplexity: float
     """Number of equally frequent units with the same entropy."""
     units_used: int
-    """Units that occur."""
+    """Number of units that occur."""
 
     def as_json(self) -> dict[str, float]:
         """Rounded for cards and logs."""
@@ -162,7 +162,7 @@ class UnitFigures:
 
 
 def measure_units(corpus: Corpus, features: Features, centroids: Tensor) -> UnitFigures:
-    """Units of all labelled clips of a corpus against its phones and against noise."""
+    """Measure the units of all labelled clips of a corpus against phones and noise."""
     numbers = np.arange(len(corpus))
     clean, noisy = (
         np.concatenate(
@@ -189,14 +189,14 @@ def measure_units(corpus: Corpus, features: Features, centroids: Tensor) -> Unit
 
 @dataclass(frozen=True, kw_only=True)
 class VoiceFigures:
-    """Collapsed units of the same captions in several voices: normalised edit distances."""
+    """Normalised edit distances of collapsed units of the same captions in several voices."""
 
     same_text: float
-    """Mean over pairs of voices that say the same caption."""
+    """Mean over pairs of voices with the same caption."""
     same_voice: float
     """Mean over pairs of captions in the same voice."""
     share_closer: float
-    """How often the first is below the second, for a caption, another voice, another caption."""
+    """Share of clips that are closer to their caption in another voice than to another caption."""
 
     def as_json(self) -> dict[str, float]:
         """Rounded for cards and logs."""
@@ -204,11 +204,11 @@ class VoiceFigures:
 
 
 def measure_voices(units: list[np.ndarray], num_voices: int) -> VoiceFigures:
-    """Compare clips that lie caption by caption, each in all voices in the same order.
+    """Compare clips ordered by caption, then by voice.
 
     Args:
         units: Units of each clip, repeats kept.
-        num_voices: Voices of each caption.
+        num_voices: Number of voices of each caption.
     """
     clips = [deduplicate(row)[0] for row in units]
     same_text: list[float] = []
@@ -227,7 +227,7 @@ def measure_voices(units: list[np.ndarray], num_voices: int) -> VoiceFigures:
 
 
 class Cepstra:
-    """13 mel-frequency cepstra with their first and second slopes, one row a HuBERT unit."""
+    """13 mel-frequency cepstra with their first and second slopes, one row per HuBERT frame."""
 
     width = 3 * NUM_CEPSTRA
 
@@ -253,8 +253,8 @@ class Cepstra:
     def __call__(self, samples: Tensor) -> Tensor:
         """(S,) float32 at 16 kHz -> (T, 39) float32, T = (S - 400) // 320 + 1.
 
-        Frames are 25 ms long and begin where the unit's samples begin. The mean over the clip is
-        taken off, as for speech from many rooms and microphones.
+        Frames are 25 ms long and start at the unit's first sample. The mean over the clip is
+        subtracted (cepstral mean normalisation), against differences between recordings.
         """
         frames = samples.unfold(0, WINDOW_SAMPLES, HOP_SAMPLES)
         frames = frames - frames.mean(1, keepdim=True)
@@ -263,29 +263,29 @@ class Cepstra:
         cepstra = (power @ self._filters).clamp(min=1e-7).log() @ self._cosines
         cepstra = cepstra - cepstra.mean(0)
         slopes = _slopes(cepstra)
-        # Units are 20 ms apart, the slopes are best taken from frames 10 ms apart.
+        # Units are 20 ms apart; slopes are more accurate from frames 10 ms apart.
         return torch.cat([cepstra, slopes, _slopes(slopes)], 1)[::2]
 
 
 def _slopes(rows: Tensor) -> Tensor:
-    """(T, D) -> (T, D): the slope over the frames around each, ends repeated."""
+    """(T, D) -> (T, D): slope over the surrounding frames, ends repeated."""
     reach = torch.arange(-SLOPE_REACH, SLOPE_REACH + 1, dtype=rows.dtype)
     padded = torch.cat([rows[:1].expand(SLOPE_REACH, -1), rows, rows[-1:].expand(SLOPE_REACH, -1)])
     return torch.einsum("tdk,k->td", padded.unfold(0, len(reach), 1), reach / reach.square().sum())
 
 
 def align_frames(labels: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Align two readings of the same text: for each frame of one, a frame of the other.
+    """Align two readings of the same text: map each frame of one to a frame of the other.
 
-    The path through both that goes forward only and pairs frames of the same phone, each at about
-    the same place in it, as far as the phones agree (dynamic time warping).
+    Dynamic time warping: the monotonic path that pairs frames of the same phone at similar
+    positions in the phone, as far as the phones agree.
 
     Args:
-        labels: (T,) the phone of each frame, T at least 1.
-        others: (U,) those of the other reading, U at least 1.
+        labels: (T,) phone of each frame, T at least 1.
+        others: (U,) phones of the other reading, U at least 1.
 
     Returns:
-        (T,) ascending, each in [0, U): of the frames that a frame is paired with, the likest one.
+        (T,) ascending, each in [0, U): the best match among the frames that a frame is paired with.
     """
     if not len(labels) or not len(others):
         raise ValueError(f"readings of {len(labels)} and {len(others)} frames; expected at least 1")
@@ -299,7 +299,7 @@ def align_frames(labels: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArra
 
 
 def _places(labels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(T,) where in its phone each frame lies: 0 to 1."""
+    """(T,) position of each frame in its phone: 0 to 1."""
     starts = np.flatnonzero(np.diff(labels, prepend=labels[:1] + np.uint8(1)))
     lengths = np.diff(starts, append=len(labels))
     within = np.arange(len(labels)) - np.repeat(starts, lengths)
@@ -314,7 +314,7 @@ _PLACES = types.Array(types.float32, 1, "C", readonly=True)
     types.float64(_LABELS, _PLACES, _LABELS, _PLACES, types.float64, types.int64, types.int64)
 )
 def _cost(a: Any, a_places: Any, b: Any, b_places: Any, place_cost: Any, i: Any, j: Any) -> Any:
-    """Of pairing frame i with frame j."""
+    """Cost of pairing frame i with frame j."""
     if a[i] != b[j]:
         return 1.0
     return place_cost * abs(a_places[i] - b_places[j])
@@ -322,7 +322,7 @@ def _cost(a: Any, a_places: Any, b: Any, b_places: Any, place_cost: Any, i: Any,
 
 @compiled(types.int64[::1](_LABELS, _PLACES, _LABELS, _PLACES, types.float64))
 def _align(a: Any, a_places: Any, b: Any, b_places: Any, place_cost: Any) -> Any:
-    """For each frame of the first reading, the likest of those it is paired with."""
+    """For each frame of the first reading, the best match among its paired frames."""
     rows, columns = len(a), len(b)
     sums = np.empty((rows, columns), np.float32)
     for i in range(rows):

@@ -1,7 +1,7 @@
-"""What a vocoder learns from: spoken captions or recordings, with their units.
+"""Training data of a vocoder: synthesized captions or recordings, with their units.
 
-A corpus (`speech_corpus`) gets two more files: `texts.json` (what its clips say, where known) and
-`units-*.uint16` (the units of all frames, by the fingerprint of their tokenizer).
+A corpus (`speech_corpus`) gets two more files: `texts.json` (texts of its clips, if known) and
+`units-*.uint16` (units of all frames, named by the fingerprint of their tokenizer).
 """
 
 import json
@@ -23,7 +23,7 @@ from im2sp.tools.fitting.speech_corpus import Corpus, Manner, make_corpus, read_
 from im2sp.tools.fitting.vocoder_trainer import Batch, Recipe
 
 FRAME_SAMPLES = 320
-# Peaks of clips are brought here, as in the published training; units say little of loudness.
+# Peak of normalised clips, as in the published training; units contain little about loudness.
 PEAK = 0.95
 ENCODE_CLIPS = 64
 
@@ -31,7 +31,7 @@ ENCODE_CLIPS = 64
 def speak_captions(
     folder: Path, path: Path, split: str, voice: str, count: int, seed: int
 ) -> Corpus:
-    """A corpus of some captions of a split, drawn by the seed, in one voice; made once."""
+    """Corpus of captions drawn from a split, in one voice; created once."""
     if not (folder / "texts.json").exists():
         captions = read_captions(path, split)
         drawn = np.random.default_rng(seed).permutation(len(captions))[:count]
@@ -52,22 +52,22 @@ def read_recordings(
     audio_root: Path | None = None,
     names: Container[str] | None = None,
 ) -> tuple[Corpus, Corpus]:
-    """Corpora of a source's audio, some clips of it held back; made once.
+    """Corpora of a source's audio, with some clips held out; created once.
 
-    A source is all that `list_source` reads: a folder, a tar, an LJSpeech folder, a manifest.
-    Clips that cannot be read, or are longer than 100 s, are left out with a line on stderr.
+    A source is all that `list_source` reads: a folder, a tar, an LJSpeech folder, a source
+    list. Unreadable clips and clips over 100 s are skipped with a line on stderr.
 
     Args:
-        train_dir: Folder of the corpus to train with.
-        val_dir: Folder of the one that is held back.
-        source: Where the audio is.
-        num_val: Clips to hold back.
-        seed: Which ones.
-        audio_root: As `list_source` takes it.
-        names: Take the clips of these names only.
+        train_dir: Folder of the training corpus.
+        val_dir: Folder of the held-out corpus.
+        source: Source of the audio.
+        num_val: Number of clips to hold out.
+        seed: Random seed of their choice.
+        audio_root: As for `list_source`.
+        names: Use only the clips with these names.
 
     Raises:
-        ValueError: Not more audio than is held back.
+        ValueError: Not more clips than are held out.
     """
     if not ((train_dir / "texts.json").exists() and (val_dir / "texts.json").exists()):
         items = list_source(source, audio_root=audio_root).items
@@ -80,7 +80,7 @@ def read_recordings(
         if len(spoken) <= num_val:
             raise ValueError(
                 f"{source}: {len(spoken)} recordings, expected more than the {num_val} that are"
-                " held back to measure with"
+                " held out for measuring"
             )
         held_back = set(np.random.default_rng(seed).permutation(len(spoken))[:num_val].tolist())
         for folder, is_val in ((train_dir, False), (val_dir, True)):
@@ -94,10 +94,10 @@ def read_recordings(
                     try:
                         waveform = read_audio(utterance.audio, name=utterance.name)
                     except AudioError as error:
-                        print(f"left out: {error}", file=sys.stderr)
+                        print(f"skipped: {error}", file=sys.stderr)
                         continue
                     if len(waveform) > CHUNK_SAMPLES:
-                        print(f"left out: {utterance.name} is over 100 s long", file=sys.stderr)
+                        print(f"skipped: {utterance.name} is over 100 s long", file=sys.stderr)
                         continue
                     texts.append(utterance.text)
                     yield utterance.name, waveform
@@ -113,7 +113,7 @@ def _write_texts(folder: Path, texts: list[str] | list[str | None]) -> None:
 
 
 def read_texts(folder: Path) -> list[str | None]:
-    """What the clips of a corpus say; None where that is not known."""
+    """Texts of the clips of a corpus; None if unknown."""
     return json.loads((folder / "texts.json").read_bytes())
 
 
@@ -136,16 +136,16 @@ def encode_corpus(folder: Path, corpus: Corpus, tokenizer: SpeechTokenizer) -> l
 def units_of_dataset(
     dataset: ShardDataset, source: Path, audio_root: Path | None = None
 ) -> dict[str, np.ndarray]:
-    """What a dataset holds of the speech that it was made of: name of a clip -> its units.
+    """Units of a source's clips in the dataset that was tokenized from it, by clip name.
 
     Args:
-        dataset: With speech units and durations.
-        source: What it was tokenized from.
-        audio_root: As `im2sp-tokenize` was given it.
+        dataset: Dataset with speech units and durations.
+        source: Source that was tokenized.
+        audio_root: The --audio-root of im2sp-tokenize.
 
     Returns:
-        (T,) uint16 of each clip, repeats kept: a unit each 20 ms. Samples of which clips were
-        refused are left out, for it is not known which.
+        (T,) uint16 of each clip, repeats kept: one unit per 20 ms. Samples with refused clips are
+        skipped, because the dataset does not record which clips they were.
 
     Raises:
         ValueError: The dataset has no speech of this source.
@@ -164,59 +164,59 @@ def units_of_dataset(
     if not found:
         raise ValueError(
             f"{dataset.path}: holds no speech of {source}; expected the dataset that im2sp-tokenize"
-            " made of it, with durations"
+            " made from it, with durations"
         )
     return found
 
 
 def take_units(corpus: Corpus, units: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """The units of a corpus's clips, by name.
+    """Select the units of a corpus's clips by name.
 
     Raises:
-        ValueError: A clip has none, or not as many as it has frames of 20 ms.
+        ValueError: A clip has no units, or not one per frame of 20 ms.
     """
     taken = []
     for clip in corpus.clips:
         num_units = len(units.get(clip.name, ()))
         if num_units != clip.num_frames:
             raise ValueError(
-                f"{clip.name}: {num_units} units for {clip.num_frames} frames of sound; expected"
-                " the dataset that was made of this sound, or another --out"
+                f"{clip.name}: {num_units} units for {clip.num_frames} frames of audio; expected"
+                " the dataset that was made from this audio, or another --out"
             )
         taken.append(units[clip.name])
     return taken
 
 
 def collapse(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Units without their repeats, and how often each was there."""
+    """Units without repeats, and the length of each run."""
     starts = np.flatnonzero(np.r_[True, units[1:] != units[:-1]])
     return units[starts], np.diff(np.r_[starts, len(units)])
 
 
 def normalised(waveform: np.ndarray) -> np.ndarray:
-    """Brought to the peak that the vocoder speaks with; silence stays."""
+    """Scale a waveform to the vocoder's peak level; silence is unchanged."""
     peak = float(np.abs(waveform).max(initial=0.0))
     return waveform * (PEAK / peak) if peak else waveform
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Draws segments of clips with their units."""
+    """Random segments of clips with their units."""
 
     corpus: Corpus
     units: list[np.ndarray]
     recipe: Recipe
 
     def __post_init__(self) -> None:
-        """Check that there is something to draw."""
+        """Raise ValueError if no clip is as long as a segment."""
         if not any(len(units) >= self.recipe.segment_frames for units in self.units):
             raise ValueError(
                 f"none of {len(self.units)} clips is {self.recipe.segment_frames} frames of 20 ms"
-                " long, which a segment is"
+                " long, the length of a segment"
             )
 
     def draw(self, generator: np.random.Generator) -> Batch:
-        """Segments of `segment_frames`, and as many whole clips' durations."""
+        """Draw segments of `segment_frames`, and the durations of as many whole clips."""
         size, num_frames = self.recipe.batch_size, self.recipe.segment_frames
         units = np.zeros((size, num_frames), np.int64)
         samples = np.zeros((size, num_frames * FRAME_SAMPLES), np.float32)
@@ -242,7 +242,7 @@ class Segments:
         )
 
     def _draw_clip(self, generator: np.random.Generator) -> int:
-        """Any clip that is long enough."""
+        """Draw a clip that is long enough."""
         while True:
             number = int(generator.integers(len(self.units)))
             if len(self.units[number]) >= self.recipe.segment_frames:

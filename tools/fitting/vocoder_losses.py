@@ -1,7 +1,7 @@
-"""What a vocoder is trained against: mel spectra, and discriminators of periods and of scales.
+"""Losses of vocoder training: mel distance, and period and scale discriminators.
 
-As in HiFi-GAN (Kong et al., 2020), with two liberties for small machines: the distance of mel
-spectra may be taken at several window sizes, and the discriminators may be narrower.
+As in HiFi-GAN (Kong et al., 2020), with two options for small machines: the mel distance may use
+several window sizes, and the discriminators may be narrower.
 
 Legend: `B` clips, `S` samples, `C` channels.
 """
@@ -55,9 +55,9 @@ def mel_filters(num_mels: int, window: int) -> Tensor:
 
 
 class MelDistance(nn.Module):
-    """Mean distance of logarithmic mel spectra, over window sizes; hops are a quarter of them.
+    """Mean distance of log mel spectra over several window sizes; hops are a quarter of the window.
 
-    A window of 1,024 samples has 80 mels, as published; smaller ones have an eighth of theirs.
+    A window of 1,024 samples has 80 mels, as published; a smaller one has an eighth of its size.
     """
 
     def __init__(self, windows: Sequence[int]) -> None:
@@ -69,7 +69,7 @@ class MelDistance(nn.Module):
             self.register_buffer(f"window_{size}", torch.hann_window(size), persistent=False)
 
     def spectrum(self, samples: Tensor, size: int) -> Tensor:
-        """(B, S) float32 -> (B, mels, S / hop) natural logarithms."""
+        """(B, S) float32 -> (B, mels, S / hop), natural logarithm."""
         hop = size // 4
         padded = F.pad(samples, ((size - hop) // 2,) * 2, mode="reflect")
         spectra = torch.stft(
@@ -85,7 +85,7 @@ class MelDistance(nn.Module):
         return (self.get_buffer(f"filters_{size}") @ magnitudes).clamp_min(LEAST_MAGNITUDE).log()
 
     def forward(self, made: Tensor, real: Tensor) -> Tensor:
-        """(B, S) and (B, S) -> the distance."""
+        """(B, S) and (B, S) -> scalar distance."""
         distances = [
             F.l1_loss(self.spectrum(made, size), self.spectrum(real, size)) for size in self.sizes
         ]
@@ -93,12 +93,12 @@ class MelDistance(nn.Module):
 
 
 def scaled(number: int, width: float) -> int:
-    """Channels or groups of a narrower discriminator."""
+    """Number of channels or groups of a narrower discriminator."""
     return max(1, round(number * width))
 
 
 class PeriodDiscriminator(nn.Module):
-    """Judges samples that lie a period apart."""
+    """Discriminator of samples one period apart."""
 
     def __init__(self, period: int, width: float) -> None:
         super().__init__()
@@ -112,14 +112,14 @@ class PeriodDiscriminator(nn.Module):
         self.last = weight_norm(nn.Conv2d(channels, 1, (3, 1), 1, (1, 0)))
 
     def forward(self, samples: Tensor) -> Judgement:
-        """(B, S) -> (B, judgements), and what each layer makes of the samples."""
+        """(B, S) -> (B, judgements), and the features of each layer."""
         missing = -samples.shape[1] % self.period
         x = F.pad(samples[:, None], (0, missing), mode="reflect") if missing else samples[:, None]
         return judge(x.unflatten(2, (-1, self.period)), self.layers, self.last)
 
 
 class ScaleDiscriminator(nn.Module):
-    """Judges samples side by side."""
+    """Discriminator of consecutive samples."""
 
     def __init__(self, width: float, *, is_spectral: bool) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class ScaleDiscriminator(nn.Module):
         self.last = norm(nn.Conv1d(channels, 1, 3, 1, 1))
 
     def forward(self, samples: Tensor) -> Judgement:
-        """(B, S) -> (B, judgements), and what each layer makes of the samples."""
+        """(B, S) -> (B, judgements), and the features of each layer."""
         return judge(samples[:, None], self.layers, self.last)
 
 
@@ -149,12 +149,12 @@ def judge(x: Tensor, layers: nn.ModuleList, last: nn.Module) -> Judgement:
 
 
 class Discriminators(nn.Module):
-    """All periods, and some scales.
+    """Discriminators of all periods and of some scales.
 
     Args:
         width: Factor of the published numbers of channels.
-        num_scales: Halvings of the rate that are judged, the whole rate included; published are 3.
-            On a CPU they take nearly all of the time, and less of a gain.
+        num_scales: Number of sample rates (full, half, ..); 3 as published. On a CPU they take
+            nearly all of the time, for a smaller gain.
     """
 
     def __init__(self, width: float, num_scales: int) -> None:
@@ -165,7 +165,7 @@ class Discriminators(nn.Module):
         )
 
     def forward(self, samples: Tensor) -> list[Judgement]:
-        """(B, S) -> one judgement each."""
+        """(B, S) -> one judgement per discriminator."""
         judgements: list[Judgement] = [period(samples) for period in self.periods]
         for index, scale in enumerate(self.scales):
             if index:
@@ -175,7 +175,7 @@ class Discriminators(nn.Module):
 
 
 def discriminator_loss(real: Sequence[Judgement], made: Sequence[Judgement]) -> Tensor:
-    """Least squares: real samples are to be judged one, made ones zero."""
+    """Least-squares loss with targets one for real and zero for generated samples."""
     losses = [
         (1 - of_real.float()).square().mean() + of_made.float().square().mean()
         for (of_real, _), (of_made, _) in zip(real, made, strict=True)
@@ -184,12 +184,12 @@ def discriminator_loss(real: Sequence[Judgement], made: Sequence[Judgement]) -> 
 
 
 def adversarial_loss(made: Sequence[Judgement]) -> Tensor:
-    """Least squares: made samples are to be judged one."""
+    """Least-squares loss with target one for generated samples."""
     return torch.stack([(1 - judged.float()).square().mean() for judged, _ in made]).sum()
 
 
 def feature_distance(real: Sequence[Judgement], made: Sequence[Judgement]) -> Tensor:
-    """Sum over layers of the mean distance of what they make of real and of made samples."""
+    """Sum over layers of the mean distance between features of real and generated samples."""
     distances = [
         F.l1_loss(of_made.float(), of_real.detach().float())
         for (_, reals), (_, mades) in zip(real, made, strict=True)

@@ -1,8 +1,8 @@
-"""A unit HiFi-GAN to train: the published generator under its published names.
+"""Trainable unit HiFi-GAN: the published generator with its published parameter names.
 
-`state_dict()` is what speech-resynthesis keeps under `generator`. As in `vocoder_generator`,
-transposed convolutions are written as plain ones and channels are innermost, which is several times
-as fast on a CPU, forwards and backwards.
+`state_dict()` equals the `generator` entry of speech-resynthesis. As in `pipeline.vocoder`,
+transposed convolutions are computed as plain ones and channels are innermost, which is several
+times as fast on a CPU, forward and backward.
 
 Legend: `B` clips, `N` units, `T` frames, `C` channels, `D` width.
 """
@@ -33,7 +33,7 @@ class NetworkSizes:
     """Sizes of a generator; its residual blocks are pairs of convolutions (kind "1")."""
 
     num_units: int = 200
-    """Units it can speak."""
+    """Number of units."""
     width: int = 128
     """Width of the unit embedding and of the duration predictor."""
     channels: int = 256
@@ -48,11 +48,11 @@ class NetworkSizes:
     """Dilations of the convolution pairs in a residual block."""
 
     def __post_init__(self) -> None:
-        """Check what shapes would not tell."""
+        """Raise ValueError for sizes that do not fit together."""
         if len(self.upsample_rates) != len(self.upsample_kernels):
             raise ValueError(
                 f"{len(self.upsample_rates)} upsampling rates and {len(self.upsample_kernels)}"
-                " kernels, expected as many"
+                " kernels, expected equal numbers"
             )
         if self.channels % 2 ** len(self.upsample_rates):
             raise ValueError(
@@ -61,7 +61,7 @@ class NetworkSizes:
 
     @property
     def settings(self) -> VocoderSettings:
-        """What a file of the weights keeps beside them."""
+        """Settings stored with the weights."""
         return VocoderSettings(
             resblock="1",
             upsample_rates=self.upsample_rates,
@@ -94,7 +94,7 @@ class NetworkSizes:
 
 
 class NormedConvolution(nn.Module):
-    """A convolution over time with weight norm, (B, C, 1, T) -> (B, C', 1, T)."""
+    """Convolution over time with weight norm, (B, C, 1, T) -> (B, C', 1, T)."""
 
     def __init__(self, *shape: int, dilation: int = 1, deviation: float = START_DEVIATION) -> None:
         super().__init__()
@@ -105,12 +105,12 @@ class NormedConvolution(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Direction and length multiplied out."""
+        """Kernel: direction times length."""
         norm = torch.linalg.vector_norm(self.weight_v, dim=(1, 2), keepdim=True)
         return self.weight_v * (self.weight_g / norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Padded so that the length stays."""
+        """Convolve with padding that keeps the length."""
         weight = self.weight
         padding = self.dilation * (weight.shape[2] // 2)
         return F.conv2d(
@@ -119,7 +119,7 @@ class NormedConvolution(nn.Module):
 
 
 class Upsampling(NormedConvolution):
-    """A transposed convolution with weight norm, (B, C, 1, T) -> (B, C', 1, T * rate)."""
+    """Transposed convolution with weight norm, (B, C, 1, T) -> (B, C', 1, T * rate)."""
 
     def __init__(self, *shape: int, rate: int) -> None:
         super().__init__(*shape)
@@ -127,7 +127,7 @@ class Upsampling(NormedConvolution):
         self.bias = nn.Parameter(torch.zeros(shape[1]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Padded so that each frame becomes `rate` samples."""
+        """Convolve with padding that gives `rate` samples per frame."""
         weight, bias = phase_weights(self.weight, self.bias, self.rate)
         y = F.conv2d(x, weight[:, :, None], bias, padding=(0, weight.shape[2] // 2))
         return from_phases(y, self.rate)
@@ -150,7 +150,7 @@ class ResidualBlock(nn.Module):
 
 
 class Durations(nn.Module):
-    """Tells the logarithm of each unit's frames, plus one, from collapsed units."""
+    """Predictor of log(frames + 1) of each collapsed unit."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class Durations(nn.Module):
         self.proj = nn.Linear(width, 1)
 
     def forward(self, embedded: Tensor, is_inside: Tensor) -> Tensor:
-        """(B, N, D) and (B, N) bool, false behind each clip's end -> (B, N)."""
+        """(B, N, D) and (B, N) bool, false after each clip's end -> (B, N)."""
         x = embedded
         for convolution, norm in ((self.conv1, self.ln1), (self.conv2, self.ln2)):
             x = (x * is_inside[..., None]).transpose(1, 2)
@@ -171,7 +171,7 @@ class Durations(nn.Module):
 
 
 class Generator(nn.Module):
-    """The published generator with its duration predictor."""
+    """Published generator with its duration predictor."""
 
     def __init__(self, sizes: NetworkSizes) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class Generator(nn.Module):
         self.dur_predictor = Durations(sizes.width)
 
     def forward(self, units: Tensor) -> Tensor:
-        """(B, T) int64, one a frame -> (B, T * 320) float32 in (-1, 1)."""
+        """(B, T) int64, one per frame -> (B, T * 320) float32 in (-1, 1)."""
         x = self.conv_pre(self.dict(units)[:, None].permute(0, 3, 1, 2))
         num_blocks = len(self.sizes.block_kernels)
         for stage, up in enumerate(self.ups):
@@ -206,19 +206,19 @@ class Generator(nn.Module):
         return self.conv_post(F.leaky_relu(x, LAST_SLOPE)).float().tanh()[:, 0, 0]
 
     def duration_loss(self, units: Tensor, durations: Tensor) -> Tensor:
-        """Squared error of the told logarithms.
+        """Mean squared error of the predicted log durations.
 
         Args:
             units: (B, N) int64, repeats collapsed.
-            durations: (B, N) int64 frames of each; 0 behind a clip's end.
+            durations: (B, N) int64 frames of each; 0 after a clip's end.
         """
         is_inside = durations > 0
-        told = self.dur_predictor(self.dict(units), is_inside)
+        predicted = self.dur_predictor(self.dict(units), is_inside)
         wanted = (durations + 1).float().log()
-        return F.mse_loss(told[is_inside], wanted[is_inside])
+        return F.mse_loss(predicted[is_inside], wanted[is_inside])
 
     def weights(self, tensors: dict[str, Tensor] | None = None) -> VocoderWeights:
-        """What `vocoder_weights.vocoder_bytes` writes, of these tensors or the network's own."""
+        """Weights for `vocoder_bytes`, from these tensors or from the network."""
         folded = fold_weight_norm(tensors or self.state_dict())
         settings = self.sizes.settings
         names = expected_shapes(folded, settings)

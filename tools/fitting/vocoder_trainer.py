@@ -1,9 +1,9 @@
-"""Training of a unit vocoder; `fit_vocoder` is the program.
+"""Training steps of a unit vocoder, for `fit_vocoder`.
 
-Follows speech-resynthesis: segments of 8,960 samples, mel distance x 45, features x 2,
-least-squares adversaries, AdamW. For small machines the adversaries may come in late: until then
-the mel distance alone makes speech that is understood soon, at a third of the cost a step. What is
-written in the end is a moving average of the weights.
+Follows speech-resynthesis: segments of 8,960 samples, mel distance x 45, feature distance x 2,
+least-squares adversaries, AdamW. For small machines the adversaries may start late: the mel
+distance alone soon gives intelligible speech, at a third of the cost per step. The result is a
+moving average of the weights.
 """
 
 import math
@@ -29,7 +29,7 @@ MAX_GRADIENT = 1000.0
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a vocoder is trained; kept in the card."""
+    """Training settings of a vocoder; recorded in the card."""
 
     batch_size: int = 16
     """Segments per step."""
@@ -40,19 +40,19 @@ class Recipe:
     adversary_rate: float = 4e-4
     """Learning rate of the discriminators; falls likewise."""
     adversary_from: float = 0.4
-    """Share of the time after which the discriminators come in; 0: from the start, 1: never."""
+    """Share of the training time before the discriminators start; 0: at once, 1: never."""
     adversary_rate_factor: float = 0.5
-    """Factor of the generator's rate from then on."""
+    """Factor of the generator's learning rate from then on."""
     discriminator_width: float = 0.25
     """Factor of the discriminators' published numbers of channels."""
     num_scales: int = 0
-    """Scale discriminators beside those of the five periods; published are 3."""
+    """Number of scale discriminators besides the five period ones; 3 as published."""
     mel_windows: tuple[int, ...] = (1024, 512, 256)
     """Window sizes of the mel distance; the published one is 1024 alone."""
     mel_weight: float = 45.0
     """Weight of the mel distance."""
     feature_weight: float = 2.0
-    """Weight of the distance of the discriminators' features."""
+    """Weight of the discriminators' feature distance."""
     duration_weight: float = 1.0
     """Weight of the duration predictor's squared error."""
     seed: int = 0
@@ -61,20 +61,20 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What a step is made of."""
+    """Input of a training step."""
 
     units: Tensor
-    """(B, T) int64, one a frame."""
+    """(B, T) int64, one unit per frame."""
     samples: Tensor
-    """(B, T * 320) float32 that belong to them."""
+    """(B, T * 320) float32 samples of these units."""
     collapsed: Tensor
     """(B', N) int64: units of whole clips, repeats collapsed."""
     durations: Tensor
-    """(B', N) int64: their frames; 0 behind a clip's end."""
+    """(B', N) int64: their frames; 0 after a clip's end."""
 
 
 class Trainer:
-    """The generator, its adversaries and their optimizers."""
+    """Generator, discriminators and their optimizers."""
 
     def __init__(self, recipe: Recipe, sizes: NetworkSizes, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
@@ -96,11 +96,11 @@ class Trainer:
         return torch.optim.AdamW(module.parameters(), betas=(0.8, 0.99), weight_decay=0.01)
 
     def train_step(self, batch: Batch, progress: float) -> dict[str, float]:
-        """One step; returns the losses.
+        """Run one step; return the losses.
 
         Args:
-            batch: What to learn from.
-            progress: Share of the time that is gone.
+            batch: Training batch.
+            progress: Elapsed share of the training time.
         """
         recipe = self.recipe
         is_adversarial = progress >= recipe.adversary_from
@@ -124,7 +124,7 @@ class Trainer:
         )
         loss = loss + recipe.duration_weight * losses["durations"]
         if not torch.isfinite(loss):
-            raise ValueError(f"the loss is {loss.item()} at step {self.step}; lower the rates")
+            raise ValueError(f"loss is {loss.item()} at step {self.step}; lower the learning rates")
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.generator.parameters(), MAX_GRADIENT)
@@ -157,14 +157,14 @@ class Trainer:
 
     @torch.no_grad()
     def _follow(self) -> None:
-        """Move the average of the weights."""
+        """Update the moving average of the weights."""
         share = 1 - min(AVERAGE_DECAY, self.step / (self.step + 10))
         state = self.generator.state_dict()
         for name, tensor in self.average.items():
             tensor.lerp_(state[name], share)
 
     def state(self) -> dict[str, Any]:
-        """All that a later run needs to go on."""
+        """State to resume from."""
         return {
             "generator": self.generator.state_dict(),
             "average": self.average,
@@ -176,7 +176,7 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take a `state()` over."""
+        """Restore a `state()`."""
         self.generator.load_state_dict(state["generator"])
         for name, tensor in self.average.items():
             tensor.copy_(state["average"][name])

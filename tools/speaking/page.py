@@ -102,17 +102,17 @@ def _article(item: PageItem) -> str:
         f'<audio controls preload="metadata" src="{wav}"><a href="{wav}">{wav}</a></audio>\n'
     )
     if item.text is not None:
-        heard = html.escape(item.text) if item.text.strip() else "(nothing)"
-        parts.append(f"<blockquote>{heard}</blockquote>\n")
+        transcript = html.escape(item.text) if item.text.strip() else "(nothing)"
+        parts.append(f"<blockquote>{transcript}</blockquote>\n")
     num_units = counted(item.num_units, "unit")
     parts.append(f'<p class="about">{num_units}, {item.duration_s:.1f} s</p>\n</article>\n')
     return "".join(parts)
 
 
-def _figure(picture: PageImage, caption: str, alternative: str) -> str:
-    width, height = picture.width_px, picture.height_px
+def _figure(image: PageImage, caption: str, alternative: str) -> str:
+    width, height = image.width_px, image.height_px
     return (
-        f'<figure><img src="{_link(picture.file)}" alt="{html.escape(alternative)}"'
+        f'<figure><img src="{_link(image.file)}" alt="{html.escape(alternative)}"'
         f' width="{width}" height="{height}" style="aspect-ratio: {width} / {height}"'
         f' loading="lazy"><figcaption>{html.escape(caption)}</figcaption></figure>\n'
     )

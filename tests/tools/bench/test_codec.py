@@ -30,8 +30,8 @@ def test_it_measures_every_case_of_a_file(tmp_path, capsys):
 
 
 def test_it_makes_up_clips_and_prints_a_table(capsys, monkeypatch):
-    clips = bench_codec.made_up_clips(8)
-    monkeypatch.setattr(bench_codec, "made_up_clips", lambda: clips)
+    clips = bench_codec.synthetic_clips(8)
+    monkeypatch.setattr(bench_codec, "synthetic_clips", lambda: clips)
     bench_codec.main(["--num-rounds", "1"])
     text = capsys.readouterr().out
     assert "2 clips, 300 units" in text

@@ -21,4 +21,4 @@ def test_job_and_encoder_tokenize_the_same_images(capsys):
 
 def test_too_few_images_is_one_line(capsys):
     assert bench_job.main([str(DEMO_DIR), "--size", "tiny", "--num-images", "99"]) == 1
-    assert "hold 12 images; 99 were asked for" in capsys.readouterr().err
+    assert "have 12 images, expected 99" in capsys.readouterr().err

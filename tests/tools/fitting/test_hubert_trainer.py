@@ -99,7 +99,7 @@ def test_a_loss_that_is_no_number_is_told(crops):
     trainer = Trainer(RECIPE, 7, CPU)
     clips, targets = crops.draw(np.random.default_rng(0))
     clips[0, 0] = torch.nan
-    with pytest.raises(ValueError, match="the loss is nan at step 0; lower the rate"):
+    with pytest.raises(ValueError, match="loss is nan at step 0; lower the learning rate"):
         trainer.train_step(clips, targets, 0.0)
 
 

@@ -63,7 +63,7 @@ def test_recordings_with_some_held_back(tmp_path, capsys, monkeypatch):
     texts = read_texts(tmp_path / "t") + read_texts(tmp_path / "v")
     assert sorted(texts) == [f"text {number}" for number in (0, 2, 3, 4, 5)]
     assert len(train) + len(val) == 5
-    assert "left out: " in capsys.readouterr().err
+    assert "skipped: " in capsys.readouterr().err
     for corpus, folder in ((train, "t"), (val, "v")):
         for one, text in zip(corpus.clips, read_texts(tmp_path / folder), strict=True):
             assert one.num_samples == 8000 + 320 * int(text.split()[1])

@@ -70,7 +70,7 @@ def test_the_compact_sizes_fit_in_eight_megabytes():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"upsample_rates": (5, 8, 8)}, "3 upsampling rates and 4 kernels, expected as many"),
+        ({"upsample_rates": (5, 8, 8)}, "3 upsampling rates and 4 kernels, expected equal"),
         ({"channels": 40}, "40 channels cannot be halved 4 times"),
     ],
 )

@@ -41,11 +41,11 @@ def test_figures_of_a_vocoder(tmp_path):
     waveforms = [np.random.default_rng(0).normal(0, 0.1, 2000).astype(np.float32)] * 2
     heard = []
 
-    def hear(samples):
+    def recognize(samples):
         heard.append(len(samples))
         return "a dog"
 
-    found = measure(vocoder, waveforms, units, ["A dog!", None], hear)
+    found = measure(vocoder, waveforms, units, ["A dog!", None], recognize)
     told = [int(vocoder.predict_durations([[1, 4, 2]])[0].sum()) * 320]
     assert heard == [2000, 6 * 320, *told]
     assert found["num_clips"] == 2
@@ -57,7 +57,7 @@ def test_figures_of_a_vocoder(tmp_path):
     assert [found[f"wer_{name}"] for name in names] == [0, 0, 0]
     for nobody in (
         measure(vocoder, waveforms, units, ["A dog", None], None),
-        measure(vocoder, waveforms, units, [None, None], hear),
+        measure(vocoder, waveforms, units, [None, None], recognize),
     ):
         assert "wer_recorded" not in nobody
 
@@ -83,12 +83,12 @@ def test_pocketsphinx_hears_integers(monkeypatch):
             return types.SimpleNamespace(hypstr=" ".join(map(str, self.heard)))
 
     monkeypatch.setitem(sys.modules, "pocketsphinx", types.SimpleNamespace(Decoder=Decoder))
-    hear = vocoder_quality.pocketsphinx_ears()
-    assert hear(np.array([0.0, 1.0, -2.0, 0.5], np.float32)) == "0 32767 -32768 16384"
-    assert hear(np.zeros(5, np.float32)) == ""
+    recognize = vocoder_quality.pocketsphinx_recognizer()
+    assert recognize(np.array([0.0, 1.0, -2.0, 0.5], np.float32)) == "0 32767 -32768 16384"
+    assert recognize(np.zeros(5, np.float32)) == ""
 
 
 def test_without_pocketsphinx_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "pocketsphinx", None)
     with pytest.raises(ValueError, match="pocketsphinx is not installed, .* --measure-clips 0"):
-        vocoder_quality.pocketsphinx_ears()
+        vocoder_quality.pocketsphinx_recognizer()

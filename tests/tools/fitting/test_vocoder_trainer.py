@@ -115,5 +115,5 @@ def test_a_loss_that_is_not_finite_stops_with_the_step():
     trainer = Trainer(RECIPE, SIZES, CPU)
     with torch.no_grad():
         trainer.generator.conv_post.bias.fill_(float("nan"))
-    with pytest.raises(ValueError, match="nan at step 0; lower the rates"):
+    with pytest.raises(ValueError, match="nan at step 0; lower the learning rates"):
         trainer.train_step(make_batch(), 0.0)
