@@ -90,7 +90,7 @@ def test_what_is_missing_is_named(tmp_path):
     assert "pycocoevalcap is not installed: pip install" in (no_jars.missing(METEOR_JAR) or "")
     empty = JavaTools(java=java, jars=tmp_path)
     assert "meteor-1.5.jar is missing" in (empty.missing(METEOR_JAR) or "")
-    assert "spice-1.0.jar is not there" in (empty.spice_missing() or "")
+    assert "spice-1.0.jar is missing" in (empty.spice_missing() or "")
     (tmp_path / "spice" / "lib").mkdir(parents=True)
     (tmp_path / "spice" / "spice-1.0.jar").touch()
     why = empty.spice_missing() or ""
