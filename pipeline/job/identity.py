@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +25,13 @@ IDENTITIES_NAME = "inputs.u64"
 
 def identities(items: Sequence[SourceItem]) -> NDArray[np.uint64]:
     """Digest of each input, (n,) uint64."""
-    of_tar: dict[Path, tuple[int, int]] = {}
+    file_status = cache(_status)
 
     def status(place: Path | ByteRange | None) -> tuple[int, ...]:
         if place is None:
             return ()
         if isinstance(place, ByteRange):
-            if place.path not in of_tar:
-                of_tar[place.path] = _status(place.path)
-            return (*of_tar[place.path], place.offset, place.size_bytes)
+            return (*file_status(place.path), place.offset, place.size_bytes)
         return _status(place)
 
     digests = np.empty(len(items), "<u8")
@@ -62,6 +61,7 @@ def changed_since(
     (`raw`), the result names their number. That is known where no input was refused.
     """
     written_ns = manifest_path.stat().st_mtime_ns
+    file_status = cache(_status)
     changed: list[str] = []
     num_bytes = {"image_file_bytes": 0, "audio_file_bytes": 0}
     for item in items:
@@ -70,9 +70,11 @@ def changed_since(
         times_ns = [0]
         for place, kind in places:
             if place is not None:
-                is_range = isinstance(place, ByteRange)
-                size_bytes, time_ns = _status(place.path if is_range else place)
-                num_bytes[kind] += place.size_bytes if is_range else size_bytes
+                if isinstance(place, ByteRange):
+                    size_bytes, time_ns = place.size_bytes, file_status(place.path)[1]
+                else:
+                    size_bytes, time_ns = _status(place)
+                num_bytes[kind] += size_bytes
                 times_ns.append(time_ns)
         if max(times_ns) >= written_ns:
             changed.append(item.name)

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from im2sp.pipeline.decoding.audio import SAMPLE_RATE_HZ
@@ -135,23 +134,21 @@ def run_job(
             pool.start()
         loaded = _load(config, listing.items, image_tokenizer, speech_tokenizer)
         job = describe_job(config, listing, loaded.image, loaded.speech, loaded.coding)
-        digests = identities(listing.items)
         with _disk_errors(config.dataset_dir):
             finished = check_output(state, job, overwrite=config.overwrite)
             if finished is None or state.dir.exists():
                 with state.lock():
                     finished = prepare_output(state, job, overwrite=config.overwrite)
                     if finished is None:
-                        _drop_changed(config, state, listing.items, digests)
+                        _drop_changed(config, state, listing.items)
                         return _Run(config, loaded, listing, state, job).run(pool)
             _check_unchanged(config, listing.items, finished)
     return JobResult(manifest=finished, listing=listing, was_finished=True)
 
 
-def _drop_changed(
-    config: JobConfig, state: JobState, items: list[SourceItem], digests: NDArray[np.uint64]
-) -> None:
+def _drop_changed(config: JobConfig, state: JobState, items: list[SourceItem]) -> None:
     """Forget what an unfinished job made of inputs that have changed since; keep the digests."""
+    digests = identities(items)
     before = read_identities(state.dir, len(items))
     if before is None:
         state.forget(None)

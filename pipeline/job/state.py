@@ -29,7 +29,7 @@ import pyarrow as pa
 from im2sp.pipeline.job.config import JobError
 from im2sp.shards import BatchInfo, Layout, ShardError, ShardInfo, write_shard
 from im2sp.shards.coding import make_codecs
-from im2sp.shards.files import atomic_file, file_lock, is_plain_name
+from im2sp.shards.files import TMP_SUFFIX, atomic_file, file_lock, is_plain_name
 
 JOB_DIR_NAME = ".im2sp-job"
 
@@ -147,7 +147,9 @@ class JobState:
         """Drop what was made of some chunks, their shards included, or of all for None."""
         for path in self.dir.iterdir():
             kind, _, number = path.stem.partition("-")
-            if kind == "shard":
+            if path.suffix == TMP_SUFFIX:
+                path.unlink()
+            elif kind == "shard":
                 index = int(number)
                 held = range(index * chunks_per_shard, (index + 1) * chunks_per_shard)
                 if chunks is not None and not any(chunk in held for chunk in chunks):
