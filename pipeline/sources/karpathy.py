@@ -2,9 +2,11 @@
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from im2sp.pipeline.decoding.media import ByteRange
 from im2sp.pipeline.sources.flickr8k_audio import WAVS, add_flickr8k_audio
 from im2sp.pipeline.sources.items import (
     SourceError,
@@ -17,6 +19,7 @@ from im2sp.pipeline.sources.items import (
     strip_suffix,
 )
 from im2sp.pipeline.sources.rows import (
+    Resolver,
     Row,
     check_some_audio,
     check_some_found,
@@ -48,17 +51,9 @@ def list_karpathy(path: Path, image_root: Path | None, audio_root: Path | None) 
     if not images:
         raise SourceError(f"{path}: lists no images; expected {_EXPECTED}")
     root = path.parent if image_root is None else image_root
-    find = make_resolver(root)
+    find = _either(make_resolver(root), lambda image: image.rsplit("/", 1)[-1])
     rows = [_row(f"images[{index}]", entry) for index, entry in enumerate(images)]
-
-    def resolve(image: str) -> Any:
-        place = find(image)
-        if isinstance(place, str) and "/" in image:
-            elsewhere = find(image.rsplit("/", 1)[1])
-            return place if isinstance(elsewhere, str) else elsewhere
-        return place
-
-    items = items_of_rows(rows, resolve)
+    items = items_of_rows(rows, find)
     check_some_found(path, items, root)
     if audio_root is not None:
         items = _add_speech(items, audio_root)
@@ -119,16 +114,20 @@ def _list_coco(
     root = image_root
     if root is None:
         root = path.parent.parent if path.parent.name == "annotations" else path.parent
-    find = make_resolver(root)
-
-    def resolve(image: str) -> Any:
-        place = find(image)
-        elsewhere = find(f"{name}/{image}") if isinstance(place, str) else place
-        return place if isinstance(elsewhere, str) else elsewhere
-
-    items = items_of_rows(rows, resolve)
+    items = items_of_rows(rows, _either(make_resolver(root), lambda image: f"{name}/{image}"))
     check_some_found(path, items, root)
     return SourceListing(kind="coco", items=items, ignored={})
+
+
+def _either(find: Resolver, other_path: Callable[[str], str]) -> Resolver:
+    """Find an image by its path, or else by another one; the first path's error counts."""
+
+    def resolve(image: str) -> Path | ByteRange | str:
+        place = find(image)
+        elsewhere = find(other_path(image)) if isinstance(place, str) else place
+        return place if isinstance(elsewhere, str) else elsewhere
+
+    return resolve
 
 
 def _add_speech(items: list[SourceItem], audio_root: Path) -> list[SourceItem]:
