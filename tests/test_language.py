@@ -42,20 +42,7 @@ GUIDES = [
     "docs/results.md",
     "trainer/compact_captioner.md",
 ]
-SOURCES = [
-    "pipeline/cli.py",
-    "pipeline/job/config.py",
-    "shards/cli.py",
-    "shards/command_line.py",
-    "shards/errors.py",
-    "tools/evaluation/config.py",
-    "tools/speak.py",
-    "tools/speaking/config.py",
-    *(f"trainer/{path.name}" for path in sorted((ROOT / "trainer").glob("*.py"))),
-]
-"""Files whose string literals and comments are checked; extend this list with every swept file."""
-
-ALLOWED = ("any folder of yours", "SOURCE")
+ALLOWED = ("any folder of yours", "SOURCE", "listeners hear", "expected heard,")
 NAMES = re.compile(r"```.*?```|`[^`\n]+`|\]\([^)]*\)|^ {4}[^\n]*$", re.M | re.S)
 """Code, paths and links of Markdown, which keep the names of flags and files."""
 
@@ -89,17 +76,6 @@ def test_help(command):
     assert re.findall(r"(?<=\s)Of [^.]*\.(?= \(default)", text) == []
 
 
-@pytest.mark.parametrize("source", SOURCES)
-def test_messages_and_docstrings(source):
-    tree = ast.parse((ROOT / source).read_text("utf-8"))
-    texts = [
-        node.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    ]
-    assert [problem for text in texts for problem in found_in(text)] == []
-
-
 def test_code_of_a_guide_is_not_checked():
     text = "a `told` b\n    told\n```\ntold\n```\n[x](told.md) heard"
     assert [problem[:7] for problem in found_in(NAMES.sub("", text))] == ["'heard'"]
@@ -129,10 +105,13 @@ def test_presets_have_the_parameters_that_help_names():
         assert f"`{preset}` {shown} M" in (ROOT / "README.md").read_text()
 
 
-PACKAGES = ["shards"]
-"""Folders whose Python files are checked whole; add pipeline, trainer and tools once swept."""
-
-FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+FILES = [
+    path
+    for package in ("pipeline", "shards", "trainer", "tools")
+    for path in sorted((ROOT / package).rglob("*.py"))
+]
+NAME = re.compile(r"\w+")
+SPAN = re.compile(r"`[^`\n]+`")
 NOT_A_NOUN_PHRASE = re.compile(r"(What|Whether|Who|How)\b")
 
 
@@ -142,6 +121,7 @@ def problems_of(source):
         (node.lineno, node.value)
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if not NAME.fullmatch(node.value)
     ]
     comments = [
         (token.start[0], token.string)
@@ -157,7 +137,7 @@ def problems_of(source):
     words = [
         f"line {line}: {problem}"
         for line, text in literals + comments
-        for problem in found_in(text)
+        for problem in found_in(SPAN.sub("", text))
     ]
     openings = [
         f"line {line}: docstring starts with {text.split()[0]!r}; use a noun phrase or imperative"

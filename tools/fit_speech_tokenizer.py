@@ -8,7 +8,7 @@
 2. A HuBERT learns to predict MFCC clusters of masked frames from a distorted clip
    (`fitting.hubert_trainer`). The clusters are those of the reference voice, aligned by phones
    (`fitting.speech_targets`), so that units contain the content and little of the speaker.
-3. The clusters of its own features are the next targets, once for each further entry of
+3. The clusters of the network's own features are the next targets, once for each further entry of
    `--minutes`. The network is kept; its prediction head is re-initialised.
 4. k-means on the features of `--layer` gives the centroids.
 
@@ -61,7 +61,7 @@ CHECKPOINT_STEPS = 500
 NUM_VAL_CAPTIONS = 200
 # Number of clips to which the clusters of a stage and the final centroids are fitted.
 CLUSTER_CLIPS = 1500
-CENTRE_CLIPS = 1500
+CENTROID_CLIPS = 1500
 NUM_MFCC_CLUSTERS = 100
 REFERENCE_VOICE = "slt"
 
@@ -209,7 +209,7 @@ def train(config: FitSpeechTokenizerConfig, recipe: Recipe, corpora: Corpora) ->
 
 def fit_centroids(corpus: Corpus, features: Features, num_units: int, seed: int) -> Tensor:
     """(units, D) float32: k-means centroids of the features of a sample of clips."""
-    drawn = np.random.default_rng(seed).permutation(len(corpus))[:CENTRE_CLIPS]
+    drawn = np.random.default_rng(seed).permutation(len(corpus))[:CENTROID_CLIPS]
     sample = torch.cat(list(features_of_clips(corpus, np.sort(drawn), features)))
     return fit_kmeans(sample, num_units, seed=seed).centroids
 
@@ -218,7 +218,7 @@ def measure(path: Path, corpus: Corpus) -> dict[str, Any]:
     """Measure the tokenizer, as users load it, on the val corpus."""
     tokenizer = load_speech_tokenizer(path, device="cpu")
     figures = measure_units(
-        corpus, lambda samples: tokenizer.features(samples[None])[0], tokenizer.centres
+        corpus, lambda samples: tokenizer.features(samples[None])[0], tokenizer.centroids
     )
     units = tokenizer.encode_batch([corpus.waveform(number) for number in range(len(corpus))])
     return {**figures.as_json(), "voices": measure_voices(units, len(VOICES)).as_json()}
@@ -236,7 +236,7 @@ def fit(config: FitSpeechTokenizerConfig) -> None:
     path = config.out / "speech_tokenizer.safetensors"
     notes = {"recipe": asdict(recipe)}
     with atomic_file(path) as file:
-        file.write(speech_tokenizer_bytes(replace(weights, centres=centroids), notes=notes))
+        file.write(speech_tokenizer_bytes(replace(weights, centroids=centroids), notes=notes))
     card = {
         "recipe": asdict(recipe),
         "layer": config.layer,

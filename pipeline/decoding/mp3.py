@@ -111,7 +111,7 @@ def _declared_frames(first: bytes) -> int | None:
 
 
 def _with_xing_header(data: bytes, num_frames: int) -> DeclaredAudio:
-    """Prepend a Xing header; the decoder then drops the 529 samples of its own delay."""
+    """Prepend a Xing header; the decoder then drops the 529 samples of the decoder's delay."""
     if not num_frames:
         raise AudioError("the MP3 declares no samples")
     if data[1] >> 1 & 3 != 1:  # layer II has no Xing headers, and a constant rate

@@ -86,7 +86,7 @@ def changed_since(
 
 
 def read_identities(folder: Path, num_inputs: int) -> NDArray[np.uint64] | None:
-    """The digests kept in a folder; None where there are none for so many inputs."""
+    """The digests kept in a folder; None if there are none for `num_inputs`."""
     try:
         digests = np.fromfile(folder / IDENTITIES_NAME, "<u8")
     except OSError:

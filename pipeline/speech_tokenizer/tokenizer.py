@@ -19,7 +19,7 @@ from im2sp.pipeline.speech_tokenizer.weights import (
     BUNDLED,
     HubertWeights,
     fingerprint,
-    load_centres,
+    load_centroids,
     load_hubert,
 )
 from im2sp.pipeline.tensors import DTYPES, Precision, check_precision
@@ -39,37 +39,37 @@ class SpeechTokenizer:
         fingerprint: sha256 of the weights and settings; see `weights.fingerprint`.
         precision: "fp32" or "bf16", of the encoder. Distances to the centroids are always float32.
         layer: Layer whose output is quantised, counted from 1.
-        centres: Centroids, (K, D) float32, on the CPU.
+        centroids: Centroids, (K, D) float32, on the CPU.
         num_units: K; units are in [0, K).
     """
 
     def __init__(
         self,
         weights: HubertWeights,
-        centres: Tensor,
+        centroids: Tensor,
         *,
         name: str,
         precision: Precision = "fp32",
         device: str | torch.device | None = None,
     ) -> None:
         check_precision(precision)
-        if centres.shape[1] != weights.width:
+        if centroids.shape[1] != weights.width:
             raise WeightsError(
                 f"{name}: its features are {weights.width} wide, the k-means centroids"
-                f" {centres.shape[1]}; use the centroids that were fitted to this model"
+                f" {centroids.shape[1]}; use the centroids that were fitted to this model"
             )
         self.name = name
         self.precision = precision
         self.layer = weights.settings.layer
-        self.fingerprint = fingerprint(weights, centres, precision)
+        self.fingerprint = fingerprint(weights, centroids, precision)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.centres = centres
-        self.num_units = len(centres)
+        self.centroids = centroids
+        self.num_units = len(centroids)
         self._encoder = HubertEncoder(weights, DTYPES[precision], self.device)
         self._threads = SingleCorePool()
         # |x - c|^2 = |x|^2 - 2 (x c - |c|^2 / 2): the nearest centroid has the largest (..).
-        self._directions = centres.t().contiguous().to(self.device)
-        self._half_norms = (centres.double().square().sum(1) / 2).float().to(self.device)
+        self._directions = centroids.t().contiguous().to(self.device)
+        self._half_norms = (centroids.double().square().sum(1) / 2).float().to(self.device)
 
     def encode(self, waveform: np.ndarray | Tensor, rate_hz: int) -> np.ndarray:
         """Units of one clip; see `encode_batch`."""
@@ -191,7 +191,7 @@ def load_speech_tokenizer(
         name_or_path: "compact" (bundled), a transformers folder (`config.json` and weights),
             fairseq's `hubert_base_ls960.pt`, an im2sp file, or a hub id such as
             `facebook/hubert-base-ls960`, with `@revision` to pin it.
-        kmeans: Centroids [units, width] or their file; see `weights.load_centres`. None for those
+        kmeans: Centroids [units, width] or their file; see `weights.load_centroids`. None for those
             in an im2sp file.
         device: None for CUDA if available, else the CPU.
         precision: Arithmetic of the encoder. "bf16" is several times as fast on a CPU that supports
@@ -204,13 +204,13 @@ def load_speech_tokenizer(
     """
     check_precision(precision)
     weights = load_hubert(name_or_path, layer)
-    kmeans = weights.centres if kmeans is None else kmeans
+    kmeans = weights.centroids if kmeans is None else kmeans
     if kmeans is None:
         raise WeightsError(
             f"{name_or_path}: holds no k-means centroids of layer {weights.settings.layer}; pass"
             " their file as `kmeans`, such as the km.bin that was published with a HuBERT"
         )
-    centres = load_centres(kmeans)
+    centroids = load_centroids(kmeans)
     is_file = str(name_or_path) not in BUNDLED and Path(name_or_path).expanduser().exists()
     name = Path(name_or_path).expanduser().resolve().name if is_file else str(name_or_path)
-    return SpeechTokenizer(weights, centres, name=name, precision=precision, device=device)
+    return SpeechTokenizer(weights, centroids, name=name, precision=precision, device=device)

@@ -39,9 +39,9 @@ from im2sp.shards.weights.pickles import Record, WeightsError
 
 BUNDLED = {"compact": Path(__file__).parent / "compact.safetensors"}
 METADATA_KEY = "im2sp"
-CENTRES = "centres"
+CENTROIDS = "centres"
 # Names of the centroids in a file that holds more than one array, best first.
-CENTRE_NAMES = (CENTRES, "cluster_centers_")
+CENTROID_NAMES = (CENTROIDS, "cluster_centers_")
 MAX_UNITS = 2**16
 # Layer whose features the published centroids were fitted to.
 DEFAULT_LAYER = 6
@@ -60,7 +60,7 @@ class HubertWeights:
 
     settings: HubertSettings
     tensors: dict[str, Tensor]
-    centres: Tensor | None = None
+    centroids: Tensor | None = None
     """k-means centroids, (K, D) float32, if the file holds them."""
 
     @property
@@ -119,9 +119,9 @@ def load_hubert(name_or_path: str | Path, layer: int | None = None) -> HubertWei
         for name, shape in shapes.items()
     }
     # The centroids belong to one layer's features.
-    has_centres = own is not None and layer == own.layer and CENTRES in tensors
-    centres = tensors[CENTRES].to(torch.float32) if has_centres else None
-    return HubertWeights(settings=settings, tensors=checked, centres=centres)
+    has_centroids = own is not None and layer == own.layer and CENTROIDS in tensors
+    centroids = tensors[CENTROIDS].to(torch.float32) if has_centroids else None
+    return HubertWeights(settings=settings, tensors=checked, centroids=centroids)
 
 
 def _prefix_before(tensors: Mapping[str, Tensor], mark: str) -> str | None:
@@ -154,8 +154,8 @@ def speech_tokenizer_bytes(
         notes: Further metadata, such as the recipe; JSON values.
     """
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in weights.tensors.items()}
-    if weights.centres is not None:
-        tensors[CENTRES] = weights.centres.to(torch.float32).contiguous()
+    if weights.centroids is not None:
+        tensors[CENTROIDS] = weights.centroids.to(torch.float32).contiguous()
     metadata = {**(notes or {}), "hubert": asdict(weights.settings)}
     return save(tensors, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
 
@@ -175,7 +175,7 @@ def _own_settings(weights: Weights) -> HubertSettings | None:
 # k-means ------------------------------------------------------------------------------------------
 
 
-def load_centres(source: str | Path | Tensor | np.ndarray) -> Tensor:
+def load_centroids(source: str | Path | Tensor | np.ndarray) -> Tensor:
     """Return centroids (K, D) float32 from a table or its file.
 
     Args:
@@ -187,7 +187,7 @@ def load_centres(source: str | Path | Tensor | np.ndarray) -> Tensor:
         WeightsError: The source is not one table of finite numbers.
     """
     if not isinstance(source, str | Path):
-        return _checked_centres("centres", torch.as_tensor(source))
+        return _checked_centroids("centres", torch.as_tensor(source))
     weights = read_weights(source)
     tensors, content = weights.tensors(), weights.content
     if isinstance(content, Record):
@@ -195,16 +195,16 @@ def load_centres(source: str | Path | Tensor | np.ndarray) -> Tensor:
         if isinstance(table, np.ndarray) and table.dtype.kind == "f":
             native = np.ascontiguousarray(table, dtype=table.dtype.newbyteorder("="))
             tensors = {"cluster_centers_": torch.from_numpy(native)}
-    for name in (*CENTRE_NAMES, *(tensors if len(tensors) == 1 else ())):
+    for name in (*CENTROID_NAMES, *(tensors if len(tensors) == 1 else ())):
         if name in tensors:
-            return _checked_centres(str(source), tensors[name])
+            return _checked_centroids(str(source), tensors[name])
     raise WeightsError(
         f"{source}: holds {describe(content)}, expected the k-means centroids [units, width] as"
         " joblib's km.bin, safetensors with a table `centres`, or .npy"
     )
 
 
-def _checked_centres(name: str, table: Tensor) -> Tensor:
+def _checked_centroids(name: str, table: Tensor) -> Tensor:
     is_table = table.ndim == 2 and table.is_floating_point() and 0 not in table.shape
     if not is_table or len(table) > MAX_UNITS:
         raise WeightsError(
@@ -267,7 +267,7 @@ def _pair(name: str, *weight_shape: int) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": weight_shape, f"{name}.bias": weight_shape[:1]}
 
 
-def fingerprint(weights: HubertWeights, centres: Tensor, precision: str) -> str:
+def fingerprint(weights: HubertWeights, centroids: Tensor, precision: str) -> str:
     """sha256 (hex) of all that determines a clip's units.
 
     These are the settings, the float32 weights up to the layer, the centroids and the precision.
@@ -280,4 +280,4 @@ def fingerprint(weights: HubertWeights, centres: Tensor, precision: str) -> str:
         "precision": precision,
         **asdict(weights.settings),
     }
-    return tensors_fingerprint(settings, [*weights.tensors.items(), ("centres", centres)])
+    return tensors_fingerprint(settings, [*weights.tensors.items(), ("centres", centroids)])

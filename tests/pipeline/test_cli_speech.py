@@ -8,7 +8,7 @@ import pytest
 from im2sp.pipeline import cli, load_speech_tokenizer
 from im2sp.pipeline.decoding.audio import read_audio
 from im2sp.shards import ShardDataset, deduplicate, verify_dataset
-from support.hubert import make_centres, make_hubert, save_folder
+from support.hubert import make_centroids, make_hubert, save_folder
 
 
 @pytest.fixture(scope="module")
@@ -16,8 +16,8 @@ def hubert(tmp_path_factory):
     """Paths of a HuBERT and of its 20 centroids."""
     folder = tmp_path_factory.mktemp("hubert")
     model = make_hubert()
-    np.save(folder / "centres.npy", make_centres(model).numpy())
-    return save_folder(model, folder / "tiny"), folder / "centres.npy"
+    np.save(folder / "centroids.npy", make_centroids(model).numpy())
+    return save_folder(model, folder / "tiny"), folder / "centroids.npy"
 
 
 @pytest.fixture(scope="module")

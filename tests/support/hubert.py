@@ -71,7 +71,7 @@ def units_of(model, centroids, samples, layer=6):
     return torch.cat(found).numpy()
 
 
-def make_centres(model, num=20, layer=6, seed=1):
+def make_centroids(model, num=20, layer=6, seed=1):
     """Centroids taken from a clip's features, so that many units occur."""
     features = features_of(model, clip(40_000, seed), layer)
     return features[torch.linspace(0, len(features) - 1, num).long()].clone()

@@ -25,7 +25,7 @@ from im2sp.trainer.model_config import SEIT_STEM_STRIDE, preset_config
 from im2sp.trainer.vocabulary import Vocabulary
 from support.evaluation import make_ctc_model
 from support.hub import cached_repository
-from support.hubert import clip, km_bytes, make_centres, make_hubert, save_folder
+from support.hubert import clip, km_bytes, make_centroids, make_hubert, save_folder
 from support.published import original_state_dict, timm_state_dict
 from support.speech_sources import karpathy_image, write_karpathy, write_spoken_coco
 from support.training import git_tokenizer
@@ -128,7 +128,7 @@ def make_weights(folder: Path) -> None:
     original = make_model(Vocabulary(kind="speech", num_ids=NUM_UNITS, layout="original"))
     checkpoint = folder / "Im_unit_to_Speech_Pretrained.ckpt"
     torch.save({"state_dict": original_state_dict(original)}, checkpoint)
-    (folder / "km.bin").write_bytes(km_bytes(make_centres(make_hubert(), NUM_UNITS).numpy()))
+    (folder / "km.bin").write_bytes(km_bytes(make_centroids(make_hubert(), NUM_UNITS).numpy()))
     config = make_config(num_embeddings=NUM_UNITS, upsample_initial_channel=32)
     save_published(folder / "vocoder", config, random_generator(config), steps=950_000)
     with zipfile.ZipFile(folder / "stanford-corenlp-full-2015-12-09.zip", "w") as archive:

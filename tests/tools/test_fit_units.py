@@ -58,7 +58,7 @@ def test_the_centres_load_and_the_card_says_what_they_are(made, model, tmp_path,
     samples = [clip(16_000 + 960 * i, seed=i) for i in range(5)]
     units = np.concatenate(tokenizer.encode_batch(samples))
     features = torch.cat([features_of(model, one) for one in samples]).double()
-    squares = (features - tokenizer.centres.double()[units.astype(int)]).square().sum(1)
+    squares = (features - tokenizer.centroids.double()[units.astype(int)]).square().sum(1)
     fitted = card["fitted"]
     assert fitted["num_frames"] == card["recipe"]["num_frames_seen"] == len(units)
     assert fitted["inertia"] == pytest.approx(squares.mean().item(), rel=1e-3)
@@ -263,7 +263,7 @@ def test_rejects_of_the_source_are_listed(tmp_path):
 
 
 def test_nothing_measured_is_refused(made, model):
-    centres = features_of(model, clip(5000))[:3]
-    tokenizer = load_speech_tokenizer(made / "hubert", centres, device="cpu")
+    centroids = features_of(model, clip(5000))[:3]
+    tokenizer = load_speech_tokenizer(made / "hubert", centroids, device="cpu")
     with pytest.raises(ValueError, match="no frames to measure"):
         UnitMeter(tokenizer).figures()

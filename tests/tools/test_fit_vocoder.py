@@ -13,7 +13,7 @@ from im2sp.pipeline.cli import main as tokenize
 from im2sp.tools import fit_vocoder
 from im2sp.tools.fit_vocoder import main
 from im2sp.tools.fitting import vocoder_quality
-from support.hubert import clip, make_centres, make_hubert, save_folder
+from support.hubert import clip, make_centroids, make_hubert, save_folder
 from support.speech import install_flite
 
 SMALL = [
@@ -29,7 +29,7 @@ def command(tmp_path, monkeypatch):
     install_flite(tmp_path / "bin", monkeypatch)
     model = make_hubert()
     folder = save_folder(model, tmp_path / "hubert")
-    np.save(tmp_path / "centres.npy", make_centres(model).numpy())
+    np.save(tmp_path / "centroids.npy", make_centroids(model).numpy())
     texts = ["a dog runs", "two cats", "one man sleeps", "green and red boats"]
     images = [
         {"filename": "a.jpg", "split": split, "sentences": [{"raw": text} for text in part]}
@@ -39,7 +39,7 @@ def command(tmp_path, monkeypatch):
     ticking = types.SimpleNamespace(monotonic=lambda: next(clock))
     monkeypatch.setattr(fit_vocoder, "time", ticking)
     (tmp_path / "dataset.json").write_text(json.dumps({"images": images}))
-    tokenizer = ["--speech-tokenizer", str(folder), "--kmeans", str(tmp_path / "centres.npy")]
+    tokenizer = ["--speech-tokenizer", str(folder), "--kmeans", str(tmp_path / "centroids.npy")]
     captions = ["--captions", str(tmp_path / "dataset.json"), "--out", str(tmp_path / "out")]
     return [*captions, *tokenizer, *SMALL]
 

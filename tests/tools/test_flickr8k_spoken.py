@@ -10,7 +10,7 @@ from im2sp.shards import ShardDataset
 from im2sp.tools import flickr8k_spoken
 from im2sp.tools.engines.flite import VOICES
 from im2sp.tools.flickr8k_spoken import main, read_lines, speak_lines
-from support.hubert import make_centres, make_hubert, save_folder
+from support.hubert import make_centroids, make_hubert, save_folder
 from support.speech import install_flite
 
 IMAGES = sorted((Path(__file__).parents[2] / "docs/demo-images").glob("*.jpg"))[:2]
@@ -21,8 +21,8 @@ TEXTS = [["a dog runs", "two cats", "break"], ["one man sleeps", "boats", "red b
 def speech_tokenizer(tmp_path_factory):
     model = make_hubert()
     folder = tmp_path_factory.mktemp("hubert")
-    np.save(folder / "centres.npy", make_centres(model).numpy())
-    return save_folder(model, folder / "tiny"), folder / "centres.npy"
+    np.save(folder / "centroids.npy", make_centroids(model).numpy())
+    return save_folder(model, folder / "tiny"), folder / "centroids.npy"
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def run(captions, tmp_path, speech_tokenizer, capsys):
     """Run the tool; exit status and what it said."""
 
     def function(*more, out="spoken", quiet=True):
-        folder, centres = speech_tokenizer
-        options = ["--speech-tokenizer", folder, "--kmeans", centres, "--num-workers", 1]
+        folder, centroids = speech_tokenizer
+        options = ["--speech-tokenizer", folder, "--kmeans", centroids, "--num-workers", 1]
         arguments = [captions, "--out", tmp_path / out, *options, *more]
         arguments += ["--quiet"] * quiet
         with pytest.raises(SystemExit) as stopped:

@@ -153,7 +153,7 @@ class UnitMeter:
     def __init__(self, tokenizer: SpeechTokenizer) -> None:
         self._tokenizer = tokenizer
         self._counts = np.zeros(tokenizer.num_units, np.int64)
-        self._sums = np.zeros(tokenizer.centres.shape[1])
+        self._sums = np.zeros(tokenizer.centroids.shape[1])
         self._squares = self._inertia = 0.0
         self._phones: list[NDArray[np.int32]] = []
         self._units: list[NDArray[np.int32]] = []
@@ -164,7 +164,7 @@ class UnitMeter:
         for start in range(0, len(features), PIECE_FRAMES):
             rows = torch.from_numpy(features[start : start + PIECE_FRAMES])
             units = tokenizer.nearest(rows.to(tokenizer.device)).cpu()
-            errors = rows - tokenizer.centres[units]
+            errors = rows - tokenizer.centroids[units]
             self._inertia += float(errors.double().square().sum())
             self._squares += float(rows.double().square().sum())
             self._sums += rows.double().sum(0).numpy()

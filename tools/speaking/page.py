@@ -34,7 +34,7 @@ main { display: grid; gap: 1rem; margin-top: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
 article { border: 1px solid var(--line); border-radius: .5rem; padding: .75rem; min-width: 0; }
 h2 { font-size: 1rem; margin: 0 0 .5rem; overflow-wrap: anywhere; }
-.pictures { display: flex; gap: .5rem; margin-bottom: .5rem; }
+.images { display: flex; gap: .5rem; margin-bottom: .5rem; }
 figure { flex: 1 1 0; margin: 0; min-width: 0; }
 img { display: block; width: 100%; height: auto; border-radius: .25rem; }
 audio { display: block; width: 100%; }
@@ -96,7 +96,7 @@ def _article(item: PageItem) -> str:
     if item.decoded is not None:
         figures += _figure(item.decoded, "decoded from its units", f"{item.key}, from its units")
     if figures:
-        parts.append(f'<div class="pictures">\n{figures}</div>\n')
+        parts.append(f'<div class="images">\n{figures}</div>\n')
     wav = _link(item.wav)
     parts.append(
         f'<audio controls preload="metadata" src="{wav}"><a href="{wav}">{wav}</a></audio>\n'

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from im2sp.pipeline.speech_tokenizer.weights import load_centres
+from im2sp.pipeline.speech_tokenizer.weights import load_centroids
 from im2sp.pipeline.tensors import read_weights
 from im2sp.shards.weights.pickles import WeightsError
 from support.damage import refusals_of_flipped_bytes
@@ -28,7 +28,7 @@ def write(tmp_path, data):
 def test_km_bin_of_every_age(tmp_path, protocol, alignment):
     path = write(tmp_path, km_bytes(TABLE, protocol, alignment))
     before = set(sys.modules)
-    assert torch.equal(load_centres(path), torch.from_numpy(TABLE))
+    assert torch.equal(load_centroids(path), torch.from_numpy(TABLE))
     assert set(sys.modules) == before
 
 
@@ -37,7 +37,7 @@ def test_km_bin_of_every_age(tmp_path, protocol, alignment):
 )
 def test_km_bin_of_every_layout(tmp_path, table):
     path = write(tmp_path, km_bytes(table))
-    assert torch.equal(load_centres(path), torch.from_numpy(TABLE))
+    assert torch.equal(load_centroids(path), torch.from_numpy(TABLE))
 
 
 def test_several_arrays_of_any_shape_come_back(tmp_path):
@@ -57,11 +57,11 @@ def test_other_forms(tmp_path):
     save_file({"any": tensor.half()}, tmp_path / "b.safetensors")
     torch.save(tensor, tmp_path / "a.pt")
     for name in ("a.npy", "a.safetensors", "a.pt"):
-        assert torch.equal(load_centres(tmp_path / name), tensor)
-    assert torch.equal(load_centres(str(tmp_path / "b.safetensors")), tensor.half().float())
-    assert torch.equal(load_centres(write(tmp_path, joblib_bytes(TABLE))), tensor)
-    assert torch.equal(load_centres(TABLE), tensor)
-    assert load_centres(tensor).data_ptr() != tensor.data_ptr()
+        assert torch.equal(load_centroids(tmp_path / name), tensor)
+    assert torch.equal(load_centroids(str(tmp_path / "b.safetensors")), tensor.half().float())
+    assert torch.equal(load_centroids(write(tmp_path, joblib_bytes(TABLE))), tensor)
+    assert torch.equal(load_centroids(TABLE), tensor)
+    assert load_centroids(tensor).data_ptr() != tensor.data_ptr()
 
 
 @pytest.mark.parametrize(
@@ -76,18 +76,18 @@ def test_other_forms(tmp_path):
 )
 def test_tables_that_are_refused(table, message):
     with pytest.raises(WeightsError, match=message):
-        load_centres(table)
+        load_centroids(table)
 
 
 def test_files_without_centroids(tmp_path):
     save_file({"a": torch.ones(2, 2), "b": torch.ones(2, 2)}, tmp_path / "x.safetensors")
     with pytest.raises(WeightsError, match="2 tensors such as 'a', expected the k-means centroids"):
-        load_centres(tmp_path / "x.safetensors")
+        load_centroids(tmp_path / "x.safetensors")
     unfitted = joblib_bytes(stand_in("sklearn.cluster._kmeans", "KMeans", n_clusters=3))
     with pytest.raises(WeightsError, match=r"an object of sklearn.cluster._kmeans.KMeans without"):
-        load_centres(write(tmp_path, unfitted))
+        load_centroids(write(tmp_path, unfitted))
     with pytest.raises(WeightsError, match="found nothing here"):
-        load_centres(tmp_path / "none.bin")
+        load_centroids(tmp_path / "none.bin")
 
 
 # Attacks ------------------------------------------------------------------------------------------
@@ -183,12 +183,12 @@ def test_a_file_cut_anywhere_is_refused(tmp_path):
     for size in range(0, len(data), 3):
         path.write_bytes(data[:size])
         with pytest.raises(WeightsError):
-            load_centres(path)
+            load_centroids(path)
 
 
 def test_any_flipped_byte_is_read_or_refused_but_never_crashes(tmp_path):
     data = km_bytes(TABLE, random_state_=None)
     path = tmp_path / "km.bin"
-    messages = refusals_of_flipped_bytes(path, data, load_centres)
+    messages = refusals_of_flipped_bytes(path, data, load_centroids)
     assert len(messages) > 100
     assert not any("\n" in message for message in messages)

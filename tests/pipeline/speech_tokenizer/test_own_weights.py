@@ -12,7 +12,7 @@ from im2sp.pipeline.speech_tokenizer import weights as hubert_weights
 from im2sp.pipeline.speech_tokenizer.tokenizer import load_speech_tokenizer
 from im2sp.pipeline.speech_tokenizer.weights import load_hubert, speech_tokenizer_bytes
 from im2sp.shards.weights.pickles import WeightsError
-from support.hubert import clip, make_centres, make_hubert, save_folder
+from support.hubert import clip, make_centroids, make_hubert, save_folder
 
 LAYER = 3
 
@@ -25,8 +25,8 @@ def model():
 @pytest.fixture(scope="module")
 def weights(model, tmp_path_factory):
     folder = save_folder(model, tmp_path_factory.mktemp("hubert") / "m")
-    centres = make_centres(model, layer=LAYER)
-    return replace(load_hubert(folder, LAYER), centres=centres)
+    centroids = make_centroids(model, layer=LAYER)
+    return replace(load_hubert(folder, LAYER), centroids=centroids)
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def path(weights, tmp_path):
 
 def test_units_are_those_of_the_folder_and_the_centroids(model, weights, path, tmp_path):
     folder = save_folder(model, tmp_path / "m")
-    expected = load_speech_tokenizer(folder, weights.centres, layer=LAYER, device="cpu")
+    expected = load_speech_tokenizer(folder, weights.centroids, layer=LAYER, device="cpu")
     tokenizer = load_speech_tokenizer(path, device="cpu")
     assert (tokenizer.layer, tokenizer.fingerprint) == (LAYER, expected.fingerprint)
     wave = clip(20_000, 3)
@@ -53,7 +53,7 @@ def test_halves_are_read_as_float32(weights, tmp_path):
     read = load_hubert(path)
     for name, tensor in weights.tensors.items():
         torch.testing.assert_close(read.tensors[name], tensor.half().float(), rtol=0, atol=0)
-    torch.testing.assert_close(read.centres, weights.centres, rtol=0, atol=0)
+    torch.testing.assert_close(read.centroids, weights.centroids, rtol=0, atol=0)
 
 
 def test_the_same_weights_make_the_same_bytes(weights):
@@ -61,7 +61,7 @@ def test_the_same_weights_make_the_same_bytes(weights):
 
 
 def test_given_centroids_replace_those_in_the_file(weights, path):
-    other = weights.centres[:7] + 1
+    other = weights.centroids[:7] + 1
     tokenizer = load_speech_tokenizer(path, other, device="cpu")
     assert tokenizer.num_units == 7
     assert tokenizer.fingerprint != load_speech_tokenizer(path, device="cpu").fingerprint
@@ -71,7 +71,7 @@ def test_another_layer_needs_other_centroids(weights, path):
     message = f"{path}: holds no k-means centroids of layer 2; pass their file as `kmeans`"
     with pytest.raises(WeightsError, match=message):
         load_speech_tokenizer(path, layer=2)
-    assert load_speech_tokenizer(path, weights.centres, layer=2, device="cpu").layer == 2
+    assert load_speech_tokenizer(path, weights.centroids, layer=2, device="cpu").layer == 2
     with pytest.raises(WeightsError, match="a model of 3 layers has no layer 4"):
         load_speech_tokenizer(path, layer=4)
 

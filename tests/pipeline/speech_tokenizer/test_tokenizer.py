@@ -16,7 +16,7 @@ from im2sp.shards.weights.pickles import WeightsError
 from support.hubert import (
     clip,
     features_of,
-    make_centres,
+    make_centroids,
     make_hubert,
     save_fairseq,
     save_folder,
@@ -38,8 +38,8 @@ def base():
 
 
 @pytest.fixture(scope="module")
-def centres(base):
-    return make_centres(base)
+def centroids(base):
+    return make_centroids(base)
 
 
 @pytest.fixture(scope="module")
@@ -48,51 +48,51 @@ def folder(base, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tokenizer(folder, centres):
-    return load_speech_tokenizer(folder, centres, device="cpu")
+def tokenizer(folder, centroids):
+    return load_speech_tokenizer(folder, centroids, device="cpu")
 
 
 def test_units_are_those_of_the_whole_model(model, tmp_path):
-    centres = make_centres(model)
-    tokenizer = load_speech_tokenizer(save_folder(model, tmp_path / "m"), centres, device="cpu")
+    centroids = make_centroids(model)
+    tokenizer = load_speech_tokenizer(save_folder(model, tmp_path / "m"), centroids, device="cpu")
     seen = set()
     for seed, samples in enumerate((400, 719, 720, 5000, 31_999, 64_321)):
         wave = clip(samples, seed)
         units = tokenizer.encode(wave, 16_000)
         assert units.dtype == np.uint16
         assert len(units) == (samples - 400) // 320 + 1
-        np.testing.assert_array_equal(units, units_of(model, centres, wave))
+        np.testing.assert_array_equal(units, units_of(model, centroids, wave))
         seen |= set(units.tolist())
     assert len(seen) > 10
 
 
 @pytest.mark.parametrize("layer", [1, 8])
 def test_any_layer_as_transformers_counts_them(model, tmp_path, layer):
-    centres = make_centres(model, layer=layer)
+    centroids = make_centroids(model, layer=layer)
     path = save_folder(model, tmp_path / "m")
-    tokenizer = load_speech_tokenizer(path, centres, device="cpu", layer=layer)
+    tokenizer = load_speech_tokenizer(path, centroids, device="cpu", layer=layer)
     wave = clip(20_000, 3)
     units = tokenizer.encode(wave, 16_000)
-    np.testing.assert_array_equal(units, units_of(model, centres, wave, layer))
+    np.testing.assert_array_equal(units, units_of(model, centroids, wave, layer))
     assert tokenizer.layer == layer
 
 
-def test_layers_above_are_neither_kept_nor_needed(base, centres, tmp_path, tokenizer):
+def test_layers_above_are_neither_kept_nor_needed(base, centroids, tmp_path, tokenizer):
     assert len(tokenizer._encoder.layers) == 6
     state = base.state_dict()
     cut = {k: v for k, v in state.items() if not k.startswith(("encoder.layers.6", "masked"))}
     path = save_folder(base, tmp_path / "m", form="bin")
     torch.save(cut, path / "pytorch_model.bin")
-    found = load_speech_tokenizer(path, centres, device="cpu")
+    found = load_speech_tokenizer(path, centroids, device="cpu")
     assert found.fingerprint == tokenizer.fingerprint
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
 @pytest.mark.parametrize("old_names", [True, False])
 @pytest.mark.parametrize("prefix", ["", "hubert."])
-def test_folders_of_every_form(base, centres, tokenizer, tmp_path, form, old_names, prefix):
+def test_folders_of_every_form(base, centroids, tokenizer, tmp_path, form, old_names, prefix):
     path = save_folder(base, tmp_path / "m", form=form, old_names=old_names, prefix=prefix)
-    found = load_speech_tokenizer(path, centres, device="cpu")
+    found = load_speech_tokenizer(path, centroids, device="cpu")
     assert found.fingerprint == tokenizer.fingerprint
     assert found.name == "m"
     wave = clip(9000)
@@ -101,41 +101,41 @@ def test_folders_of_every_form(base, centres, tokenizer, tmp_path, form, old_nam
 
 @pytest.mark.parametrize("records", ["cfg", "args", "omegaconf"])
 def test_fairseq_files_have_the_folders_fingerprint(model, tmp_path, records):
-    centres = make_centres(model)
+    centroids = make_centroids(model)
     path = save_fairseq(model, tmp_path / "hubert_base_ls960.pt", records)
-    found = load_speech_tokenizer(path, centres, device="cpu")
-    expected = load_speech_tokenizer(save_folder(model, tmp_path / "m"), centres, device="cpu")
+    found = load_speech_tokenizer(path, centroids, device="cpu")
+    expected = load_speech_tokenizer(save_folder(model, tmp_path / "m"), centroids, device="cpu")
     assert found.fingerprint == expected.fingerprint
     assert found.name == "hubert_base_ls960.pt"
     wave = clip(9000)
-    np.testing.assert_array_equal(found.encode(wave, 16_000), units_of(model, centres, wave))
+    np.testing.assert_array_equal(found.encode(wave, 16_000), units_of(model, centroids, wave))
 
 
-def test_the_fingerprint_differs_for_other_units(folder, centres, tokenizer):
+def test_the_fingerprint_differs_for_other_units(folder, centroids, tokenizer):
     others = [
-        load_speech_tokenizer(folder, centres, device="cpu", precision="bf16"),
-        load_speech_tokenizer(folder, centres, device="cpu", layer=5),
-        load_speech_tokenizer(folder, centres.flip(0), device="cpu"),
+        load_speech_tokenizer(folder, centroids, device="cpu", precision="bf16"),
+        load_speech_tokenizer(folder, centroids, device="cpu", layer=5),
+        load_speech_tokenizer(folder, centroids.flip(0), device="cpu"),
     ]
     assert len({tokenizer.fingerprint, *(other.fingerprint for other in others)}) == 4
-    again = load_speech_tokenizer(folder, centres.numpy(), device="cpu")
+    again = load_speech_tokenizer(folder, centroids.numpy(), device="cpu")
     assert again.fingerprint == tokenizer.fingerprint
     assert again.num_units == 20
-    assert torch.equal(again.centres, centres)
+    assert torch.equal(again.centroids, centroids)
 
 
-def test_bf16_gives_nearly_the_same_units(folder, base, centres):
-    tokenizer = load_speech_tokenizer(folder, centres, device="cpu", precision="bf16")
+def test_bf16_gives_nearly_the_same_units(folder, base, centroids):
+    tokenizer = load_speech_tokenizer(folder, centroids, device="cpu", precision="bf16")
     wave = clip(100_000, 4)
     units = tokenizer.encode(wave, 16_000)
-    assert np.mean(units == units_of(base, centres, wave)) > 0.9
+    assert np.mean(units == units_of(base, centroids, wave)) > 0.9
 
 
-def test_without_onednn_the_units_are_the_same(folder, base, centres, monkeypatch):
+def test_without_onednn_the_units_are_the_same(folder, base, centroids, monkeypatch):
     monkeypatch.setattr(hubert_encoder, "is_supported", lambda dtype: False)
-    tokenizer = load_speech_tokenizer(folder, centres, device="cpu")
+    tokenizer = load_speech_tokenizer(folder, centroids, device="cpu")
     wave = clip(30_000, 5)
-    np.testing.assert_array_equal(tokenizer.encode(wave, 16_000), units_of(base, centres, wave))
+    np.testing.assert_array_equal(tokenizer.encode(wave, 16_000), units_of(base, centroids, wave))
 
 
 # One clip, whatever is around it ------------------------------------------------------------------
@@ -159,7 +159,7 @@ def test_units_do_not_depend_on_the_batch(tokenizer, threads):
     assert tokenizer.encode_batch([]) == []
 
 
-def test_a_gpus_batches_hold_one_length_only(tokenizer, base, centres, monkeypatch):
+def test_a_gpus_batches_hold_one_length_only(tokenizer, base, centroids, monkeypatch):
     shapes = []
 
     def watched(samples):
@@ -174,40 +174,40 @@ def test_a_gpus_batches_hold_one_length_only(tokenizer, base, centres, monkeypat
     found = tokenizer.encode_batch(waves)
     assert sorted(shapes) == [(1, 5001), (1, 8000), (2, 5000), (2, 8000)]
     for units, wave in zip(found, waves, strict=True):
-        np.testing.assert_array_equal(units, units_of(base, centres, wave))
+        np.testing.assert_array_equal(units, units_of(base, centroids, wave))
 
 
-def test_a_quiet_clip_is_not_made_louder(tokenizer, base, centres):
+def test_a_quiet_clip_is_not_made_louder(tokenizer, base, centroids):
     quiet = clip(20_000, 2, loudness=3e-5)
     units = tokenizer.encode(quiet, 16_000)
-    np.testing.assert_array_equal(units, units_of(base, centres, quiet))
+    np.testing.assert_array_equal(units, units_of(base, centroids, quiet))
     normalised = (quiet - quiet.mean()) / np.sqrt(quiet.var() + 1e-7)
-    assert np.mean(units_of(base, centres, normalised) != units) > 0.3
+    assert np.mean(units_of(base, centroids, normalised) != units) > 0.3
 
 
-def test_silence_and_a_constant(tokenizer, base, centres):
+def test_silence_and_a_constant(tokenizer, base, centroids):
     for wave in (np.zeros(3000, np.float32), np.full(3000, 0.25, np.float32)):
         features = tokenizer.features(torch.from_numpy(wave)[None])[0]
         assert (features - features_of(base, wave)).abs().max() < 1e-3
 
 
-def test_long_clips_are_cut_into_chunks_of_their_own(tokenizer, base, centres, monkeypatch):
+def test_long_clips_are_cut_into_chunks_of_their_own(tokenizer, base, centroids, monkeypatch):
     monkeypatch.setattr(hubert_units, "CHUNK_SAMPLES", 4000)
     for samples, units in ((4000, 12), (4399, 12), (4400, 13), (12_000, 36)):
         wave = clip(samples, 6)
         parts = [wave[start : start + 4000] for start in range(0, samples, 4000)]
-        whole = [units_of(base, centres, part) for part in parts if len(part) >= 400]
+        whole = [units_of(base, centroids, part) for part in parts if len(part) >= 400]
         found = tokenizer.encode(wave, 16_000)
         assert len(found) == units
         np.testing.assert_array_equal(found, np.concatenate(whole))
     assert num_frames(1_600_000) == 4999
 
 
-def test_blocks_of_frames_do_not_show(folder, base, centres, monkeypatch):
+def test_blocks_of_frames_do_not_show(folder, base, centroids, monkeypatch):
     monkeypatch.setattr(hubert_encoder, "CPU_BLOCK_FRAMES", 7)
-    tokenizer = load_speech_tokenizer(folder, centres, device="cpu")
+    tokenizer = load_speech_tokenizer(folder, centroids, device="cpu")
     wave = clip(17_000, 8)
-    np.testing.assert_array_equal(tokenizer.encode(wave, 16_000), units_of(base, centres, wave))
+    np.testing.assert_array_equal(tokenizer.encode(wave, 16_000), units_of(base, centroids, wave))
 
 
 def test_window_moments_are_those_of_the_windows():
@@ -219,9 +219,9 @@ def test_window_moments_are_those_of_the_windows():
 
 
 @pytest.mark.skipif(not is_supported(torch.float32), reason="torch lacks oneDNN")
-def test_loading_leaves_torchs_random_numbers_alone(folder, centres):
+def test_loading_leaves_torchs_random_numbers_alone(folder, centroids):
     before = torch.get_rng_state()
-    load_speech_tokenizer(folder, centres, device="cpu")
+    load_speech_tokenizer(folder, centroids, device="cpu")
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -284,17 +284,17 @@ def test_centroids_of_another_width(folder):
         load_speech_tokenizer(folder, torch.ones(5, 16))
 
 
-def test_no_centroids_and_an_unknown_precision(folder, centres):
+def test_no_centroids_and_an_unknown_precision(folder, centroids):
     with pytest.raises(WeightsError, match="pass their file as `kmeans`"):
         load_speech_tokenizer(folder)
     with pytest.raises(ValueError, match="precision 'fp16', expected one of fp32, bf16"):
-        load_speech_tokenizer(folder, centres, precision="fp16")
+        load_speech_tokenizer(folder, centroids, precision="fp16")
 
 
 @pytest.mark.parametrize("layer", [0, 9, -1])
-def test_no_such_layer(folder, centres, layer):
+def test_no_such_layer(folder, centroids, layer):
     with pytest.raises(WeightsError, match=f"a model of 8 layers has no layer {layer}"):
-        load_speech_tokenizer(folder, centres, layer=layer)
+        load_speech_tokenizer(folder, centroids, layer=layer)
 
 
 @pytest.mark.parametrize(
@@ -311,31 +311,31 @@ def test_no_such_layer(folder, centres, layer):
         ({"feat_extract_norm": "layer"}, "lacks feature_extractor.conv_layers.1.layer_norm"),
     ],
 )
-def test_configurations(base, centres, tmp_path, changes, message):
+def test_configurations(base, centroids, tmp_path, changes, message):
     path = save_folder(base, tmp_path / "m")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, **changes}))
     if message is None:
-        load_speech_tokenizer(path, centres)
+        load_speech_tokenizer(path, centroids)
         return
     with pytest.raises(WeightsError, match=message) as caught:
-        load_speech_tokenizer(path, centres)
+        load_speech_tokenizer(path, centroids)
     assert "\n" not in str(caught.value)
 
 
-def test_broken_configurations(base, centres, tmp_path):
+def test_broken_configurations(base, centroids, tmp_path):
     path = save_folder(base, tmp_path / "m")
     (path / "config.json").write_text("{")
     with pytest.raises(WeightsError, match=r"config\.json: not JSON"):
-        load_speech_tokenizer(path, centres)
+        load_speech_tokenizer(path, centroids)
     (path / "config.json").write_text("[]")
     with pytest.raises(WeightsError, match="a list, expected a JSON object"):
-        load_speech_tokenizer(path, centres)
+        load_speech_tokenizer(path, centroids)
     (path / "config.json").unlink()
     with pytest.raises(WeightsError, match=r"lacks config\.json, or model\.safetensors or"):
-        load_speech_tokenizer(path, centres)
+        load_speech_tokenizer(path, centroids)
     with pytest.raises(WeightsError, match=r"without their config\.json; pass the folder"):
-        load_speech_tokenizer(path / "model.safetensors", centres)
+        load_speech_tokenizer(path / "model.safetensors", centroids)
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_broken_configurations(base, centres, tmp_path):
         (FIRST, torch.tensor(1.0), "not the shapes of a HuBERT"),
     ],
 )
-def test_damaged_weights(base, centres, tmp_path, name, tensor, message):
+def test_damaged_weights(base, centroids, tmp_path, name, tensor, message):
     path = save_fairseq(base, tmp_path / "x.pt")
     content = torch.load(path, weights_only=True)
     content["model"].pop(name)
@@ -361,30 +361,30 @@ def test_damaged_weights(base, centres, tmp_path, name, tensor, message):
         content["model"][name] = tensor
     torch.save(content, path)
     with pytest.raises(WeightsError, match=message) as caught:
-        load_speech_tokenizer(path, centres)
+        load_speech_tokenizer(path, centroids)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
 
 
-def test_other_activations_of_fairseq(base, centres, tmp_path):
+def test_other_activations_of_fairseq(base, centroids, tmp_path):
     path = save_fairseq(base, tmp_path / "x.pt")
     content = torch.load(path, weights_only=True)
     content["cfg"]["model"]["activation_fn"] = "relu"
     torch.save(content, path)
     with pytest.raises(WeightsError, match="activation_fn is 'relu', expected 'gelu'"):
-        load_speech_tokenizer(path, centres)
+        load_speech_tokenizer(path, centroids)
     content["cfg"]["model"].update(activation_fn="gelu", encoder_attention_heads="4")
     torch.save(content, path)
     with pytest.raises(WeightsError, match="'4' attention heads"):
-        load_speech_tokenizer(path, centres)
+        load_speech_tokenizer(path, centroids)
 
 
-def test_without_records_heads_are_64_wide(centres, tmp_path):
+def test_without_records_heads_are_64_wide(centroids, tmp_path):
     model = make_hubert(hidden_size=128, num_attention_heads=2)
     path = save_fairseq(model, tmp_path / "x.pt")
     content = torch.load(path, weights_only=True)
     torch.save({"model": content["model"]}, path)
-    table = make_centres(model)
+    table = make_centroids(model)
     found = load_speech_tokenizer(path, table, device="cpu").encode(clip(9000), 16_000)
     np.testing.assert_array_equal(found, units_of(model, table, clip(9000)))
 
@@ -392,7 +392,7 @@ def test_without_records_heads_are_64_wide(centres, tmp_path):
 # Hub ----------------------------------------------------------------------------------------------
 
 
-def test_hub_ids_fetch_the_configuration_and_the_weights(base, centres, tmp_path, monkeypatch):
+def test_hub_ids_fetch_the_configuration_and_the_weights(base, centroids, tmp_path, monkeypatch):
     path = save_folder(base, tmp_path / "m", form="bin")
     asked = []
 
@@ -404,20 +404,20 @@ def test_hub_ids_fetch_the_configuration_and_the_weights(base, centres, tmp_path
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     name = "facebook/hubert-base-ls960@main"
-    assert load_speech_tokenizer(name, centres).name == name
+    assert load_speech_tokenizer(name, centroids).name == name
     files = ["config.json", "model.safetensors", "pytorch_model.bin"]
     assert asked == [("facebook/hubert-base-ls960", file, "main") for file in files]
     save_fairseq(base, path / "hubert.pt")
-    load_speech_tokenizer("someone/else/hubert.pt", centres)
+    load_speech_tokenizer("someone/else/hubert.pt", centroids)
     assert asked[3:] == [("someone/else", "hubert.pt", None)]
     with pytest.raises(WeightsError, match=r"hf download someone/else gone\.pt"):
-        load_speech_tokenizer("someone/else/gone.pt", centres)
+        load_speech_tokenizer("someone/else/gone.pt", centroids)
 
 
 @pytest.mark.parametrize("name", ["./nothing", "nothing", "a/b/../c.pt ", "owner/model.pt"])
-def test_names_of_nothing(centres, name):
+def test_names_of_nothing(centroids, name):
     with pytest.raises(WeightsError, match=r"no such file; expected a folder with config\.json"):
-        load_speech_tokenizer(name, centres)
+        load_speech_tokenizer(name, centroids)
 
 
 def test_the_package_offers_it():

@@ -43,9 +43,9 @@ def test_the_plain_way_is_the_nearest_centre_of_all_layers_features():
     assert len(model.encoder.layers) == 8
     features = plain_features(model, clips)
     assert [len(rows) for rows in features] == [(len(clip) - 400) // 320 + 1 for clip in clips]
-    centres = torch.cat(features)[::9]
-    expected = torch.cdist(torch.cat(features).double(), centres.double()).argmin(1)
-    np.testing.assert_array_equal(plain_units(features, centres), expected)
+    centroids = torch.cat(features)[::9]
+    expected = torch.cdist(torch.cat(features).double(), centroids.double()).argmin(1)
+    np.testing.assert_array_equal(plain_units(features, centroids), expected)
 
 
 def test_clips_are_the_same_each_time_and_of_many_lengths():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from im2sp.pipeline.speech_tokenizer.weights import load_centres
+from im2sp.pipeline.speech_tokenizer.weights import load_centroids
 from im2sp.tools.fitting.kmeans import PIECE_ROWS, Reservoir, fit_kmeans, nearest_centroids
 
 
@@ -25,7 +25,7 @@ def test_every_heap_gets_its_centroid(init):
     assert sorted(distances.argmin(1).tolist()) == list(range(len(middles)))
     assert distances.amin(1).max() < 0.1
     assert fit.centroids.dtype == torch.float32
-    assert torch.equal(load_centres(fit.centroids), fit.centroids)
+    assert torch.equal(load_centroids(fit.centroids), fit.centroids)
 
 
 def test_the_inertia_is_that_of_the_centroids_that_are_returned():

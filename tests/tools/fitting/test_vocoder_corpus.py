@@ -16,7 +16,7 @@ from im2sp.tools.fitting.vocoder_corpus import (
     speak_captions,
 )
 from im2sp.tools.fitting.vocoder_trainer import Recipe
-from support.hubert import clip, make_centres, make_hubert, save_folder
+from support.hubert import clip, make_centroids, make_hubert, save_folder
 from support.speech import install_flite
 
 RECIPE = Recipe(batch_size=4, segment_frames=20)
@@ -26,7 +26,7 @@ RECIPE = Recipe(batch_size=4, segment_frames=20)
 def tokenizer(tmp_path_factory):
     model = make_hubert()
     folder = save_folder(model, tmp_path_factory.mktemp("hubert") / "tiny")
-    return load_speech_tokenizer(folder, make_centres(model), device="cpu")
+    return load_speech_tokenizer(folder, make_centroids(model), device="cpu")
 
 
 @pytest.fixture
