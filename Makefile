@@ -18,8 +18,9 @@ STAMP := $(VENV)/.installed
 IMAGES ?= docs/demo-images
 DEMO_DIR ?= build/demo
 
-# Extra arguments for pytest, e.g. make test PYTEST_FLAGS="-n 2 -k codec".
-PYTEST_FLAGS ?=
+# Arguments for pytest: two processes, a file of tests in one of them. For one test in one process:
+# make test PYTEST_FLAGS="-k codec".
+PYTEST_FLAGS ?= -n 2 --dist loadfile
 # What `make check` runs beside lint and types. CI empties it after its own `make test`.
 CHECK_TESTS ?= test
 

@@ -9,6 +9,7 @@ import sys
 import tomllib
 import zipfile
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,19 +26,20 @@ def relative(path):
     return path.relative_to(ROOT).as_posix()
 
 
+@cache
 def imported_modules(path):
     """Absolute names of the modules a file imports, with the import's line."""
     package = ["im2sp", *path.relative_to(ROOT).parent.parts]
+    found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, node.lineno
+            found += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            yield module, node.lineno
-            for alias in node.names:
-                yield f"{module}.{alias.name}", node.lineno
+            names = ["", *(f".{alias.name}" for alias in node.names)]
+            found += [(module + name, node.lineno) for name in names]
+    return found
 
 
 def imports_of(path, package):

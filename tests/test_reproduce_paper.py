@@ -149,14 +149,3 @@ def test_the_recipes_are_settings_of_a_training(path, tmp_path):
     assert (config.batch_size, config.learning_rate, config.best_by) == (64, 5e-5, "bleu")
     assert "--recipe=paper" in with_files([f"--config={path}"])
     assert MINIATURE.keys() <= vars(config).keys()
-
-
-def test_a_command_that_fails_is_told_with_what_it_said(tmp_path):
-    listed = [
-        ["bash", "-c", "im2sp-verify nowhere  # which is not there"],
-        ["bash", "-c", "touch never"],
-    ]
-    ((status, output),) = run(tmp_path, listed)
-    assert status == 2
-    assert "nowhere" in output
-    assert not (tmp_path / "never").exists()

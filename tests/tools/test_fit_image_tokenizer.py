@@ -85,9 +85,9 @@ def test_nearest_codes_and_centroids_equal_the_distances_written_out():
 
 def test_training_a_crop_lowers_its_error(pictures, statistics):
     trainer = Trainer(RECIPE, statistics, torch.device("cpu"))
-    crop = fit_image_tokenizer.to_pixels(pictures[:4, 32:88, 32:88], trainer.device)
-    errors = [trainer.train_step(crop, (4, 4), 0.5) for _ in range(30)]
-    assert errors[-1] < 0.8 * errors[0]
+    crop = fit_image_tokenizer.to_pixels(pictures[:1, 32:88, 32:88], trainer.device)
+    errors = [trainer.train_step(crop, (4, 4), 0.5) for _ in range(5)]
+    assert errors[-1] < 0.6 * errors[0]
 
 
 def test_a_crop_has_the_positions_of_its_place(statistics, pictures):
