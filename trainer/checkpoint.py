@@ -1,7 +1,8 @@
 """Checkpoints: one folder per step, complete or absent.
 
     RUN/step-000020/
-        model.safetensors   weights
+        model.safetensors   weights, or with --ema their average
+        trained.safetensors with --ema, the weights themselves
         optimizer.pt        moments of AdamW, read with weights_only=True
         config.toml         settings
         state.json          step, seed, loader position, scores, checksums of the files
@@ -25,6 +26,7 @@ from typing import Any
 from im2sp.shards.files import TMP_SUFFIX
 
 MODEL_NAME = "model.safetensors"
+TRAINED_NAME = "trained.safetensors"
 OPTIMIZER_NAME = "optimizer.pt"
 STATE_NAME = "state.json"
 BROKEN_SUFFIX = ".broken"

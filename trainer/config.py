@@ -150,6 +150,9 @@ class TrainConfig:
     """AdamW weight decay, on all parameters."""
     clip_norm: float = 1.0
     """Maximum gradient norm; 0 disables clipping."""
+    ema: float = 0.0
+    """Decay per step of an exponential moving average of the weights, such as 0.999; the average is
+    validated and saved in place of the weights. 0 disables it."""
     label_smoothing: float = 0.0
     """Label smoothing in training."""
     crop_area: float = 1.0
@@ -193,7 +196,7 @@ class TrainConfig:
         for name in ("weight_decay", "clip_norm"):
             value = getattr(self, name)
             _check(name, value, 0 <= value < math.inf, "0 or more")
-        for name in ("dropout", "label_smoothing"):
+        for name in ("dropout", "label_smoothing", "ema"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "0 up to below 1")
         _check("code_noise", self.code_noise, 0 <= self.code_noise <= 1, "0 to 1")
         _check("crop_area", self.crop_area, 0 < self.crop_area <= 1, "above 0 up to 1")
@@ -315,9 +318,11 @@ def _last_value(args: list[str], name: str) -> str | None:
 def differences(config: TrainConfig, former: Mapping[str, Any]) -> list[str]:
     """Changed settings that a resumed run may not change, such as `seed was 1 and is 2`."""
     now = tomllib.loads(to_toml(config).decode())
-    names = [field.name for field in dataclasses.fields(config) if field.name not in CHANGEABLE]
+    fixed = [field for field in dataclasses.fields(config) if field.name not in CHANGEABLE]
+    # A run of an earlier version lacks newer settings; it had their defaults.
+    then = {field.name: _plain(field.default) for field in fixed} | dict(former)
     return [
-        f"{name} was {former.get(name)} and is {now.get(name)}"
-        for name in names
-        if former.get(name) != now.get(name)
+        f"{field.name} was {then[field.name]} and is {now.get(field.name)}"
+        for field in fixed
+        if then[field.name] != now.get(field.name)
     ]

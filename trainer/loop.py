@@ -18,6 +18,7 @@ from tqdm import tqdm
 from im2sp.trainer.checkpoint import (
     MODEL_NAME,
     OPTIMIZER_NAME,
+    TRAINED_NAME,
     Checkpoint,
     best_checkpoint,
     prune,
@@ -152,7 +153,8 @@ class _Run:
         if checkpoint is None:
             model = first_model(config, units, torch.from_numpy(dataset.codebook()), warn)
         else:
-            model = load_model(checkpoint.path)
+            trained = checkpoint.path / (TRAINED_NAME if config.ema else MODEL_NAME)
+            model = load_model(trained)
         self.train_step = TrainStep(model.to(ranks.device), config, ranks)
         self.images_a_step = images_of_a_step(config, ranks)
         self.step = self.first_step = 0
@@ -176,6 +178,9 @@ class _Run:
         optimizer, device = self.train_step.optimizer, self.ranks.device
         path = checkpoint.path / OPTIMIZER_NAME
         optimizer.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+        if self.config.ema:
+            average = load_model(checkpoint.path, device="cpu")
+            self.train_step.result.load_state_dict(average.state_dict())
         self.train_loader.load_state_dict(dict(checkpoint.state["loader"]))
         self.step = self.first_step = checkpoint.step
 
@@ -295,7 +300,7 @@ class _Run:
         if self.config.best_by == "bleu":
             self.val_batches.loader.reset()
             scores["bleu"] = generated_bleu(
-                self.train_step.model, self.val_batches, self.text_model, self.ranks, max_images
+                self.train_step.result, self.val_batches, self.text_model, self.ranks, max_images
             )
         if self.metrics is not None:
             self.metrics.add({"step": self.step, **{f"val_{k}": v for k, v in scores.items()}})
@@ -314,9 +319,13 @@ class _Run:
             "text_model_sha256": self.text_model_sha256,
         }
         writers = {
-            MODEL_NAME: lambda path: save_model(path.parent, train_step.model),
+            MODEL_NAME: lambda path: save_model(path.parent, train_step.result),
             OPTIMIZER_NAME: lambda path: torch.save(train_step.optimizer.state_dict(), path),
             CONFIG_NAME: lambda path: path.write_bytes(to_toml(config)),
         }
+        if config.ema:
+            writers[TRAINED_NAME] = lambda path: save_model(
+                path.parent, train_step.model, TRAINED_NAME
+            )
         write_checkpoint(config.out, self.step, writers, state)
         prune(config.out, config.keep_last)

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from im2sp.shards import unpack_units_on_device
 from im2sp.trainer.augment import augment_units
+from im2sp.trainer.average import Average
 from im2sp.trainer.config import TrainConfig
 from im2sp.trainer.data import TokenBatch
 from im2sp.trainer.model import Im2SpModel
@@ -152,9 +153,16 @@ class TrainStep:
             fused=True,
         )
         self._objective = Objective(model, config)
+        self._average = Average(model, config.ema) if config.ema else None
+        self._validated = Objective(self.result, config).eval()
         self._parallel = None
         if ranks.world_size > 1:
             self._parallel = DistributedDataParallel(self._objective)
+
+    @property
+    def result(self) -> Im2SpModel:
+        """The model to validate and use: the average of the weights, or the model itself."""
+        return self.model if self._average is None else self._average.model
 
     def step(self, number: int, batches: Sequence[TokenBatch]) -> StepRecord:
         """Run step `number`, counted from 0, with the accumulated gradients of `batches`."""
@@ -173,7 +181,7 @@ class TrainStep:
         loss = torch.zeros((), device=ranks.device)
         for batch in batches:
             with self._gradients_shared(is_last=batch is batches[-1]):
-                own = self._loss_of(batch)
+                own = self._loss_of(batch, self._parallel or self._objective)
                 share = batch.num_tokens / num_tokens
                 # DDP averages gradients over processes; here they must be summed.
                 (own * share * ranks.world_size).backward()
@@ -182,6 +190,8 @@ class TrainStep:
         norm = nn.utils.clip_grad_norm_(self._trained, config.clip_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self._average is not None:
+            self._average.update(self.model, number)
         return StepRecord(
             step=number + 1,
             learning_rate=rate,
@@ -202,23 +212,22 @@ class TrainStep:
         """
         sums = torch.zeros(2, dtype=torch.float64)
         num_images = 0
-        self._objective.eval()
+        self._validated.eval()
         for batch in batches:
             num_images += len(batch.images_packed)
             if batch.num_tokens:  # at the end of a split some processes have empty batches
-                loss = float(self._loss_of(batch)) * batch.num_tokens
+                loss = float(self._loss_of(batch, self._validated)) * batch.num_tokens
                 sums += torch.tensor([loss, batch.num_tokens], dtype=torch.float64)
             if max_images is not None and num_images * self._ranks.world_size >= max_images:
                 break
         loss, num_tokens = self._ranks.summed(sums.to(self._ranks.device)).tolist()
         return loss / num_tokens
 
-    def _loss_of(self, batch: TokenBatch) -> Tensor:
+    def _loss_of(self, batch: TokenBatch, objective: nn.Module) -> Tensor:
         device = self._ranks.device
         is_bf16 = self._config.precision == "bf16"
-        parallel = self._parallel if self._objective.training else None
         with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):
-            return (parallel or self._objective)(*batch.to(device))
+            return objective(*batch.to(device))
 
     def _gradients_shared(self, *, is_last: bool) -> AbstractContextManager[None]:
         """Context in which processes exchange gradients only with the last batch of a step."""

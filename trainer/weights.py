@@ -54,13 +54,13 @@ WEIGHT_FILES = (MODEL_FILE, "pytorch_model.bin")
 _SPECIAL_TOKENS = {"pad_token_id": "pad", "bos_token_id": "bos", "eos_token_id": "eos"}
 
 
-def save_model(folder: str | Path, model: Im2SpModel) -> Path:
-    """Write `model.safetensors` into an existing folder; the same model gives the same bytes.
+def save_model(folder: str | Path, model: Im2SpModel, name: str = MODEL_FILE) -> Path:
+    """Write a model into a file of an existing folder; the same model gives the same bytes.
 
     Returns:
         Path of the file.
     """
-    path = Path(folder) / MODEL_FILE
+    path = Path(folder) / name
     tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     metadata = {METADATA_KEY: json.dumps({"form": FORM, "config": asdict(model.config)})}
     data = safetensors.torch.save(tensors, metadata)

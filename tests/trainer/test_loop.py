@@ -64,6 +64,35 @@ def test_3_steps_and_3_more_are_6_steps(shards, whole, tmp_path):
     assert without_times(read_metrics(out)) == without_times(read_metrics(whole))
 
 
+def test_a_resumed_average_equals_an_uninterrupted_one(shards, tmp_path):
+    straight, out = tmp_path / "straight", tmp_path / "run"
+    train(make_config(shards, straight, ema=0.9))
+    copied_at_3(straight, out)
+    train(make_config(shards, out, ema=0.9))
+    for name in ("model", "trained"):
+        found, expected = (run / f"step-000006/{name}.safetensors" for run in (out, straight))
+        assert found.read_bytes() == expected.read_bytes()
+
+
+def test_the_average_follows_the_weights(shards, tmp_path):
+    settings = {"checkpoint_every": 1, "keep_last": 10, "steps": 4}
+    train(make_config(shards, tmp_path / "plain", **settings))
+    train(make_config(shards, tmp_path / "mean", ema=0.2, **settings))
+    name = "decoder.layers.0.mlp_in.weight"
+    average, trained, plain = (
+        [load_file(tmp_path / run / f"step-00000{k}" / file)[name] for k in range(1, 5)]
+        for run, file in (
+            ("mean", "model.safetensors"),
+            ("mean", "trained.safetensors"),
+            ("plain", "model.safetensors"),
+        )
+    )
+    torch.testing.assert_close(trained, plain, rtol=0, atol=0)
+    for k, decay in ((1, 2 / 11), (2, 0.2), (3, 0.2)):
+        expected = decay * average[k - 1] + (1 - decay) * trained[k]
+        torch.testing.assert_close(average[k], expected)
+
+
 class _Killed(BaseException):
     pass
 
