@@ -43,8 +43,9 @@ class TokenizeConfig(JobConfig):
     speech_layer: int | None = None
     """HuBERT layer that the centroids were fitted to; by default 6, or the layer recorded in the
     weights."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the encoders. bf16 is faster and changes a small share of the units."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Precision of the encoders. tf32 (on a GPU) and bf16 are faster and change a small share of
+    the units."""
     device: str | None = None
     """torch device of the encoders, such as cuda:1; by default CUDA if available."""
     max_rejects: int | None = None

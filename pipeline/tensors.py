@@ -6,7 +6,8 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,20 +29,52 @@ __all__ = [
     "checked_tensor",
     "describe",
     "finite_float32",
+    "float32_products",
     "named_tensors",
     "read_weights",
     "state_fingerprint",
     "tensors_fingerprint",
 ]
 
-Precision = Literal["fp32", "bf16"]
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Precision = Literal["fp32", "tf32", "bf16"]
+DTYPES: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+}
 
 
-def check_precision(precision: str) -> None:
-    """Raise ValueError unless `precision` is a key of `DTYPES`."""
+def check_precision(precision: str, device: torch.device | None = None) -> None:
+    """Refuse an unknown precision, and TF32 on a device other than a GPU.
+
+    Raises:
+        ValueError: `precision` is not a key of `DTYPES`, or the device does not support it.
+    """
     if precision not in DTYPES:
         raise ValueError(f"precision {precision!r}, expected one of {', '.join(DTYPES)}")
+    if precision == "tf32" and device is not None and device.type != "cuda":
+        raise ValueError(f"precision 'tf32' needs a CUDA device, found {device.type}")
+
+
+@contextmanager
+def float32_products(precision: str, device: torch.device) -> Generator[None]:
+    """Compute float32 products and convolutions on a GPU in TF32 if `precision` is "tf32".
+
+    For any other precision they are exact to float32, whatever torch's defaults are.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    convolutions = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
+    backends = (torch.backends.cuda.matmul, convolutions)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value
 
 
 class Weights(weight_files.Weights):

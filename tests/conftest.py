@@ -10,6 +10,17 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def pytest_collection_modifyitems(items):
+    """Skip the tests marked `cuda` where there is no GPU."""
+    marked = [item for item in items if item.get_closest_marker("cuda")]
+    if marked:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The pack of real test data, which stands beside the checkout and not in it."""
@@ -17,3 +28,15 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("the shared test data (../shared/data) is not beside this checkout")
     return path
+
+
+@pytest.fixture
+def float32_backends():
+    """Torch's settings of float32 products and convolutions on a GPU; restored after the test."""
+    import torch
+
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [backend.fp32_precision for backend in backends]
+    yield backends
+    for backend, value in zip(backends, before, strict=True):
+        backend.fp32_precision = value

@@ -159,8 +159,9 @@ class TrainConfig:
     """Minimum area of random crops of the code grid, resized to the whole grid; 1 disables them."""
     code_noise: float = 0.0
     """Share of image units that are replaced by random ones."""
-    precision: Literal["bf16", "fp32"] | None = None
-    """Autocast precision; by default bf16 on a GPU and fp32 on a CPU. Weights stay float32."""
+    precision: Literal["bf16", "tf32", "fp32"] | None = None
+    """Precision of matrix products; by default bf16 (autocast) on a GPU and fp32 on a CPU. tf32
+    needs a GPU. Weights stay float32."""
     seed: int = 0
     """Random seed of initialisation, data order, dropout and augmentation."""
     device: str | None = None

@@ -37,7 +37,7 @@ from im2sp.trainer.data import (
     tokenizer_records,
 )
 from im2sp.trainer.metrics import MetricsLog, draw_curves
-from im2sp.trainer.ranks import Ranks, init_distributed
+from im2sp.trainer.ranks import Ranks, init_distributed, use_tf32
 from im2sp.trainer.scoring import generated_bleu
 from im2sp.trainer.setup import (
     check_same_units,
@@ -97,6 +97,7 @@ def train(config: TrainConfig, log: Log = lambda _: None) -> TrainResult:
     with init_distributed(config.device) as ranks:
         precision = config.precision or ("bf16" if ranks.device.type == "cuda" else "fp32")
         config = dataclasses.replace(config, precision=precision)
+        use_tf32(precision == "tf32", ranks.device)
         return _Run(config, ranks, log if ranks.is_first else lambda _: None).finish()
 
 

@@ -59,7 +59,7 @@ def init_distributed(device: str | None) -> Generator[Ranks]:
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
-    found = _device(device, int(os.environ.get("LOCAL_RANK", "0")) if world_size > 1 else None)
+    found = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if world_size == 1:
         yield Ranks(0, 1, found)
         return
@@ -70,14 +70,27 @@ def init_distributed(device: str | None) -> Generator[Ranks]:
         dist.destroy_process_group()
 
 
-def _device(name: str | None, local_rank: int | None) -> torch.device:
+def use_tf32(enabled: bool, device: torch.device) -> None:
+    """Compute this process's float32 products and convolutions on a GPU in TF32 or in float32.
+
+    Raises:
+        ValueError: TF32 is enabled on a device other than a GPU.
+    """
+    if enabled and device.type != "cuda":
+        raise ValueError(f"--precision tf32 needs a CUDA device, found {device.type}")
+    convolutions = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
+    for backend in (torch.backends.cuda.matmul, convolutions):
+        backend.fp32_precision = "tf32" if enabled else "ieee"
+
+
+def _device(name: str | None, local_rank: int) -> torch.device:
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         if device.type == "cuda":
             if not torch.cuda.is_available():
                 raise ValueError("there is no CUDA device")
-            if local_rank is not None and device.index is None:
+            if device.index is None:  # set_device takes no device without an index
                 device = torch.device("cuda", local_rank)
             torch.cuda.set_device(device)
         torch.empty(0, device=device)

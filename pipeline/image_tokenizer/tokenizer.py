@@ -13,7 +13,13 @@ from im2sp.pipeline.image_tokenizer.cpu_encoder import CodeSearch, PackedEncoder
 from im2sp.pipeline.image_tokenizer.network import ViTVQGAN
 from im2sp.pipeline.image_tokenizer.weights import fingerprint, load_codebook, load_network
 from im2sp.pipeline.onednn import is_supported
-from im2sp.pipeline.tensors import DTYPES, Precision, check_precision, read_weights
+from im2sp.pipeline.tensors import (
+    DTYPES,
+    Precision,
+    check_precision,
+    float32_products,
+    read_weights,
+)
 from im2sp.shards.weights.hub import find_weights
 
 BUNDLED = {"compact": Path(__file__).parent / "compact.safetensors"}
@@ -28,8 +34,8 @@ class ImageTokenizer:
     Attributes:
         name: Name that it was loaded by; for a path, only the file name.
         fingerprint: sha256 of the weights and settings; see `weights.fingerprint`.
-        precision: "fp32" or "bf16", of the encoder. Distances to the codes and the decoder are
-            always float32.
+        precision: "fp32", "tf32" (on a GPU) or "bf16", of the encoder. Distances to the codes and
+            the decoder are always float32.
         codebook: (rows, C) float32, as stored (not normalised), on the CPU.
         patch_size_px: Side of the square of pixels that one unit covers.
         num_codes: Size of the codebook; units are in [0, num_codes).
@@ -43,11 +49,11 @@ class ImageTokenizer:
         precision: Precision = "fp32",
         device: str | torch.device | None = None,
     ) -> None:
-        check_precision(precision)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        check_precision(precision, self.device)
         self.name = name
         self.precision = precision
         self.fingerprint = fingerprint(network, precision)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.network = network.eval().requires_grad_(False).to(self.device)
         rows = self.network.quantizer.embedding.weight.detach().float()
         self.codebook = rows.cpu().clone()
@@ -129,7 +135,8 @@ class ImageTokenizer:
         """Features before quantisation, (B, N, C) float32; the batch must fit into memory."""
         if self._encoder is not None:
             return self._encoder(pixels)
-        return self.network.encode_features(pixels, block_dtype=DTYPES[self.precision])
+        with float32_products(self.precision, self.device):
+            return self.network.encode_features(pixels, block_dtype=DTYPES[self.precision])
 
     @torch.no_grad()
     def nearest(self, features: Tensor) -> Tensor:
@@ -141,7 +148,8 @@ class ImageTokenizer:
         flat = F.normalize(features.float().flatten(0, -2), dim=-1, eps=1e-6)
         if self._search is not None:
             return self._search(flat).view(features.shape[:-1])
-        return (flat @ self._codes.t()).argmax(-1).view(features.shape[:-1])
+        with float32_products("fp32", self.device):
+            return (flat @ self._codes.t()).argmax(-1).view(features.shape[:-1])
 
     @torch.no_grad()
     def decode(self, units: Tensor) -> Tensor:
@@ -165,7 +173,8 @@ class ImageTokenizer:
         chunk_images = DECODE_CHUNK_IMAGES if self.device.type == "cpu" else GPU_CHUNK_IMAGES
         for start in range(0, batch, chunk_images):
             chunk = units[start : start + chunk_images].to(self.device, torch.int64)
-            found = self.network.decode_features(self._codes[chunk.flatten(1)], (rows, columns))
+            with float32_products("fp32", self.device):
+                found = self.network.decode_features(self._codes[chunk.flatten(1)], (rows, columns))
             pixels[start : start + chunk_images] = found.clamp(0, 1)
         return pixels
 

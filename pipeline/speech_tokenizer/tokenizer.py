@@ -22,7 +22,7 @@ from im2sp.pipeline.speech_tokenizer.weights import (
     load_centroids,
     load_hubert,
 )
-from im2sp.pipeline.tensors import DTYPES, Precision, check_precision
+from im2sp.pipeline.tensors import DTYPES, Precision, check_precision, float32_products
 from im2sp.shards.weights.pickles import WeightsError
 
 RATE_HZ = 16_000
@@ -37,7 +37,8 @@ class SpeechTokenizer:
     Attributes:
         name: Name that it was loaded by; for a path, only the last part.
         fingerprint: sha256 of the weights and settings; see `weights.fingerprint`.
-        precision: "fp32" or "bf16", of the encoder. Distances to the centroids are always float32.
+        precision: "fp32", "tf32" (on a GPU) or "bf16", of the encoder. Distances to the centroids
+            are always float32.
         layer: Layer whose output is quantised, counted from 1.
         centroids: Centroids, (K, D) float32, on the CPU.
         num_units: K; units are in [0, K).
@@ -52,7 +53,8 @@ class SpeechTokenizer:
         precision: Precision = "fp32",
         device: str | torch.device | None = None,
     ) -> None:
-        check_precision(precision)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        check_precision(precision, self.device)
         if centroids.shape[1] != weights.width:
             raise WeightsError(
                 f"{name}: its features are {weights.width} wide, the k-means centroids"
@@ -62,7 +64,6 @@ class SpeechTokenizer:
         self.precision = precision
         self.layer = weights.settings.layer
         self.fingerprint = fingerprint(weights, centroids, precision)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.centroids = centroids
         self.num_units = len(centroids)
         self._encoder = HubertEncoder(weights, DTYPES[precision], self.device)
@@ -122,12 +123,14 @@ class SpeechTokenizer:
     @torch.no_grad()
     def features(self, samples: Tensor) -> Tensor:
         """(B, S) float32 at 16 kHz -> (B, T, D) float32 before quantisation, on the device."""
-        return self._encoder(samples.to(self.device))
+        with float32_products(self.precision, self.device):
+            return self._encoder(samples.to(self.device))
 
     @torch.no_grad()
     def nearest(self, features: Tensor) -> Tensor:
         """(..., D) float32 -> (...) int64: the nearest centroids by squared L2."""
-        return (features.float() @ self._directions - self._half_norms).argmax(-1)
+        with float32_products("fp32", self.device):
+            return (features.float() @ self._directions - self._half_norms).argmax(-1)
 
     def _units(self, samples: Tensor) -> np.ndarray:
         units = self.nearest(self.features(samples)).cpu().numpy()

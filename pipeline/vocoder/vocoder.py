@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from im2sp.pipeline.core_threads import SingleCorePool
-from im2sp.pipeline.tensors import DTYPES, Precision, check_precision
+from im2sp.pipeline.tensors import DTYPES, Precision, check_precision, float32_products
 from im2sp.pipeline.vocoder.generator import UnitGenerator
 from im2sp.pipeline.vocoder.weights import (
     BUNDLED,
@@ -36,7 +36,8 @@ class Vocoder:
     Attributes:
         name: Name that it was loaded by; for a path, only the last part.
         fingerprint: sha256 of the weights and settings; see `weights.fingerprint`.
-        precision: "fp32" or "bf16", of the generator. Durations are always float32.
+        precision: "fp32", "tf32" (on a GPU) or "bf16", of the generator. Durations are always
+            float32.
         speech_fingerprint: Fingerprint of the speech tokenizer whose units it was trained on; None
             if its file does not record it, as in published ones.
         num_units: Size of the vocabulary; units are in [0, num_units).
@@ -53,7 +54,8 @@ class Vocoder:
         precision: Precision = "fp32",
         device: str | torch.device | None = None,
     ) -> None:
-        check_precision(precision)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        check_precision(precision, self.device)
         self.name = name
         self.precision = precision
         self.fingerprint = fingerprint(weights, precision)
@@ -62,7 +64,6 @@ class Vocoder:
         self.num_speakers = weights.num_speakers
         self.has_durations = weights.has_durations
         self.rate_hz = RATE_HZ
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._generator = UnitGenerator(weights, DTYPES[precision], self.device)
         self._threads = SingleCorePool()
 
@@ -174,7 +175,8 @@ class Vocoder:
             lengths = torch.tensor([len(clips[row]) for row in batch], device=self.device)
             padded = torch.nn.utils.rnn.pad_sequence([clips[row] for row in batch], True)
             embedded = self._generator.units[padded.to(self.device)]
-            found = predictor(embedded, lengths).cpu()
+            with float32_products("fp32", self.device):
+                found = predictor(embedded, lengths).cpu()
             return [count[: len(clips[row])] for row, count in zip(batch, found, strict=True)]
 
         return self._in_batches(predict, clips)
@@ -186,7 +188,8 @@ class Vocoder:
             lengths = torch.tensor([len(clips[row]) for row in batch], device=self.device)
             padded = torch.nn.utils.rnn.pad_sequence([clips[row] for row in batch], True)
             chosen = voices[batch].to(self.device) if self.num_speakers else None
-            samples = self._generator(padded.to(self.device), chosen, lengths).cpu().numpy()
+            with float32_products(self.precision, self.device):
+                samples = self._generator(padded.to(self.device), chosen, lengths).cpu().numpy()
             return [
                 one[: len(clips[row]) * FRAME_SAMPLES]
                 for row, one in zip(batch, samples, strict=True)

@@ -8,7 +8,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from im2sp.pipeline.tensors import describe, named_tensors, read_weights
+from im2sp.pipeline.tensors import (
+    check_precision,
+    describe,
+    float32_products,
+    named_tensors,
+    read_weights,
+)
 from im2sp.shards.weights.pickles import Record, WeightsError
 from support.damage import refusals_of_flipped_bytes
 
@@ -178,3 +184,19 @@ def test_any_flipped_byte_is_read_or_refused_but_never_crashes(tmp_path, zipped)
 def test_descriptions(tmp_path, content, message):
     torch.save(content, tmp_path / "x.pt")
     assert message in describe(read_weights(tmp_path / "x.pt").content)
+
+
+def test_products_on_a_gpu_are_in_the_precision_asked_for_and_then_as_before(float32_backends):
+    for backend, value in zip(float32_backends, ("none", "tf32"), strict=True):
+        backend.fp32_precision = value
+    for precision, inside in (("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")):
+        with float32_products(precision, torch.device("cuda")):
+            assert [backend.fp32_precision for backend in float32_backends] == [inside, inside]
+        assert [backend.fp32_precision for backend in float32_backends] == ["none", "tf32"]
+
+
+def test_tf32_needs_a_gpu():
+    check_precision("tf32")
+    check_precision("tf32", torch.device("cuda"))
+    with pytest.raises(ValueError, match="precision 'tf32' needs a CUDA device, found cpu"):
+        check_precision("tf32", torch.device("cpu"))

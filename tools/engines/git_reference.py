@@ -77,11 +77,12 @@ def git_config(model: Im2SpModel) -> GitConfig:
 
 
 def git_from(model: Im2SpModel) -> GitForCausalLM:
-    """GIT of transformers with a model's weights; shares the model's encoder."""
+    """GIT of transformers with a model's weights, on its device; shares the model's encoder."""
     reference = GitForCausalLM(git_config(model))
     unused = reference.load_state_dict(git_state_dict(model), strict=False).unexpected_keys
     assert not unused, unused
     reference.git.image_encoder = UnitsEncoder(model)  # pyright: ignore[reportAttributeAccessIssue]
+    torch.nn.Module.to(reference, next(model.parameters()).device)
     return reference.train(model.training)
 
 

@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from im2sp.trainer import generate, load_model
 
 if TYPE_CHECKING:
     from im2sp.pipeline import ImageTokenizer
+    from im2sp.pipeline.tensors import Precision
     from im2sp.trainer.checkpoint import Checkpoint
 
 
@@ -132,7 +133,7 @@ def load_tokenizer_of(
 
     recorded = str(run.image_tokenizer.get("name"))
     wanted = name or recorded
-    precision = "bf16" if run.image_tokenizer.get("precision") == "bf16" else "fp32"
+    precision = cast("Precision", run.image_tokenizer.get("precision", "fp32"))
     try:
         tokenizer = load_image_tokenizer(wanted, codebook, device=device, precision=precision)
     except ValueError as error:

@@ -402,7 +402,7 @@ def test_unknown_names(name, message):
 
 
 def test_unknown_precision(lightning):
-    with pytest.raises(ValueError, match="precision 'fp16', expected one of fp32, bf16"):
+    with pytest.raises(ValueError, match="precision 'fp16', expected one of fp32, tf32, bf16"):
         load_image_tokenizer(lightning, precision="fp16")
 
 

@@ -287,7 +287,7 @@ def test_centroids_of_another_width(folder):
 def test_no_centroids_and_an_unknown_precision(folder, centroids):
     with pytest.raises(WeightsError, match="pass their file as `kmeans`"):
         load_speech_tokenizer(folder)
-    with pytest.raises(ValueError, match="precision 'fp16', expected one of fp32, bf16"):
+    with pytest.raises(ValueError, match="precision 'fp16', expected one of fp32, tf32, bf16"):
         load_speech_tokenizer(folder, centroids, precision="fp16")
 
 

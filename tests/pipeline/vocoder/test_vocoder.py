@@ -392,7 +392,7 @@ def test_voices_that_are_refused(tiny_vocoder, tmp_path):
 
 
 def test_no_such_precision_and_no_such_file(folder, tmp_path):
-    with pytest.raises(ValueError, match="precision 'fp16', expected one of fp32, bf16"):
+    with pytest.raises(ValueError, match="precision 'fp16', expected one of fp32, tf32, bf16"):
         load_vocoder(folder, precision="fp16")
     with pytest.raises(WeightsError, match="there is no such file; expected compact"):
         load_vocoder(tmp_path / "nowhere")

@@ -1,0 +1,28 @@
+import pytest
+import torch
+
+from im2sp.trainer import ranks
+
+
+@pytest.mark.parametrize(
+    ("name", "local_rank", "chosen"),
+    [(None, 0, "cuda:0"), ("cuda", 0, "cuda:0"), ("cuda", 3, "cuda:3"), ("cuda:1", 0, "cuda:1")],
+)
+def test_a_gpu_has_an_index(monkeypatch, name, local_rank, chosen):
+    found = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", found.append)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    assert ranks._device(name, local_rank) == torch.device(chosen)
+    assert found == [torch.device(chosen)]
+
+
+@pytest.mark.parametrize(("enabled", "value"), [(True, "tf32"), (False, "ieee")])
+def test_tf32_on_a_gpu_is_as_asked(float32_backends, enabled, value):
+    ranks.use_tf32(enabled, torch.device("cuda"))
+    assert [backend.fp32_precision for backend in float32_backends] == [value, value]
+
+
+def test_tf32_on_a_cpu_is_refused():
+    with pytest.raises(ValueError, match="--precision tf32 needs a CUDA device, found cpu"):
+        ranks.use_tf32(True, torch.device("cpu"))
