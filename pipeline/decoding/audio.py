@@ -18,9 +18,11 @@ The level is not normalised: units depend on it.
 """
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +97,19 @@ class AudioFormat:
     check: Callable[[bytes], DeclaredAudio]
     """Check that raises `AudioError` for a cut or damaged file."""
 
+    start: bytes | None = None
+    """Regular expression of a file's first bytes, enough of them not to occur in samples by chance;
+    None if files of this format that were joined are read to the last."""
+
+    def refuse_joined(self, data: bytes) -> None:
+        """Refuse files of this format that were joined: a decoder reads only the first of them."""
+        found = re.finditer(self.start, data, re.DOTALL) if self.start else iter(())
+        if (second := next(islice(found, 1, None), None)) is not None:
+            raise AudioError(
+                f"holds a second {self.name} file at byte {second.start():,}, which no decoder "
+                "reads; one clip a file is read"
+            )
+
 
 def _begins(*magics: bytes) -> Callable[[bytes], bool]:
     return lambda head: head.startswith(magics)
@@ -109,11 +124,11 @@ def _is_aiff(head: bytes) -> bool:
 
 
 FORMATS = (
-    AudioFormat("WAV", _is_wav, check_wav),
-    AudioFormat("FLAC", _begins(b"fLaC"), check_flac),
-    AudioFormat("Ogg", _begins(b"OggS"), check_ogg),
-    AudioFormat("AIFF", _is_aiff, check_aiff),
-    AudioFormat("NIST", _begins(b"NIST_1A\n"), check_nist),
+    AudioFormat("WAV", _is_wav, check_wav, rb"R(?:IFF|F64).{4}WAVE"),
+    AudioFormat("FLAC", _begins(b"fLaC"), check_flac, rb"fLaC[\x00\x80]\x00\x00\x22"),
+    AudioFormat("Ogg", _begins(b"OggS"), check_ogg, rb"OggS\x00\x02\x00{8}"),
+    AudioFormat("AIFF", _is_aiff, check_aiff, rb"FORM.{4}AIF[FC]"),
+    AudioFormat("NIST", _begins(b"NIST_1A\n"), check_nist, rb"NIST_1A\n"),
     AudioFormat("MP3", is_mp3_frame, check_mp3),
 )
 """Supported formats, in the order in which they are tried.
@@ -161,7 +176,9 @@ def read_audio(
     try:
         data = read_bytes(source)
         audio_format = find_audio_format(data)
-        waveform = _decode(audio_format.check(data), audio_format.name, max_seconds)
+        declared = audio_format.check(data)
+        audio_format.refuse_joined(data)
+        waveform = _decode(declared, audio_format.name, max_seconds)
     except MediaError as error:
         raise AudioError(refusal(name, error)) from None
     except soundfile.LibsndfileError as error:

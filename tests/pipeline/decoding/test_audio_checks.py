@@ -275,6 +275,14 @@ def test_an_mp3_may_have_tags_and_must_have_each_frame():
     assert "cut: the ID3 tag declares 5 bytes" in refusal_of(id3[:-2])
 
 
+@pytest.mark.parametrize("between", [b"", bytes(512)], ids=["joined", "padded"])
+@pytest.mark.parametrize("name", ["wav-alaw", "flac", "vorbis", "opus", "aiff-float", "nist"])
+def test_a_second_file_behind_the_first_is_not_lost_silently(name, between):
+    whole = FORMATS[name]()
+    reason = refusal_of(whole + between + whole)
+    assert re.search("holds a second .* at byte|several streams", reason), reason
+
+
 def test_joined_mp3s_are_read_whole():
     whole = encoded("MP3", samples=LONG)
     bare = without_note(whole)
