@@ -3,8 +3,9 @@
     python tools/export_captioner.py runs/speech captioner.safetensors [--precision fp32]
 
 Exports the best checkpoint, or the one whose folder is given. `im2sp-speak --run
-captioner.safetensors` and `im2sp-evaluate` accept the file instead of the run. Half precision (the
-default) halves its size and changes a few generated units. Exit codes: 0 written, 1 not possible, 2
+captioner.safetensors` and `im2sp-evaluate` accept the file instead of the run. The text model of a
+captioner of text is written beside it, as `captioner.model`. Half precision (the default) halves
+its size and changes a few generated units. Exit codes: 0 written, 1 not possible, 2
 usage.
 """
 
@@ -23,7 +24,7 @@ from im2sp.trainer.export import export_model
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Export a speech run to one file: the model and the identity of its tokenizers."""
+    """Export a run to one file: the model and the identity of its tokenizers."""
 
     run: tyro.conf.Positional[Path]
     """Run of im2sp-train (its best checkpoint is used), or one of its checkpoints."""
@@ -40,8 +41,6 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _run(config: ExportConfig) -> None:
     checkpoint = find_step(config.run)
-    if "speech" not in checkpoint.state["fingerprints"]:
-        raise ValueError(f"{config.run}: its target is not speech")
     export_model(checkpoint, config.out, config.precision)
     size = config.out.stat().st_size
     print(f"{config.out}: step {checkpoint.step:,}, {config.precision}, {size:,} bytes")

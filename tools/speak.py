@@ -1,4 +1,4 @@
-"""`im2sp-speak`: images to spoken descriptions, or speech units to speech."""
+"""`im2sp-speak`: images to descriptions in speech and text, or speech units to speech."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ def _run(config: SpeakConfig) -> int:
         print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
 
     if not config.quiet:
-        log(f"loading the vocoder {config.vocoder} ...")
+        log("loading the models ...")
     from im2sp.tools.speaking.run import speak
 
     result = speak(config, log)
@@ -34,16 +34,19 @@ def _run(config: SpeakConfig) -> int:
     elif not config.quiet:
         print(_summary(result))
     if not result.num_spoken:
-        print_error(PROGRAM, f"no clip was synthesized; see {result.out / 'rejects.jsonl'}")
+        print_error(PROGRAM, f"nothing was described; see {result.out / 'rejects.jsonl'}")
         return 1
     return 0
 
 
 def _summary(result: "SpeakResult") -> str:
     """Counts, times and the output page, in a few lines."""
+    speech = f": {result.speech_s:.1f} s of speech, {result.num_units:,} units," * bool(
+        result.num_units
+    )
     lines = [
-        f"spoken    {result.num_spoken:,} of {result.num_inputs:,} inputs: {result.speech_s:.1f} s"
-        f" of speech, {result.num_units:,} units, in {result.elapsed_s:.1f} s",
+        f"described {result.num_spoken:,} of {result.num_inputs:,} inputs{speech} in"
+        f" {result.elapsed_s:.1f} s",
         f"refused   {result.num_rejects:,}",
         f"written   {result.out / 'index.html'}",
     ]

@@ -1,7 +1,8 @@
 """Export of a captioner to one file: the model and the records of its tokenizers.
 
 In a run's folder, `model.safetensors` holds the model and `state.json` records the tokenizers of
-its units. An exported file holds both, optionally in half precision.
+its units. An exported file holds both, optionally in half precision. The text model of a captioner
+of text is a second file of the same name, with the suffix `.model`.
 """
 
 import json
@@ -16,10 +17,12 @@ import torch
 
 from im2sp.shards.files import atomic_file
 from im2sp.shards.weights.pickles import WeightsError
-from im2sp.trainer.checkpoint import Checkpoint
-from im2sp.trainer.weights import FORM, METADATA_KEY, load_model
+from im2sp.trainer.checkpoint import Checkpoint, is_step
+from im2sp.trainer.text import TEXT_MODEL_NAME
+from im2sp.trainer.weights import BUNDLED, FORM, METADATA_KEY, load_model
 
 NOTES_KEY = "captioner"
+TEXT_MODEL_SUFFIX = ".model"
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -28,8 +31,10 @@ def export_model(
 ) -> dict[str, Any]:
     """Write a checkpoint as one file, atomically; the same checkpoint gives the same bytes.
 
+    The text model of a captioner of text is written first, to `path` with the suffix `.model`.
+
     Args:
-        checkpoint: Checkpoint of a run whose target is speech or text.
+        checkpoint: Checkpoint of a run with the target speech or text.
         path: The file.
         precision: Precision of the stored tensors; computation is in float32 in any case.
 
@@ -38,9 +43,13 @@ def export_model(
         unit.
 
     Raises:
+        ValueError: The checkpoint's target is words.
         WeightsError: The checkpoint's model cannot be read.
+        OSError: Its text model cannot be read.
     """
     model = load_model(checkpoint.path, device="cpu")
+    if model.config.vocabulary.kind == "words":
+        raise ValueError(f"{checkpoint.path}: its target is words, so it generates no descriptions")
     dtype = _DTYPES[precision]
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in model.state_dict().items()}
     state = checkpoint.state
@@ -50,11 +59,29 @@ def export_model(
         "fingerprints": state["fingerprints"],
         "tokenizers": state.get("tokenizers", {}),
     }
+    if model.config.vocabulary.kind == "text":
+        notes["text_model_sha256"] = state["text_model_sha256"]
+        text_model = text_model_path(checkpoint.path).read_bytes()
+        with atomic_file(path.with_suffix(TEXT_MODEL_SUFFIX)) as file:
+            file.write(text_model)
     header = {"form": FORM, "config": asdict(model.config), NOTES_KEY: notes}
     data = safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(header)})
     with atomic_file(path) as file:
         file.write(data)
     return notes
+
+
+def text_model_path(run: str | Path, name: str = TEXT_MODEL_NAME) -> Path:
+    """Path of the text model of a captioner; it may not exist.
+
+    Args:
+        run: Bundled name, exported file, folder of a run or of one of its checkpoints.
+        name: Name of the file in the folder of a run.
+    """
+    path = BUNDLED.get(str(run), Path(run))
+    if path.is_file():
+        return path.with_suffix(TEXT_MODEL_SUFFIX)
+    return (path.parent if is_step(path) else path) / name
 
 
 def find_notes(path: Path) -> Mapping[str, Any] | None:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from im2sp.shards.weights.hub import find_beside
-from im2sp.trainer.checkpoint import is_step, named_checkpoint
+from im2sp.trainer.checkpoint import named_checkpoint
 from im2sp.trainer.config import TrainConfig
-from im2sp.trainer.export import find_notes
+from im2sp.trainer.export import find_notes, text_model_path
 from im2sp.trainer.model import Im2SpModel
 from im2sp.trainer.model_config import PRESETS, SEIT_STEM_STRIDE, preset_config
-from im2sp.trainer.text import GIT_NAME, TEXT_MODEL_NAME, TextModel, read_text_model
+from im2sp.trainer.text import GIT_NAME, TextModel, read_text_model
 from im2sp.trainer.unit_pieces import UNITS_MODEL_NAME, UnitPieces
 from im2sp.trainer.vocabulary import Vocabulary
 from im2sp.trainer.weights import BUNDLED, is_own, load_model, use_encoder, with_image_side
@@ -51,22 +51,17 @@ def former_state(init_from: str | None) -> Mapping[str, Any]:
     return found.state if found else {}
 
 
-def _kept_pieces(init_from: str, name: str) -> Path:
-    """Path of a file of pieces in a run, which is named by its folder or one of its checkpoints."""
-    path = Path(init_from)
-    return (path.parent if is_step(path) else path) / name
-
-
 def former_text_model(init_from: str | None, target: str) -> TextModel | None:
     """The text model of the run or GIT of `--init-from`, if it has one for the target.
 
     Raises:
         ValueError: It cannot be read, or a GIT's cannot be fetched from the hub.
     """
-    if init_from is None or init_from in BUNDLED:
+    if init_from is None:
         return None
-    own = _kept_pieces(init_from, TEXT_MODEL_NAME)
-    path = own if own.is_file() else find_beside(init_from, GIT_NAME)
+    path = text_model_path(init_from)
+    if not path.is_file():
+        path = None if init_from in BUNDLED else find_beside(init_from, GIT_NAME)
     if path is None or (model := read_text_model(path)).vocabulary.kind != target:
         return None
     return model
@@ -76,7 +71,7 @@ def former_unit_pieces(init_from: str | None, num_units: int) -> UnitPieces | No
     """The unit pieces of the run of `--init-from`, if it has any."""
     if init_from is None:
         return None
-    path = _kept_pieces(init_from, UNITS_MODEL_NAME)
+    path = text_model_path(init_from, UNITS_MODEL_NAME)
     if not path.is_file():
         return None
     return UnitPieces(path.read_bytes(), str(path), num_units)

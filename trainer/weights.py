@@ -49,7 +49,11 @@ MODEL_FILE = "model.safetensors"
 METADATA_KEY = "im2sp"
 FORM = "im2sp model 1"
 STEP_DIRS = "step-*"
-BUNDLED = {"compact": Path(__file__).parent / "compact_captioner.safetensors"}
+BUNDLED = {
+    "compact": Path(__file__).parent / "compact_captioner.safetensors",
+    "compact-text": Path(__file__).parent / "compact_text.safetensors",
+}
+"""The bundled captioners: one of speech units, one of text."""
 WEIGHT_FILES = (MODEL_FILE, "pytorch_model.bin")
 _SPECIAL_TOKENS = {"pad_token_id": "pad", "bos_token_id": "bos", "eos_token_id": "eos"}
 
@@ -79,10 +83,11 @@ def load_model(
     """Load a model in eval mode; no code in the file is executed.
 
     Args:
-        path: "compact" (bundled), the folder of a run (its best checkpoint, or else the newest), a
-            folder or file in our own form, the paper's checkpoint, or a GIT of transformers: a
-            folder, or a hub id such as `microsoft/git-base`. Only the decoder of a GIT is used; as
-            its encoder reads pixels, the image encoder (see `encoder`) and projection are new.
+        path: "compact" or "compact-text" (bundled), the folder of a run (its best checkpoint, or
+            else the newest), a folder or file in our own form, the paper's checkpoint, or a GIT of
+            transformers: a folder, or a hub id such as `microsoft/git-base`. Only the decoder of a
+            GIT is used; as its encoder reads pixels, the image encoder (see `encoder`) and
+            projection are new.
         codebook: (codes, width) vectors of the image units, or their file. Required for published
             weights; our own form contains it.
         encoder: A model in our own form, whose image encoder and projection replace those of

@@ -38,7 +38,7 @@ def save_spoken(folder: Path, pitch_hz: float, keys=KEYS, *, pictures=True, seed
         made.write(f"{stem}.wav", wav.getvalue())
         if pictures:
             made.write(f"{stem}.jpg", jpeg.getvalue())
-        rows.append({"key": key, "wav": f"{stem}.wav", "duration_s": 0.05, "text": None})
+        rows.append({"key": key, "wav": f"{stem}.wav", "duration_s": 0.05, "transcript": None})
     made.write_rows(SPOKEN_NAME, rows)
     made.finish(page("spoken", [], []))
     return folder

@@ -9,16 +9,20 @@ import soundfile
 import torch
 from PIL import Image
 
+import im2sp
 from im2sp.pipeline.cli import main as tokenize
 from im2sp.pipeline.vocoder.weights import load_weights, vocoder_bytes
 from im2sp.shards import DEFAULT_COLUMNS, ShardDataset, encode_batch, write_shard
 from im2sp.tools.export_captioner import main as export
 from im2sp.tools.listening.build import read_spoken
 from im2sp.tools.speak import main
+from im2sp.tools.speaking import output as speak_output
 from im2sp.tools.speaking import run as speak_job
 from im2sp.tools.speaking.captioner import Captioner, read_run
 from im2sp.trainer import load_model
 from im2sp.trainer.cli import main as train
+from im2sp.trainer.export import text_model_path
+from im2sp.trainer.weights import BUNDLED
 from support import hostile
 from support.training import SPEECH_FINGERPRINT, make_shards
 from support.vocoder import make_config, random_generator, save_published
@@ -117,6 +121,14 @@ def rows_of(path):
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
+@pytest.fixture(scope="module")
+def text_run(made):
+    """A run of text on the same images."""
+    flags = ["--text-pieces", 40, "--steps", 40, "--warmup-steps", 5, "--learning-rate", 3e-3]
+    train_tiny(made / "shards", made / "text", "--target", "text", *flags)
+    return made / "text"
+
+
 class Page(HTMLParser):
     """Tags with their attributes, and all text."""
 
@@ -159,10 +171,10 @@ def test_from_pictures_to_a_page_that_speaks(made, pictures, tmp_path, capsys, m
     out = tmp_path / "new" / "spoken"
     assert speak(made, out, pictures, "--transcribe", "--num-beams", 2) == 0
     printed, told = capsys.readouterr()
-    assert "first: <script>1 & 2</script>" in printed
-    assert "spoken    2 of 3 inputs: " in printed
+    assert "first (transcript): <script>1 & 2</script>" in printed
+    assert "described 2 of 3 inputs: " in printed
     assert f"refused   1; see {out / 'rejects.jsonl'}\nwritten   {out / 'index.html'}" in printed
-    assert "run run: step 50, images through compact, view squash-224" in told
+    assert "run run: speech, step 50, images through compact, view squash-224" in told
     (reject,) = rows_of(out / "rejects.jsonl")
     assert reject["file"] == "bad.jpg"
     assert not reject["reason"].startswith("bad.jpg")
@@ -172,7 +184,7 @@ def test_from_pictures_to_a_page_that_speaks(made, pictures, tmp_path, capsys, m
     for row in rows:
         assert 0 < len(row["units"]) <= 40
         assert all(0 <= unit < NUM_UNITS for unit in row["units"])
-        assert row["text"] == "<script>1 & 2</script>"
+        assert (row["text"], row["transcript"]) == (None, "<script>1 & 2</script>")
         samples, rate_hz = soundfile.read(out / row["wav"])
         info = soundfile.info(out / row["wav"])
         assert (rate_hz, info.subtype, info.channels) == (16_000, "PCM_16", 1)
@@ -211,7 +223,7 @@ def check_page(out, keys):
 
 
 def test_the_units_of_a_picture_are_those_of_the_dataset(made):
-    captioner = Captioner(read_run(made / "run"), device="cpu", max_tokens=5)
+    captioner = Captioner([read_run(made / "run")], device="cpu", max_tokens=5)
     asked = []
     encode = captioner.tokenizer.encode_uint8
     captioner.tokenizer.encode_uint8 = lambda images: asked.append(encode(images)) or asked[-1]
@@ -256,13 +268,136 @@ def test_the_same_command_again_gives_the_same_files(made, pictures, tmp_path, c
     result = json.loads(printed)
     assert (result["num_inputs"], result["num_spoken"], result["num_rejects"]) == (1, 1, 0)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first
-    assert rows_of(out / "spoken.jsonl")[0]["text"] is None
+    assert rows_of(out / "spoken.jsonl")[0]["transcript"] is None
     # Speaking its own table again: other files go, the sound is the same.
     table = tmp_path / "copy.jsonl"
     table.write_bytes(first["spoken.jsonl"])
     assert speak(made, out, "--units", table, "--quiet", run=None) == 0
     assert sorted(path.name for path in out.iterdir()) == sorted([*own, "first.wav"])
     assert (out / "first.wav").read_bytes() == first["first.wav"]
+
+
+# Text ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_of_text_gives_a_sentence_and_no_sound(made, text_run, tmp_path, capsys):
+    picture, out = IMAGES / "koi-pond.jpg", tmp_path / "out"
+    assert left(main, picture, "--run", text_run, "--out", out, "--device", "cpu") == 0
+    printed, logged = capsys.readouterr()
+    (row,) = rows_of(out / "spoken.jsonl")
+    assert row["text"]
+    assert (row["wav"], row["transcript"], row["units"]) == (None, None, [])
+    assert f"koi-pond: {row['text']}\ndescribed 1 of 1 inputs in " in printed
+    assert "run text: text, step 40," in logged
+    assert "vocoder" not in logged
+    assert not list(out.glob("*.wav"))
+    page = Page(out / "index.html")
+    assert not page.attributes("audio")
+    assert row["text"] in "".join(page.words)
+
+
+def test_a_sentence_and_sound_of_two_runs(made, text_run, tmp_path, capsys):
+    picture = IMAGES / "koi-pond.jpg"
+    assert speak(made, tmp_path / "a", picture, "--quiet") == 0
+    assert speak(made, tmp_path / "b", picture, "--run", text_run, "--quiet") == 0
+    (sound,), (both,) = (rows_of(tmp_path / out / "spoken.jsonl") for out in "ab")
+    assert both == sound | {"text": both["text"]}
+    assert both["text"]
+    text = "".join(Page(tmp_path / "b/index.html").words)
+    assert "Images described by run and text" in text
+    assert "sound and sentence may differ" in text
+    message = refusal(capsys, 1, made, tmp_path / "c", picture, "--run", made / "run")
+    assert "2 runs, 2 of them of speech; expected one of speech, one of text, or one of" in message
+
+
+def test_the_bundled_captioners_of_speech_and_text(tmp_path, capsys):
+    picture = IMAGES / "koi-pond.jpg"
+    found = im2sp.describe(picture, run="compact", device="cpu")
+    assert left(main, picture, "--text", "--out", tmp_path, "--device", "cpu") == 0
+    printed, logged = capsys.readouterr()
+    (row,) = rows_of(tmp_path / "spoken.jsonl")
+    assert "run compact-text: text, step " in logged
+    assert f"koi-pond: {row['text']}\n" in printed
+    assert (found.text, found.units) == (row["text"], row["units"])
+    assert row["text"][0].isupper()
+    assert " ." not in row["text"]
+    samples, rate_hz = soundfile.read(tmp_path / row["wav"], dtype="float32")
+    assert found.rate_hz == rate_hz
+    np.testing.assert_allclose(found.waveform, samples, atol=1e-4)
+    weights = BUNDLED["compact-text"]
+    assert weights.stat().st_size < 32_000_000
+    assert weights.with_suffix(".md").is_file()
+
+
+def test_description_of_an_image_in_memory(made, text_run, tmp_path):
+    picture = IMAGES / "koi-pond.jpg"
+    expected = im2sp.describe(picture, text_run, device="cpu")
+    with Image.open(picture) as image:
+        found = im2sp.describe(image.convert("RGB"), str(text_run), device="cpu")
+    assert found.text == expected.text
+    assert (found.units, found.waveform, found.rate_hz) == (None, None, None)
+    voice = str(made / "vocoder.safetensors")
+    found = im2sp.describe(picture, [text_run, made / "run"], vocoder=voice, device="cpu")
+    assert found.text == expected.text
+    assert found.waveform.dtype == np.float32
+    assert max(found.units) < NUM_UNITS
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"bad\.jpg: not an image"):
+        im2sp.describe(tmp_path / "bad.jpg", text_run, device="cpu")
+    with pytest.raises(AttributeError, match="module 'im2sp' has no attribute 'descibe'"):
+        im2sp.descibe(picture)
+
+
+def test_an_exported_run_of_text(made, text_run, tmp_path, capsys):
+    file = tmp_path / "words.safetensors"
+    assert export([str(text_run), str(file), "--precision", "fp32"]) == 0
+    assert (tmp_path / "words.model").read_bytes() == (text_run / "text.model").read_bytes()
+    picture = IMAGES / "koi-pond.jpg"
+    texts = [im2sp.describe(picture, run, device="cpu").text for run in (file, text_run)]
+    assert texts[0] == texts[1]
+    again = train_tiny(made / "shards", tmp_path / "more", "--target", "text", "--init-from", file)
+    assert (again / "text.model").read_bytes() == (tmp_path / "words.model").read_bytes()
+    (tmp_path / "words.model").write_bytes(text_model_path("compact-text").read_bytes())
+    assert left(main, picture, "--run", file, "--out", tmp_path / "out", "--device", "cpu") == 1
+    message = capsys.readouterr().err
+    assert "words.model: sha256 " in message
+    assert "expected that of the run words.safetensors, " in message
+    assert "; restore that file" in message
+    words = train_tiny(made / "shards", tmp_path / "bag", "--target", "words")
+    assert export([str(words), str(tmp_path / "x")]) == 1
+    assert "its target is words, so it generates no descriptions" in capsys.readouterr().err
+    assert left(main, picture, "--run", words, "--out", tmp_path / "out", "--device", "cpu") == 1
+    assert "the run bag: its target is words, so it generates no desc" in capsys.readouterr().err
+
+
+def test_runs_on_other_images_do_not_go_together(made, text_run, tmp_path, capsys):
+    shards = make_shards(tmp_path / "shards")
+    manifest = ShardDataset(shards).manifest
+    record = dict(manifest.image_tokenizer) | {"name": "compact", "view": "center-224"}
+    dataclasses.replace(manifest, image_tokenizer=record).write(shards)
+    other = train_tiny(shards, tmp_path / "other", "--target", "text")
+    message = refusal(capsys, 1, made, tmp_path / "out", IMAGES, "--run", other)
+    assert "the runs run and other: trained on other image units, " in message
+    assert "and aaaaaaaaaaaa.. with view center-224; describe the images with one run" in message
+
+
+@pytest.mark.parametrize("flags", [["--transcribe"], ["--speaker", 0], ["--vocoder", "x"]])
+def test_settings_of_sound_need_a_run_of_speech(text_run, tmp_path, capsys, flags):
+    picture = IMAGES / "koi-pond.jpg"
+    assert left(main, picture, "--run", text_run, *flags, "--out", tmp_path / "out") == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f"{flags[0]} needs speech, and the run text generates text; add a --run" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_captions_of_a_list_are_on_the_page(made, tmp_path):
+    listed = IMAGES.parent / "demo-captions.jsonl"
+    args = [listed, "--image-root", IMAGES, "--limit", 1, "--quiet"]
+    assert speak(made, tmp_path, *args) == 0
+    captions = json.loads(listed.read_text().splitlines()[0])["caption"]
+    text = "".join(Page(tmp_path / "index.html").words)
+    assert "Known captions" in text
+    assert all(caption in text for caption in captions)
 
 
 # Units --------------------------------------------------------------------------------------------
@@ -285,7 +420,7 @@ def test_units_of_a_list(made, tmp_path, capsys):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "\nno json\n")
     out = tmp_path / "out"
     assert speak(made, out, "--units", path, run=None) == 0
-    assert "spoken    2 of 11 inputs" in capsys.readouterr().out
+    assert "described 2 of 11 inputs" in capsys.readouterr().out
     assert [row["wav"] for row in rows_of(out / "spoken.jsonl")] == ["a_b.wav", "A_b-2.wav"]
     assert soundfile.info(out / "a_b.wav").frames == 7 * 320
     found = {row["file"]: row["reason"] for row in rows_of(out / "rejects.jsonl")}
@@ -303,7 +438,7 @@ def test_units_of_a_list(made, tmp_path, capsys):
     assert "<img" not in (out / "index.html").read_text()
     path.write_text('{"key": "x", "units": []}\n')
     assert speak(made, out, "--units", path, run=None) == 1
-    assert "im2sp-speak: no clip was synthesized; see " in capsys.readouterr().err
+    assert "im2sp-speak: nothing was described; see " in capsys.readouterr().err
 
 
 def test_units_of_an_array_and_of_a_dataset(made, tmp_path):
@@ -390,16 +525,16 @@ def test_files_of_others_stay(made, pictures, tmp_path, capsys):
 
 def test_what_a_killed_run_left_is_known_as_ours(made, pictures, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    finish = speak_job._Work.finish
+    finish = speak_output.Output.finish
 
-    def killed(work, title):
+    def killed(output, title, about):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(speak_job._Work, "finish", killed)
+    monkeypatch.setattr(speak_output.Output, "finish", killed)
     assert speak(made, out, pictures / "first.jpg", "--quiet") == 130
     assert (out / "first.wav").is_file()
     assert not (out / "index.html").exists()
-    monkeypatch.setattr(speak_job._Work, "finish", finish)
+    monkeypatch.setattr(speak_output.Output, "finish", finish)
     assert speak(made, out, pictures / "first.jpg", "--quiet") == 0
     assert (out / "index.html").is_file()
 
@@ -441,10 +576,7 @@ def test_runs_that_are_refused(made, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     message = refusal(capsys, 1, made, out, picture, run=tmp_path / "empty")
     assert "holds no checkpoint; expected the --out of im2sp-train, or one of its step" in message
-    text = train_tiny(make_shards(tmp_path / "shards"), tmp_path / "text", "--target", "text")
-    message = refusal(capsys, 1, made, out, picture, run=text)
-    assert "generates text, not speech units; give a run with --target speech" in message
-    unknown = train_tiny(tmp_path / "shards", tmp_path / "unknown")
+    unknown = train_tiny(make_shards(tmp_path / "shards"), tmp_path / "unknown")
     message = refusal(capsys, 1, made, out, picture, run=unknown)
     assert "does not record the image tokenizer and view of its images" in message
     assert not out.exists()
@@ -470,7 +602,7 @@ def test_the_bundled_captioner_speaks_where_no_run_is_named(tmp_path, capsys):
     picture = IMAGES / "koi-pond.jpg"
     assert left(main, picture, "--out", tmp_path / "a", "--device", "cpu") == 0
     told = capsys.readouterr().err
-    assert "run compact: step " in told
+    assert "run compact: speech, step " in told
     assert "images through compact, view squash-224" in told
     for out, num_beams in (("b", 4), ("c", 1)):
         command = [picture, "--run", "compact", "--num-beams", num_beams, "--device", "cpu"]
@@ -540,6 +672,7 @@ def test_vocoders_that_are_refused(made, tmp_path, capsys):
         ([IMAGES, "--units", IMAGES], "expected images or --units, got both"),
         (["--units", IMAGES, "--run", IMAGES], "--run applies to images, not to --units"),
         (["--units", IMAGES, "--image-root", IMAGES], "--image-root applies to images"),
+        (["--units", IMAGES, "--text"], "--text applies to images, not to --units"),
         (["--units", IMAGES, "--asr", "x/y"], "--asr needs --transcribe"),
         (["--units", IMAGES, "--num-beams", 0], "--num-beams is 0; expected at least 1"),
         (["--units", IMAGES, "--speaker", -1], "--speaker is -1; expected at least 0"),

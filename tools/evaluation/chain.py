@@ -217,7 +217,8 @@ class _Model:
     def __init__(self, config: EvaluateConfig, dataset: ShardDataset) -> None:
         from im2sp.pipeline.tensors import state_fingerprint
         from im2sp.trainer import load_model
-        from im2sp.trainer.text import TEXT_MODEL_NAME, read_text_model
+        from im2sp.trainer.export import text_model_path
+        from im2sp.trainer.text import read_text_model
 
         assert config.run is not None
         self._config = config
@@ -238,10 +239,7 @@ class _Model:
         }
         self._text_model = None
         if self.kind == "text":
-            folder = Path(config.run)
-            places = [folder / TEXT_MODEL_NAME, folder.parent / TEXT_MODEL_NAME]
-            place = next((one for one in places if one.is_file()), places[0])
-            self._text_model = read_text_model(place)
+            self._text_model = read_text_model(text_model_path(config.run))
 
     def generate(self, items: Sequence[Judged]) -> Iterator[Row]:
         import torch

@@ -4,11 +4,13 @@ A run records the image tokenizer and view of its dataset; `load_tokenizer_of` l
 and refuses others by their fingerprint.
 """
 
+import hashlib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -16,30 +18,43 @@ from numpy.typing import NDArray
 
 from im2sp.pipeline.decoding.views import VIEWS
 from im2sp.shards import Manifest, ShardError
-from im2sp.trainer import generate, load_model
+from im2sp.trainer import Im2SpModel, generate, load_model
 
 if TYPE_CHECKING:
     from im2sp.pipeline import ImageTokenizer
     from im2sp.pipeline.tensors import Precision
     from im2sp.trainer.checkpoint import Checkpoint
+    from im2sp.trainer.text import TextModel
+
+BUNDLED_BEAMS = {"compact": 4, "compact-text": 1}
+"""Beams of the bundled captioners, those with the best scores; greedy decoding for others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A trained captioner with speech as its target: a checkpoint of a run, or an exported file."""
+    """A trained captioner: a checkpoint of a run, or an exported file."""
 
     name: str
     """Name of the run's folder or of the file, or a bundled name."""
-    weights: Path | str
+    weights: Path
     """Argument of `load_model`."""
+    target: Literal["speech", "text"]
+    """Kind of its descriptions."""
     step: int
     """Training steps."""
     image_fingerprint: str
     """Fingerprint of the image tokenizer."""
     speech_fingerprint: str | None
     """Fingerprint of the speech tokenizer."""
+    text_model_sha256: str | None
+    """Checksum of the text model, if the target is text."""
     image_tokenizer: Mapping[str, Any]
     """Record of the image tokenizer in the dataset: name, view, precision."""
+
+    @property
+    def num_beams(self) -> int:
+        """Beams of beam search by default."""
+        return BUNDLED_BEAMS.get(self.name, 1) if self.weights.is_file() else 1
 
 
 def find_step(path: Path) -> "Checkpoint":
@@ -63,7 +78,7 @@ def read_run(name_or_path: str | Path) -> Run:
     """Find a bundled captioner, an exported file, or a run's best or given checkpoint.
 
     Raises:
-        ValueError: There is none, or its target is text.
+        ValueError: There is none.
     """
     from im2sp.trainer.checkpoint import is_step
     from im2sp.trainer.export import read_notes
@@ -71,37 +86,63 @@ def read_run(name_or_path: str | Path) -> Run:
 
     path = BUNDLED.get(str(name_or_path), Path(name_or_path))
     if path.is_file():
-        notes = read_notes(path)
-        return Run(
-            name=path.name if str(name_or_path) not in BUNDLED else str(name_or_path),
-            weights=path,
-            step=notes["step"],
-            image_fingerprint=notes["fingerprints"]["image"],
-            speech_fingerprint=notes["fingerprints"]["speech"],
-            image_tokenizer=notes["tokenizers"]["image"],
-        )
+        name = path.name if str(name_or_path) not in BUNDLED else str(name_or_path)
+        return _run(name, path, read_notes(path), read_notes(path)["tokenizers"]["image"])
     found = find_step(path)
-    fingerprints = found.state["fingerprints"]
-    if "speech" not in fingerprints:
-        raise ValueError(
-            f"--run {path}: generates text, not speech units; give a run with --target speech,"
-            f" which im2sp-train --init-from {path} can start from these weights"
-        )
     record = found.state.get("tokenizers", {}).get("image") or _record_of_shards(found.path)
-    is_same = record.get("fingerprint") == fingerprints["image"]
-    if fingerprints["image"] is None or not is_same or record.get("view") not in VIEWS:
+    fingerprint = found.state["fingerprints"]["image"]
+    is_same = record.get("fingerprint") == fingerprint
+    if fingerprint is None or not is_same or record.get("view") not in VIEWS:
         raise ValueError(
             f"{found.path}: does not record the image tokenizer and view of its images; run this"
             " on the machine with the dataset that it was trained on"
         )
+    name = (path.resolve().parent if is_step(path) else path.resolve()).name
+    return _run(name, found.path, found.state, record)
+
+
+def _run(
+    name: str, weights: Path, state: Mapping[str, Any], image_tokenizer: Mapping[str, Any]
+) -> Run:
+    """A run from the records of its checkpoint or exported file."""
+    fingerprints = state["fingerprints"]
     return Run(
-        name=(path.resolve().parent if is_step(path) else path.resolve()).name,
-        weights=found.path,
-        step=found.step,
+        name=name,
+        weights=weights,
+        target="speech" if "speech" in fingerprints else "text",
+        step=state["step"],
         image_fingerprint=fingerprints["image"],
-        speech_fingerprint=fingerprints["speech"],
-        image_tokenizer=record,
+        speech_fingerprint=fingerprints.get("speech"),
+        text_model_sha256=state.get("text_model_sha256"),
+        image_tokenizer=image_tokenizer,
     )
+
+
+def read_runs(names: Sequence[str | Path]) -> list[Run]:
+    """One run, or one of speech and one of text on the same image units; that of speech is first.
+
+    Raises:
+        ValueError: A run does not exist, two have the same target, or their image units differ.
+    """
+    runs = sorted(map(read_run, names), key=lambda run: run.target)
+    first = runs[0]
+    for other in runs[1:]:
+        if other.target == first.target or len(runs) > 2:
+            raise ValueError(
+                f"--run {' --run '.join(map(str, names))}: {len(runs)} runs,"
+                f" {sum(run.target == 'speech' for run in runs)} of them of speech; expected one of"
+                " speech, one of text, or one of each"
+            )
+        ours, theirs = (
+            (run.image_fingerprint, run.image_tokenizer["view"]) for run in (first, other)
+        )
+        if ours != theirs:
+            raise ValueError(
+                f"the runs {first.name} and {other.name}: trained on other image units,"
+                f" {_short(ours[0])} with view {ours[1]}, and {_short(theirs[0])} with view"
+                f" {theirs[1]}; describe the images with one run at a time"
+            )
+    return runs
 
 
 def _record_of_shards(checkpoint_dir: Path) -> Mapping[str, Any]:
@@ -162,50 +203,111 @@ class Description:
     """Generated description of an image."""
 
     units: list[int]
-    """Speech units, collapsed; empty if the model generated none."""
+    """Speech units, collapsed; empty without a run of speech, or if it generated none."""
+    text: str | None
+    """Sentence; None without a run of text."""
     decoded: NDArray[np.uint8] | None
     """(224, 224, 3) uint8: image decoded from its units; None if the weights have no decoder."""
 
 
 class Captioner:
-    """A run's model with its image tokenizer.
+    """The models of one or two runs with their image tokenizer.
 
     Attributes:
         tokenizer: The image tokenizer.
-        view: Mapping of images to squares, as in the run's dataset.
-        max_tokens: Maximum tokens of a description; at most the model's positions.
-        num_units: Speech units are in [0, num_units).
+        view: Mapping of images to squares, as in the runs' datasets.
+        num_units: Speech units are in [0, num_units); None without a run of speech.
     """
 
     def __init__(
         self,
-        run: Run,
+        runs: Sequence[Run],
         *,
         image_tokenizer: str | None = None,
         codebook: Path | None = None,
-        num_beams: int = 1,
+        num_beams: int | None = None,
         max_tokens: int = 511,
         device: str | None = None,
     ) -> None:
-        self.tokenizer = load_tokenizer_of(run, image_tokenizer, codebook, device)
-        self.view = VIEWS[run.image_tokenizer["view"]]
-        self._model = load_model(run.weights, device=self.tokenizer.device)
-        self._num_beams = num_beams
-        self.max_tokens = min(max_tokens, self._model.config.max_positions)
-        self.num_units = self._model.config.vocabulary.num_units
+        """Load runs (see `read_runs`).
+
+        Args:
+            runs: One run, or one of speech and one of text.
+            image_tokenizer: Name, hub id or path; None for the recorded name.
+            codebook: File of the codebook of the image units, if separate.
+            num_beams: Beams of beam search; None for those of each run.
+            max_tokens: Maximum tokens of a description; at most the model's positions.
+            device: torch device; None for CUDA if available.
+
+        Raises:
+            ValueError: Weights are missing or do not fit.
+        """
+        self.tokenizer = load_tokenizer_of(runs[0], image_tokenizer, codebook, device)
+        self.view = VIEWS[runs[0].image_tokenizer["view"]]
+        self._max_tokens = max_tokens
+        self._num_beams = {run.target: num_beams or run.num_beams for run in runs}
+        self._models: dict[str, Im2SpModel] = {}
+        self._text_model: TextModel | None = None
+        for run in runs:
+            model = load_model(run.weights, device=self.tokenizer.device)
+            if (kind := model.config.vocabulary.kind) != run.target:
+                raise ValueError(
+                    f"the run {run.name}: its target is {kind}, so it generates no descriptions;"
+                    " expected a run of im2sp-train --target speech or text"
+                )
+            self._models[run.target] = model
+            if run.target == "text":
+                self._text_model = _text_model_of(run)
+        speech = self._models.get("speech")
+        self.num_units = None if speech is None else speech.config.vocabulary.num_units
 
     def describe(self, images: Sequence[NDArray[np.uint8]]) -> list[Description]:
         """Describe images of the view, (S, S, 3) uint8, independently of each other."""
         if not images:
             return []
         image_units = self.view.crop_units(self.tokenizer.encode_uint8(np.stack(images)))
-        on_device = image_units.to(self.tokenizer.device)
-        generated = generate(self._model, on_device, self._num_beams, self.max_tokens)
         decoded: list[NDArray[np.uint8] | None] = [None] * len(images)
         if self.tokenizer.network.decoder is not None:
             shown = self.tokenizer.decode(image_units).permute(0, 2, 3, 1)
             decoded = list((shown * 255).round().to(torch.uint8).numpy())
-        return [
-            Description(units=units, decoded=image)
-            for units, image in zip(generated, decoded, strict=True)
-        ]
+        on_device = image_units.to(self.tokenizer.device)
+        units = self._generated("speech", on_device) or [[]] * len(images)
+        texts: list[str | None] = [None] * len(images)
+        if self._text_model is not None:
+            pieces = self._generated("text", on_device) or []
+            texts = [_sentence(self._text_model.decode(ids)) for ids in pieces]
+        parts = zip(units, texts, decoded, strict=True)
+        return [Description(units=ids, text=text, decoded=shown) for ids, text, shown in parts]
+
+    def _generated(self, target: str, image_units: torch.Tensor) -> list[list[int]] | None:
+        """Units or text pieces of each image; None without a run of this target."""
+        model = self._models.get(target)
+        if model is None:
+            return None
+        max_tokens = min(self._max_tokens, model.config.max_positions)
+        return generate(model, image_units, self._num_beams[target], max_tokens)
+
+
+def _sentence(text: str) -> str:
+    """A caption as a sentence: captions of data sets have spaces before punctuation marks."""
+    text = re.sub(r"\s+(?=[.,;:!?])", "", text.strip())
+    return text[:1].upper() + text[1:]
+
+
+def _text_model_of(run: Run) -> "TextModel":
+    """Read the text model of a run.
+
+    Raises:
+        ValueError: It is missing, or not the one that the run was trained with.
+    """
+    from im2sp.trainer.export import text_model_path
+    from im2sp.trainer.text import read_text_model
+
+    path = text_model_path(run.weights)
+    model = read_text_model(path)
+    if run.text_model_sha256 not in (None, found := hashlib.sha256(model.data).hexdigest()):
+        raise ValueError(
+            f"{path}: sha256 {found}, expected that of the run {run.name},"
+            f" {run.text_model_sha256}; restore that file"
+        )
+    return model

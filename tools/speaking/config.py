@@ -6,17 +6,16 @@ from typing import Annotated
 
 import tyro
 
-BUNDLED = "compact"
-BUNDLED_BEAMS = 4
+BUNDLED, BUNDLED_TEXT = "compact", "compact-text"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeakConfig:
-    """Describe images in speech, or synthesize speech units.
+    """Describe images in speech and text, or synthesize speech units.
 
-    Writes one wav file per input (16 kHz, 16 bit), spoken.jsonl with key, units and transcript,
-    rejects.jsonl, and index.html, a page with images and audio. Exit code: 0 done, even if inputs
-    were refused; 1 failed, or every input was refused; 2 wrong usage.
+    Writes one wav file per input (16 kHz, 16 bit), spoken.jsonl with key, text, units and
+    transcript, rejects.jsonl, and index.html, a page with images, sentences and audio. Exit code: 0
+    done, even if inputs were refused; 1 failed, or every input was refused; 2 wrong usage.
     """
 
     pictures: Annotated[
@@ -27,9 +26,13 @@ class SpeakConfig:
     out: Path
     """Folder for the output; created if it does not exist. Files that im2sp-speak did not write are
     not touched."""
-    run: str | None = None
-    """Captioner: a run of im2sp-train --target speech (its best checkpoint is used), one of its
-    checkpoints, or a file of tools/export_captioner.py; by default the bundled captioner."""
+    run: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Captioner: a run of im2sp-train (its best checkpoint is used), one of its checkpoints, a file
+    of tools/export_captioner.py, or a bundled one, compact or compact-text; by default compact. A
+    run of text gives sentences and no sound; give the flag twice for a run of speech and one of
+    text."""
+    text: bool = False
+    """Generate a sentence, too: with compact-text, unless --run names a run of text."""
     units: Path | None = None
     """Synthesize these units instead of describing images: a .jsonl file with key, units and
     optional durations; a .npy file with one clip; or a dataset."""
@@ -38,10 +41,10 @@ class SpeakConfig:
     speaker: int | None = None
     """Speaker id of a multi-speaker vocoder; by default 0."""
     num_beams: int | None = None
-    """Beams of beam search; 1 is greedy decoding, as in the paper. By default 4 with the bundled
-    captioner and 1 with others."""
+    """Beams of beam search; 1 is greedy decoding, as in the paper. By default 4 with compact and 1
+    with others."""
     max_tokens: int = 511
-    """Maximum length of a description in speech units."""
+    """Maximum length of a description in speech units or pieces."""
     transcribe: bool = False
     """Transcribe the generated speech with --asr; print and record the transcripts."""
     asr: str = "pocketsphinx"
@@ -75,14 +78,14 @@ class SpeakConfig:
             what = "both" if self.pictures else "neither"
             raise ValueError(f"expected images or --units, got {what}")
         if self.units is not None:
-            for name in ("run", "image_tokenizer", "codebook", "image_root"):
-                if getattr(self, name) is not None:
+            for name in ("run", "text", "image_tokenizer", "codebook", "image_root"):
+                if getattr(self, name):
                     flag = name.replace("_", "-")
                     raise ValueError(f"--{flag} applies to images, not to --units")
         if self.asr != "pocketsphinx" and not self.transcribe:
             raise ValueError("--asr needs --transcribe")
-        run = None if self.run in (None, BUNDLED) else Path(self.run)
-        paths = [*self.pictures, run, self.units, self.codebook, self.image_root]
+        runs = [Path(run) for run in self.run if run not in (BUNDLED, BUNDLED_TEXT)]
+        paths = [*self.pictures, *runs, self.units, self.codebook, self.image_root]
         for path in paths:
             if path is not None and not path.exists():
                 raise ValueError(f"{path}: no such file or folder")

@@ -1,4 +1,4 @@
-"""Output folder of im2sp-speak, and its page of images, decoded units, audio and transcripts.
+"""Output folder of im2sp-speak, and its page of images, decoded units, sentences and audio.
 
 The page is one HTML file that opens from disk, without scripts or external resources; images and
 clips are stored beside it. The folder records its own files, so that a later run replaces only
@@ -24,22 +24,25 @@ _TABLES = [PAGE_NAME, SPOKEN_NAME, REJECTS_NAME]
 _FORM = "im2sp-speak 1"
 _LONGEST_STEM = 80
 _STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #777; }
+:root { color-scheme: light dark; --line: #d0d0d0; --soft: #595959; --box: #eee; }
+@media (prefers-color-scheme: dark) { :root { --line: #444; --soft: #b4b4b4; --box: #262626; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 76rem; padding: 1rem; line-height: 1.4;
-  font-family: system-ui, sans-serif; }
+  font-family: system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; margin: 0 0 .25rem; }
-header p, figcaption, .about { color: var(--soft); font-size: .875rem; margin: 0; }
-main { display: grid; gap: 1rem; margin-top: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
-article { border: 1px solid var(--line); border-radius: .5rem; padding: .75rem; min-width: 0; }
-h2 { font-size: 1rem; margin: 0 0 .5rem; overflow-wrap: anywhere; }
-.images { display: flex; gap: .5rem; margin-bottom: .5rem; }
-figure { flex: 1 1 0; margin: 0; min-width: 0; }
-img { display: block; width: 100%; height: auto; border-radius: .25rem; }
-audio { display: block; width: 100%; }
-blockquote { margin: .5rem 0 0; font-size: 1.125rem; overflow-wrap: anywhere; }
-.about { margin-top: .5rem; }
+header p, figcaption, .label, .about { color: var(--soft); font-size: .875rem; margin: 0; }
+article { display: grid; gap: .5rem 1rem; padding: 1rem 0; border-top: 1px solid var(--line);
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
+header { padding-bottom: 1rem; }
+.images { display: flex; gap: .5rem; }
+figure { flex: 1 1 0; margin: 0; min-width: 0; max-width: 20rem; }
+.box { aspect-ratio: 4 / 3; display: grid; place-items: center; overflow: hidden;
+  background: var(--box); border-radius: .25rem; }
+img { display: block; height: auto; object-fit: fill; }
+h2 { font-size: 1.25rem; margin: 0 0 .5rem; }
+audio { display: block; width: 100%; max-width: 30rem; margin: 0 0 .5rem; }
+blockquote { margin: 0 0 .5rem; }
+ul { margin: 0 0 .5rem; padding-left: 1.25rem; font-size: .875rem; }
 """
 
 
@@ -57,12 +60,16 @@ class PageItem:
     """A description on the page."""
 
     key: str
-    wav: str
-    """Name of the clip, beside the page."""
-    num_units: int
-    duration_s: float
     text: str | None = None
+    """Generated sentence; None without a captioner of text."""
+    wav: str | None = None
+    """Name of the clip, beside the page; None without a captioner of speech."""
+    num_units: int = 0
+    duration_s: float = 0.0
+    transcript: str | None = None
     """Transcript of a recognizer; None without one."""
+    captions: Sequence[str] = ()
+    """Captions of the source."""
     picture: PageImage | None = None
     decoded: PageImage | None = None
     """Image decoded from its units."""
@@ -88,33 +95,45 @@ def page(title: str, about: Sequence[str], items: Sequence[PageItem]) -> str:
 
 
 def _article(item: PageItem) -> str:
-    key = html.escape(item.key)
-    parts = [f"<article>\n<h2>{key}</h2>\n"]
     figures = ""
     if item.picture is not None:
-        figures += _figure(item.picture, "image", f"Image {item.key}")
+        figures += _figure(item.picture, "Image", f"Image {item.key}")
     if item.decoded is not None:
-        figures += _figure(item.decoded, "decoded from its units", f"{item.key}, from its units")
-    if figures:
-        parts.append(f'<div class="images">\n{figures}</div>\n')
-    wav = _link(item.wav)
-    parts.append(
-        f'<audio controls preload="metadata" src="{wav}"><a href="{wav}">{wav}</a></audio>\n'
-    )
+        figures += _figure(item.decoded, "What its units keep", f"{item.key}, from its units")
+    images = f'<div class="images">\n{figures}</div>\n' if figures else ""
+    parts: list[str] = []
+    about = [html.escape(item.key)]
     if item.text is not None:
-        transcript = html.escape(item.text) if item.text.strip() else "(nothing)"
-        parts.append(f"<blockquote>{transcript}</blockquote>\n")
-    num_units = counted(item.num_units, "unit")
-    parts.append(f'<p class="about">{num_units}, {item.duration_s:.1f} s</p>\n</article>\n')
-    return "".join(parts)
+        parts.append(f"<h2>{_sentence(item.text)}</h2>\n")
+    if item.wav is not None:
+        wav = _link(item.wav)
+        parts.append(
+            f'<audio controls preload="metadata" src="{wav}"><a href="{wav}">{wav}</a></audio>\n'
+        )
+        about += [counted(item.num_units, "unit"), f"{item.duration_s:.1f} s"]
+    if item.transcript is not None:
+        parts.append(f'<p class="label">Transcript of the sound</p>\n'
+                     f"<blockquote>{_sentence(item.transcript)}</blockquote>\n")  # fmt: skip
+    if item.captions:
+        rows = "".join(f"<li>{html.escape(caption)}</li>\n" for caption in item.captions)
+        parts.append(f'<p class="label">Known captions</p>\n<ul>\n{rows}</ul>\n')
+    parts.append(f'<p class="about">{", ".join(about)}</p>\n')
+    return f"<article>\n{images}<div>\n{''.join(parts)}</div>\n</article>\n"
+
+
+def _sentence(text: str) -> str:
+    return html.escape(text) if text.strip() else "(nothing)"
 
 
 def _figure(image: PageImage, caption: str, alternative: str) -> str:
+    """A figure in a box of 4:3, which a portrait fills in height, with the image's own shape."""
     width, height = image.width_px, image.height_px
+    share = min(100.0, 75 * width / height)
     return (
-        f'<figure><img src="{_link(image.file)}" alt="{html.escape(alternative)}"'
-        f' width="{width}" height="{height}" style="aspect-ratio: {width} / {height}"'
-        f' loading="lazy"><figcaption>{html.escape(caption)}</figcaption></figure>\n'
+        f'<figure><div class="box"><img src="{_link(image.file)}" alt="{html.escape(alternative)}"'
+        f' width="{width}" height="{height}" loading="lazy"'
+        f' style="width: {share:.4g}%; aspect-ratio: {width} / {height}">'
+        f"</div><figcaption>{html.escape(caption)}</figcaption></figure>\n"
     )
 
 
