@@ -3,6 +3,9 @@
 import errno
 import fcntl
 import os
+import re
+import secrets
+import shutil
 import socket
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -10,26 +13,99 @@ from pathlib import Path
 from typing import BinaryIO
 
 TMP_SUFFIX = ".tmp"
+_TEMPORARY = re.compile(r"(.+)\.im2sp-[0-9a-f]{8}\.tmp")
+_NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+def temporary_path(path: Path) -> Path:
+    """A new name beside `path`, `NAME.im2sp-1f0c9a7e.tmp`, that no other writer uses."""
+    return path.with_name(f"{path.name}.im2sp-{secrets.token_hex(4)}{TMP_SUFFIX}")
 
 
 @contextmanager
 def atomic_file(path: Path) -> Generator[BinaryIO]:
-    """Open `path` + ".tmp" for writing; on success fsync it and rename it over `path`.
+    """Open a temporary file for writing; on success fsync it and rename it over `path`.
 
-    On any exception, a full disk included, the temporary file is removed and `path` is unchanged.
+    Several writers may write the same path at once: each publishes a whole file, and the last one
+    stays. On any exception, a full disk included, the temporary file is removed and `path` is
+    unchanged.
     """
-    tmp_path = path.with_name(path.name + TMP_SUFFIX)
+    tmp_path = temporary_path(path)
     try:
-        with open(tmp_path, "wb") as file:
+        with open(tmp_path, "xb") as file:
+            _mark_in_use(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(tmp_path, path)
+            os.replace(tmp_path, path)
     except BaseException:
         with suppress(OSError):
             tmp_path.unlink()
         raise
-    _fsync_dir(path.parent)
+    fsync_path(path.parent)
+
+
+@contextmanager
+def atomic_dir(path: Path) -> Generator[Path]:
+    """Make a temporary folder; on success rename it to `path`, which is absent or an empty folder.
+
+    The folder and the files directly in it are flushed to disk first. On any exception the
+    temporary folder is removed.
+    """
+    tmp_path = temporary_path(path)
+    tmp_path.mkdir()
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        _mark_in_use(fd)
+        yield tmp_path
+        for file_path in tmp_path.iterdir():
+            fsync_path(file_path)
+        os.fsync(fd)
+        os.replace(tmp_path, path)
+    except BaseException:
+        shutil.rmtree(tmp_path, ignore_errors=True)
+        raise
+    finally:
+        os.close(fd)
+    fsync_path(path.parent)
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary files and folders that killed writers left in a folder.
+
+    Those that a process is writing are kept, and all of them where there is no `flock`.
+
+    Args:
+        folder: The folder; may be absent.
+        name: Only temporaries of this file or folder; None for all.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        found = _TEMPORARY.fullmatch(path.name)
+        if found and name in (None, found[1]) and not path.is_symlink() and not _is_in_use(path):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _mark_in_use(fd: int) -> None:
+    with suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_in_use(path: Path) -> bool:
+    """True if a process is writing a temporary file or folder, or if that is unknown."""
+    try:
+        fd = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 @contextmanager
@@ -48,7 +124,7 @@ def file_lock(path: Path) -> Generator[bool]:
         except (BlockingIOError, FileNotFoundError):
             is_ours = False
         except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
+            if error.errno not in _NO_FLOCK:
                 raise
             with _held_file(path.with_name(path.name + ".held")) as is_ours:
                 yield is_ours
@@ -98,11 +174,9 @@ def is_plain_name(name: object) -> bool:
     )
 
 
-def _fsync_dir(dir_path: Path) -> None:
-    """Make a rename in the folder survive a power failure; skipped on Windows."""
-    if os.name == "nt":
-        return
-    fd = os.open(dir_path, os.O_RDONLY)
+def fsync_path(path: Path) -> None:
+    """Flush a folder, such as a rename in it, or a file to disk."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

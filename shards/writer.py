@@ -24,7 +24,7 @@ from im2sp.shards.schema import (
 def write_shard(
     path: str | Path, batches: Iterable[pa.RecordBatch], layout: Layout | None = None
 ) -> ShardInfo:
-    """Write a shard to `path`.tmp, then rename it.
+    """Write a shard atomically.
 
     The same batches always give the same bytes. Batch boundaries are kept, but a batch with more
     rows than the layout's 256, or `samples_per_member`, is split. Batches are consumed one at a

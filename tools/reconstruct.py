@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from im2sp.shards import Sample, ShardDataset, ShardError
 from im2sp.shards.command_line import run_command
+from im2sp.shards.files import atomic_file
 
 TILE_PX = 224
 MARGIN_PX = 8
@@ -141,6 +142,12 @@ class ReconstructConfig:
         """Raise ValueError, naming the flag, if a value cannot be used."""
         if self.num_images < 1:
             raise ValueError(f"--num-images is {self.num_images}; expected at least 1")
+        if _format_of(self.out) is None:
+            raise ValueError(f"--out {self.out}: not an image format; give a name such as a.png")
+
+
+def _format_of(path: Path) -> str | None:
+    return Image.registered_extensions().get(path.suffix.lower())
 
 
 def make_sheet(config: ReconstructConfig) -> str:
@@ -161,7 +168,8 @@ def make_sheet(config: ReconstructConfig) -> str:
         mean = np.mean([psnr(a, b) for a, b in zip(originals, decoded, strict=True)])
         found += f", mean PSNR {mean:.2f} dB"
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    sheet(keys, decoded, originals).save(config.out)
+    with atomic_file(config.out) as file:
+        sheet(keys, decoded, originals).save(file, _format_of(config.out))
     return f"{config.out}: {found}"
 
 

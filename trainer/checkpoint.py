@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from im2sp.shards.files import TMP_SUFFIX
+from im2sp.shards.files import atomic_dir, remove_leftovers, temporary_path
 
 MODEL_NAME = "model.safetensors"
 TRAINED_NAME = "trained.safetensors"
@@ -95,27 +95,15 @@ def write_checkpoint(
         OSError: Writing failed, for example because the disk is full. Existing checkpoints stay.
     """
     target = step_dir(run_dir, step)
-    temporary = target.with_name(target.name + TMP_SUFFIX)
-    _remove(temporary)
-    temporary.mkdir()
-    try:
+    with atomic_dir(target) as folder:
         files: dict[str, Any] = {}
         for name, write in writers.items():
-            write(temporary / name)
-            files[name] = _describe(temporary / name)
+            write(folder / name)
+            files[name] = _describe(folder / name)
         content = {"format": _FORMAT, "format_version": _VERSION, "step": step}
         content |= {**state, "files": files}
-        (temporary / STATE_NAME).write_text(_signed(content))
-        for name in (*writers, STATE_NAME):
-            _fsync(temporary / name)
-        _fsync(temporary)
-        if target.exists():
-            _remove(target)
-        os.replace(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    _fsync(run_dir)
+        (folder / STATE_NAME).write_text(_signed(content))
+        _remove(target)
     return Checkpoint(target, content)
 
 
@@ -214,8 +202,7 @@ def prune(run_dir: Path, keep_last: int) -> None:
     for path in paths[:-keep_last]:
         if best is None or path != best.path:
             _remove(path)
-    for path in run_dir.glob(f"step-*{TMP_SUFFIX}"):
-        _remove(path)
+    remove_leftovers(run_dir)
 
 
 def _rank(checkpoint: Checkpoint, score: str | None) -> tuple[bool, float]:
@@ -248,19 +235,7 @@ def _sha256_of(content: Mapping[str, Any]) -> str:
 
 def _remove(path: Path) -> None:
     """Rename a folder, then remove it, so that a kill leaves no partial folder under its name."""
-    if not path.exists():
-        return
-    aside = path
-    if not path.name.endswith(TMP_SUFFIX):
-        aside = path.with_name(f"{path.name}.old{TMP_SUFFIX}")
-        shutil.rmtree(aside, ignore_errors=True)
+    if path.exists():
+        aside = temporary_path(path)
         os.replace(path, aside)
-    shutil.rmtree(aside)
-
-
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        shutil.rmtree(aside)

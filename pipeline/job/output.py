@@ -13,7 +13,7 @@ from typing import Any
 from im2sp.pipeline.job.config import JobError
 from im2sp.pipeline.job.state import JobState
 from im2sp.shards import CODEBOOK_NAME, MANIFEST_NAME, REJECTS_NAME, Layout, Manifest, ShardError
-from im2sp.shards.files import TMP_SUFFIX
+from im2sp.shards.files import remove_leftovers
 
 _MANIFEST_HEAD = b'{"manifest_sha256":"'
 _LISTED = re.compile(rb'"file":"(\d{5,}\.(?:arrow|tar))"')
@@ -44,6 +44,8 @@ def check_output(state: JobState, job: dict[str, Any], *, overwrite: bool) -> Ma
 
 def prepare_output(state: JobState, job: dict[str, Any], *, overwrite: bool) -> Manifest | None:
     """Prepare the locked folder to start or resume a job; otherwise as `check_output`."""
+    remove_leftovers(state.dataset_dir)
+    remove_leftovers(state.dir)
     finished = check_output(state, job, overwrite=overwrite)
     if finished is not None:
         state.remove()
@@ -70,8 +72,7 @@ def own_files(dataset_dir: Path, state: JobState) -> list[str]:
     if suffix is not None:
         # The folder held no such names when the job started.
         names |= dict.fromkeys(_shard_names(dataset_dir, suffix))
-    with_tmp = [file for name in names for file in (name, name + TMP_SUFFIX)]
-    return [name for name in with_tmp if (dataset_dir / name).is_file()]
+    return [name for name in names if (dataset_dir / name).is_file()]
 
 
 def check_replaced(dataset_dir: Path, state: JobState, layout: Layout) -> None:
@@ -83,7 +84,7 @@ def check_replaced(dataset_dir: Path, state: JobState, layout: Layout) -> None:
     wanted = [name for name in _COMMON if (dataset_dir / name).exists()]
     wanted += _shard_names(dataset_dir, layout.suffix)
     own = set(own_files(dataset_dir, state))
-    foreign = [name for name in wanted if name not in own and not name.endswith(TMP_SUFFIX)]
+    foreign = [name for name in wanted if name not in own]
     if foreign:
         raise JobError(
             f"{dataset_dir}: holds {foreign[0]}, which the job would replace but no dataset.json "
@@ -127,10 +128,10 @@ def _manifest_bytes(dataset_dir: Path) -> bytes:
 
 
 def _shard_names(dataset_dir: Path, suffix: str) -> list[str]:
-    """Files named like a shard, or like one that is being written."""
+    """Files named like a shard."""
     if not dataset_dir.is_dir():
         return []
-    pattern = re.compile(rf"\d{{5,}}{re.escape(suffix)}({re.escape(TMP_SUFFIX)})?")
+    pattern = re.compile(rf"\d{{5,}}{re.escape(suffix)}")
     return sorted(path.name for path in dataset_dir.iterdir() if pattern.fullmatch(path.name))
 
 

@@ -4,14 +4,18 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pytest
 
-from im2sp.shards import Layout, Sample, ShardError, encode_batch, write_shard
+from im2sp.shards import Layout, Sample, ShardError, encode_batch, files, write_shard
 
 Make = Callable[..., list[Sample]]
+
+
+def _open_full(*_: object) -> BinaryIO:
+    return open("/dev/full", "wb")
 
 
 def test_info_describes_the_file(
@@ -96,9 +100,13 @@ def test_an_exception_leaves_the_old_file_and_no_other(
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_an_oserror(
-    tmp_path: Path, layout: str, layouts: dict[str, Layout], make_samples: Make
+    tmp_path: Path,
+    layout: str,
+    layouts: dict[str, Layout],
+    make_samples: Make,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / "a.tmp").symlink_to("/dev/full")
+    monkeypatch.setattr(files, "open", _open_full, raising=False)
     with pytest.raises(OSError, match="No space left"):
         write_shard(tmp_path / "a", [encode_batch(make_samples(100))], layouts[layout])
     assert os.listdir(tmp_path) == []

@@ -111,7 +111,8 @@ def test_best_and_last(tmp_path):
         write(tmp_path, step, loss=loss)
     assert best_checkpoint(tmp_path).step == 2
     assert best_checkpoint(tmp_path, "bleu").step == 1_000_000
-    (tmp_path / "step-000009.tmp").mkdir()
+    (tmp_path / "step-000009.im2sp-0123abcd.tmp").mkdir()
+    (tmp_path / "metrics.jsonl.im2sp-0123abcd.tmp").touch()
     (tmp_path / "step-000008.broken").mkdir()
     prune(tmp_path, 2)
     assert [path.name for path in checkpoint_dirs(tmp_path)] == [

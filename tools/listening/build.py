@@ -16,8 +16,7 @@ import io
 import json
 import random
 import re
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from PIL import Image
 
 from im2sp.pipeline.decoding.audio import SAMPLE_RATE_HZ, read_audio
 from im2sp.pipeline.decoding.images import read_image
-from im2sp.shards.files import TMP_SUFFIX, atomic_file
+from im2sp.shards.files import atomic_dir, atomic_file, remove_leftovers
 from im2sp.tools.listening.page import PageSample, page
 from im2sp.tools.listening.score import KEY_FORM
 from im2sp.tools.speaking.page import PAGE_NAME, SPOKEN_NAME
@@ -223,7 +222,9 @@ def build(
         for id_, (system, image) in zip(ids[num_images:], pairs, strict=True)
     ]
     samples.sort(key=lambda sample: sample.id)
-    with _new_folder(out) as folder:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out.parent, out.name)
+    with atomic_dir(out) as folder:
         test = _write(folder, samples, photos, spoken, seed, reference and reference[0])
     return Built(
         test=test,
@@ -248,35 +249,6 @@ def _check_new(out: Path) -> None:
             f"--out {out}: exists; a listening test is never overwritten, since answers may belong"
             " to it. Choose another --out, or remove it"
         )
-
-
-@contextmanager
-def _new_folder(out: Path) -> Generator[Path]:
-    """Temporary folder that becomes `out` on success and is removed otherwise."""
-    tmp = out.with_name(out.name + TMP_SUFFIX)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        tmp.mkdir()
-    except FileExistsError:
-        raise ValueError(f"{tmp}: left by a build that was killed; remove it") from None
-    try:
-        yield tmp
-        if out.exists():
-            out.rmdir()
-        tmp.rename(out)
-    except BaseException:
-        _remove(tmp)
-        raise
-
-
-def _remove(folder: Path) -> None:
-    """Remove only the files that a build writes."""
-    media = folder / PAGE_DIR / MEDIA_DIR
-    for path in [*media.glob("*"), folder / PAGE_DIR / INDEX_NAME, folder / KEY_NAME]:
-        path.unlink(missing_ok=True)
-    for path in (media, media.parent, folder):
-        if path.is_dir():
-            path.rmdir()
 
 
 def _write(

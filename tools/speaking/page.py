@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from im2sp.shards.errors import counted
-from im2sp.shards.files import TMP_SUFFIX, atomic_file, is_plain_name
+from im2sp.shards.files import atomic_file, is_plain_name, remove_leftovers
 
 LIST_NAME = ".im2sp-speak.json"
 PAGE_NAME = "index.html"
@@ -166,6 +166,7 @@ class SpeechFolder:
                     " away or choose another --out"
                 )
         path.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
         self._list(self._former | wanted)
         for name in _TABLES:
             (path / name).unlink(missing_ok=True)
@@ -185,7 +186,6 @@ class SpeechFolder:
         """Remove files of earlier runs, and write the page."""
         for name in self._former - self._written - {PAGE_NAME}:
             (self.path / name).unlink(missing_ok=True)
-            (self.path / (name + TMP_SUFFIX)).unlink(missing_ok=True)
         self.write(PAGE_NAME, page.encode())
         self._list(self._written)
 

@@ -85,7 +85,7 @@ def test_an_unfinished_job_encodes_changed_inputs_again(
     interrupted(source, tmp_path / "out", fake_tokenizer, num_calls)
     replace(source / f"{changed:03d}.png", png_bytes(255), 2000)
     # What a kill between two writes leaves.
-    for name in ("chunk-000009.arrow.tmp", "shard-00009.json.tmp"):
+    for name in ("chunk-000009.arrow.tmp", "shard-00009.json.im2sp-0123abcd.tmp"):
         (tmp_path / "out/.im2sp-job" / name).touch()
     run_job(config_of(source, tmp_path / "out"), fake_tokenizer)
     run_job(config_of(source, tmp_path / "new"), fake_tokenizer)

@@ -144,7 +144,8 @@ def test_overwrite_removes_what_the_dataset_lists_and_nothing_else(state, tmp_pa
 
 def test_overwrite_removes_what_an_unfinished_job_wrote(state, tmp_path):
     unfinished(state)
-    for name in ("00000.arrow", "00001.arrow.tmp", "rejects.jsonl", "00000.tar"):
+    temporary = "00001.arrow.im2sp-0123abcd.tmp"
+    for name in ("00000.arrow", temporary, "rejects.jsonl", "00000.tar"):
         (tmp_path / name).write_text("x")
     with state.lock():
         prepare_output(state, JOB, overwrite=True)

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,7 @@ from im2sp.pipeline.job.run import JobConfig, run_job
 from im2sp.pipeline.job.state import JobError
 from im2sp.pipeline.job.summary import summary
 from im2sp.pipeline.sources import SourceError
-from im2sp.shards import verify_dataset
+from im2sp.shards import files, verify_dataset
 from support.kills import PLACES, Killed, stop_at
 
 PACKED = {"layout": "webdataset", "samples_per_member": 3}
@@ -152,14 +153,20 @@ def test_a_disk_full_at_any_step_is_reported_and_resumed(
 
 
 @pytest.mark.usefixtures("inline_pool", "small_chunks")
-def test_a_disk_that_really_is_full(twenty, fake_tokenizer, tmp_path, files_of):
+def test_a_disk_that_really_is_full(twenty, fake_tokenizer, tmp_path, files_of, monkeypatch):
     if not os.path.exists("/dev/full"):
         pytest.skip("there is no /dev/full")
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "00001.arrow.tmp").symlink_to("/dev/full")
-    with pytest.raises(JobError, match="no space left"):
-        run(twenty, out, fake_tokenizer)
+
+    def open_full(path, mode):
+        if Path(path).name.startswith("00001.arrow"):
+            path, mode = "/dev/full", "wb"
+        return open(path, mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "open", open_full, raising=False)
+        with pytest.raises(JobError, match="no space left"):
+            run(twenty, out, fake_tokenizer)
     run(twenty, out, fake_tokenizer)
     run(twenty, tmp_path / "whole", fake_tokenizer)
     assert files_of(out) == files_of(tmp_path / "whole")

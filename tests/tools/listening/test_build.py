@@ -156,10 +156,12 @@ def test_what_cannot_be_finished_leaves_nothing(folders, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         build(folders, None, out=tmp_path / "test", num_images=2, seed=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(SYSTEMS)
-    (tmp_path / "test.tmp").mkdir()
-    with pytest.raises(ValueError, match=r"test\.tmp: left by a build that was killed"):
-        build(folders, None, out=tmp_path / "test", num_images=2, seed=0)
-    assert (tmp_path / "test.tmp").is_dir()
+    for name in ("test.im2sp-0123abcd.tmp", "other.im2sp-0123abcd.tmp"):
+        (tmp_path / name / "page").mkdir(parents=True)
+    monkeypatch.undo()
+    build(folders, None, out=tmp_path / "test", num_images=2, seed=0)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == sorted([*SYSTEMS, "other.im2sp-0123abcd.tmp", "test"])
 
 
 def cut(path):

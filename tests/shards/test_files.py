@@ -1,0 +1,78 @@
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from im2sp.shards.files import atomic_dir, atomic_file, remove_leftovers, temporary_path
+
+
+def test_two_writers_of_one_file_publish_whole_files(tmp_path: Path) -> None:
+    path = tmp_path / "chunk-000000.arrow"
+    first, second = atomic_file(path), atomic_file(path)
+    slow = first.__enter__()
+    slow.write(b"A" * 1000)
+    fast = second.__enter__()
+    fast.write(b"B" * 10)
+    assert not path.exists()
+    first.__exit__(None, None, None)
+    assert path.read_bytes() == b"A" * 1000
+    fast.write(b"B" * 990)
+    second.__exit__(None, None, None)
+    assert path.read_bytes() == b"B" * 1000
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def _write_often(path: Path, byte: bytes) -> None:
+    for length in range(1, 200):
+        with atomic_file(path) as file:
+            file.write(byte * 5000)
+            file.flush()
+            file.write(byte * length)
+
+
+def test_processes_that_write_one_file_never_mix_it(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_write_often, args=(path, byte)) for byte in (b"a", b"b")]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        if path.exists():
+            data = path.read_bytes()
+            assert len(data) > 5000
+            assert len(set(data)) == 1
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_leftovers_of_killed_writers_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text("kept")
+    temporary_path(tmp_path / "a.arrow").write_bytes(b"half")
+    temporary_path(tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    folder = temporary_path(tmp_path / "step-000001")
+    (folder / "inner").mkdir(parents=True)
+    others = ["a.tmp", "a.im2sp-0123.tmp", "b.im2sp-0123abcd.tmp.txt", "elsewhere"]
+    for name in others:
+        (tmp_path / name).touch()
+    with atomic_file(tmp_path / "b") as file, atomic_dir(tmp_path / "c") as live:
+        (live / "content").touch()
+        file.write(b"whole")
+        remove_leftovers(tmp_path, "a.arrow")
+        assert folder.exists()
+        remove_leftovers(tmp_path)
+    left = {path.name for path in tmp_path.iterdir() if not path.is_symlink()}
+    assert left == {*others, "b", "c"}
+    assert (tmp_path / "b").read_bytes() == b"whole"
+    remove_leftovers(tmp_path / "absent")
+
+
+def test_a_folder_is_published_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), atomic_dir(tmp_path / "out") as folder:
+        (folder / "absent").unlink()
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "foreign").touch()
+    with pytest.raises(OSError, match="not empty"), atomic_dir(tmp_path / "out") as folder:
+        (folder / "file").touch()
+    assert os.listdir(tmp_path) == ["out"]
