@@ -17,6 +17,7 @@ GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 BIN = Path(sys.executable).parent
 COMMANDS = [
     "im2sp-evaluate",
+    "im2sp-info",
     "im2sp-speak",
     "im2sp-tokenize",
     "im2sp-train",

@@ -1,35 +1,41 @@
 """The paper's Table 1 for a dataset: storage of its parts in bits.
 
-    python tools/bitcount.py SHARDS [--json]
+    python tools/bitcount.py SHARDS [--image-size 256x256] [--json]
 
-Raw media are counted as in the paper: images of 224 x 224 pixels of 24 bits, and audio at 16 kHz of
-16 bits. Everything else is measured on the dataset's files: the values of each column, the
-checksums in `dataset.json`, the coding tables of speech, and the rest as container. The parts add
-up to the bytes on disk. The codebook is listed separately: its size does not depend on the dataset.
+Raw media are counted as in the paper: pixels of 24 bits, and audio at 16 kHz of 16 bits. The size
+of the images is that of the dataset's view (224 x 224), or recorded in `raw` (`image_pixels`), or
+given by `--image-size`. Everything else is measured on the dataset's files: the values of each
+column, the checksums in `dataset.json`, the coding tables of speech, and the rest as container. The
+parts add up to the bytes on disk. The codebook is listed separately: its size does not depend on
+the dataset.
+
+The paper's own figures are shown where the units have its shape, bits and image size.
 
 Exit codes: 0 counted, 1 the dataset is missing or damaged, 2 usage.
 """
 
 import json
+import math
+import re
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tyro
-from numpy.typing import NDArray
 
-from im2sp.shards import Manifest, Sample, ShardDataset, ShardError
-from im2sp.shards.coding import Codec, ColumnCodecs, make_codecs
+from im2sp.pipeline.decoding.views import VIEWS
+from im2sp.shards import Manifest, ShardDataset
 from im2sp.shards.command_line import run_command
-from im2sp.shards.manifest import MANIFEST_NAME, REJECTS_NAME
+from im2sp.tools.inspection.measure import measure
+from im2sp.tools.inspection.sizes import codebook_bytes, part_bytes
 
-RAW_BITS_PER_IMAGE = 224 * 224 * 24
+BITS_PER_PIXEL = 24
+VIEW_PIXELS = 224 * 224  # of the pixels that a view of im2sp-tokenize keeps
 RAW_BITS_PER_FRAME = 320 * 16  # one speech unit is 20 ms at 16 kHz
 PAPER_IMAGE_BITS = 28 * 28 * 13
-PAPER_IMAGE_SHARE = PAPER_IMAGE_BITS / RAW_BITS_PER_IMAGE
+PAPER_IMAGE_SHARE = PAPER_IMAGE_BITS / (VIEW_PIXELS * BITS_PER_PIXEL)
+PAPER_SPEECH_CODES = 200
 
 PART_NAMES = {
     "image_units": "image units",
@@ -41,19 +47,7 @@ PART_NAMES = {
     "container": "container",
     "checksums": "checksums",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Payload:
-    """Sizes of the samples' values, without the container."""
-
-    num_images: int
-    num_utterances: int
-    num_speech_units: int
-    speech_frames: int | None
-    """Sum of all durations; None if an utterance has no durations."""
-    parts: dict[str, int]
-    """Bytes per column: image_units, speech_units, durations, text, keys."""
+PART_OF_COLUMN = {"captions": "text"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +57,20 @@ class BitCount:
     num_samples: int
     num_images: int
     num_utterances: int
+    image_shape: tuple[int | None, ...]
+    image_unit_bits: int
+    """Bits of one image unit at a fixed width."""
     unit_bits_per_image: int
+    """Bits of the units of one image at a fixed width, the mean if images differ."""
+    pixels_per_image: int | None
+    """Pixels of one image, the mean if they differ; None if unknown."""
     image_file_bytes: int
     """Size of the original image files; 0 if the manifest does not record it."""
     num_speech_units: int
+    speech_unit_bits: int
+    """Bits of one speech unit at a fixed width."""
     speech_frames: int | None
+    """Sum of all durations; None if an utterance has no durations."""
     audio_samples: int
     """Samples of the speech at 16 kHz; 0 if the manifest does not record it."""
     audio_file_bytes: int
@@ -75,6 +78,16 @@ class BitCount:
     parts: dict[str, int]
     """Bytes on disk by part; they sum to `total_bytes`."""
     codebook_bytes: int
+    has_paper_images: bool
+    """True if units and images have the shape, bits and size of the paper's."""
+    has_paper_speech: bool
+    """True if the vocabulary of the speech units has the size of the paper's."""
+
+    @property
+    def raw_bits_per_image(self) -> int | None:
+        """Bits of the pixels of one image; None if its size is unknown."""
+        pixels = self.pixels_per_image
+        return None if pixels is None else pixels * BITS_PER_PIXEL
 
     @property
     def total_bytes(self) -> int:
@@ -108,7 +121,7 @@ class BitCount:
 
     def as_json(self) -> dict[str, Any]:
         """Counts, sizes and ratios as plain JSON values; a ratio without a base is null."""
-        raw_bits = self.num_images * RAW_BITS_PER_IMAGE
+        raw_bits = self.raw_bits_per_image and self.num_images * self.raw_bits_per_image
         raw_speech_bits = self.raw_speech_bits
         return asdict(self) | {
             "raw_image_bits": raw_bits,
@@ -121,12 +134,14 @@ class BitCount:
             "image_on_disk_of_raw": ratio(8 * self.image_side_bytes, raw_bits),
             "image_on_disk_of_files": ratio(self.image_side_bytes, self.image_file_bytes),
             "audio_files_of_raw": ratio(8 * self.audio_file_bytes, raw_speech_bits),
-            "speech_units_of_raw": ratio(8 * self.num_speech_units, raw_speech_bits),
+            "speech_units_of_raw": ratio(
+                self.speech_unit_bits * self.num_speech_units, raw_speech_bits
+            ),
             "speech_units_on_disk_of_raw": ratio(8 * self.parts["speech_units"], raw_speech_bits),
             "durations_on_disk_of_raw": ratio(8 * self.parts["durations"], raw_speech_bits),
             "speech_on_disk_of_raw": ratio(8 * self.speech_bytes, raw_speech_bits),
-            "paper_image_of_raw": PAPER_IMAGE_SHARE,
-            "paper_speech_of_raw_below": 0.002,
+            "paper_image_of_raw": PAPER_IMAGE_SHARE if self.has_paper_images else None,
+            "paper_speech_of_raw_below": 0.002 if self.has_paper_speech else None,
         }
 
 
@@ -135,114 +150,62 @@ def ratio(part: float, whole: float | None) -> float | None:
     return part / whole if whole else None
 
 
-def coded_bytes(arrays: Iterable[NDArray[np.uint16]], codec: Codec) -> int:
-    """Total bytes of id arrays, coded one by one."""
-    return sum(len(codec.encode(array)) for array in arrays)
-
-
-def measure(samples: Iterable[Sample], codecs: ColumnCodecs) -> Payload:
-    """Add up the sizes of all samples' values in the dataset's codecs."""
-    parts = dict.fromkeys(["image_units", "speech_units", "durations", "text", "keys"], 0)
-    num_images = num_utterances = num_speech_units = frames = 0
-    known = True
-    for sample in samples:
-        if sample.image_units is not None:
-            num_images += 1
-            parts["image_units"] += codecs.image_size_bytes
-        num_utterances += len(sample.speech_units)
-        num_speech_units += sum(len(units) for units in sample.speech_units)
-        parts["speech_units"] += coded_bytes(sample.speech_units, codecs.speech_units)
-        if sample.durations is not None:
-            parts["durations"] += coded_bytes(sample.durations, codecs.durations)
-            frames += sum(int(d.sum(dtype=np.int64)) for d in sample.durations)
-        elif sample.speech_units:
-            known = False
-        parts["text"] += sum(len(caption.encode()) for caption in sample.captions)
-        parts["keys"] += len(sample.key.encode()) + len(sample.split.encode())
-    return Payload(
-        num_images=num_images,
-        num_utterances=num_utterances,
-        num_speech_units=num_speech_units,
-        speech_frames=frames if known else None,
-        parts=parts,
-    )
-
-
-def checksum_bytes(node: Any) -> int:
-    """Bytes of all checksums below a JSON node, as JSON text with quotes."""
-    if isinstance(node, list):
-        return sum(checksum_bytes(child) for child in node)
-    if not isinstance(node, dict):
-        return 0
-    return sum(
-        len(json.dumps(value))
-        if any(word in name for word in ("sha256", "crc32", "checksum"))
-        and isinstance(value, str | int)
-        else checksum_bytes(value)
-        for name, value in node.items()
-    )
-
-
-def table_bytes(dataset_dir: Path, manifest: Manifest) -> int:
-    """Bytes of the coding tables of speech in `dataset.json` and in each shard's metadata."""
-    tables = {
-        columns["lengths"].encode() for columns in manifest.columns.values() if "lengths" in columns
-    }
-    if not tables:
-        return 0
-    total = 0
-    for name in (MANIFEST_NAME, *(shard.file for shard in manifest.shards)):
-        data = (dataset_dir / name).read_bytes()
-        total += sum(len(table) * data.count(table) for table in tables)
-    return total
-
-
-def file_bytes(path: Path, expected: int | None = None) -> int:
-    """Size of a dataset's file; ShardError if the manifest records another size."""
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise ShardError(f"{path}: missing, but {MANIFEST_NAME} lists it") from None
-    if expected is not None and size != expected:
-        raise ShardError(
-            f"{path}: {size:,} bytes, {MANIFEST_NAME} says {expected:,}; run im2sp-verify"
-        )
-    return size
-
-
-def count_bits(dataset_dir: Path) -> BitCount:
+def count_bits(dataset_dir: Path, image_size: tuple[int, int] | None = None) -> BitCount:
     """Measure a dataset.
+
+    Args:
+        dataset_dir: The dataset's folder.
+        image_size: Width and height of its images in pixels; None for what it records.
 
     Raises:
         ShardError: A file is missing, damaged, or of another size than in the manifest.
     """
     dataset = ShardDataset(dataset_dir)
     manifest = dataset.manifest
-    codecs = make_codecs(manifest.columns)
-    payload = measure(dataset, codecs)
-
-    total = file_bytes(dataset_dir / MANIFEST_NAME)
-    total += sum(file_bytes(dataset_dir / s.file, s.size_bytes) for s in manifest.shards)
-    if manifest.num_rejects or manifest.rejects_sha256 is not None:
-        total += file_bytes(dataset_dir / REJECTS_NAME)
-    codebook = manifest.codebook_file
-
-    checksums = checksum_bytes(json.loads((dataset_dir / MANIFEST_NAME).read_text("utf-8")))
-    parts = payload.parts | {"tables": table_bytes(dataset_dir, manifest), "checksums": checksums}
-    parts["container"] = total - sum(parts.values())
+    measured = measure(dataset)
+    images, speech, durations = (
+        measured.columns[name] for name in ("image_units", "speech_units", "durations")
+    )
+    num_images, num_image_units = images.num_arrays, images.num_units
+    unit_bits = num_bits(images.column.num_codes)
+    pixels = image_pixels(manifest, image_size, num_images)
+    values = {PART_OF_COLUMN.get(name, name): size for name, size in measured.sizes.items()}
     return BitCount(
         num_samples=manifest.num_samples,
-        num_images=payload.num_images,
-        num_utterances=payload.num_utterances,
-        unit_bits_per_image=(codecs.image_units.count or 0) * codecs.image_units.bits,
+        num_images=num_images,
+        num_utterances=speech.num_arrays,
+        image_shape=images.column.shape,
+        image_unit_bits=unit_bits,
+        unit_bits_per_image=round(num_image_units * unit_bits / max(num_images, 1)),
+        pixels_per_image=pixels,
         image_file_bytes=manifest.raw.get("image_file_bytes", 0),
-        num_speech_units=payload.num_speech_units,
-        speech_frames=payload.speech_frames,
+        num_speech_units=speech.num_units,
+        speech_unit_bits=num_bits(speech.column.num_codes),
+        speech_frames=durations.sum_units if durations.num_arrays == speech.num_arrays else None,
         audio_samples=manifest.raw.get("audio_samples", 0),
         audio_file_bytes=manifest.raw.get("audio_file_bytes", 0),
-        parts=parts,
-        codebook_bytes=file_bytes(dataset_dir / codebook) if codebook else 0,
+        parts=part_bytes(dataset_dir, manifest, values),
+        codebook_bytes=codebook_bytes(dataset_dir, manifest),
+        has_paper_images=(images.column.shape, unit_bits, pixels) == ((28, 28), 13, VIEW_PIXELS),
+        has_paper_speech=speech.column.num_codes == PAPER_SPEECH_CODES,
     )
+
+
+def num_bits(num_codes: int) -> int:
+    """Bits of one code at a fixed width."""
+    return max((num_codes - 1).bit_length(), 1)
+
+
+def image_pixels(
+    manifest: Manifest, image_size: tuple[int, int] | None, num_images: int
+) -> int | None:
+    """Pixels of one image: given, recorded, or those of the view; None if unknown."""
+    if image_size is not None:
+        return image_size[0] * image_size[1]
+    if "image_pixels" in manifest.raw:
+        return round(manifest.raw["image_pixels"] / max(num_images, 1))
+    view = (manifest.image_tokenizer or {}).get("view")
+    return VIEW_PIXELS if view in VIEWS else None
 
 
 def percent(part: float, whole: float | None) -> str:
@@ -254,23 +217,31 @@ def percent(part: float, whole: float | None) -> str:
 def image_rows(count: BitCount) -> list[str]:
     """Rows of the paper's Table 1 for images: bits per image and their share of the raw bits."""
     n = max(count.num_images, 1)
+    raw = count.raw_bits_per_image
     files = 8 * count.image_file_bytes / n
     disk = 8 * count.image_side_bytes / n
-    rows = [
-        ("raw pixels (224 x 224 x 24 bits)", RAW_BITS_PER_IMAGE),
-        ("original files", files),
-        (f"image units ({count.unit_bits_per_image:,} bits)", count.unit_bits_per_image),
+    shape = " x ".join("T" if size is None else str(size) for size in count.image_shape)
+    rows: list[tuple[str, float]] = []
+    if raw is not None:
+        assert count.pixels_per_image is not None
+        side = math.isqrt(count.pixels_per_image)
+        size = f"{side} x {side}" if side**2 == count.pixels_per_image else f"{raw // 24:,} pixels"
+        rows.append((f"raw pixels ({size} x 24 bits)", raw))
+    if count.image_file_bytes:
+        rows.append(("original files", files))
+    rows += [
+        (f"image units ({shape} x {count.image_unit_bits} bits)", count.unit_bits_per_image),
         ("on disk (units, keys, container, checksums)", disk),
-        ("the paper (28 x 28 x 13 bits)", PAPER_IMAGE_BITS),
     ]
+    if count.has_paper_images:
+        rows.append(("the paper (28 x 28 x 13 bits)", PAPER_IMAGE_BITS))
     lines = [f"{'images':<44}{'bits per image':>15}{'of raw':>12}{'of files':>12}"]
     lines += [
-        f"{name:<44}{value:>15,.0f}{percent(value, RAW_BITS_PER_IMAGE):>12}"
-        + f"{percent(value, files):>12}"
+        f"{name:<44}{value:>15,.0f}{percent(value, raw):>12}{percent(value, files):>12}"
         for name, value in rows
     ]
-    if not count.image_file_bytes:
-        del lines[2]  # the manifest does not record the size of the files
+    if raw is None:
+        lines.append("raw size unknown: give the size of the images with --image-size")
     return lines
 
 
@@ -281,21 +252,22 @@ def speech_rows(count: BitCount) -> list[str]:
         return [*lines, "raw length unknown: the utterances have no durations"]
     seconds = count.raw_speech_bits / 256_000
     files = 8 * count.audio_file_bytes / seconds
-    rows = [
-        ("raw audio (16 kHz x 16 bits)", 256_000.0),
-        ("original files", files),
-        ("speech units (8 bits each)", 8 * count.num_speech_units / seconds),
+    bits = count.speech_unit_bits
+    rows = [("raw audio (16 kHz x 16 bits)", 256_000.0)]
+    if count.audio_file_bytes:
+        rows.append(("original files", files))
+    rows += [
+        (f"speech units ({bits} bits each)", bits * count.num_speech_units / seconds),
         ("speech units on disk", 8 * count.parts["speech_units"] / seconds),
         ("durations on disk", 8 * count.parts["durations"] / seconds),
         ("codec tables on disk", 8 * count.parts["tables"] / seconds),
-        ("the paper (under 50 x 8 bits)", 400.0),
     ]
+    if count.has_paper_speech:
+        rows.append(("the paper (under 50 x 8 bits)", 400.0))
     lines += [
         f"{name:<44}{value:>15,.0f}{percent(value, 256_000):>12}{percent(value, files):>12}"
         for name, value in rows
     ]
-    if not count.audio_file_bytes:
-        del lines[2]  # the manifest does not record the size of the files
     return lines
 
 
@@ -339,8 +311,24 @@ class BitcountConfig:
 
     shards: tyro.conf.Positional[Path]
     """Folder with dataset.json."""
+    image_size: str | None = None
+    """Width and height of the images in pixels, such as 256x256; by default what is recorded."""
     json: bool = False
     """Print one JSON object."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, naming the flag, if a value cannot be used."""
+        parsed_size(self.image_size)
+
+
+def parsed_size(text: str | None) -> tuple[int, int] | None:
+    """Width and height of `--image-size`."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
+    if match is None:
+        raise ValueError(f"--image-size is {text!r}; expected width and height, such as 256x256")
+    return int(match[1]), int(match[2])
 
 
 def main(args: list[str] | None = None) -> int:
@@ -349,7 +337,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _run(config: BitcountConfig) -> None:
-    count = count_bits(config.shards)
+    count = count_bits(config.shards, parsed_size(config.image_size))
     print(json.dumps(count.as_json()) if config.json else table(count, str(config.shards)))
 
 

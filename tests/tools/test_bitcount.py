@@ -1,6 +1,5 @@
 """The parts that bitcount lists are what lies on disk, byte for byte, in every layout."""
 
-import hashlib
 import json
 import os
 import re
@@ -11,18 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from im2sp.shards import (
-    Layout,
-    Manifest,
-    Sample,
-    encode_batch,
-    fit_durations_codec,
-    fit_speech_codec,
-    write_shard,
-)
+from im2sp.shards import Layout, Sample, fit_durations_codec, fit_speech_codec
 from im2sp.shards.coding import make_codecs
 from im2sp.shards.schema import DEFAULT_COLUMNS
-from im2sp.tools.bitcount import checksum_bytes, count_bits, main
+from im2sp.tools.bitcount import count_bits, main
+from im2sp.tools.inspection.sizes import checksum_bytes
+from support.datasets import make_samples, write_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYOUTS = [
@@ -31,62 +24,6 @@ LAYOUTS = [
     Layout(kind="webdataset", samples_per_member=16),
     Layout(kind="webdataset", samples_per_member=1),
 ]
-
-
-def make_samples(num, *, speech=False, durations=True, images=True):
-    """Samples with units of a fixed seed; keys and captions of several lengths, not all ASCII."""
-    rng = np.random.default_rng(5)
-    samples = []
-    for i in range(num):
-        units = [rng.integers(0, 200, 5 + i, dtype=np.uint16) for _ in range(speech * 2)]
-        runs = [rng.integers(1, 300, 5 + i, dtype=np.uint16) for _ in units]
-        samples.append(
-            Sample(
-                key=f"ordner/bild-{i}-ä",
-                split=("train", "val")[i % 2],
-                image_units=rng.integers(0, 8192, (28, 28), dtype=np.uint16) if images else None,
-                speech_units=units,
-                durations=runs if durations else None,
-                captions=["ein Bild", "noch eins: schön"][: i % 3],
-            )
-        )
-    return samples
-
-
-def write_dataset(folder, samples, layout=None, rejects=b"", raw=None, columns=DEFAULT_COLUMNS):
-    """A finished dataset of two shards, with a codebook and perhaps rejects."""
-    layout = layout or Layout()
-    if raw is None:
-        raw = {"num_images": len(samples), "image_file_bytes": 10_000 * len(samples)}
-    half = len(samples) // 2 + 1
-    shards = [
-        write_shard(folder / f"{i:05d}{layout.suffix}", [encode_batch(part, columns)], layout)
-        for i, part in enumerate([samples[:half], samples[half:]])
-    ]
-    codebook = b"c" * 5000
-    (folder / "codebook.safetensors").write_bytes(codebook)
-    if rejects:
-        (folder / "rejects.jsonl").write_bytes(rejects)
-    splits = [sample.split for sample in samples]
-    Manifest(
-        num_samples=len(samples),
-        splits={split: splits.count(split) for split in sorted(set(splits))},
-        layout=layout,
-        columns=columns,
-        image_tokenizer={
-            "name": "compact",
-            "fingerprint": "f" * 64,
-            "view": "squash-224",
-            "precision": "fp32",
-            "codebook_file": "codebook.safetensors",
-            "codebook_sha256": hashlib.sha256(codebook).hexdigest(),
-        },
-        raw=raw,
-        num_rejects=1 if rejects else 0,
-        rejects_sha256=hashlib.sha256(rejects).hexdigest() if rejects else None,
-        shards=shards,
-    ).write(folder)
-    return folder
 
 
 def append(path):
@@ -291,3 +228,58 @@ def test_a_dataset_that_does_not_know_its_files_leaves_their_row_out(tmp_path, c
     assert "original files" not in text
     assert "raw pixels" in text
     assert count_bits(tmp_path).as_json()["image_on_disk_of_files"] is None
+
+
+def foreign_dataset(folder, **fields):
+    """16 x 16 units of 14 bits, and speech units below 1,000."""
+    rng = np.random.default_rng(0)
+    samples = [
+        Sample(
+            key=str(i),
+            image_units=rng.integers(0, 16384, (16, 16), np.uint16),
+            speech_units=[rng.integers(0, 1000, 50, np.uint16)],
+            durations=[np.full(50, 2, np.uint16)],
+        )
+        for i in range(4)
+    ]
+    columns = {
+        "image_units": {"codec": "packed", "bits": 14, "count": 256, "shape": [16, 16]},
+        "speech_units": {"codec": "packed", "bits": 10},
+        "durations": {"codec": "varint", "minimum": 1},
+    }
+    return write_dataset(folder, samples, columns=columns, image_tokenizer=None, **fields)
+
+
+def test_other_units_have_no_row_of_the_paper(tmp_path, capsys):
+    foreign_dataset(tmp_path)
+    assert main([str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "image units (16 x 16 x 14 bits)" in text
+    assert "speech units (10 bits each)" in text
+    assert "the paper" not in text
+    assert "raw pixels" not in text
+    assert "raw size unknown: give the size of the images with --image-size" in text
+    row = count_bits(tmp_path).as_json()
+    assert row["unit_bits_per_image"] == 256 * 14
+    for name in ("raw_image_bits", "image_units_of_raw", "paper_image_of_raw"):
+        assert row[name] is None
+    assert row["paper_speech_of_raw_below"] is None
+    assert row["speech_units_of_raw"] == 10 * 50 / (100 * 320 * 16)
+
+
+def test_the_size_of_the_images_is_given_or_recorded(tmp_path, capsys):
+    foreign_dataset(tmp_path, raw={"image_pixels": 4 * 512 * 384})
+    assert count_bits(tmp_path).as_json()["raw_image_bits"] == 4 * 512 * 384 * 24
+    assert main([str(tmp_path)]) == 0
+    assert "raw pixels (196,608 pixels x 24 bits)" in capsys.readouterr().out
+    assert main([str(tmp_path), "--image-size", "256x256", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["image_units_of_raw"] == 256 * 14 / (256 * 256 * 24)
+    assert main([str(tmp_path), "--image-size", "256x256"]) == 0
+    assert "raw pixels (256 x 256 x 24 bits)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", ["256", "256x", "0x5", "-1x3", "1e3x2"])
+def test_wrong_image_sizes_are_refused(capsys, size):
+    assert main(["shards", f"--image-size={size}"]) == 2
+    assert f"--image-size is {size!r}; expected width and height" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""Parts of `im2sp-info`: statistics of a dataset, and its page."""
