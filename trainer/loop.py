@@ -165,6 +165,12 @@ class _Run:
         if ranks.is_first:
             write_config(config, config.out)
         log(self._description(dataset.path))
+        if val is None:
+            splits = ", ".join(sorted(filter(None, dataset.manifest.splits))) or "none"
+            log(
+                f"no validation: no split val in {dataset.path} (splits: {splits}); name another"
+                " with --val-split"
+            )
         if config.freeze != "none" and config.init_from is None and config.encoder_from is None:
             log(f"--freeze {config.freeze} keeps random weights: no weights were loaded")
         self.metrics = None

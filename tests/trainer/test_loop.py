@@ -6,8 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from im2sp.shards import ShardLoader
-from im2sp.trainer import checkpoint as checkpoints
+from im2sp.shards import ShardLoader, files
 from im2sp.trainer.data import TokenBatches, speech_vocabulary
 from im2sp.trainer.loop import train
 from im2sp.trainer.metrics import read_metrics
@@ -97,9 +96,9 @@ class _Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("fail_at", range(1, 7))
+@pytest.mark.parametrize("fail_at", range(1, 6))
 def test_a_kill_at_any_write_changes_nothing(shards, whole, tmp_path, monkeypatch, fail_at):
-    """The first checkpoint has four files, a folder that is synced, and a rename."""
+    """The first checkpoint has four files that are flushed, and a rename."""
     out, num_calls = tmp_path / "run", 0
 
     def killing(function):
@@ -114,10 +113,10 @@ def test_a_kill_at_any_write_changes_nothing(shards, whole, tmp_path, monkeypatc
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "_fsync", killing(checkpoints._fsync))
+        patch.setattr(files, "fsync_path", killing(files.fsync_path))
         patch.setattr(os, "replace", killing(os.replace))
         # A killed process does not clean up.
-        patch.setattr(checkpoints.shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(files.shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(_Killed):
             resumed(shards, out)
     assert num_calls == fail_at
@@ -314,8 +313,12 @@ def test_validation_is_the_mean_over_all_tokens(tmp_path):
 
 def test_no_validation(shards, tmp_path):
     only_train = make_shards(tmp_path / "shards", {"train": 2})
-    result = train(make_config(only_train, tmp_path / "run", steps=2))
+    lines = []
+    config = make_config(only_train, tmp_path / "run", steps=2, quiet=False)
+    result = train(config, lines.append)
     assert (result.best_step, result.scores) == (2, {})
+    assert any("no validation: no split val in" in line for line in lines)
+    assert any("(splits: train); name another with --val-split" in line for line in lines)
     message = "no split 'test'; it has"
     with pytest.raises(ValueError, match=message):
         train(make_config(shards, tmp_path / "other", val_split="test"))
