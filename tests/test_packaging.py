@@ -154,7 +154,7 @@ def wheel_names(tmp_path_factory):
     return zipfile.ZipFile(wheel).namelist()
 
 
-DATA_SUFFIXES = (".safetensors", ".model", ".md", ".html", ".css", ".js")
+DATA_SUFFIXES = (".safetensors", ".model", ".gz", ".md", ".html", ".css", ".js")
 
 
 def test_the_wheel_holds_the_packages_and_nothing_else(wheel_names):

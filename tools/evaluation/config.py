@@ -39,7 +39,9 @@ class EvaluateConfig:
     vocoder: str = "compact"
     """Vocoder of the speech units: compact (bundled), a folder or a file."""
     asr: str = "pocketsphinx"
-    """Speech recognizer: pocketsphinx, or the path or hub id of a transformers model."""
+    """Speech recognizer: pocketsphinx; pocketsphinx+captions, with a language model of captions
+    (compare its scores with others of the same recognizer only, toplines included); or the path or
+    hub id of a transformers model."""
     codebook: Path | None = None
     """Codebook vectors of the image units, for published weights without them."""
     num_beams: int = 1

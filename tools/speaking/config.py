@@ -48,8 +48,8 @@ class SpeakConfig:
     transcribe: bool = False
     """Transcribe the generated speech with --asr; print and record the transcripts."""
     asr: str = "pocketsphinx"
-    """Speech recognizer for --transcribe: pocketsphinx, or the path or hub id of a transformers
-    model."""
+    """Speech recognizer for --transcribe: pocketsphinx; pocketsphinx+captions, with a language
+    model of captions; or the path or hub id of a transformers model."""
     image_tokenizer: str | None = None
     """Image tokenizer: name, path or hub id; by default the one recorded in the run."""
     codebook: Path | None = None

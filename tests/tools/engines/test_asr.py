@@ -1,9 +1,13 @@
+import gzip
+import shutil
 import sys
 
 import numpy as np
 import pytest
 
 from im2sp.tools.engines.asr import edits, load_recognizer, word_errors, words_of
+from im2sp.tools.engines.flite import speak
+from im2sp.tools.fit_asr import main as fit_asr
 from support.evaluation import make_ctc_model, make_seq2seq_model
 
 
@@ -21,6 +25,42 @@ def test_pocketsphinx_hears_each_clip_as_if_alone():
     recognizer.transcribe(0.01 * sound(0.5, seed=1))
     assert recognizer.transcribe(sound()) == first
     assert recognizer.transcribe(sound(0.05)) == ""
+
+
+def test_pocketsphinx_with_a_language_model_of_captions(tmp_path):
+    pytest.importorskip("pocketsphinx")
+    plain = load_recognizer("pocketsphinx")
+    recognizer = load_recognizer("pocketsphinx+captions")
+    assert recognizer.name == "pocketsphinx+captions"
+    assert recognizer.fingerprint.startswith(f"{plain.fingerprint}, language model ")
+    own = tmp_path / "own.arpa"
+    captions = tmp_path / "captions.txt"
+    captions.write_text("two dogs play\n")
+    assert fit_asr([str(captions), "--out", str(own), "--min-count", "1"]) == 0
+    fitted = load_recognizer(f"pocketsphinx+{own}")
+    assert fitted.name == "pocketsphinx+own.arpa"
+    assert fitted.fingerprint != recognizer.fingerprint
+    # It recognizes only words of its language model.
+    if shutil.which("flite"):
+        spoken = speak("the dogs play", "slt").samples.astype(np.float32) / 32768
+        assert set(fitted.transcribe(spoken).split()) <= {"two", "dogs", "play"}
+        assert "dogs play" in fitted.transcribe(spoken)
+
+
+def test_language_models_that_cannot_be_used(tmp_path):
+    pytest.importorskip("pocketsphinx")
+    with pytest.raises(ValueError, match=r"--asr pocketsphinx\+x: .*; expected pocketsphinx\+capt"):
+        load_recognizer("pocketsphinx+x")
+    path = tmp_path / "lm.gz"
+    path.write_bytes(b"text")
+    with pytest.raises(ValueError, match="cannot be read: Not a gzipped file"):
+        load_recognizer(f"pocketsphinx+{path}")
+    path.write_bytes(gzip.compress(b"text"))
+    with pytest.raises(ValueError, match="not a language model in the ARPA format; its first line"):
+        load_recognizer(f"pocketsphinx+{path}")
+    path.write_bytes(gzip.compress(b"\\data\\\nno counts"))
+    with pytest.raises(ValueError, match=r"lm\.gz: pocketsphinx cannot load this language model"):
+        load_recognizer(f"pocketsphinx+{path}")
 
 
 @pytest.mark.parametrize("make", [make_ctc_model, make_seq2seq_model])
