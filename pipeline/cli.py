@@ -29,7 +29,9 @@ class TokenizeConfig(JobConfig):
     refused; 1 failed, or all inputs or more than --max-rejects were refused; 2 wrong usage.
     """
 
-    source: tyro.conf.Positional[Path]
+    source: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE [SOURCE ...]")
+    ]
     dataset_dir: Annotated[Path, tyro.conf.arg(name="out")]
     image_tokenizer: str = "compact"
     """ViT-VQGAN: compact (bundled), a path, or a hub id (thuanz123/vitvqgan-imagenet-base)."""
@@ -63,10 +65,18 @@ class TokenizeConfig(JobConfig):
 
     def check_paths(self) -> None:
         """Raise `UsageError` for a path that does not exist."""
-        paths = [self.source, self.image_root, self.audio_root, self.codebook, self.kmeans]
-        for path in paths:
+        for path in (self.image_root, self.audio_root, self.codebook, self.kmeans):
             if path is not None and not path.exists():
                 raise UsageError(f"{path}: no such file or folder")
+        # Imported here, as it imports numpy and Pillow, which --help does not need.
+        from im2sp.pipeline.sources.several import SourceError, expand_sources
+
+        if not self.sources:
+            raise UsageError("no source; name a folder, a .tar, a source list, an image or a clip")
+        try:
+            expand_sources(self.sources)
+        except SourceError as error:
+            raise UsageError(str(error)) from None
         if self.dataset_dir.exists() and not self.dataset_dir.is_dir():
             raise UsageError(f"--out {self.dataset_dir}: not a folder")
 
@@ -78,7 +88,7 @@ def main(args: list[str] | None = None) -> None:
 
 def _run(config: TokenizeConfig) -> int:
     config.check_paths()
-    _log(config, f"reading {config.source} ...")
+    _log(config, f"reading {config.sources_name} ...")
     from im2sp.pipeline.job.run import run_job
     from im2sp.pipeline.job.summary import summary, summary_json
 
@@ -88,12 +98,12 @@ def _run(config: TokenizeConfig) -> int:
     if config.json:
         print(summary_json(config.dataset_dir, result))
     elif not config.quiet:
-        print(summary(config.source, config.dataset_dir, result))
+        print(summary(config.sources_name, config.dataset_dir, result))
     num_rejects = result.manifest.num_rejects
     if num_rejects and not result.manifest.num_samples:
         print_error(
             PROGRAM,
-            f"every input of {config.source} was refused; see "
+            f"every input of {config.sources_name} was refused; see "
             f"{config.dataset_dir / 'rejects.jsonl'} for the reasons",
         )
         return 1

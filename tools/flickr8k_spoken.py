@@ -240,7 +240,7 @@ def make_dataset(config: SpokenConfig) -> str:
     )
     if config.keep_audio is None:
         shutil.rmtree(audio)
-    return summary(config.captions, config.out, result)
+    return summary(job.sources_name, config.out, result)
 
 
 def main(args: list[str] | None = None) -> None:

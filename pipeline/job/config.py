@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from im2sp.pipeline.decoding.media import DEFAULT_MAX_PIXELS, DEFAULT_MAX_SECONDS
 from im2sp.pipeline.decoding.views import VIEWS, ViewName
+from im2sp.shards.errors import counted
 
 if TYPE_CHECKING:
     from im2sp.pipeline.image_tokenizer.tokenizer import ImageTokenizer
@@ -42,9 +43,11 @@ def num_cores() -> int:
 class JobConfig:
     """Settings of a tokenize job. Field docstrings are the help of `im2sp-tokenize`."""
 
-    source: Path
+    source: Path | str | tuple[Path | str, ...]
     """Folder with images and audio (searched recursively), .tar, Karpathy dataset_*.json, LJSpeech
-    folder, or source list: .jsonl, .csv or .parquet with key, image, audio, caption, split."""
+    folder, image, clip, or source list: .jsonl, .csv or .parquet with key, image, audio, caption,
+    split. Several are allowed, ranges such as {00000..00099}.tar and wildcards as well; keys then
+    start with the name of their source."""
     dataset_dir: Path
     """Folder of the dataset; created if it does not exist. Other files in it are not touched."""
     image_root: Path | None = None
@@ -114,6 +117,18 @@ class JobConfig:
             raise ValueError(f"--samples-per-member is {self.samples_per_member}; at most 256")
         if self.layout == "arrow" and self.samples_per_member != 256:
             raise ValueError("--samples-per-member applies to --layout webdataset only")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The sources as they are given."""
+        given = self.source if isinstance(self.source, tuple) else (self.source,)
+        return tuple(map(str, given))
+
+    @property
+    def sources_name(self) -> str:
+        """Name of the sources in messages."""
+        more = len(self.sources) - 1
+        return self.sources[0] + (f" and {counted(more, 'more source')}" if more else "")
 
     def column_names(self) -> dict[str, str]:
         """Columns of a source list by their fields, as `columns` gives them."""

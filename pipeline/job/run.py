@@ -115,12 +115,12 @@ def run_job(
             the tokenizers do not fit.
     """
     listing = list_source(
-        config.source,
+        config.sources,
         image_root=config.image_root,
         audio_root=config.audio_root,
         columns=config.column_names(),
     )
-    listing = narrowed(listing, config.only, config.source)
+    listing = narrowed(listing, config.only, config.sources_name)
     state = JobState(config.dataset_dir)
     num_tasks = -(-sum(len(media_of(item)) for item in listing.items) // IMAGES_PER_TASK)
     with DecodePool(
@@ -172,9 +172,9 @@ def _check_unchanged(config: JobConfig, items: list[SourceItem], finished: Manif
     changed = changed_since(items, path, finished.raw, finished.num_rejects)
     if changed:
         raise JobError(
-            f"{config.dataset_dir}: {counted(len(changed), 'input')} of {config.source} changed "
-            f"since this dataset was made (the first: {changed[0]}); give --overwrite to encode "
-            "all again, or choose another --out"
+            f"{config.dataset_dir}: {counted(len(changed), 'input')} of {config.sources_name} "
+            f"changed since this dataset was made (the first: {changed[0]}); give --overwrite to "
+            "encode all again, or choose another --out"
         )
 
 
@@ -192,7 +192,7 @@ def _load(
     if has_speech(items):
         speech = speech_tokenizer() if callable(speech_tokenizer) else speech_tokenizer
         if speech is None:
-            raise JobError(f"{config.source}: holds speech, which needs a speech tokenizer")
+            raise JobError(f"{config.sources_name}: holds speech, which needs a speech tokenizer")
         coding = speech_coding(config.speech_codec, config.shard_layout, speech.num_units)
     return _Tokenizers(image=image, speech=speech, coding=coding)
 

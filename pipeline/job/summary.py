@@ -40,7 +40,7 @@ def summary_json(dataset_dir: Path, result: JobResult) -> str:
     )
 
 
-def summary(source: Path, dataset_dir: Path, result: JobResult) -> str:
+def summary(source: str, dataset_dir: Path, result: JobResult) -> str:
     """Return a few lines: inputs read, refused and ignored, and output written."""
     manifest, listing = result.manifest, result.listing
     lines = [

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from im2sp.pipeline.decoding.images import ByteRange
+from im2sp.pipeline.sources.captions import CaptionFiles, Place
 from im2sp.pipeline.sources.items import (
     HIDDEN,
     LINKED_FOLDER,
@@ -23,8 +24,13 @@ from im2sp.pipeline.sources.items import (
 )
 from im2sp.pipeline.sources.pairs import Found, items_of_found
 
-Place = ByteRange | str
-"""Location of a member's content, or why it cannot be read."""
+_COMPRESSIONS = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+"""Programs by the first bytes of what they write."""
 
 
 def list_media(path: Path, audio_root: Path | None) -> SourceListing:
@@ -32,16 +38,19 @@ def list_media(path: Path, audio_root: Path | None) -> SourceListing:
 
     The clips of an image are in the same folder or, with `audio_root` (a folder or tar), only
     there; the source's own clips are then ignored. A clip that matches no image is a separate item.
+    Captions are those of files beside the media (`captions`).
 
     Raises:
         SourceError: There is nothing to list, or no image has a clip in `audio_root`.
     """
     ignored: Counter[str] = Counter()
-    found = _find(path, ("image", "audio") if audio_root is None else ("image",), ignored)
+    texts = CaptionFiles()
+    found = _find(path, ("image", "audio") if audio_root is None else ("image",), ignored, texts)
+    captions, rejects = texts.read((one.name for one in found), ignored)
     if not found:
         raise SourceError(nothing_found(path, ignored))
     apart = [] if audio_root is None else _find_apart(audio_root)
-    items = items_of_found(found, apart)
+    items = items_of_found(found, apart, captions) + rejects
     if audio_root is not None and not any(item.image and item.utterances for item in items):
         num_images = sum(item.image is not None for item in items)
         raise SourceError(
@@ -53,9 +62,11 @@ def list_media(path: Path, audio_root: Path | None) -> SourceListing:
     return SourceListing(kind="folder" if path.is_dir() else "tar", items=items, ignored=listed)
 
 
-def _find(path: Path, kinds: Collection[str], ignored: Counter[str]) -> list[Found]:
+def _find(
+    path: Path, kinds: Collection[str], ignored: Counter[str], texts: CaptionFiles | None = None
+) -> list[Found]:
     find = _find_in_folder if path.is_dir() else _find_in_tar
-    return find(path, kinds, ignored)
+    return find(path, kinds, ignored, texts)
 
 
 def _find_apart(audio_root: Path) -> list[Found]:
@@ -79,11 +90,13 @@ def _find_apart(audio_root: Path) -> list[Found]:
     return found
 
 
-def _find_in_folder(folder: Path, kinds: Collection[str], ignored: Counter[str]) -> list[Found]:
+def _find_in_folder(
+    folder: Path, kinds: Collection[str], ignored: Counter[str], texts: CaptionFiles | None
+) -> list[Found]:
     """List all files below a folder whose name is of one of `kinds`, sorted by path.
 
-    Hidden and other files are left out and counted in `ignored`. Links are followed, even out of
-    the folder.
+    Caption files are added to `texts`; hidden and other files are counted in `ignored`. Links are
+    followed, even out of the folder.
     """
     found: list[Found] = []
     base = str(folder)
@@ -92,11 +105,12 @@ def _find_in_folder(folder: Path, kinds: Collection[str], ignored: Counter[str])
         if isinstance(entry, str):
             found.append(Found(name=name, shown=shown, place=entry, kind="other"))
             continue
-        kind = kind_of_name(name)
+        kind, path = kind_of_name(name), Path(f"{base}/{name}")
         if kind not in kinds:
-            count_ignored(name, ignored)
+            if texts is None or not texts.add(name, shown, _file_problem(entry) or path):
+                count_ignored(name, ignored)
             continue
-        place = _file_problem(entry) or Path(f"{base}/{name}")
+        place = _file_problem(entry) or path
         found.append(Found(name=name, shown=shown, place=place, kind=kind))
     found.sort(key=lambda one: one.name)
     return found
@@ -109,6 +123,25 @@ def count_files(folder: Path, used: Collection[str]) -> dict[str, int]:
         if name not in used:
             count_ignored(name, ignored)
     return dict(sorted(ignored.items()))
+
+
+def find_tars(folder: Path) -> tuple[list[str], dict[str, int]] | None:
+    """Return the tars below a folder that holds no images and clips, and its other files.
+
+    Returns:
+        Paths in order, and counts of the other files by suffix; None if there are no tars, or
+        media beside them.
+    """
+    tars: list[str] = []
+    ignored: Counter[str] = Counter()
+    for name, _ in _walk(str(folder), "", ignored):
+        if kind_of_name(name) != "other":
+            return None
+        if name.lower().endswith(".tar"):
+            tars.append(f"{folder}/{name}")
+        else:
+            count_ignored(name, ignored)
+    return (sorted(tars), dict(sorted(ignored.items()))) if tars else None
 
 
 def _walk(
@@ -170,12 +203,14 @@ def _file_problem(entry: "os.DirEntry[str]") -> str | None:
     return "link to nothing" if entry.is_symlink() else "not a regular file"
 
 
-def _find_in_tar(path: Path, kinds: Collection[str], ignored: Counter[str]) -> list[Found]:
+def _find_in_tar(
+    path: Path, kinds: Collection[str], ignored: Counter[str], texts: CaptionFiles | None
+) -> list[Found]:
     """List all members of an uncompressed tar whose name is of one of `kinds`, in its order.
 
-    Hidden and other members are left out and counted in `ignored`. Symbolic links, sparse members
-    and names that leave the archive are rejects. The rest of an archive after a cut or damage is
-    one reject, as its number of members is unknown.
+    Caption files are added to `texts`; hidden and other members are counted in `ignored`. Symbolic
+    links, sparse members and names that leave the archive are rejects. The rest of an archive after
+    a cut or damage is one reject, as its number of members is unknown.
 
     Raises:
         SourceError: The file cannot be read, is compressed, or is not a tar.
@@ -183,12 +218,12 @@ def _find_in_tar(path: Path, kinds: Collection[str], ignored: Counter[str]) -> l
     found: list[Found] = []
     for name, place in tar_members(path):
         kind = kind_of_name(name)
+        shown = printable_utf8(f"{path.name}/{name}".rstrip("/"))
         if any(part.startswith(".") and part not in (".", "..") for part in name.split("/")):
             ignored[HIDDEN] += 1
         elif name == "" or kind in kinds:
-            shown = printable_utf8(f"{path.name}/{name}".rstrip("/"))
             found.append(Found(name=name, shown=shown, place=place, kind=kind))
-        else:
+        elif texts is None or not texts.add(name, shown, place):
             count_ignored(name, ignored)
     return found
 
@@ -202,6 +237,7 @@ def tar_members(path: Path) -> Iterator[tuple[str, Place]]:
         SourceError: The file cannot be opened, is compressed, or does not start like a tar.
     """
     size_bytes = path.stat().st_size
+    refuse_compressed(path)
     places: dict[str, Place] = {}
     with open(path, "rb") as file:
         start: int | None = 0
@@ -229,6 +265,19 @@ def tar_members(path: Path) -> Iterator[tuple[str, Place]]:
             if start == archive.offset:
                 yield "", _cut_at(archive.offset, "not a member's header")
                 return
+
+
+def refuse_compressed(path: Path) -> None:
+    """Raise `SourceError` for a compressed file, in which no member can be read in place."""
+    with open(path, "rb") as file:
+        head = file.read(6)
+    for magic, program in _COMPRESSIONS.items():
+        if head.startswith(magic):
+            plain = f"{path.name.split('.')[0]}-plain.tar"
+            raise SourceError(
+                f"{path}: not a tar that can be read in place (compressed with {program}); "
+                f"decompress it first: {program} -dc {path.name} > {plain}"
+            )
 
 
 def _cut_at(offset: int, problem: str) -> str:

@@ -2,8 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -42,7 +42,11 @@ Claim = tuple[int, Found]
 """Number of a clip (-1 if it has none), and the clip."""
 
 
-def items_of_found(found: Sequence[Found], apart: Sequence[Found] = ()) -> list[SourceItem]:
+def items_of_found(
+    found: Sequence[Found],
+    apart: Sequence[Found] = (),
+    captions: Mapping[str, tuple[str, ...]] | None = None,
+) -> list[SourceItem]:
     """Return one item per image, with its clips in the order of their numbers; then other clips.
 
     A clip belongs to the image whose path without suffix equals the clip's, or equals it without
@@ -53,7 +57,10 @@ def items_of_found(found: Sequence[Found], apart: Sequence[Found] = ()) -> list[
         found: Files of the source; items are in the same order.
         apart: Clips of an audio root. They pair by relative path, or else with the only image of
             that file name, if it has no clip by path. Clips without an image come last.
+        captions: Captions by path without suffix. Those of a clip, a single one if an image has the
+            same path, are its transcript.
     """
+    captions = captions or {}
     images = [one for one in found if one.kind == "image"]
     clips = [one for one in found if one.kind == "audio"]
     claims, image_of = claim_clips(images, clips, [one for one in apart if one.kind == "audio"])
@@ -65,22 +72,47 @@ def items_of_found(found: Sequence[Found], apart: Sequence[Found] = ()) -> list[
         if isinstance(problem, str):
             items.append(SourceItem(key=key, image=None, name=one.shown, error=problem))
         elif one.kind == "audio":
-            utterances = (_utterance(one),)
+            text = " ".join(captions.get(strip_suffix(one.name), ()))
+            utterances = (replace(_utterance(one), text=text or None),)
             items.append(SourceItem(key=key, image=None, name=one.shown, utterances=utterances))
         elif isinstance(one.place, str):
             items.append(SourceItem(key=key, image=None, name=one.shown, error=one.place))
         else:
-            utterances = utterances_of_claims(claims.get(one.name, []))
-            item = SourceItem(key=key, image=one.place, name=one.shown, utterances=utterances)
-            items.append(item)
+            items.append(_image_item(one, one.place, key, claims.get(one.name, []), captions))
     return reject_repeated_keys(items)
+
+
+def _image_item(
+    image: Found,
+    place: Path | ByteRange,
+    key: str,
+    claims: list[Claim],
+    captions: Mapping[str, tuple[str, ...]],
+) -> SourceItem:
+    stem = strip_suffix(image.name)
+    own = captions.get(stem, ())
+    utterances: list[Utterance] = []
+    clips = [clip for _, clip in sorted(claims, key=_by_number)]
+    for clip, utterance in zip(clips, utterances_of_claims(claims), strict=True):
+        texts = captions.get(strip_suffix(clip.name), ())
+        if strip_suffix(clip.name) == stem:
+            # One caption is what the clip says; of several, nothing shows which.
+            texts, own = (own, ()) if len(own) == 1 and not utterance.error else ((), own)
+        utterances.append(replace(utterance, text=" ".join(texts) or None))
+    return SourceItem(
+        key=key, image=place, name=image.shown, captions=own, utterances=tuple(utterances)
+    )
+
+
+def _by_number(claim: Claim) -> tuple[int, str]:
+    return claim[0], claim[1].name
 
 
 def utterances_of_claims(claims: list[Claim]) -> tuple[Utterance, ...]:
     """Utterances of one image, sorted by number, the one without a number first."""
     utterances: list[Utterance] = []
     first: dict[int, Found] = {}
-    for number, clip in sorted(claims, key=lambda claim: (claim[0], claim[1].name)):
+    for number, clip in sorted(claims, key=_by_number):
         earlier = first.setdefault(number, clip)
         if earlier is clip:
             utterances.append(_utterance(clip))

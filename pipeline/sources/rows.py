@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from im2sp.pipeline.decoding.images import ByteRange
-from im2sp.pipeline.sources.files import Place, tar_members
+from im2sp.pipeline.sources.captions import Place
+from im2sp.pipeline.sources.files import tar_members
 from im2sp.pipeline.sources.items import (
     SourceError,
     SourceItem,

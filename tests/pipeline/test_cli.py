@@ -343,3 +343,22 @@ def test_the_command_reads_back_what_the_tokenizer_gives(tokenize, pictures, tmp
         pixels = np.array(image.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC))
     planes = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
     assert (tokenizer.encode(planes)[0].numpy() == sample.image_units).all()
+
+
+def test_several_sources_are_one_dataset(tokenize, pictures, draw, tmp_path):
+    draw(tmp_path / "more", 3, broken=[1])
+    single = pictures / "007.png"
+    out = ["--out", tmp_path / "out", "--quiet"]
+    assert tokenize(tmp_path / "mo[r]e", single, pictures, *out) == (0, "", "")
+    dataset = ShardDataset(tmp_path / "out")
+    assert [sample.key for sample in dataset][:4] == ["more/000", "more/002", "007", "p/000"]
+    assert len(dataset) == 2 + 1 + 38
+    assert '{"file": "more/001.png", ' in (tmp_path / "out/rejects.jsonl").read_text()
+    code, shown, _ = tokenize(tmp_path / "more", single, pictures, *out[:2])
+    assert code == 0
+    assert shown.startswith(f"read      44 inputs of {tmp_path / 'more'} and 2 more sources (folde")
+    for sources, message in [
+        ([pictures, pictures], f"{pictures}: this source is given twice; give it once"),
+        ([], "no source; name a folder, a .tar, a source list, an image or a clip"),
+    ]:
+        assert tokenize(*sources, *out) == (2, "", f"im2sp-tokenize: {message}\n")
