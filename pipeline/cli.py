@@ -129,7 +129,7 @@ def _load_image_tokenizer(config: TokenizeConfig) -> "ImageTokenizer":
             device=config.device,
             precision=config.precision,
         )
-    _log_tokenizer(config, "image", tokenizer, f"view {config.view}")
+    _log_tokenizer(config, "image", tokenizer, f"view {config.view_name}")
     return tokenizer
 
 

@@ -91,7 +91,7 @@ class TrainConfig:
     """Validate on at most this many images, the first of the split."""
     other_view: tuple[Path, ...] = ()
     """Datasets with augmented copies of the same images (im2sp-tokenize --view squash-224-mirrored,
-    random-224-1 and so on). In each epoch one copy of each image is drawn."""
+    or random-224 with several --view-seed). In each epoch one copy of each image is drawn."""
     items: Literal["all", "one"] = "all"
     """Utterances or captions per image and epoch: all, or one drawn at random."""
     max_length: int | None = None

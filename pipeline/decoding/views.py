@@ -9,8 +9,8 @@
 Each has a mirrored version, flipped left to right (`squash-224-mirrored` and so on), for augmented
 copies of training images. A mirrored image has other units, not the same ones in another order.
 
-`random-224-1` to `random-224-8` are eight random augmentations for `im2sp-train --other-view`: a
-crop of 35 to 100 % of the area, with 3:4 to 4:3 times the aspect ratio of the image, resized to
+`random-224-1`, `random-224-2` and so on are random augmentations for `im2sp-train --other-view`
+(`im2sp-tokenize --view random-224 --view-seed 1`): a crop of 35 to 100 % of the area, with 3:4 to 4:3 times the aspect ratio of the image, resized to
 224x224; brightness, contrast and saturation scaled by 0.7 to 1.3 each; flipped or not. The random
 numbers depend only on the image's pixels and the view's number, so an image has the same units in
 every run and dataset. The crop follows Szegedy et al., "Going Deeper with Convolutions" (2015).
@@ -21,6 +21,7 @@ gap, which are faster but change the result. An image that already has the size 
 
 import hashlib
 import math
+import re
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
@@ -36,19 +37,14 @@ ViewName = Literal[
     "squash-224-mirrored",
     "squash-256-crop-mirrored",
     "center-224-mirrored",
-    "random-224-1",
-    "random-224-2",
-    "random-224-3",
-    "random-224-4",
-    "random-224-5",
-    "random-224-6",
-    "random-224-7",
-    "random-224-8",
+    "random-224",
 ]
-"""Names of the views; the first is the default."""
+"""Values of --view; the first is the default. `random-224` is completed by --view-seed."""
+RANDOM = "random-224"
 
 UNITS_PER_SIDE = 28
 _PATCH_PX = 8
+_RANDOM_NAME = re.compile(RANDOM + "-[1-9][0-9]{0,8}")
 _MIN_AREA = 0.35
 _LOG_RATIO = math.log(4 / 3)
 _MAX_JITTER = 0.3
@@ -160,5 +156,18 @@ def _view(name: str) -> View:
     )
 
 
-VIEWS: dict[str, View] = {name: _view(name) for name in get_args(ViewName)}
-"""All views by name; the first is the default."""
+class _Views(dict[str, View]):
+    """The fixed views by name; random ones are found by name, but not listed."""
+
+    def __missing__(self, name: str) -> View:
+        if name not in self:
+            raise KeyError(name)
+        return _view(name)
+
+    def __contains__(self, name: object) -> bool:
+        is_random = isinstance(name, str) and _RANDOM_NAME.fullmatch(name) is not None
+        return is_random or super().__contains__(name)
+
+
+VIEWS = _Views({name: _view(name) for name in get_args(ViewName) if name != RANDOM})
+"""Views by name; the first is the default. `random-224-N` is known for any N from 1."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from im2sp.pipeline.decoding.media import DEFAULT_MAX_PIXELS, DEFAULT_MAX_SECONDS
-from im2sp.pipeline.decoding.views import VIEWS, ViewName
+from im2sp.pipeline.decoding.views import RANDOM, ViewName
 from im2sp.shards.errors import counted
 
 if TYPE_CHECKING:
@@ -67,7 +67,10 @@ class JobConfig:
     - squash-256-crop: resized to 256 x 256, central 28 x 28 of 32 x 32 units kept; the paper's code
     - center-224: central square, resized to 224 x 224; the aspect ratio is kept
     - ...-mirrored: flipped left to right; an augmented copy for im2sp-train --other-view
-    - random-224-N: random crop, colour jitter and flip number N; also for --other-view"""
+    - random-224: random crop, colour jitter and flip by --view-seed; also for --other-view"""
+    view_seed: int | None = None
+    """Random seed of --view random-224, from 1 (the default); each gives another view, which
+    depends on the image and the seed alone."""
     layout: Literal["arrow", "webdataset"] = "arrow"
     """Kind of shard files:
     - arrow: memory-mapped Arrow files with random access; use this for im2sp-train
@@ -97,7 +100,7 @@ class JobConfig:
     def __post_init__(self) -> None:
         """Raise ValueError, naming the flag, for a value that cannot be used."""
         self.column_names()
-        choices = {"view": tuple(VIEWS), "only": (None, *get_args(Only))}
+        choices = {"view": get_args(ViewName), "only": (None, *get_args(Only))}
         for name, known in (choices | {"speech_codec": (FITTED, PLAIN)}).items():
             if getattr(self, name) not in known:
                 expected = ", ".join(filter(None, known))
@@ -107,6 +110,11 @@ class JobConfig:
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise ValueError(f"--{flag} is {getattr(self, name)}; expected at least 1")
+        if self.view_seed is not None:
+            if self.view != RANDOM:
+                raise ValueError(f"--view-seed applies to --view {RANDOM}, not to {self.view}")
+            if not 1 <= self.view_seed < 10**9:
+                raise ValueError(f"--view-seed is {self.view_seed}; expected 1 to 999,999,999")
         for name in ("max_audio_s", "decode_timeout_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 flag = name.replace("_", "-")
@@ -138,6 +146,11 @@ class JobConfig:
             if not column:
                 raise ValueError(f"--columns {field_name}; expected FIELD=COLUMN")
         return names
+
+    @property
+    def view_name(self) -> str:
+        """Name of the view in `VIEWS` and in manifests."""
+        return f"{RANDOM}-{self.view_seed or 1}" if self.view == RANDOM else self.view
 
     @property
     def shard_layout(self) -> "Layout":
@@ -179,7 +192,7 @@ def describe_job(
             "name": image_tokenizer.name,
             "fingerprint": image_tokenizer.fingerprint,
             "precision": image_tokenizer.precision,
-            "view": config.view,
+            "view": config.view_name,
         }
     if speech_tokenizer is not None and coding is not None:
         job["speech_tokenizer"] = {

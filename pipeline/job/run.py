@@ -125,7 +125,7 @@ def run_job(
     num_tasks = -(-sum(len(media_of(item)) for item in listing.items) // IMAGES_PER_TASK)
     with DecodePool(
         num_workers=min(config.num_workers, num_tasks),
-        view=config.view,
+        view=config.view_name,
         max_pixels=config.max_pixels,
         max_audio_s=config.max_audio_s,
         timeout_s=config.decode_timeout_s,
@@ -234,7 +234,7 @@ class _Run:
             range(first, min(first + config.chunks_per_shard, num_chunks))
             for first in range(0, num_chunks, config.chunks_per_shard)
         ]
-        self.encoder = MediaEncoder(loaded.image, loaded.speech, config.view)
+        self.encoder = MediaEncoder(loaded.image, loaded.speech, config.view_name)
         coding = loaded.coding
         self.chunk_columns = DEFAULT_COLUMNS if coding is None else coding.chunk_columns
         self.columns = DEFAULT_COLUMNS if coding is None else coding.columns

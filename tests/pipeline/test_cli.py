@@ -242,7 +242,7 @@ def test_a_mistake_of_ours_is_not_hidden(pictures, tmp_path, monkeypatch):
 
 def test_flags_agree_with_the_job():
     fields = typing.get_type_hints(cli.TokenizeConfig)
-    assert typing.get_args(fields["view"]) == tuple(VIEWS)
+    assert typing.get_args(fields["view"]) == (*VIEWS, "random-224")
     config = cli.TokenizeConfig(source=Path("a"), dataset_dir=Path("b"))
     assert config.max_pixels == DEFAULT_MAX_PIXELS
     assert 1 <= config.num_workers <= 16

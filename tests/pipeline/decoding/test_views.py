@@ -15,9 +15,16 @@ def test_the_names_and_sizes():
     sizes = {name: view.image_size_px for name, view in VIEWS.items()}
     upright = {"squash-224": 224, "squash-256-crop": 256, "center-224": 224}
     mirrored = {f"{name}-mirrored": size for name, size in upright.items()}
-    assert sizes == upright | mirrored | {f"random-224-{draw}": 224 for draw in range(1, 9)}
+    assert sizes == upright | mirrored
     assert list(VIEWS)[0] == "squash-224"
     assert all(view.name == name for name, view in VIEWS.items())
+    for name in ("random-224-1", "random-224-999999999"):
+        assert name in VIEWS
+        assert (VIEWS[name].name, VIEWS[name].image_size_px) == (name, 224)
+    for name in ("random-224", "random-224-0", "random-224-1x", "random-256-1", None):
+        assert name not in VIEWS
+        with pytest.raises(KeyError):
+            VIEWS[name]
 
 
 @pytest.mark.parametrize("size", [(300, 200), (3, 400), (1, 1), (224, 225), (1000, 10)])

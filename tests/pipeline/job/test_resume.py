@@ -304,6 +304,8 @@ def test_the_tokenizer_is_loaded_after_the_source_is_listed(fake_tokenizer, draw
     ("settings", "message"),
     [
         ({"view": "x"}, "--view is x; expected one of squash-224"),
+        ({"view_seed": 1}, "--view-seed applies to --view random-224, not to squash-224"),
+        ({"view": "random-224", "view_seed": 0}, "--view-seed is 0; expected 1 to 999,999,999"),
         ({"samples_per_shard": 0}, "--samples-per-shard is 0"),
         ({"max_pixels": -1}, "--max-pixels is -1"),
         ({"num_workers": 0}, "--num-workers is 0"),
