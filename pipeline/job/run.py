@@ -58,6 +58,7 @@ from im2sp.shards import (
 )
 from im2sp.shards.errors import counted
 from im2sp.shards.files import atomic_file
+from im2sp.shards.writing.card import write_card
 
 if TYPE_CHECKING:
     from im2sp.pipeline.image_tokenizer.tokenizer import ImageTokenizer
@@ -380,6 +381,7 @@ class _Run:
             rejects_sha256=hashlib.sha256(rejects).hexdigest(),
             settings=self.job["settings"],
         )
+        write_card(dataset_dir, manifest)
         manifest.write(dataset_dir)
         self.state.remove()
         return manifest

@@ -242,7 +242,7 @@ def test_changed_settings_are_refused_and_nothing_is_touched(
 def test_other_files_in_the_folder_stay(twenty, fake_tokenizer, tmp_path, files_of):
     out = tmp_path / "shards"
     (out / "sub").mkdir(parents=True)
-    others = ["__init__.py", "dataset.py", "notes.md", "sub/00000.arrow", "sub/dataset.json"]
+    others = ["README.md", "__init__.py", "dataset.py", "sub/00000.arrow", "sub/dataset.json"]
     for name in others:
         (out / name).write_text(name)
     (out / "00000.tar").write_bytes(b"someone else's")

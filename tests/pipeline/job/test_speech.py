@@ -138,7 +138,7 @@ def test_speech_alone_needs_no_images_and_has_no_codebook(speak, fake_speech, tm
     assert all(sample.image_units is None for sample in dataset)
     assert sum(len(sample.speech_units) for sample in dataset) == 4
     assert sorted(path.name for path in out.iterdir()) == [
-        "00000.arrow", "dataset.json", "rejects.jsonl",
+        "00000.arrow", "README.md", "dataset.json", "rejects.jsonl",
     ]  # fmt: skip
     assert dataset.manifest.image_tokenizer is None
     assert dataset.manifest.raw["num_images"] == 0

@@ -1,0 +1,1 @@
+"""Writing of datasets: shard files, the dataset writer, and the joining of parts."""
