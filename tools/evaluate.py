@@ -1,7 +1,8 @@
-"""`im2sp-evaluate`: scores of image descriptions in speech or text.
+"""`im2sp-evaluate`: scores of image descriptions in speech or text, beside the paper's.
 
     im2sp-evaluate --run runs/a --shards shards --split val
     im2sp-evaluate --captions captions.json --json > scores.json
+    im2sp-evaluate --scores runs/a runs/b --out report
 
 `evaluation.config.EvaluateConfig` documents the settings, `evaluation.chain` the stages.
 """
@@ -17,14 +18,26 @@ import numpy as np
 from im2sp.shards.command_line import run_command
 from im2sp.shards.files import atomic_file
 from im2sp.tools.evaluation.captions import Scores, bleu, bleu_sums, score_captions
+from im2sp.tools.evaluation.chart import draw_chart
 from im2sp.tools.evaluation.config import EvaluateConfig
 from im2sp.tools.evaluation.intervals import interval
-from im2sp.tools.evaluation.table import report
+from im2sp.tools.evaluation.paper import Row
+from im2sp.tools.evaluation.tables import (
+    as_json,
+    as_markdown,
+    as_text,
+    make_tables,
+    report,
+    row_of,
+    rows_of_opinions,
+)
+from im2sp.tools.listening.score import SCORES_FORM
 
 if TYPE_CHECKING:
     from im2sp.tools.evaluation.chain import Chain, Judged
 
 RESULT_NAME = "scores.json"
+TABLES_NAME, TABLES_JSON_NAME, CHART_NAME = "tables.md", "tables.json", "tables.svg"
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -36,7 +49,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if config.captions is not None:
         candidates, references = read_captions(config.captions)
         scores = _captions(config, candidates, references)
-        return {"name": config.captions.name, "captions": scores.as_json()}
+        name = config.captions.name
+        return {"name": name, "data": config.data, "captions": scores.as_json()}
     from im2sp.shards import ShardDataset
     from im2sp.tools.evaluation.chain import judged_samples, run_chain
     from im2sp.tools.evaluation.stages import StageFolder
@@ -73,6 +87,43 @@ def read_captions(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
     return candidates, references
 
 
+def read_rows(paths: Sequence[Path], data: str | None) -> list[Row]:
+    """Our rows from files of results.
+
+    Args:
+        paths: Files, or folders with a scores.json in them or in one of their folders.
+        data: Name of the dataset of all rows; None for that in each file.
+
+    Raises:
+        ValueError: A path has no results, or a file another structure.
+    """
+    rows: list[Row] = []
+    for path in paths:
+        files = [path]
+        if path.is_dir():
+            files = sorted(path.glob(RESULT_NAME)) or sorted(path.glob(f"*/{RESULT_NAME}"))
+        if not files:
+            raise ValueError(
+                f"--scores {path}: neither {RESULT_NAME} nor */{RESULT_NAME} is in this folder;"
+                " expected a run or --out of im2sp-evaluate"
+            )
+        for file in files:
+            try:
+                content = json.loads(file.read_text("utf-8"))
+                if content.get("form") == SCORES_FORM:
+                    rows += rows_of_opinions(content, data or "-")
+                else:
+                    rows.append(row_of(content | ({"data": data} if data else {})))
+            except OSError as error:
+                raise ValueError(f"--scores {file}: {error.strerror}") from None
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"--scores {file}: {type(error).__name__} {error}; expected a {RESULT_NAME} of"
+                    " im2sp-evaluate, or what tools/listening_test.py score --out wrote"
+                ) from None
+    return rows
+
+
 def _out(config: EvaluateConfig) -> Path:
     if config.out is not None:
         return config.out
@@ -102,6 +153,7 @@ def _results(config: EvaluateConfig, items: "Sequence[Judged]", chain: "Chain") 
     result: dict[str, Any] = {
         "name": f"{Path(config.run).name if config.run else 'topline'} ({what})",
         "shards": str(config.shards),
+        "data": config.data,
         "split": config.split,
         **chain.about,
         "captions": _captions(config, candidates, references).as_json(),
@@ -188,17 +240,33 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _run(config: EvaluateConfig) -> None:
-    result = evaluate(config)
-    text = json.dumps(result, indent=2, ensure_ascii=False)
-    if config.captions is None or config.out is not None:
-        path = _out(config) / RESULT_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as file:
-            file.write(f"{text}\n".encode())
+    if config.scores:
+        tables = make_tables(read_rows(config.scores, config.data))
+        content, text = as_json(tables), as_text(tables)
+    else:
+        content = evaluate(config)
+        tables, text = make_tables([row_of(content)]), report(content)
+    if config.out is not None or not (config.captions or config.scores):
+        folder = _out(config)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not config.scores:
+            _write(folder / RESULT_NAME, _json(content))
+        _write(folder / TABLES_NAME, as_markdown(tables))
+        _write(folder / TABLES_JSON_NAME, _json(as_json(tables)))
+        draw_chart(tables, folder / CHART_NAME)
     if config.json:
-        print(text)
+        print(_json(content), end="")
     elif not config.quiet:
-        print(report(result))
+        print(text)
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_file(path) as file:
+        file.write(text.encode())
 
 
 if __name__ == "__main__":

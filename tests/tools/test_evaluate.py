@@ -97,7 +97,13 @@ def test_a_run_of_speech(shards, runs, tmp_path, capsys):
     low, high = result["units"]["intervals"]["unit_error_rate"]
     assert 0 <= low <= result["units"]["unit_error_rate"] <= high
     printed = capsys.readouterr().out
-    assert "Flickr8k  paper: full" in printed
+    assert "Table 4: quality of the speech" in printed
+    row = next(line for line in printed.splitlines() if line.startswith("ours"))
+    assert row.split()[:3] == ["ours", "shards", "val"]
+    assert "speech (speech)" in row
+    assert "counter" in row
+    names = {"scores.json", "tables.md", "tables.json", "tables.svg"}
+    assert names <= {path.name for path in tmp_path.iterdir()}
     assert "METEOR is missing: Java is not installed" in printed
     spoken = [json.loads(s) for s in (tmp_path / "spoken.jsonl").read_text().splitlines()[1:]]
     for row in spoken:
@@ -203,6 +209,37 @@ def test_captions_of_a_file(tmp_path, capsys):
     assert "cannot be read as JSON" in capsys.readouterr().err
 
 
+def test_several_results_in_one_set_of_tables(tmp_path, capsys):
+    content = {"candidates": CANDIDATES, "references": REFERENCES}
+    (tmp_path / "captions.json").write_text(json.dumps(content))
+    command = ["--captions", str(tmp_path / "captions.json"), "--resamples", "20", "--quiet"]
+    for name in ("evaluate-val", "evaluate-test"):
+        assert main([*command, "--out", str(tmp_path / "run" / name), "--data", "coco"]) == 0
+    opinions = {"form": "im2sp-listening-scores 1", "systems": []}
+    (tmp_path / "opinions.json").write_text(json.dumps(opinions))
+    scores = ["--scores", str(tmp_path / "run"), str(tmp_path / "run/evaluate-val/scores.json")]
+    scores += [str(tmp_path / "opinions.json")]
+    assert main([*scores, "--out", str(tmp_path / "all"), "--json"]) == 0
+    written = json.loads((tmp_path / "all/tables.json").read_text())
+    assert json.loads(capsys.readouterr().out) == written
+    rows = written["tables"][1]["rows"]
+    assert [row["data"] for row in rows if row["source"] == "ours"] == ["COCO"] * 3
+    assert not (tmp_path / "all/scores.json").exists()
+    assert main([*scores, "--data", "Flickr8k"]) == 0
+    assert capsys.readouterr().out.count("ours   Flickr8k") == 3
+
+
+def test_results_that_cannot_be_read(tmp_path):
+    with pytest.raises(ValueError, match=r"neither scores.json nor \*/scores.json is in this"):
+        evaluate.read_rows([tmp_path], None)
+    with pytest.raises(ValueError, match=r"none\.json: No such file or directory"):
+        evaluate.read_rows([tmp_path / "none.json"], None)
+    for text in ("{", "[]", "{}", '{"captions": {}}', '{"form": "im2sp-listening-scores 1"}'):
+        (tmp_path / "scores.json").write_text(text)
+        with pytest.raises(ValueError, match=r"scores.json: .*; expected a scores\.json of im2sp"):
+            evaluate.read_rows([tmp_path], None)
+
+
 def test_a_vocoder_of_other_units(shards, runs, tmp_path, monkeypatch):
     monkeypatch.setattr(Vocoder, "num_units", 10)
     with pytest.raises(ValueError, match="tones: made for 10 units, the shards' speech has"):
@@ -217,8 +254,8 @@ def test_a_vocoder_of_other_units(shards, runs, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "expected exactly one of --run, --topline and --captions, found none"),
-        ({"run": "a", "topline": "units"}, "and --captions, found 2"),
+        ({}, "expected exactly one of --run, --topline, --captions and --scores, found none"),
+        ({"run": "a", "topline": "units"}, "and --scores, found 2"),
         ({"run": "a"}, "--shards is missing: the dataset to describe"),
         ({"topline": "units", "shards": "s"}, "--out is missing: the folder of the stages"),
         ({"captions": "c", "cascade": "flite"}, "--cascade goes with --run"),

@@ -13,9 +13,11 @@ class EvaluateConfig:
 
     A speech run goes through the vocoder and a speech recognizer; a text run is scored directly, or
     as speech with --cascade flite. Metrics: BLEU, METEOR, ROUGE-L and CIDEr of the COCO caption
-    evaluation with 95 % bootstrap intervals; DNSMOS, unit BLEU and error rates for speech. The
-    table has the form of the paper's Table 3. Completed stages are kept in --out, so the same
-    command resumes an interrupted evaluation. Exit code: 0 scored, 1 failed, 2 wrong usage.
+    evaluation with 95 % bootstrap intervals; DNSMOS, unit BLEU and error rates for speech. They are
+    printed beside the paper's Tables 2, 3 and 4, and written to --out as scores.json, tables.md,
+    tables.json and tables.svg; --scores puts several evaluations into the same tables. Completed
+    stages are kept in --out, so the same command resumes an interrupted evaluation. Exit code: 0
+    scored, 1 failed, 2 wrong usage.
     """
 
     run: str | None = None
@@ -29,6 +31,12 @@ class EvaluateConfig:
     folder."""
     captions: Path | None = None
     """Score this JSON file instead: {"candidates": {id: text}, "references": {id: [text]}}."""
+    scores: tuple[Path, ...] = ()
+    """Score nothing, but put earlier results into one set of tables: runs, --out folders or
+    scores.json files of im2sp-evaluate, and files of tools/listening_test.py score --out."""
+    data: str | None = None
+    """Name of the dataset in the tables, such as Flickr8k or COCO; by default the name of the
+    folder of --shards."""
     topline: Literal["units", "captions"] | None = None
     """Score no model but an upper bound: the dataset's own speech units through the vocoder, or its
     first captions spoken by flite."""
@@ -63,13 +71,14 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError, naming the flag, where settings cannot be used together."""
-        num_sources = sum(x is not None for x in (self.run, self.captions, self.topline))
+        sources = (self.run, self.captions, self.topline, self.scores or None)
+        num_sources = sum(x is not None for x in sources)
         if num_sources != 1:
             raise ValueError(
-                "expected exactly one of --run, --topline and --captions, found"
+                "expected exactly one of --run, --topline, --captions and --scores, found"
                 f" {num_sources or 'none'}"
             )
-        if self.captions is None and self.shards is None:
+        if (self.run or self.topline) and self.shards is None:
             raise ValueError("--shards is missing: the dataset to describe")
         if self.topline is not None and self.out is None:
             raise ValueError("--out is missing: the folder of the stages")
