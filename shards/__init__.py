@@ -11,21 +11,18 @@ if TYPE_CHECKING:
     from im2sp.shards.codebook import CODEBOOK_NAME, write_codebook
     from im2sp.shards.coding.huffman_fit import fit_durations_codec, fit_speech_codec
     from im2sp.shards.coding.packing import deduplicate, pack_units, unpack_units
+    from im2sp.shards.columns.units import UnitColumn
     from im2sp.shards.dataset import ShardDataset
     from im2sp.shards.errors import ShardError
+    from im2sp.shards.layouts.shard_info import BatchInfo, Layout, ShardInfo
     from im2sp.shards.layouts.webdataset import expand_members
     from im2sp.shards.loader import LoaderBatch, ShardLoader, unpack_units_on_device
-    from im2sp.shards.manifest import (
-        MANIFEST_NAME,
-        REJECTS_NAME,
-        BatchInfo,
-        Layout,
-        Manifest,
-        ShardInfo,
-    )
+    from im2sp.shards.manifest import MANIFEST_NAME, REJECTS_NAME, Manifest
     from im2sp.shards.schema import ARROW_SCHEMA, DEFAULT_COLUMNS, Sample, encode_batch
     from im2sp.shards.verify import Problem, verify_dataset
-    from im2sp.shards.writer import write_shard
+    from im2sp.shards.writing.dataset_writer import DatasetWriter, fit_tables
+    from im2sp.shards.writing.parts import join_parts
+    from im2sp.shards.writing.shard_file import write_shard
 
 __all__ = [
     "ARROW_SCHEMA",
@@ -34,6 +31,7 @@ __all__ = [
     "MANIFEST_NAME",
     "REJECTS_NAME",
     "BatchInfo",
+    "DatasetWriter",
     "Layout",
     "LoaderBatch",
     "Manifest",
@@ -43,11 +41,14 @@ __all__ = [
     "ShardError",
     "ShardInfo",
     "ShardLoader",
+    "UnitColumn",
     "deduplicate",
     "encode_batch",
     "expand_members",
     "fit_durations_codec",
     "fit_speech_codec",
+    "fit_tables",
+    "join_parts",
     "pack_units",
     "unpack_units",
     "unpack_units_on_device",
@@ -62,12 +63,16 @@ _NAMES = {
     "errors": ("ShardError",),
     "coding.huffman_fit": ("fit_durations_codec", "fit_speech_codec"),
     "loader": ("LoaderBatch", "ShardLoader", "unpack_units_on_device"),
-    "manifest": ("BatchInfo", "Layout", "MANIFEST_NAME", "Manifest", "REJECTS_NAME", "ShardInfo"),
+    "layouts.shard_info": ("BatchInfo", "Layout", "ShardInfo"),
+    "manifest": ("MANIFEST_NAME", "Manifest", "REJECTS_NAME"),
+    "columns.units": ("UnitColumn",),
     "coding.packing": ("deduplicate", "pack_units", "unpack_units"),
     "schema": ("ARROW_SCHEMA", "DEFAULT_COLUMNS", "Sample", "encode_batch"),
     "verify": ("Problem", "verify_dataset"),
     "layouts.webdataset": ("expand_members",),
-    "writer": ("write_shard",),
+    "writing.dataset_writer": ("DatasetWriter", "fit_tables"),
+    "writing.parts": ("join_parts",),
+    "writing.shard_file": ("write_shard",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 

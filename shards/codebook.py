@@ -1,7 +1,9 @@
-"""`codebook.safetensors`: the vectors of the image units, stored next to the shards."""
+"""`codebook.safetensors`: vectors of units and tables of coded columns, next to the shards."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -16,8 +18,13 @@ CODEBOOK_NAME = "codebook.safetensors"
 _TENSOR = "codebook"
 
 
+def codebook_name(column: str) -> str:
+    """Name of the tensor with the vectors of a column's units."""
+    return _TENSOR if column == "image_units" else f"{column}.{_TENSOR}"
+
+
 def write_codebook(dataset_dir: str | Path, codebook: ArrayLike) -> str:
-    """Write (rows, width) vectors as float32.
+    """Write the (rows, width) vectors of the image units as float32.
 
     Returns:
         sha256 of the file in hex, for `image_tokenizer["codebook_sha256"]` of the manifest.
@@ -25,17 +32,23 @@ def write_codebook(dataset_dir: str | Path, codebook: ArrayLike) -> str:
     array = np.ascontiguousarray(codebook, np.float32)
     if array.ndim != 2:
         raise ShardError(f"codebook has shape {array.shape}; expected (rows, width)")
-    data = safetensors.numpy.save({_TENSOR: array})
+    data = tensors_to_bytes({_TENSOR: array})
     with atomic_file(Path(dataset_dir) / CODEBOOK_NAME) as file:
         file.write(data)
     return hashlib.sha256(data).hexdigest()
 
 
-def read_codebook(path: Path, sha256: str) -> NDArray[np.float32]:
-    """Read and check the (rows, width) float32 vectors.
+def tensors_to_bytes(tensors: Mapping[str, NDArray[Any]]) -> bytes:
+    """Content of the file."""
+    return safetensors.numpy.save({name: np.ascontiguousarray(t) for name, t in tensors.items()})
+
+
+def read_tensors(path: Path, sha256: str) -> dict[str, NDArray[Any]]:
+    """Read and check all tensors.
 
     Raises:
-        ShardError: The file is missing or not the one that the manifest names.
+        ShardError: The file is missing or not the one that the manifest names, or a codebook is
+            not (rows, width) float32.
     """
     try:
         data = path.read_bytes()
@@ -48,9 +61,11 @@ def read_codebook(path: Path, sha256: str) -> NDArray[np.float32]:
         tensors = safetensors.numpy.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ShardError(f"{path}: not a safetensors file: {error}; {ADVICE}") from None
-    codebook = tensors.get(_TENSOR)
-    if codebook is None or codebook.dtype != np.float32 or codebook.ndim != 2:
-        raise ShardError(
-            f'{path}: holds {sorted(tensors)}; expected "{_TENSOR}", float32 (rows, width)'
-        )
-    return codebook
+    for name, tensor in tensors.items():
+        is_codebook = name.rpartition(".")[2] == _TENSOR
+        if is_codebook and (tensor.dtype != np.float32 or tensor.ndim != 2):
+            raise ShardError(
+                f"{path}: {name} is {tensor.dtype} of shape {tensor.shape}; expected float32 "
+                "(rows, width)"
+            )
+    return tensors

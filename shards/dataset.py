@@ -10,13 +10,13 @@ from typing import Any, SupportsIndex
 import numpy as np
 from numpy.typing import NDArray
 
-from im2sp.shards.codebook import read_codebook
-from im2sp.shards.coding import make_codecs
+from im2sp.shards.codebook import codebook_name, read_tensors
+from im2sp.shards.columns.units import UnitColumn
 from im2sp.shards.errors import ShardError
 from im2sp.shards.layouts.batch import Batch
 from im2sp.shards.manifest import Manifest
 from im2sp.shards.reader import ShardReader
-from im2sp.shards.schema import Sample, arrow_schema
+from im2sp.shards.schema import Sample
 
 _MAX_OPEN_BATCHES = 16384
 
@@ -51,8 +51,9 @@ class ShardDataset:
             raise ShardError(
                 f"{self.path}: no split {split!r}; it has {sorted(self.manifest.splits)}"
             )
-        self.codecs = make_codecs(self.manifest.columns)
-        self._schema = arrow_schema(self.manifest.columns)
+        self.schema = self.manifest.schema
+        if self.schema.needs_tables:
+            self.schema = self.schema.with_tables(self.tensors())
         self._readers: dict[int, ShardReader] = {}
         self._batches: dict[int, Batch] = {}
         self._places: list[tuple[int, int]] = []  # per batch: shard, number in the shard
@@ -98,16 +99,30 @@ class ShardDataset:
         """Pickle path and split; unpickling fails if the dataset has changed."""
         return _reopen, (type(self), str(self.path), self.split, self.manifest.sha256)
 
-    def codebook(self) -> NDArray[np.float32]:
-        """The (8192, 32) float32 vectors of the image units.
+    @property
+    def columns(self) -> dict[str, UnitColumn | str]:
+        """Declared columns: a `UnitColumn`, or the type of an own column such as "string"."""
+        return self.schema.columns
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """Codebooks and coding tables; empty if the dataset has none.
 
         Raises:
-            ShardError: The dataset names no codebook, or its file is missing or damaged.
+            ShardError: Their file is missing or damaged.
         """
-        name = self.manifest.codebook_file
-        if name is None or self.manifest.image_tokenizer is None:
-            raise ShardError(f"{self.path}: dataset.json names no codebook")
-        return read_codebook(self.path / name, self.manifest.image_tokenizer["codebook_sha256"])
+        name, sha256 = self.manifest.codebook_file, self.manifest.codebook_sha256
+        return {} if name is None or sha256 is None else read_tensors(self.path / name, sha256)
+
+    def codebook(self, column: str = "image_units") -> NDArray[np.float32]:
+        """The (num_codes, width) float32 vectors of the units of a column.
+
+        Raises:
+            ShardError: The dataset has no codebook for it, or its file is missing or damaged.
+        """
+        codebook = self.tensors().get(codebook_name(column))
+        if codebook is None:
+            raise ShardError(f"{self.path}: dataset.json names no codebook for {column}")
+        return codebook
 
     @property
     def num_batches(self) -> int:
@@ -137,7 +152,7 @@ class ShardDataset:
             reader = self._readers.get(shard)
             if reader is None:
                 info, layout = self.manifest.shards[shard], self.manifest.layout
-                reader = ShardReader(self.path, info, layout, self._schema, self.codecs)
+                reader = ShardReader(self.path, info, layout, self.schema)
                 self._readers[shard] = reader
             batch = reader.batch(k)
             if len(self._batches) >= _MAX_OPEN_BATCHES:

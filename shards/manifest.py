@@ -11,12 +11,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Self, cast, get_args
+from typing import Any, NoReturn, Self, cast
 
-from im2sp.shards.coding import make_codecs
 from im2sp.shards.errors import ShardError
 from im2sp.shards.files import atomic_file, is_plain_name
-from im2sp.shards.schema import FORMAT_VERSION, MAX_BATCH_ROWS, compact_json
+from im2sp.shards.layouts.shard_info import (
+    Layout,
+    ShardInfo,
+    check_number,
+    check_sha256,
+    check_splits,
+    fail,
+    json_object,
+    shard_from_json,
+    shard_to_json,
+)
+from im2sp.shards.schema import FORMAT_VERSIONS, MAX_BATCH_ROWS, Schema, compact_json
 
 MANIFEST_NAME = "dataset.json"
 REJECTS_NAME = "rejects.jsonl"
@@ -25,91 +35,6 @@ ADVICE = "copy the file again or rebuild the dataset with im2sp-tokenize"
 
 _ZEROS = "0" * 64
 _HEAD = '{"manifest_sha256":"'
-
-Kind = Literal["arrow", "webdataset"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Layout of samples in shard files."""
-
-    kind: Kind = "arrow"
-    """`arrow`: IPC files, mapped into memory. `webdataset`: tar files."""
-    samples_per_member: int = MAX_BATCH_ROWS
-    """webdataset only: samples in one tar member, 1 to 256; 1 means plain files per sample."""
-
-    def __post_init__(self) -> None:
-        """Refuse unknown kinds and sizes."""
-        if self.kind not in get_args(Kind):
-            _fail("layout kind", self.kind, f"one of {get_args(Kind)}")
-        _check_int("samples_per_member", self.samples_per_member, 1, MAX_BATCH_ROWS)
-
-    @property
-    def is_plain(self) -> bool:
-        """Return True if every sample has separate tar members."""
-        return self.kind == "webdataset" and self.samples_per_member == 1
-
-    @property
-    def suffix(self) -> str:
-        """File name extension of shards of this layout."""
-        return ".arrow" if self.kind == "arrow" else ".tar"
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchInfo:
-    """One checked byte range of a shard, with up to 256 samples."""
-
-    offset: int
-    """Start of the range in the shard file."""
-    size_bytes: int
-    """Length of the range."""
-    num_samples: int
-    """Samples in the range, 1 to 256."""
-    crc32: int
-    """CRC-32 of the range, as computed by zlib."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardInfo:
-    """One shard file."""
-
-    file: str
-    """File name in the dataset's folder."""
-    sha256: str
-    """sha256 of the file, 64 lower-case hex digits."""
-    size_bytes: int
-    """Size of the file."""
-    num_samples: int
-    """Samples in the file."""
-    splits: Mapping[str, int]
-    """Samples of each split in the file."""
-    batches: Sequence[BatchInfo]
-    """Batches of the file, in order."""
-
-    def check(self, layout: Layout) -> None:
-        """Raise `ShardError` if the numbers contradict each other."""
-        if not is_plain_name(self.file):
-            _fail("shard file", self.file, "a plain file name")
-        _check_sha256(f"{self.file}: sha256", self.sha256)
-        _check_int(f"{self.file}: size_bytes", self.size_bytes, 1, 1 << 62)
-        _check_int(f"{self.file}: num_samples", self.num_samples, 1, 1 << 62)
-        _check_splits(f"{self.file}: splits", self.splits, self.num_samples)
-        end = 0
-        for i, batch in enumerate(self.batches):
-            place = f"{self.file}: batch {i}: "
-            _check_int(f"{place}num_samples", batch.num_samples, 1, MAX_BATCH_ROWS)
-            _check_int(f"{place}crc32", batch.crc32, 0, (1 << 32) - 1)
-            _check_int(f"{place}offset", batch.offset, end, self.size_bytes)
-            has_gaps = (layout.kind == "arrow" and i == 0) or not (
-                layout.kind == "arrow" or layout.is_plain
-            )
-            if not has_gaps and batch.offset != end:
-                _fail(f"{place}offset", batch.offset, f"{end}, where the batch before it ends")
-            _check_int(f"{place}size_bytes", batch.size_bytes, 1, self.size_bytes - batch.offset)
-            end = batch.offset + batch.size_bytes
-        total = sum(batch.num_samples for batch in self.batches)
-        if total != self.num_samples:
-            _fail(f"{self.file}: samples in all batches", total, f"num_samples {self.num_samples}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,13 +48,22 @@ class Manifest:
     layout: Layout
     """Layout of samples in the shards."""
     columns: Mapping[str, Mapping[str, Any]]
-    """Coded column -> its codec and parameters."""
+    """Declared column -> its shape, codec and parameters, or its type."""
     shards: Sequence[ShardInfo]
     """The shards, in the order of the samples."""
+    format_version: int = 1
+    """Version of the format."""
     image_tokenizer: Mapping[str, Any] | None = None
-    """Image tokenizer: name, fingerprint, view, precision, codebook_file and codebook_sha256."""
+    """Image tokenizer: name, fingerprint, view, precision; in version 1 also codebook_file and
+    codebook_sha256."""
     speech_tokenizer: Mapping[str, Any] | None = None
     """Speech tokenizer: name, fingerprint, precision, layer, num_units."""
+    tokenizers: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict[str, Mapping[str, Any]]
+    )
+    """Version 2: tokenizers of other unit columns, by column."""
+    codebook: Mapping[str, Any] | None = None
+    """Version 2: `file` and `sha256` of the file with codebooks and coding tables."""
     raw: Mapping[str, int] = field(default_factory=dict[str, int])
     """Counts and sizes of the inputs without rejects: num_images, image_file_bytes; with speech
     also num_utterances, audio_samples (at 16 kHz), audio_file_bytes."""
@@ -148,58 +82,83 @@ class Manifest:
             raise ShardError(f"{MANIFEST_NAME}: {error}; {ADVICE}") from None
 
     def _check(self) -> None:
-        make_codecs(self.columns)
+        _ = self.schema
         names: set[str] = set()
         splits: dict[str, int] = {}
         for shard in self.shards:
             shard.check(self.layout)
             if shard.file in names:
-                _fail("shard file", shard.file, "each file listed once")
+                fail("shard file", shard.file, "each file listed once")
             names.add(shard.file)
             for split, num in shard.splits.items():
                 splits[split] = splits.get(split, 0) + num
-        _check_int("num_samples", self.num_samples, 0, 1 << 62)
+        check_number("num_samples", self.num_samples, 0, 1 << 62)
         total = sum(shard.num_samples for shard in self.shards)
         if total != self.num_samples:
-            _fail("samples in all shards", total, f"num_samples {self.num_samples}")
-        _check_splits("splits", self.splits, self.num_samples)
+            fail("samples in all shards", total, f"num_samples {self.num_samples}")
+        check_splits("splits", self.splits, self.num_samples)
         if splits != dict(self.splits):
-            _fail("splits of all shards together", splits, f"{dict(self.splits)}")
-        _check_int("num_rejects", self.num_rejects, 0, 1 << 62)
+            fail("splits of all shards together", splits, f"{dict(self.splits)}")
+        check_number("num_rejects", self.num_rejects, 0, 1 << 62)
         for name, num in self.raw.items():
-            _check_int(f"raw: {name}", num, 0, 1 << 62)
+            check_number(f"raw: {name}", num, 0, 1 << 62)
         if self.rejects_sha256 is not None:
-            _check_sha256("rejects_sha256", self.rejects_sha256)
+            check_sha256("rejects_sha256", self.rejects_sha256)
         if self.codebook_file is not None:
             if not is_plain_name(self.codebook_file) or self.codebook_file in names:
-                _fail("codebook_file", self.codebook_file, "a plain file name that is no shard's")
-            tokenizer = self.image_tokenizer or {}
-            _check_sha256("codebook_sha256", tokenizer.get("codebook_sha256"))
+                fail("codebook_file", self.codebook_file, "a plain file name that is no shard's")
+            check_sha256("codebook_sha256", self.codebook_sha256)
+        unknown = set(self.tokenizers) - set(self.columns)
+        if unknown:
+            fail("tokenizers", sorted(unknown), "declared columns")
+
+    @cached_property
+    def schema(self) -> Schema:
+        """Columns, without tables that the manifest does not hold."""
+        return Schema(self.format_version, self.columns)
 
     @property
     def codebook_file(self) -> str | None:
-        """Name of the codebook's file, or None."""
-        return (self.image_tokenizer or {}).get("codebook_file")
+        """Name of the file with codebooks and coding tables, or None."""
+        if self.format_version == 1:
+            return (self.image_tokenizer or {}).get("codebook_file")
+        return (self.codebook or {}).get("file")
+
+    @property
+    def codebook_sha256(self) -> str | None:
+        """Sha256 of that file."""
+        if self.format_version == 1:
+            return (self.image_tokenizer or {}).get("codebook_sha256")
+        return (self.codebook or {}).get("sha256")
+
+    def tokenizer_of(self, column: str) -> Mapping[str, Any] | None:
+        """Record of what made the units of a column, or None."""
+        records = {"image_units": self.image_tokenizer, "speech_units": self.speech_tokenizer}
+        return records.get(column) or self.tokenizers.get(column)
 
     @cached_property
     def text(self) -> str:
         """Text of `dataset.json`, with the checksum."""
         content = {
             "format": FORMAT_NAME,
-            "format_version": FORMAT_VERSION,
+            "format_version": self.format_version,
             "num_samples": self.num_samples,
             "splits": self.splits,
             "layout": _layout_to_json(self.layout),
             "columns": self.columns,
             "image_tokenizer": self.image_tokenizer,
             "speech_tokenizer": self.speech_tokenizer,
+            "tokenizers": self.tokenizers,
+            "codebook": self.codebook,
             "raw": self.raw,
             "num_rejects": self.num_rejects,
             "rejects_sha256": self.rejects_sha256,
             "settings": self.settings,
         }
+        if self.format_version == 1:
+            del content["tokenizers"], content["codebook"]
         lines = [f'"{name}":{compact_json(value)}' for name, value in content.items()]
-        shards = ",\n".join(_shard_to_json(shard) for shard in self.shards)
+        shards = ",\n".join(shard_to_json(shard) for shard in self.shards)
         lines.append(f'"shards":[\n{shards}\n]')
         text = f'{_HEAD}{_ZEROS}",\n' + ",\n".join(lines) + "\n}\n"
         return text.replace(_ZEROS, hashlib.sha256(text.encode()).hexdigest(), 1)
@@ -249,10 +208,10 @@ class Manifest:
             )
         content = cast(dict[str, Any], content)
         version = content.get("format_version")
-        if type(version) is not int or version != FORMAT_VERSION:
+        if type(version) is not int or version not in FORMAT_VERSIONS:
             raise ShardError(
                 f"{MANIFEST_NAME}: format version {version!r}, this im2sp reads "
-                f"{FORMAT_VERSION}; update im2sp or rebuild the dataset"
+                f"{' and '.join(map(str, FORMAT_VERSIONS))}; update im2sp or rebuild the dataset"
             )
         _check_own_sha256(data)
         try:
@@ -278,62 +237,38 @@ def _check_own_sha256(data: bytes) -> None:
 
 def _arguments(content: dict[str, Any]) -> dict[str, Any]:
     """Constructor arguments from the parsed JSON: types checked, values not yet."""
-    layout = _object(content, "layout")
-    columns = _object(content, "columns")
+    layout = json_object(content, "layout")
+    columns = json_object(content, "columns")
     for name in columns:
-        _object(columns, name)
+        json_object(columns, name)
     if not isinstance(content.get("shards"), list):
-        _fail("shards", content.get("shards"), "a list")
-    for name in ("image_tokenizer", "speech_tokenizer"):
+        fail("shards", content.get("shards"), "a list")
+    for name in ("image_tokenizer", "speech_tokenizer", "codebook"):
         if content.get(name) is not None:
-            _object(content, name)
+            json_object(content, name)
+    is_v1 = content["format_version"] == 1
+    tokenizers = {} if is_v1 else json_object(content, "tokenizers")
+    for name in tokenizers:
+        json_object(tokenizers, name)
     return {
         "num_samples": content.get("num_samples"),
-        "splits": _object(content, "splits"),
+        "splits": json_object(content, "splits"),
         "layout": Layout(
             kind=cast(Any, layout.get("kind")),
             samples_per_member=layout.get("samples_per_member", MAX_BATCH_ROWS),
         ),
         "columns": columns,
-        "shards": tuple(_shard_from_json(shard) for shard in content["shards"]),
+        "format_version": content["format_version"],
+        "tokenizers": tokenizers,
+        "codebook": None if is_v1 else content.get("codebook"),
+        "shards": tuple(shard_from_json(shard) for shard in content["shards"]),
         "image_tokenizer": content.get("image_tokenizer"),
         "speech_tokenizer": content.get("speech_tokenizer"),
-        "raw": _object(content, "raw"),
+        "raw": json_object(content, "raw"),
         "num_rejects": content.get("num_rejects"),
         "rejects_sha256": content.get("rejects_sha256"),
-        "settings": _object(content, "settings"),
+        "settings": json_object(content, "settings"),
     }
-
-
-def _shard_from_json(content: object) -> ShardInfo:
-    if not isinstance(content, dict):
-        _fail("shard", content, "an object")
-    shard = cast(dict[str, Any], content)
-    if not isinstance(shard.get("batches"), list):
-        _fail("shard batches", shard.get("batches"), "a list")
-    batches: list[BatchInfo] = []
-    for batch in shard["batches"]:
-        if not isinstance(batch, dict):
-            _fail("shard batch", batch, "an object")
-        values = cast(dict[str, Any], batch)
-        names = ("offset", "size_bytes", "num_samples", "crc32")
-        batches.append(BatchInfo(**{name: values.get(name) for name in names}))  # pyright: ignore[reportArgumentType]  # ShardInfo.check refuses other types
-    names = ("file", "sha256", "size_bytes", "num_samples")
-    arguments: dict[str, Any] = {name: shard.get(name) for name in names}
-    return ShardInfo(**arguments, splits=_object(shard, "splits"), batches=tuple(batches))
-
-
-def _shard_to_json(shard: ShardInfo) -> str:
-    batches = ",".join(
-        f'{{"offset":{batch.offset},"size_bytes":{batch.size_bytes},'
-        f'"num_samples":{batch.num_samples},"crc32":{batch.crc32}}}'
-        for batch in shard.batches
-    )
-    return (
-        f'{{"file":{compact_json(shard.file)},"sha256":"{shard.sha256}",'
-        f'"size_bytes":{shard.size_bytes},"num_samples":{shard.num_samples},'
-        f'"splits":{compact_json(shard.splits)},"batches":[{batches}]}}'
-    )
 
 
 def _layout_to_json(layout: Layout) -> dict[str, Any]:
@@ -342,34 +277,5 @@ def _layout_to_json(layout: Layout) -> dict[str, Any]:
     return {"kind": layout.kind, "samples_per_member": layout.samples_per_member}
 
 
-def _object(content: Mapping[str, Any], name: str) -> dict[str, Any]:
-    value: object = content.get(name)
-    if not isinstance(value, dict):
-        _fail(name, value, "an object")
-    return cast(dict[str, Any], value)
-
-
-def _check_int(name: str, value: object, low: int, high: int) -> None:
-    if type(value) is not int or not low <= value <= high:
-        _fail(name, value, f"a whole number from {low} to {high}")
-
-
-def _check_sha256(name: str, value: object) -> None:
-    if not isinstance(value, str) or len(value) != 64 or set(value) - set("0123456789abcdef"):
-        _fail(name, value, "64 lower-case hex digits")
-
-
-def _check_splits(name: str, splits: Mapping[str, int], num_samples: int) -> None:
-    for split, num in splits.items():
-        _check_int(f"{name}: {split!r}", num, 1, 1 << 62)
-    if sum(splits.values()) != num_samples:
-        _fail(f"{name}: sum", sum(splits.values()), f"num_samples {num_samples}")
-
-
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
-
-
-def _fail(name: str, found: object, expected: str) -> NoReturn:
-    shown = repr(found)
-    raise ShardError(f"{name}: {shown[:80]}, expected {expected}")

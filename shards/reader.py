@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from im2sp.shards.coding import ColumnCodecs
 from im2sp.shards.errors import ShardError
 from im2sp.shards.layouts.arrow import read_message
 from im2sp.shards.layouts.batch import Batch
+from im2sp.shards.layouts.shard_info import Layout, ShardInfo
 from im2sp.shards.layouts.webdataset import read_packed, read_plain
-from im2sp.shards.manifest import ADVICE, Layout, ShardInfo
+from im2sp.shards.manifest import ADVICE
+from im2sp.shards.schema import Schema
 
 
-def reader_of_layout(layout: Layout) -> Callable[[pa.Buffer, pa.Schema], pa.RecordBatch]:
+def reader_of_layout(layout: Layout) -> Callable[[pa.Buffer, Schema], pa.RecordBatch]:
     """Function that reads a batch's byte range as a record batch."""
     if layout.kind == "arrow":
         return read_message
@@ -35,8 +36,7 @@ class ShardReader:
         dataset_dir: Path,
         info: ShardInfo,
         layout: Layout,
-        schema: pa.Schema,
-        codecs: ColumnCodecs,
+        schema: Schema,
     ) -> None:
         """Open the file `info.file`.
 
@@ -47,7 +47,6 @@ class ShardReader:
         self.info = info
         self._read = reader_of_layout(layout)
         self._schema = schema
-        self._codecs = codecs
         self._checked = bytearray(len(info.batches))
         self.data = _map_file(self.path, info.size_bytes)
 
@@ -68,7 +67,7 @@ class ShardReader:
                 )
         try:
             batch = self._read(data, self._schema)
-            views = Batch(batch, self._codecs)
+            views = Batch(batch, self._schema)
         except ShardError as error:
             raise ShardError(f"{where}: {error}; {ADVICE}") from None
         if views.num_samples != info.num_samples:

@@ -6,28 +6,26 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pyarrow import ipc
 
-from im2sp.shards.codebook import read_codebook
-from im2sp.shards.coding import ColumnCodecs, make_codecs
-from im2sp.shards.coding.packing import unpack_units
+from im2sp.shards.codebook import CODEBOOK_NAME, codebook_name, read_tensors
+from im2sp.shards.columns.units import UnitColumn
 from im2sp.shards.errors import ShardError
 from im2sp.shards.files import TMP_SUFFIX
 from im2sp.shards.layouts.batch import Batch
+from im2sp.shards.layouts.shard_info import ShardInfo
 from im2sp.shards.layouts.webdataset import list_members
 from im2sp.shards.manifest import (
     ADVICE,
     MANIFEST_NAME,
     REJECTS_NAME,
     Manifest,
-    ShardInfo,
 )
 from im2sp.shards.reader import ShardReader
-from im2sp.shards.schema import arrow_schema
+from im2sp.shards.schema import Sample, Schema, check_durations
 
 _CHUNK_SIZE_BYTES = 1 << 22
 
@@ -95,26 +93,39 @@ class _Check:
         self._dir = dataset_dir
         self._manifest = manifest
         self._on_progress = on_progress
-        self._codecs: ColumnCodecs = make_codecs(manifest.columns)
-        self._schema = arrow_schema(manifest.columns)
+        self._schema: Schema = manifest.schema
         self._keys: set[str] = set()
-        self._num_codes: int | None = None
+        self._num_codes: dict[str, int] = {}
+        self._can_decode = True
 
     def codebook(self) -> None:
-        """Check the codebook's file, and store its number of codes."""
-        name, tokenizer = self._manifest.codebook_file, self._manifest.image_tokenizer
-        if name is None or tokenizer is None:
-            return
+        """Check the file with codebooks and coding tables, and store the numbers of codes."""
+        name, sha256 = self._manifest.codebook_file, self._manifest.codebook_sha256
+        schema = self._schema
         try:
-            self._num_codes = len(read_codebook(self._dir / name, tokenizer["codebook_sha256"]))
+            if name is not None and sha256 is not None:
+                tensors = read_tensors(self._dir / name, sha256)
+                self._schema = schema.with_tables(tensors)
+                for column in schema.columns:
+                    if codebook_name(column) in tensors:
+                        self._num_codes[column] = len(tensors[codebook_name(column)])
+            _ = self._schema.units
         except (ShardError, OSError) as error:
-            self._add_error(name, "", error)
+            self._can_decode = not schema.needs_tables
+            self._add_error(name or CODEBOOK_NAME, "", error)
+        if schema.version == 1:
+            return
+        for column, found in self._num_codes.items():
+            kind = schema.columns[column]
+            if isinstance(kind, UnitColumn) and kind.num_codes != found:
+                expected = f"{kind.num_codes}, one for each code"
+                self._add(name or "", "", f"codebook of {column} with {found} rows", expected)
 
     def shard(self, info: ShardInfo) -> None:
         """Check one shard: size, sha256, readability with stock tools, each batch, split counts."""
         layout = self._manifest.layout
         try:
-            reader = ShardReader(self._dir, info, layout, self._schema, self._codecs)
+            reader = ShardReader(self._dir, info, layout, self._schema)
         except (ShardError, OSError) as error:
             self._add_error(info.file, "", error)
             self._on_progress(info.size_bytes)
@@ -180,7 +191,7 @@ class _Check:
         """Check that stock Arrow or tar readers find the batches of the manifest."""
         info, layout = reader.info, self._manifest.layout
         if layout.kind == "arrow":
-            _check_arrow_file(reader.data, info, self._schema)
+            _check_arrow_file(reader.data, info, self._schema.arrow)
             return
         members = list_members(reader.data)
         if layout.is_plain:
@@ -198,7 +209,6 @@ class _Check:
         self, file: str, where: str, batch: Batch, splits: dict[str, int] | None
     ) -> None:
         """Decode all values of a batch; count its splits and check that keys are unique."""
-        self._check_images(file, where, batch)
         for i in range(batch.num_samples):
             key = batch.keys.text(i)
             if not key or key in self._keys:
@@ -207,35 +217,24 @@ class _Check:
             if splits is not None:
                 split = batch.splits.text(i)
                 splits[split] = splits.get(split, 0) + 1
+            if not self._can_decode:
+                continue
             try:
                 sample = batch.sample(i)
+                self._check_codes(sample)
+                check_durations(sample.speech_units, sample.durations)
             except ShardError as error:
                 self._add(file, where, f"row {i}: {error}")
-                continue
-            if sample.durations is None:
-                continue
-            found = [runs.size for runs in sample.durations]
-            expected = [units.size for units in sample.speech_units]
-            if found != expected:
-                self._add(
-                    file, where, f"row {i}: {found} durations", f"{expected}, as many as units"
-                )
-            elif any(runs.size and int(runs.min()) == 0 for runs in sample.durations):
-                self._add(file, where, f"row {i}: a duration of 0", "at least one frame")
 
-    def _check_images(self, file: str, where: str, batch: Batch) -> None:
-        """Check that all image units are in the codebook."""
-        if self._num_codes is None:
-            return
-        codec = self._codecs.image_units
-        packed: NDArray[np.uint8] = batch.image_units
-        assert codec.count is not None
-        units = unpack_units(packed, codec.bits, codec.count)
-        largest = units.max(axis=1, initial=0)
-        for i in np.flatnonzero(largest >= self._num_codes).tolist():
-            self._add(
-                file, where, f"row {i}: image unit {largest[i]}", f"below {self._num_codes} codes"
-            )
+    def _check_codes(self, sample: Sample) -> None:
+        """Check that all units are in their codebooks."""
+        for name, num_codes in self._num_codes.items():
+            value: Any = sample.columns[name]
+            arrays = cast(list[Any], value if isinstance(value, list) else [value])
+            arrays = [array for array in arrays if array is not None]
+            largest = max((int(array.max(initial=0)) for array in arrays), default=0)
+            if largest >= num_codes:
+                raise ShardError(f"{name}: unit {largest}, the codebook has {num_codes} rows")
 
     def _add(self, file: str, where: str, found: str, expected: str = "") -> None:
         self.problems.append(Problem(file=file, where=where, found=found, expected=expected))

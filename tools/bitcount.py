@@ -167,27 +167,29 @@ def count_bits(dataset_dir: Path, image_size: tuple[int, int] | None = None) -> 
         measured.columns[name] for name in ("image_units", "speech_units", "durations")
     )
     num_images, num_image_units = images.num_arrays, images.num_units
-    unit_bits = num_bits(images.column.num_codes)
+    image = images.column.kind
+    unit_bits = num_bits(image.num_codes)
     pixels = image_pixels(manifest, image_size, num_images)
     values = {PART_OF_COLUMN.get(name, name): size for name, size in measured.sizes.items()}
     return BitCount(
         num_samples=manifest.num_samples,
         num_images=num_images,
         num_utterances=speech.num_arrays,
-        image_shape=images.column.shape,
+        image_shape=image.shape,
         image_unit_bits=unit_bits,
         unit_bits_per_image=round(num_image_units * unit_bits / max(num_images, 1)),
         pixels_per_image=pixels,
         image_file_bytes=manifest.raw.get("image_file_bytes", 0),
         num_speech_units=speech.num_units,
-        speech_unit_bits=num_bits(speech.column.num_codes),
+        speech_unit_bits=num_bits(speech.column.kind.num_codes),
         speech_frames=durations.sum_units if durations.num_arrays == speech.num_arrays else None,
         audio_samples=manifest.raw.get("audio_samples", 0),
         audio_file_bytes=manifest.raw.get("audio_file_bytes", 0),
         parts=part_bytes(dataset_dir, manifest, values),
         codebook_bytes=codebook_bytes(dataset_dir, manifest),
-        has_paper_images=(images.column.shape, unit_bits, pixels) == ((28, 28), 13, VIEW_PIXELS),
-        has_paper_speech=speech.column.num_codes == PAPER_SPEECH_CODES,
+        has_paper_images=(images.column.kind.shape, unit_bits, pixels)
+        == ((28, 28), 13, VIEW_PIXELS),
+        has_paper_speech=speech.column.kind.num_codes == PAPER_SPEECH_CODES,
     )
 
 

@@ -57,15 +57,16 @@ class OtherViews:
     def __init__(self, datasets: Sequence[ShardDataset], seed: int) -> None:
         self._seed = seed
         self._rows: dict[str, list[int]] = {}
-        size_bytes = datasets[0].codecs.image_size_bytes
+        size_bytes = datasets[0].schema.size_bytes("image_units") or 0
         tables: list[NDArray[np.uint8]] = [np.empty((0, size_bytes), np.uint8)]
         first = 0
         for dataset in datasets:
             for number in range(dataset.num_batches):
                 batch = dataset.batch(number)
-                tables.append(batch.image_units.copy())
+                images = batch.views["image_units"]
+                tables.append(images.data.copy())
                 for row in range(batch.num_samples):
-                    if batch.image_valid is None or batch.image_valid[row]:
+                    if images.valid is None or images.valid[row]:
                         self._rows.setdefault(batch.keys.text(row), []).append(first + row)
                 first += batch.num_samples
         self._table = torch.from_numpy(np.concatenate(tables))

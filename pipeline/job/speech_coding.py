@@ -15,7 +15,7 @@ from im2sp.shards import (
     fit_speech_codec,
 )
 from im2sp.shards.coding import make_codecs
-from im2sp.shards.schema import arrow_schema, columns_of_schema
+from im2sp.shards.schema import Schema, schema_of_arrow
 
 CodedColumns = dict[str, dict[str, Any]]
 
@@ -80,7 +80,7 @@ def fit_columns(
 
 def _values(batches: Iterable[pa.RecordBatch], column: str) -> Iterator[np.ndarray]:
     for batch in batches:
-        codec = getattr(make_codecs(columns_of_schema(batch.schema)), column)
+        codec = getattr(make_codecs(schema_of_arrow(batch.schema).entries), column)
         for values in batch.column(column).to_pylist():
             for value in values or []:
                 yield codec.decode(np.frombuffer(value, np.uint8))
@@ -88,10 +88,10 @@ def _values(batches: Iterable[pa.RecordBatch], column: str) -> Iterator[np.ndarr
 
 def recode(batch: pa.RecordBatch, columns: CodedColumns) -> pa.RecordBatch:
     """Return the same samples with other codecs for speech."""
-    before = columns_of_schema(batch.schema)
+    before = schema_of_arrow(batch.schema).entries
     if before == columns:
         return batch
-    old, new, schema = make_codecs(before), make_codecs(columns), arrow_schema(columns)
+    old, new, schema = make_codecs(before), make_codecs(columns), Schema(1, columns).arrow
     arrays = {name: batch.column(name) for name in batch.schema.names}
     for name in ("speech_units", "durations"):
         decode, encode = getattr(old, name).decode, getattr(new, name).encode

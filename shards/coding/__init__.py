@@ -13,8 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from im2sp.shards.coding.huffman import HuffmanCodec
-from im2sp.shards.coding.packing import pack_units, packed_size_bytes, unpack_units
+from im2sp.shards.coding.packing import (
+    id_dtype,
+    kernels,
+    pack_units,
+    packed_size_bytes,
+    unpack_units,
+)
 from im2sp.shards.errors import ShardError, check_int
+
+MAX_COUNT = 1 << 24
+"""Largest fixed number of ids in a value."""
 
 
 class Codec(Protocol):
@@ -24,8 +33,14 @@ class Codec(Protocol):
         """Bytes of (n,) integers; raises `ShardError` if an id cannot be coded."""
         ...
 
-    def decode(self, data: NDArray[np.uint8]) -> NDArray[np.uint16]:
-        """The (n,) uint16 ids of a value's bytes; raises `ShardError` on invalid bytes."""
+    def decode(self, data: NDArray[np.uint8]) -> NDArray[np.uint16 | np.uint32]:
+        """The (n,) uint16 or uint32 ids of a value; raises `ShardError` on invalid bytes."""
+        ...
+
+    def decode_values(
+        self, data: NDArray[np.uint8], offsets: NDArray[np.int64]
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Ids of many values and the offsets of each value's; see `HuffmanCodec`."""
         ...
 
 
@@ -34,9 +49,9 @@ class PackedCodec:
     """`packed`: fixed width, least significant bit first (see `packing.py`)."""
 
     bits: int
-    """Width of one id, 1 to 16."""
+    """Width of one id, 1 to 32; in version 1 at most 16."""
     count: int | None = None
-    """Number of ids in each value; None if values differ in length (needs bits >= 8)."""
+    """Number of ids in each value; None if values differ in length."""
     shape: tuple[int, ...] | None = None
     """Shape of the ids, in raster order; its product is `count`."""
     num_units: int | None = None
@@ -44,11 +59,9 @@ class PackedCodec:
 
     def __post_init__(self) -> None:
         """Refuse parameters that contradict each other."""
-        check_int("bits", self.bits, 1, 16)
-        if self.count is None:
-            check_int("bits (without count)", self.bits, 8, 16)
-        else:
-            check_int("count", self.count, 1, 1 << 24)
+        check_int("bits", self.bits, 1, 32)
+        if self.count is not None:
+            check_int("count", self.count, 1, MAX_COUNT)
         if self.num_units is not None:
             check_int("num_units", self.num_units, 1, 1 << self.bits)
         if self.shape is not None and (
@@ -65,15 +78,40 @@ class PackedCodec:
         self.check_range(ids)
         return pack_units(ids, self.bits).tobytes()
 
-    def decode(self, data: NDArray[np.uint8]) -> NDArray[np.uint16]:
-        """Unpack one value; without `count`, every complete id in the bytes."""
-        count = 8 * data.size // self.bits if self.count is None else self.count
+    def decode(
+        self, data: NDArray[np.uint8], count: int | None = None
+    ) -> NDArray[np.uint16 | np.uint32]:
+        """Unpack one value of `count` ids; if None, the codec's, or all in the bytes."""
+        if count is None:
+            count = 8 * data.size // self.bits if self.count is None else self.count
         if self.bits == 8 and data.size == count:
             ids = data.astype(np.uint16)
         else:
             ids = unpack_units(data, self.bits, count)
         self.check_range(ids)
         return ids
+
+    def decode_values(
+        self,
+        data: NDArray[np.uint8],
+        offsets: NDArray[np.int64],
+        counts: NDArray[np.int64] | None = None,
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Decode consecutive values, of `counts` ids each, with a kernel; 8-bit ids as they are."""
+        if counts is None:
+            if (self.bits, self.count) == (8, None):
+                self.check_range(data)
+                return data, offsets
+            num = 0 if self.count is None else offsets.size - 1
+            counts = np.full(num, self.count or 0, np.int64)
+        id_offsets = np.empty(offsets.size, np.int64)
+        ids = np.empty(8 * data.size // self.bits, id_dtype(self.bits))
+        wrong = kernels().decode_packed(data, offsets, self.bits, counts, ids, id_offsets)
+        if wrong >= 0:
+            raise ShardError(f"value {wrong} is invalid for its codec")
+        ids = ids[: id_offsets[-1]]
+        self.check_range(ids)
+        return ids, id_offsets
 
     def check_range(self, ids: NDArray[Any]) -> None:
         """Raise if an id is not below `num_units`; `pack_units` checks the width."""
@@ -218,6 +256,10 @@ def _make_codec(column: str, params: Mapping[str, Any]) -> PackedCodec | VarintC
     if isinstance(rest.get("shape"), list):
         rest["shape"] = tuple(rest["shape"])
     try:
+        if name == "packed" and "bits" in rest:
+            check_int("bits", rest["bits"], 1, 16)
+            if rest.get("count") is None:
+                check_int("bits (without count)", rest["bits"], 8, 16)
         return codec_class(**rest)
     except (ShardError, TypeError) as error:
         raise ShardError(f"column {column}: codec {name}: {error}") from None

@@ -26,17 +26,8 @@ def fit_speech_codec(utterances: Iterable[NDArray[Any]], num_units: int) -> dict
         ShardError: An id is out of range; names the utterance.
     """
     check_int("num_units", num_units, 1, MAX_COLUMNS)
-    counts = np.zeros((num_units + 1, num_units), np.int64)
-    for number, units in enumerate(utterances):
-        ids = _checked(f"utterance {number}", units, 0, num_units)
-        before = np.concatenate([[num_units], ids[:-1]])[: ids.size]
-        np.add.at(counts, (before, ids), 1)
-    return {
-        "codec": "huffman",
-        "num_ids": num_units,
-        "order": 1,
-        "lengths": lengths_to_text(_fit_lengths(counts)),
-    }
+    lengths = fit_lengths(utterances, num_units, order=1)
+    return {"codec": "huffman", "num_ids": num_units, "order": 1, "lengths": lengths}
 
 
 def fit_durations_codec(durations: Iterable[NDArray[Any]]) -> dict[str, Any]:
@@ -45,17 +36,34 @@ def fit_durations_codec(durations: Iterable[NDArray[Any]]) -> dict[str, Any]:
     Raises:
         ShardError: A run length is out of range; names the utterance.
     """
-    counts = np.zeros((1, MAX_COLUMNS), np.int64)
-    for number, runs in enumerate(durations):
-        ids = _checked(f"utterance {number}", runs, 1, 65536)
-        counts[0] += np.bincount(ids[ids < MAX_COLUMNS], minlength=MAX_COLUMNS)
-    return {
-        "codec": "huffman",
-        "num_ids": 65536,
-        "order": 0,
-        "minimum": 1,
-        "lengths": lengths_to_text(_fit_lengths(counts)),
-    }
+    lengths = fit_lengths(durations, 65536, order=0, minimum=1)
+    return {"codec": "huffman", "num_ids": 65536, "order": 0, "minimum": 1, "lengths": lengths}
+
+
+def fit_lengths(
+    values: Iterable[NDArray[Any]], num_ids: int, *, order: int, minimum: int = 0
+) -> str:
+    """The `lengths` parameter of a codec fitted to values.
+
+    Args:
+        values: (n,) integers each, in [minimum, num_ids).
+        num_ids: As in `HuffmanCodec`.
+        order: As in `HuffmanCodec`.
+        minimum: As in `HuffmanCodec`.
+
+    Raises:
+        ShardError: An id is out of range; names the value, as an utterance.
+    """
+    num_columns = min(num_ids, MAX_COLUMNS)
+    counts = np.zeros((num_ids + 1 if order else 1, num_columns), np.int64)
+    for number, value in enumerate(values):
+        ids = _checked(f"utterance {number}", value, minimum, num_ids)
+        if order:
+            before = np.concatenate([[num_ids], ids[:-1]])[: ids.size]
+            np.add.at(counts, (before, ids), 1)
+        else:
+            counts[0] += np.bincount(ids[ids < num_columns], minlength=num_columns)
+    return lengths_to_text(_fit_lengths(counts))
 
 
 def code_lengths(weights: Sequence[int], max_bits: int) -> list[int]:

@@ -11,6 +11,7 @@ units take thirteen bytes:
 """
 
 from functools import cache
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -43,6 +44,11 @@ class SmallWork:
 small_work = SmallWork(2**25)
 
 
+def id_dtype(bits: int) -> type[np.uint16] | type[np.uint32]:
+    """Type of ids of `bits` bits: uint16, or uint32 above 16 bits."""
+    return np.uint16 if bits <= 16 else np.uint32
+
+
 def packed_size_bytes(count: int, bits: int) -> int:
     """Bytes of `count` units of `bits` bits: ceil(count * bits / 8)."""
     return (count * bits + 7) // 8
@@ -52,8 +58,8 @@ def pack_units(units: ArrayLike, bits: int = IMAGE_UNIT_BITS) -> NDArray[np.uint
     """Pack unit ids, lowest bit first.
 
     Args:
-        units: (..., n) integers, each in [0, 2**bits). uint16 is fastest.
-        bits: Width of one id, 1 to 16.
+        units: (..., n) integers, each in [0, 2**bits). uint16 is fastest, above 16 bits uint32.
+        bits: Width of one id, 1 to 32.
 
     Returns:
         (..., ceil(n * bits / 8)) uint8.
@@ -68,9 +74,10 @@ def pack_units(units: ArrayLike, bits: int = IMAGE_UNIT_BITS) -> NDArray[np.uint
             f"units are {array.dtype} with {array.ndim} dimensions; "
             "expected integers with at least one dimension"
         )
-    if array.dtype != np.uint16:
+    dtype = id_dtype(bits)
+    if array.dtype != dtype:
         _refuse_ids_out_of_range(array, bits)
-        array = array.astype(np.uint16)
+        array = array.astype(dtype)
     array = np.require(array, requirements=["C", "A"])
     num_units = array.shape[-1]
     size_bytes = packed_size_bytes(num_units, bits)
@@ -80,16 +87,18 @@ def pack_units(units: ArrayLike, bits: int = IMAGE_UNIT_BITS) -> NDArray[np.uint
     rows, packed_rows = array.reshape(-1, num_units), packed.reshape(-1, size_bytes)
     if small_work.takes(rows.size):
         _refuse_ids_out_of_range(array, bits)
-        ids_bits = np.unpackbits(rows.astype("<u2").view(np.uint8), -1, bitorder="little")
-        stream = ids_bits.reshape(-1, num_units, 16)[..., :bits].reshape(len(rows), -1)
+        width = 8 * rows.itemsize
+        little = rows.astype(rows.dtype.newbyteorder("<"), copy=False).view(np.uint8)
+        ids_bits = np.unpackbits(little, -1, bitorder="little")
+        stream = ids_bits.reshape(-1, num_units, width)[..., :bits].reshape(len(rows), -1)
         packed_rows[:] = np.packbits(stream, -1, bitorder="little")
         return packed
     num_fast, seen = 0, 0
     if bits == IMAGE_UNIT_BITS:
         num_fast = num_units // 8 * 8
-        seen = int(_kernels().pack_13(rows, packed_rows))
+        seen = int(kernels().pack_13(rows, packed_rows))
     if num_fast < num_units:
-        seen |= int(_kernels().pack_any(rows, packed_rows, bits, num_fast))
+        seen |= int(kernels().pack_any(rows, packed_rows, bits, num_fast))
     if seen >> bits:
         _refuse_ids_out_of_range(array, bits)
     return packed
@@ -97,16 +106,16 @@ def pack_units(units: ArrayLike, bits: int = IMAGE_UNIT_BITS) -> NDArray[np.uint
 
 def unpack_units(
     packed: ArrayLike, bits: int = IMAGE_UNIT_BITS, count: int = NUM_IMAGE_UNITS
-) -> NDArray[np.uint16]:
+) -> NDArray[np.uint16 | np.uint32]:
     """Unpack units packed by `pack_units`.
 
     Args:
         packed: (..., ceil(count * bits / 8)) uint8.
-        bits: Width of one id, 1 to 16.
+        bits: Width of one id, 1 to 32.
         count: Number of units in a row.
 
     Returns:
-        (..., count) uint16.
+        (..., count) uint16, or uint32 if `bits` is above 16.
 
     Raises:
         ShardError: The last dimension does not match `count`, or unused bits of a row are set.
@@ -120,7 +129,8 @@ def unpack_units(
             f"{count} units of {bits} bits are uint8 of shape (..., {size_bytes})"
         )
     array = np.require(array, requirements=["C", "A"])
-    units = np.empty((*array.shape[:-1], count), np.uint16)
+    dtype = id_dtype(bits)
+    units = np.empty((*array.shape[:-1], count), dtype)
     if units.size == 0:
         return units
     num_unused_bits = 8 * size_bytes - count * bits
@@ -131,17 +141,18 @@ def unpack_units(
         )
     rows, packed_rows = units.reshape(-1, count), array.reshape(-1, size_bytes)
     if small_work.takes(rows.size):
-        ids_bits = np.zeros((len(rows), count, 16), np.uint8)
+        ids_bits = np.zeros((len(rows), count, 8 * units.itemsize), np.uint8)
         stream = np.unpackbits(packed_rows, -1, count=count * bits, bitorder="little")
         ids_bits[..., :bits] = stream.reshape(-1, count, bits)
-        rows[:] = np.packbits(ids_bits.reshape(len(rows), -1), -1, bitorder="little").view("<u2")
+        little = np.packbits(ids_bits.reshape(len(rows), -1), -1, bitorder="little")
+        rows[:] = little.view(np.dtype(dtype).newbyteorder("<"))
         return units
     num_fast = 0
     if bits == IMAGE_UNIT_BITS:
         num_fast = count // 8 * 8
-        _kernels().unpack_13(packed_rows, rows)
+        kernels().unpack_13(packed_rows, rows)
     if num_fast < count:
-        _kernels().unpack_any(packed_rows, rows, bits, num_fast)
+        kernels().unpack_any(packed_rows, rows, bits, num_fast)
     return units
 
 
@@ -183,8 +194,8 @@ def deduplicate(frame_units: ArrayLike) -> tuple[NDArray[np.uint16], NDArray[np.
 
 
 def _check_bits(bits: int) -> None:
-    if not 1 <= bits <= 16:
-        raise ShardError(f"bits is {bits}; a unit has 1 to 16 bits")
+    if not 1 <= bits <= 32:
+        raise ShardError(f"bits is {bits}; a unit has 1 to 32 bits")
 
 
 def _refuse_ids_out_of_range(units: NDArray[Any], bits: int) -> None:
@@ -199,7 +210,6 @@ def _refuse_ids_out_of_range(units: NDArray[Any], bits: int) -> None:
 
 
 @cache
-def _kernels() -> ModuleType:
-    from im2sp.shards.coding import packing_kernels as kernels
-
-    return kernels
+def kernels() -> ModuleType:
+    """The module of compiled kernels."""
+    return import_module("im2sp.shards.coding.packing_kernels")

@@ -13,8 +13,13 @@ from numba import types
 
 _UNITS_IN = types.Array(types.uint16, 2, "C", readonly=True)
 _UNITS_OUT = types.Array(types.uint16, 2, "C")
+_WIDE_IN = types.Array(types.uint32, 2, "C", readonly=True)
+_WIDE_OUT = types.Array(types.uint32, 2, "C")
 _BYTES_IN = types.Array(types.uint8, 2, "C", readonly=True)
 _BYTES_OUT = types.Array(types.uint8, 2, "C")
+_DATA_IN = types.Array(types.uint8, 1, "C", readonly=True)
+_NUMBERS_IN = types.Array(types.int64, 1, "C", readonly=True)
+_NUMBERS_OUT = types.Array(types.int64, 1, "C")
 
 u64 = np.uint64
 
@@ -84,7 +89,9 @@ def unpack_13(packed: Any, units: Any) -> None:
             units[row, i + 7] = high >> u64(51)
 
 
-@compiled(types.uint16(_UNITS_IN, _BYTES_OUT, types.int64, types.int64))
+@compiled(
+    *(types.uint64(units, _BYTES_OUT, types.int64, types.int64) for units in (_UNITS_IN, _WIDE_IN))
+)
 def pack_any(units: Any, packed: Any, bits: int, first: int) -> Any:
     """Pack units `first` and up of each row at any width; `first` is a multiple of 8.
 
@@ -109,10 +116,12 @@ def pack_any(units: Any, packed: Any, bits: int, first: int) -> Any:
                 o += 1
         if num_held > u64(0):
             packed[row, o] = np.uint8(held & u64(255))
-    return np.uint16(seen)
+    return seen
 
 
-@compiled(types.void(_BYTES_IN, _UNITS_OUT, types.int64, types.int64))
+@compiled(
+    *(types.void(_BYTES_IN, units, types.int64, types.int64) for units in (_UNITS_OUT, _WIDE_OUT))
+)
 def unpack_any(packed: Any, units: Any, bits: int, first: int) -> None:
     """Unpack units `first` and up of each row at any width; `first` is a multiple of 8."""
     width = u64(bits)
@@ -129,3 +138,52 @@ def unpack_any(packed: Any, units: Any, bits: int, first: int) -> None:
             units[row, i] = held & mask
             held >>= width
             num_held -= width
+
+
+@compiled(
+    *(
+        types.int64(
+            _DATA_IN, _NUMBERS_IN, types.int64, _NUMBERS_IN, types.Array(ids, 1, "C"), _NUMBERS_OUT
+        )
+        for ids in (types.uint16, types.uint32)
+    )
+)
+def decode_packed(
+    data: Any, offsets: Any, bits: int, counts: Any, ids: Any, id_offsets: Any
+) -> int:
+    """Decode values of the `packed` codec.
+
+    Args:
+        data: (bytes,) uint8.
+        offsets: (n + 1,) int64: value v is bytes `offsets[v]` to `offsets[v + 1] - 1`.
+        bits: Width of an id.
+        counts: (n,) int64: ids of each value; if empty, all that its bytes contain.
+        ids: (8 * bytes // bits,) uint16 or uint32, written.
+        id_offsets: (n + 1,) int64, written.
+
+    Returns:
+        -1, or the number of an invalid value.
+    """
+    num = 0
+    width = u64(bits)
+    mask = (u64(1) << width) - u64(1)
+    id_offsets[0] = 0
+    for value in range(offsets.size - 1):
+        at, end = offsets[value], offsets[value + 1]
+        num_ids = counts[value] if counts.size else 8 * (end - at) // bits
+        if num_ids < 0 or num_ids > ids.size - num or end - at != (num_ids * bits + 7) // 8:
+            return value
+        held, num_held = u64(0), u64(0)
+        for _ in range(num_ids):
+            while num_held < width:
+                held |= u64(data[at]) << num_held
+                num_held += u64(8)
+                at += 1
+            ids[num] = held & mask
+            num += 1
+            held >>= width
+            num_held -= width
+        if held:
+            return value
+        id_offsets[value + 1] = num
+    return -1

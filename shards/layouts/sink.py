@@ -5,7 +5,7 @@ import io
 import zlib
 from typing import TYPE_CHECKING, BinaryIO
 
-from im2sp.shards.manifest import BatchInfo
+from im2sp.shards.layouts.shard_info import BatchInfo
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

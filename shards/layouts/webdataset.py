@@ -3,17 +3,19 @@
 The tar is minimal: ustar headers, no extensions, time, owner and group 0, mode 0644.
 
 Packed: member `000000256.arrow` is an Arrow IPC stream of one record batch, named by the number
-of its first sample in the shard. Plain: sample 42 is up to four members, sorted by name:
+of its first sample in the shard. Plain: sample 42 is one member per unit column and column of
+bytes, and one for everything else, sorted by name:
 
     000000042.durations      all utterances' coded durations, concatenated
     000000042.image_units    the packed image units
-    000000042.json           key, split, captions, sizes of the coded utterances, the codecs
+    000000042.json           key, split, captions, own columns, sizes of the arrays, the columns
     000000042.speech_units   all utterances' coded units, concatenated
 """
 
 import json
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, cast
@@ -21,95 +23,102 @@ from typing import Any, cast
 import pyarrow as pa
 from pyarrow import ipc
 
-from im2sp.shards.coding import make_codecs
+from im2sp.shards.columns.own import checked_value
+from im2sp.shards.columns.units import UnitColumn
 from im2sp.shards.errors import ShardError
-from im2sp.shards.layouts.arrow import parse_arrow
+from im2sp.shards.layouts.arrow import WriteBatch, parse_arrow
 from im2sp.shards.layouts.batch import Batch
+from im2sp.shards.layouts.shard_info import BatchInfo
 from im2sp.shards.layouts.sink import Sink
-from im2sp.shards.manifest import BatchInfo
 from im2sp.shards.schema import (
-    RawRow,
-    arrow_schema,
+    BUILT_IN,
+    SIZES_SUFFIX,
+    Schema,
     batch_of_rows,
-    columns_of_note,
-    columns_of_schema,
     compact_json,
-    note_of_schema,
-    rows_of_batch,
+    schema_of_arrow,
+    schema_of_note,
 )
 
 BLOCK = 512
-MEMBERS = ("durations", "image_units", "json", "speech_units")
 
 
-def write_packed(
-    sink: Sink, batches: Iterable[pa.RecordBatch], schema: pa.Schema
-) -> Iterator[BatchInfo]:
-    """Write a tar with one member per batch; yields the byte range of each member's content."""
+@contextmanager
+def packed_tar(sink: Sink, schema: Schema) -> Generator[WriteBatch]:
+    """Open a tar with one member per batch; the range of a batch is its member's content."""
     first_row = 0
-    for batch in batches:
+
+    def write(batch: pa.RecordBatch) -> BatchInfo:
+        nonlocal first_row
         stream = pa.BufferOutputStream()
-        with ipc.new_stream(stream, schema) as writer:
+        with ipc.new_stream(stream, schema.arrow) as writer:
             writer.write_batch(batch)
         content = stream.getvalue().to_pybytes()
         offset = _write_member(sink, f"{first_row:09d}.arrow", content)
-        yield sink.range_info(offset, len(content), batch.num_rows)
         first_row += batch.num_rows
+        return sink.range_info(offset, len(content), batch.num_rows)
+
+    yield write
     sink.write(bytes(2 * BLOCK))
 
 
-def write_plain(
-    sink: Sink, batches: Iterable[pa.RecordBatch], schema: pa.Schema
-) -> Iterator[BatchInfo]:
-    """Write a tar with members for each sample; yields the byte range of each batch's members."""
-    note = note_of_schema(schema)
+@contextmanager
+def plain_tar(sink: Sink, schema: Schema) -> Generator[WriteBatch]:
+    """Open a tar with members for each sample; the range of a batch is its samples' members."""
     number = 0
-    for batch in batches:
+
+    def write(batch: pa.RecordBatch) -> BatchInfo:
+        nonlocal number
         start = sink.tell()
-        for row in rows_of_batch(batch):
-            for member, content in _members_of_row(row, note).items():
+        for row in batch.to_pylist():
+            for member, content in _members_of_row(row, schema).items():
                 _write_member(sink, f"{number:09d}.{member}", content)
             number += 1
-        yield sink.range_info(start, sink.tell() - start, batch.num_rows)
+        return sink.range_info(start, sink.tell() - start, batch.num_rows)
+
+    yield write
     sink.write(bytes(2 * BLOCK))
 
 
-def read_packed(data: pa.Buffer, schema: pa.Schema) -> pa.RecordBatch:
+def read_packed(data: pa.Buffer, schema: Schema) -> pa.RecordBatch:
     """The record batch of a packed member's content; its buffers point into `data`."""
     with _open_stream(data) as reader:
-        if not reader.schema.equals(schema, check_metadata=True):
+        if not reader.schema.equals(schema.arrow, check_metadata=True):
             raise ShardError("the member's Arrow schema differs from that in dataset.json")
         return parse_arrow(reader.read_next_batch)
 
 
-def read_plain(data: pa.Buffer, schema: pa.Schema) -> pa.RecordBatch:
+def read_plain(data: pa.Buffer, schema: Schema) -> pa.RecordBatch:
     """The record batch of a run of plain members."""
-    note = note_of_schema(schema)
-    rows: list[RawRow] = []
+    rows: list[dict[str, Any]] = []
     members: dict[str, bytes] = {}
     stem = ""
     for name, content in _read_members(data):
         member_stem, _, member = name.partition(".")
         if members and member_stem != stem:
-            rows.append(_row_of_members(stem, members, note))
+            rows.append(row_of_members(stem, members, schema))
             members = {}
         stem = member_stem
         members[member] = content
-    rows.append(_row_of_members(stem, members, note))
-    return batch_of_rows(rows, schema)
+    rows.append(row_of_members(stem, members, schema))
+    return batch_of_rows(rows, schema.arrow)
 
 
-def expand_members(samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def expand_members(
+    samples: Iterable[dict[str, Any]], schema: Schema | None = None
+) -> Iterator[dict[str, Any]]:
     """Convert samples read by the stock webdataset library into one dict per sample.
 
     >>> dataset = webdataset.WebDataset(urls).compose(expand_members)  # doctest: +SKIP
 
     Args:
         samples: Undecoded dicts of the library: `__key__`, and bytes by member suffix.
+        schema: `ShardDataset.schema`; needed for coded columns of version 2 only, whose tables
+            are not in the shards.
 
     Yields:
-        Dicts with `__key__` (the key of the `Sample`), `__url__` if given, and the fields of
-        `Sample` by name.
+        Dicts with `__key__` (the key of the `Sample`), `__url__` if given, the fields of `Sample`
+        by name, and other columns of the dataset.
 
     Raises:
         ShardError: A member was not written by im2sp, or is damaged.
@@ -117,35 +126,44 @@ def expand_members(samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]
     for members in samples:
         stem = str(members.get("__key__"))
         try:
-            batch, columns = _batch_of_members(stem, members)
-            codecs = make_codecs(columns)
-            views = Batch(batch, codecs)
+            views = Batch(*_batch_of_members(stem, members, schema))
             decoded = [views.sample(i) for i in range(views.num_samples)]
         except ShardError as error:
             raise ShardError(f"{members.get('__url__', '')}: member {stem}: {error}") from None
         for sample in decoded:
-            expanded = {"__key__": sample.key, **vars(sample)}
+            fields = {name: value for name, value in vars(sample).items() if name != "columns"}
+            expanded = {"__key__": sample.key, **fields, **sample.columns}
             if "__url__" in members:
                 expanded["__url__"] = members["__url__"]
             yield expanded
 
 
 def _batch_of_members(
-    stem: str, members: dict[str, Any]
-) -> tuple[pa.RecordBatch, dict[str, dict[str, Any]]]:
+    stem: str, members: dict[str, Any], schema: Schema | None
+) -> tuple[pa.RecordBatch, Schema]:
     if "arrow" in members:
         with _open_stream(pa.py_buffer(members["arrow"])) as reader:
-            columns = columns_of_schema(reader.schema)
-            if not reader.schema.equals(arrow_schema(columns)):
+            schema = schema or schema_of_arrow(reader.schema)
+            if not reader.schema.equals(schema.arrow):
                 raise ShardError("its Arrow schema is not that of the format")
-            return parse_arrow(reader.read_next_batch), columns
+            return parse_arrow(reader.read_next_batch), schema
     if "json" not in members:
         raise ShardError("neither .arrow nor .json in it, so im2sp did not write it")
-    note = _load_json(stem, members["json"])
-    columns = columns_of_note(note.get("format"))
-    ours = {name: members[name] for name in MEMBERS if name in members}
-    row = _row_of_members(stem, ours, note.get("format"))
-    return batch_of_rows([row], arrow_schema(columns)), columns
+    row, schema = row_of_sample(stem, members, schema)
+    return batch_of_rows([row], schema.arrow), schema
+
+
+def row_of_sample(
+    stem: str, members: Mapping[str, Any], schema: Schema | None = None
+) -> tuple[dict[str, Any], Schema]:
+    """The row of a plain sample as read by the webdataset library, and its schema.
+
+    Raises:
+        ShardError: A member is missing or wrong.
+    """
+    schema = schema or schema_of_note(_load_json(stem, members["json"]).get("format"))
+    ours = {name: members[name] for name in ("json", *schema.columns) if name in members}
+    return row_of_members(stem, ours, schema), schema
 
 
 def _open_stream(data: pa.Buffer) -> ipc.RecordBatchStreamReader:
@@ -155,58 +173,74 @@ def _open_stream(data: pa.Buffer) -> ipc.RecordBatchStreamReader:
         raise ShardError(f"not an Arrow stream: {error}") from None
 
 
-def _members_of_row(row: RawRow, note: dict[str, Any]) -> dict[str, bytes]:
-    """Contents of the members of one sample by suffix, in the order of the suffixes."""
-    durations = row.durations
-    info = {
-        "key": row.key,
-        "split": row.split,
-        "captions": row.captions,
-        "speech_units_sizes": [len(data) for data in row.speech_units],
-        "durations_sizes": None if durations is None else [len(data) for data in durations],
-        "format": note,
-    }
-    members: dict[str, bytes] = {}
-    if durations:
-        members["durations"] = b"".join(durations)
-    if row.image_units is not None:
-        members["image_units"] = row.image_units
-    members["json"] = compact_json(info).encode()
-    if row.speech_units:
-        members["speech_units"] = b"".join(row.speech_units)
-    return members
-
-
-def _row_of_members(stem: str, members: dict[str, bytes], note: object) -> RawRow:
-    """The checked inverse of `_members_of_row`."""
-    unknown = set(members) - set(MEMBERS)
-    if "json" not in members or unknown:
-        raise ShardError(f"sample {stem}: members {sorted(members)}; expected {MEMBERS}")
-    info = _load_json(stem, members["json"])
-    if info.get("format") != note:
-        raise ShardError(f"sample {stem}: its format note differs from that in dataset.json")
-    captions = info.get("captions")
-    key, split = info.get("key"), info.get("split")
-    if not (
-        isinstance(key, str)
-        and isinstance(split, str)
-        and isinstance(captions, list)
-        and all(isinstance(caption, str) for caption in cast(list[object], captions))
-    ):
-        raise ShardError(f"sample {stem}: key, split or captions of its .json have a wrong type")
-    sizes = info.get("durations_sizes")
-    return RawRow(
-        key=key,
-        split=split,
-        image_units=members.get("image_units"),
-        speech_units=_cut(
-            stem, "speech_units", members.get("speech_units", b""), info.get("speech_units_sizes")
-        ),
-        durations=None
-        if sizes is None
-        else _cut(stem, "durations", members.get("durations", b""), sizes),
-        captions=cast(list[str], captions),
+def _is_member(name: str, schema: Schema) -> bool:
+    """True for columns that are members; others are in the `.json`."""
+    return name in schema.columns and (
+        isinstance(schema.columns[name], UnitColumn) or schema.columns[name] == "bytes"
     )
+
+
+def _members_of_row(row: Mapping[str, Any], schema: Schema) -> dict[str, bytes]:
+    """Contents of the members of one sample by suffix, in the order of the suffixes."""
+    info: dict[str, Any] = {"format": schema.note}
+    members: dict[str, bytes] = {}
+    for name, value in row.items():
+        if not _is_member(name, schema):
+            info[name] = value
+        elif isinstance(value, list):
+            arrays = cast(list[bytes], value)
+            info[name + SIZES_SUFFIX] = [len(data) for data in arrays]
+            if arrays:
+                members[name] = b"".join(arrays)
+        elif value is not None:
+            members[name] = value
+        elif _is_many(name, schema):
+            info[name + SIZES_SUFFIX] = None
+    members["json"] = compact_json(info).encode()
+    return dict(sorted(members.items()))
+
+
+def _is_many(name: str, schema: Schema) -> bool:
+    column = schema.columns[name]
+    return isinstance(column, UnitColumn) and column.many
+
+
+def row_of_members(stem: str, members: Mapping[str, bytes], schema: Schema) -> dict[str, Any]:
+    """The checked inverse of `_members_of_row`."""
+    known = ["json", *(name for name in schema.columns if _is_member(name, schema))]
+    if "json" not in members or set(members) - set(known):
+        raise ShardError(f"sample {stem}: members {sorted(members)}; expected {sorted(known)}")
+    info = _load_json(stem, members["json"])
+    if info.get("format") != schema.note:
+        raise ShardError(f"sample {stem}: its format note differs from that in dataset.json")
+    row: dict[str, Any] = {}
+    for name in schema.arrow.names:
+        if not _is_member(name, schema):
+            row[name] = _own_value(stem, name, info.get(name), schema)
+            continue
+        data = members.get(name)
+        if not _is_many(name, schema):
+            row[name] = data
+            continue
+        sizes = info.get(name + SIZES_SUFFIX)
+        is_null = sizes is None and schema.is_nullable(name)
+        row[name] = None if is_null else _cut(stem, name, data or b"", sizes)
+    for name, size_bytes in ((name, schema.size_bytes(name)) for name in schema.columns):
+        if size_bytes is not None and row[name] is not None and len(row[name]) != size_bytes:
+            raise ShardError(
+                f"sample {stem}: {name} has {len(row[name])} bytes, expected {size_bytes}"
+            )
+    return row
+
+
+def _own_value(stem: str, name: str, value: Any, schema: Schema) -> Any:
+    if value is None and schema.is_nullable(name):
+        return None
+    kind = BUILT_IN.get(name) or cast(str, schema.columns[name])
+    try:
+        return checked_value(kind, value)
+    except ShardError as error:
+        raise ShardError(f"sample {stem}: {name} of its .json is {error}") from None
 
 
 def _load_json(stem: str, data: object) -> dict[str, Any]:
@@ -222,7 +256,7 @@ def _load_json(stem: str, data: object) -> dict[str, Any]:
 
 
 def _cut(stem: str, name: str, data: bytes, sizes: object) -> list[bytes]:
-    """Split the concatenated utterances."""
+    """Split the concatenated arrays."""
     numbers = cast(list[Any], sizes) if isinstance(sizes, list) else [-1]
     if not all(type(n) is int and n >= 0 for n in numbers) or sum(numbers) != len(data):
         raise ShardError(f"sample {stem}: {name}_sizes do not add up to the member's {len(data)}")

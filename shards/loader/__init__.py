@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from im2sp.shards.coding.packing import IMAGE_UNIT_BITS
+from im2sp.shards.columns.units import UnitColumn
 from im2sp.shards.dataset import ShardDataset
 from im2sp.shards.loader.index import LoaderIndex
 from im2sp.shards.loader.plan import LoaderSettings, Plan, Position, check_state, make_state
@@ -33,7 +34,7 @@ def unpack_units_on_device(
 
     Args:
         packed: (..., bytes) uint8.
-        bits: Width of one id, 1 to 16.
+        bits: Width of one id, 1 to 32.
         shape: Shape of one image's units.
 
     Returns:
@@ -53,32 +54,44 @@ def unpack_units_on_device(
         )
     first_bit = bits * torch.arange(count, device=packed.device)
     first_byte = first_bit >> 3
-    held = packed[..., first_byte].int()
-    for k in (1, 2):  # a unit spans at most three bytes; bits read beyond the end are masked off
-        held |= packed[..., (first_byte + k).clamp(max=size_bytes - 1)].int() << 8 * k
-    units = (held >> (first_bit & 7).int()) & ((1 << bits) - 1)
+    word = torch.int32 if bits <= 16 else torch.int64
+    held = packed[..., first_byte].to(word)
+    # A unit spans at most three bytes up to 16 bits; bits read beyond the end are masked off.
+    for k in range(1, (bits + 14) // 8):
+        held |= packed[..., (first_byte + k).clamp(max=size_bytes - 1)].to(word) << 8 * k
+    units = (held >> (first_bit & 7).to(word)) & ((1 << bits) - 1)
     return units.long().reshape(*packed.shape[:-1], *shape)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoaderBatch:
-    """B images with their speech units or captions."""
+    """B images with their speech units, captions or arrays of another column."""
 
     step: int
     """Number of the batch since the start of the first epoch, from 0."""
     epoch: int
     """Number of the pass over the samples, from 0."""
     images_packed: Tensor
-    """(B, 1274) uint8, packed units; `unpack_units_on_device` unpacks them to (B, 28, 28)."""
+    """(B, 1274) uint8, packed units; `image_units` unpacks them to (B, 28, 28)."""
     ids: Tensor
-    """(N, longest) int16, or int32 for vocabularies over 32,768: the speech units of N utterances,
-    padded with -1. (0, 0) if the target is not speech."""
+    """(N, longest) int16, or int32 for vocabularies over 32,768, int64 over 2**31: the units of N
+    utterances or arrays, flattened, padded with -1. (0, 0) if the target has no units."""
     lengths: Tensor
     """(N,) int32: units of each utterance, or characters of each caption if the target is text."""
+    shapes: Tensor
+    """(N, axes) int32: shape of each array; (0, 0) if the target has no units."""
     owner: Tensor
     """(N,) int32, ascending: row in `images_packed` of each utterance's or caption's image."""
     texts: BatchTexts
     """Keys and captions, read on first use."""
+    image_column: UnitColumn
+    """Column of the images."""
+
+    @property
+    def image_units(self) -> Tensor:
+        """(B, *shape) int64, unpacked on the device of `images_packed`."""
+        shape = tuple(size or 0 for size in self.image_column.shape)
+        return unpack_units_on_device(self.images_packed, self.image_column.bits, shape)
 
     @property
     def keys(self) -> list[str]:
@@ -103,7 +116,7 @@ class LoaderBatch:
         return self._mapped(Tensor.pin_memory)
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> "LoaderBatch":
-        names = ("images_packed", "ids", "lengths", "owner")
+        names = ("images_packed", "ids", "lengths", "shapes", "owner")
         return replace(self, **{name: change(getattr(self, name)) for name in names})
 
 
@@ -125,6 +138,7 @@ class ShardLoader:
         settings: Settings that determine the sequence.
         num_samples: Samples in an epoch, over all ranks.
         steps_per_epoch: Steps in an epoch, the same on all ranks.
+        image_column: Column of the images.
         skipped: Items and samples left out of every epoch: reason -> number. An image without
             items of the target, or only with items that are too long or too short, is left out
             with them.
@@ -155,9 +169,9 @@ class ShardLoader:
             device: Device of the tensors, None for the CPU.
             pin_memory: Page-lock the tensors for asynchronous copies to a GPU.
             settings: Settings that determine the sequence: the fields of `LoaderSettings`
-                (`split`, `target`, `items`, `min_length`, `max_length`, `shuffle`, `seed`,
-                `bucket_window` and `drop_last`). If `split` is None, it is that of `dataset`, or
-                all.
+                (`split`, `target`, `image_column`, `items`, `min_length`, `max_length`, `shuffle`,
+                `seed`, `bucket_window` and `drop_last`). If `split` is None, it is that of
+                `dataset`, or all.
 
         Raises:
             ShardError: The dataset is missing or damaged, or has no such split.
@@ -184,6 +198,7 @@ class ShardLoader:
         self.num_samples = index.num_samples
         self.steps_per_epoch = self._plan.steps_per_epoch
         self.skipped = index.skipped
+        self.image_column = index.image_column
         self._reader = SampleReader(self.dataset, index, self.settings)
         self._epochs, self._num_threads = epochs, num_threads
         self._device, self._is_pinned = device, pin_memory
@@ -270,10 +285,11 @@ class ShardLoader:
         reader, target = self._reader, self.settings.target
         texts = BatchTexts(reader, samples, position.epoch, is_target=target == "text")
         ids: NDArray[Any] = np.zeros((0, 0), np.int16)
+        shapes = np.zeros((0, 0), np.int32)
         lengths = owner = np.zeros(0, np.int32)
-        if target == "speech":
-            utterances = reader.utterances(samples, position.epoch)
-            ids, lengths, owner = utterances.ids, utterances.lengths, utterances.owner
+        if self.settings.is_of_units:
+            found = reader.utterances(samples, position.epoch)
+            ids, lengths, shapes, owner = found.ids, found.lengths, found.shapes, found.owner
         elif target == "text":
             captions = texts.captions.texts
             lengths = np.fromiter(map(len, captions), np.int32, len(captions))
@@ -284,8 +300,10 @@ class ShardLoader:
             images_packed=_tensor(reader.images(samples)),
             ids=_tensor(ids),
             lengths=_tensor(lengths),
+            shapes=_tensor(shapes),
             owner=_tensor(owner),
             texts=texts,
+            image_column=self.image_column,
         )
         return batch.pin_memory() if self._is_pinned else batch
 

@@ -10,85 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from im2sp.shards.coding import Codec, PackedCodec, VarintCodec
-from im2sp.shards.coding.huffman import HuffmanCodec
+from im2sp.shards.columns.arrays import Lists, Values, View
+from im2sp.shards.columns.units import UnitColumn
 from im2sp.shards.dataset import ShardDataset
 from im2sp.shards.errors import ShardError
-from im2sp.shards.layouts.batch import Batch, Lists, Values
+from im2sp.shards.layouts.batch import Batch
 from im2sp.shards.loader import kernels
 from im2sp.shards.loader.plan import LoaderSettings, key_of
 
 NO_LENGTHS = np.zeros(0, np.int32)
 LONGEST = (1 << 31) - 1
 _MAX_BATCHES = 1 << 24
-_WIDEST_INT16 = 1 << 15
-_NO_OFFSETS = np.zeros(0, np.int32)
-
-
-class SpeechDecoder:
-    """Decoder of all utterances of a batch in one call, for any codec.
-
-    Attributes:
-        dtype: int16 if every id fits, else int32.
-    """
-
-    def __init__(self, codec: Codec) -> None:
-        self._codec = codec
-        num_ids = 1 << 16
-        if isinstance(codec, HuffmanCodec):
-            num_ids = codec.num_ids
-        elif isinstance(codec, PackedCodec):
-            num_ids = codec.num_units or 1 << codec.bits
-        self.dtype: type[np.int16] | type[np.int32] = (
-            np.int16 if num_ids <= _WIDEST_INT16 else np.int32
-        )
-        self._is_bytes = isinstance(codec, PackedCodec) and (codec.bits, codec.count) == (8, None)
-
-    def rows(
-        self, data: NDArray[np.uint8], offsets: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int16 | np.int32], NDArray[np.int32]]:
-        """Decode all values.
-
-        Args:
-            data: (bytes,) uint8.
-            offsets: (n + 1,) int64: value v is `data[offsets[v]:offsets[v + 1]]`.
-
-        Returns:
-            rows: (n, longest), padded with -1.
-            lengths: (n,) int32.
-
-        Raises:
-            ShardError: A value is invalid for its codec.
-        """
-        ids, id_offsets = (data, offsets) if self._is_bytes else self._decode(data, offsets)
-        if isinstance(self._codec, PackedCodec):
-            self._codec.check_range(ids)
-        lengths = (id_offsets[1:] - id_offsets[:-1]).astype(np.int32)
-        rows = np.empty((lengths.size, int(lengths.max(initial=0))), self.dtype)
-        kernels.spread(ids, id_offsets, rows)
-        return rows, lengths
-
-    def id_offsets(self, data: NDArray[np.uint8], offsets: NDArray[np.int32]) -> NDArray[np.int64]:
-        """Offsets of each value's ids among all ids; see `rows`."""
-        wide = offsets.astype(np.int64)
-        return wide if self._is_bytes else self._decode(data, wide)[1]
-
-    def _decode(
-        self, data: NDArray[np.uint8], offsets: NDArray[np.int64]
-    ) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
-        codec = self._codec
-        if isinstance(codec, HuffmanCodec):
-            return codec.decode_values(data, offsets)
-        if isinstance(codec, VarintCodec):
-            return codec.decode_values(data, offsets)
-        assert isinstance(codec, PackedCodec)
-        id_offsets = np.empty(offsets.size, np.int64)
-        ids = np.empty(8 * data.size // codec.bits, np.uint16)
-        count = -1 if codec.count is None else codec.count
-        wrong = kernels.decode_packed(data, offsets, codec.bits, count, ids, id_offsets)
-        if wrong >= 0:
-            raise ShardError(f"value {wrong} is invalid for its codec")
-        return ids, id_offsets
 
 
 class LoaderIndex:
@@ -97,8 +29,9 @@ class LoaderIndex:
     Attributes:
         batches: All batches of the dataset; they keep the mapped files open.
         places: (n,) uint32: batch << 8 | row of each sample.
+        image_column: Column of the images.
         images: Buffers of the image rows of all batches, see `kernels.add_buffers`.
-        speech: Buffers of the utterances.
+        items: Buffers of the target's column, if it has units.
         captions: Buffers of the captions.
         max_items: Maximum number of items of a row in the target's column.
         max_captions: Maximum number of captions of a row.
@@ -121,21 +54,27 @@ class LoaderIndex:
             )
         self.max_length = LONGEST if settings.max_length is None else settings.max_length
         self.skipped: dict[str, int] = {}
+        self.image_column = _image_column(dataset, settings.image_column)
+        self._target = settings.target_column
+        self._noun = "captions" if self._target == "captions" else f"arrays of {self._target}"
+        if self._target == "speech_units":
+            self._noun = "utterances"
+        if settings.is_of_units:
+            _check_target(dataset, self._target)
         self.batches = [dataset.batch(number) for number in range(dataset.num_batches)]
-        self.images = kernels.new_column()
-        for batch in self.batches:
-            image_bytes = batch.image_units.reshape(-1)
-            kernels.add_buffers(self.images, _NO_OFFSETS, _NO_OFFSETS, image_bytes)
-        self.speech = _column([batch.speech_units for batch in self.batches])
+        self.images = _column([batch.views[settings.image_column] for batch in self.batches])
         self.captions = _column([batch.captions for batch in self.batches])
         self.max_captions = _max_items([batch.captions for batch in self.batches])
-        self.max_items = self.max_captions
-        if settings.target == "speech":
-            self.max_items = _max_items([batch.speech_units for batch in self.batches])
-        self._dataset = dataset
-        self._settings = settings
-        self._decoder = SpeechDecoder(dataset.codecs.speech_units)
+        self.items, self.max_items = self.captions, self.max_captions
+        self._dataset, self._settings = dataset, settings
         self._needs_lengths = settings.is_filtered or settings.is_bucketed
+        if settings.is_of_units:
+            views = [batch.views[self._target] for batch in self.batches]
+            self.items, self.max_items = _column(views), _max_items(views)
+            stored = dataset.schema.units[self._target]
+            self._stored = stored
+            # Bytes alone do not say whether an array has units.
+            self._needs_lengths |= stored.has_lengths or stored.column.num_variable == 0
         self._counts: Counter[str] = Counter()
         self._build()
 
@@ -185,13 +124,14 @@ class LoaderIndex:
 
     def _rows_with_image(self, batch: Batch) -> NDArray[np.int64]:
         """Rows of the split that have an image."""
+        valid = batch.views[self._settings.image_column].valid
         is_in = np.ones(batch.num_samples, np.bool_)
         if self._settings.split is not None:
             is_in = _is_text(batch.splits, self._settings.split)
         rows = np.flatnonzero(is_in)
-        if batch.image_valid is None:
+        if valid is None:
             return rows
-        with_image = np.flatnonzero(is_in & batch.image_valid)
+        with_image = np.flatnonzero(is_in & valid)
         self._counts["samples without image"] += rows.size - with_image.size
         return with_image
 
@@ -205,10 +145,12 @@ class LoaderIndex:
             lengths of all their items.
         """
         batch, low, high = self.batches[number], self._settings.min_length, self.max_length
-        noun = "utterances" if self._settings.target == "speech" else "captions"
-        lists = batch.speech_units if self._settings.target == "speech" else batch.captions
-        lengths = self._lengths_of(number, lists.values)
-        starts, ends = lists.offsets[:-1][rows], lists.offsets[1:][rows]
+        noun, view = self._noun, batch.views[self._target]
+        row_offsets, value_offsets, data = _buffers(view)
+        lengths = self._lengths_of(number, value_offsets, data)
+        starts, ends = row_offsets[:-1][rows], row_offsets[1:][rows]
+        if view.valid is not None:
+            ends = np.where(view.valid[rows], ends, starts)
         row_of_item = np.repeat(np.arange(rows.size), ends - starts)
         first = np.concatenate([[0], np.cumsum(ends - starts)])
         item = np.arange(row_of_item.size) - first[row_of_item] + starts[row_of_item]
@@ -229,16 +171,18 @@ class LoaderIndex:
             item_lengths[is_taken[row_of_item]],
         )
 
-    def _lengths_of(self, number: int, values: Values) -> NDArray[np.int32]:
+    def _lengths_of(
+        self, number: int, offsets: NDArray[np.int32], data: NDArray[np.uint8]
+    ) -> NDArray[np.int32]:
         """Length of each value; if only emptiness matters, its size in bytes."""
         if not self._needs_lengths:
-            return np.diff(values.offsets)
-        if self._settings.target == "text":
-            starts = np.zeros(values.data.size + 1, np.int32)  # characters before each byte
-            np.cumsum((values.data & 192) != 128, out=starts[1:])
-            return np.diff(starts[values.offsets])
+            return np.diff(offsets)
+        if not self._settings.is_of_units:
+            starts = np.zeros(data.size + 1, np.int32)  # characters before each byte
+            np.cumsum((data & 192) != 128, out=starts[1:])
+            return np.diff(starts[offsets])
         try:
-            return np.diff(self._decoder.id_offsets(values.data, values.offsets)).astype(np.int32)
+            return self._stored.lengths(data, offsets)
         except ShardError:
             for row in range(self.batches[number].num_samples):
                 self._dataset.sample(number, row)  # raises an error that names the sample
@@ -250,10 +194,9 @@ class LoaderIndex:
         advice = "use other length limits"
         if not len(dataset):
             advice = "use a dataset with samples"
-        elif settings.target == "speech" and not self.max_items:
-            advice = "it has no speech; use another target, or a dataset with speech"
-        elif settings.target == "text" and not self.max_items:
-            advice = "it has no captions; use another target, or a dataset with captions"
+        elif settings.target != "images" and not self.max_items:
+            what = "speech" if self._target == "speech_units" else self._target
+            advice = f"it has no {what}; use another target, or a dataset with {what}"
         elif "samples without image" in self.skipped and len(reasons) == 1:
             advice = "the loader needs images"
         return (
@@ -262,16 +205,57 @@ class LoaderIndex:
         )
 
 
-def _column(columns: list[Lists]) -> Any:
-    """Buffers of a list column of all batches, for the kernels."""
-    column = kernels.new_column()
-    for lists in columns:
-        kernels.add_buffers(column, lists.offsets, lists.values.offsets, lists.values.data)
+def _image_column(dataset: ShardDataset, name: str) -> UnitColumn:
+    """The column of the images; raises ValueError if it has no units of a fixed shape."""
+    column = dataset.columns.get(name)
+    if not isinstance(column, UnitColumn) or column.many or column.num_variable:
+        found = f"column {name} is {column}" if column else f"no column {name}"
+        raise ValueError(
+            f"{dataset.path}: {found}; the loader needs images, one array of a fixed shape a "
+            f"sample; it has {sorted(dataset.columns)}"
+        )
     return column
 
 
-def _max_items(columns: list[Lists]) -> int:
-    return max((int(np.diff(lists.offsets).max()) for lists in columns), default=0)
+def _check_target(dataset: ShardDataset, name: str) -> None:
+    if not isinstance(dataset.columns.get(name), UnitColumn):
+        known = [name for name, kind in dataset.columns.items() if isinstance(kind, UnitColumn)]
+        what = "speech" if name == "speech_units" else name
+        raise ValueError(
+            f"{dataset.path}: it has no {what}; use another target, or a dataset with {what}; its "
+            f"unit columns are {', '.join(sorted(known))}"
+        )
+
+
+def _buffers(view: View) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.uint8]]:
+    """Items of each row, bytes of each item, and all bytes; see `kernels.add_buffers`."""
+    if isinstance(view, Lists):
+        return view.offsets, view.values.offsets, view.values.data
+    if isinstance(view, Values):
+        return np.arange(view.offsets.size, dtype=np.int32), view.offsets, view.data
+    size = view.data.shape[1] if view.data.ndim > 1 else 1
+    rows = np.arange(len(view.data) + 1, dtype=np.int32)
+    return rows, rows * np.int32(size), view.data.reshape(-1)
+
+
+def _column(views: list[View]) -> Any:
+    """Buffers of a column of all batches, for the kernels."""
+    column = kernels.new_column()
+    for view in views:
+        kernels.add_buffers(column, *_buffers(view))
+    return column
+
+
+def _max_items(views: list[View]) -> int:
+    """Largest number of items of a row."""
+    return max(
+        (
+            int(np.diff(view.offsets).max()) if isinstance(view, Lists) else 1
+            for view in views
+            if not isinstance(view, Lists) or view.offsets.size > 1
+        ),
+        default=0,
+    )
 
 
 def _is_text(values: Values, text: str) -> NDArray[np.bool_]:

@@ -32,7 +32,7 @@ _INT32_OUT = types.Array(types.int32, 1, "C")
 _NUMBERS_IN = types.Array(types.int64, 1, "C", readonly=True)
 _NUMBERS_OUT = types.Array(types.int64, 1, "C")
 _IDS_IN = types.Array(types.uint16, 1, "C", readonly=True)
-_IDS_OUT = types.Array(types.uint16, 1, "C")
+_WIDE_IN = types.Array(types.uint32, 1, "C", readonly=True)
 
 _BUFFERS = types.Tuple((_INT32_IN, _INT32_IN, _BYTES_IN))
 _COLUMN = types.ListType(_BUFFERS)
@@ -277,6 +277,8 @@ def gather(places: Any, column: Any, starts: Any, offsets: Any, owner: Any, copi
             (_BYTES_IN, types.int16),
             (_IDS_IN, types.int16),
             (_IDS_IN, types.int32),
+            (_WIDE_IN, types.int32),
+            (_WIDE_IN, types.int64),
         )
     )
 )
@@ -293,43 +295,3 @@ def spread(ids: Any, offsets: Any, rows: Any) -> None:
         _copy(ids, offsets[k], size, rows[k], 0)
         for i in range(u64(size), u64(rows.shape[1])):
             rows[k, i] = -1
-
-
-@compiled(types.int64(_BYTES_IN, _NUMBERS_IN, types.int64, types.int64, _IDS_OUT, _NUMBERS_OUT))
-def decode_packed(data: Any, offsets: Any, bits: int, count: int, ids: Any, id_offsets: Any) -> int:
-    """Decode values of the `packed` codec.
-
-    Args:
-        data: (bytes,) uint8.
-        offsets: (n + 1,) int64: value v is bytes `offsets[v]` to `offsets[v + 1] - 1`.
-        bits: Width of an id.
-        count: Ids in each value, -1 for all that its bytes contain.
-        ids: (8 * bytes // bits,) uint16, written.
-        id_offsets: (n + 1,) int64, written.
-
-    Returns:
-        -1, or the number of an invalid value.
-    """
-    num = 0
-    width = u64(bits)
-    mask = (u64(1) << width) - u64(1)
-    id_offsets[0] = 0
-    for value in range(offsets.size - 1):
-        at, end = offsets[value], offsets[value + 1]
-        num_ids = count if count >= 0 else 8 * (end - at) // bits
-        if end - at != (num_ids * bits + 7) // 8:
-            return value
-        held, num_held = u64(0), u64(0)
-        for _ in range(num_ids):
-            while num_held < width:
-                held |= u64(data[at]) << num_held
-                num_held += u64(8)
-                at += 1
-            ids[num] = held & mask
-            num += 1
-            held >>= width
-            num_held -= width
-        if held:
-            return value
-        id_offsets[value + 1] = num
-    return -1

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from im2sp.shards.loader.kernels import permute
 
-Target = Literal["speech", "text", "images"]
+_TARGET_COLUMNS = {"speech": "speech_units", "text": "captions", "images": ""}
 Items = Literal["all", "one"]
 
 _STATE_VERSION = 1
@@ -28,8 +28,11 @@ class LoaderSettings:
 
     split: str | None = None
     """Split of the dataset, None for all samples."""
-    target: Target = "speech"
-    """Items that come with each image: utterances, captions, or nothing."""
+    target: str = "speech"
+    """Items that come with each image: `speech` (the utterances), `text` (the captions), `images`
+    (nothing), or the name of a unit column."""
+    image_column: str = "image_units"
+    """Unit column of the images."""
     items: Items = "all"
     """All utterances (or captions) of an image, or one drawn in each epoch."""
     min_length: int = 1
@@ -49,12 +52,9 @@ class LoaderSettings:
 
     def __post_init__(self) -> None:
         """Refuse settings that are out of range or contradict each other."""
-        for name, value, known in (
-            ("target", self.target, get_args(Target)),
-            ("items", self.items, get_args(Items)),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}")
+        if self.items not in get_args(Items):
+            known = ", ".join(get_args(Items))
+            raise ValueError(f"items is {self.items!r}; expected one of {known}")
         if self.min_length < 1:
             raise ValueError(f"min_length is {self.min_length}; expected at least 1")
         if self.max_length is not None and self.max_length < self.min_length:
@@ -65,6 +65,16 @@ class LoaderSettings:
             raise ValueError(f"bucket_window is {self.bucket_window}; expected 0 or more batches")
         if self.target == "images" and (self.is_bucketed or self.max_length is not None):
             raise ValueError("target is 'images', which have no length: no max_length, no buckets")
+
+    @property
+    def target_column(self) -> str:
+        """Column of the items; empty if there are none."""
+        return _TARGET_COLUMNS.get(self.target, self.target)
+
+    @property
+    def is_of_units(self) -> bool:
+        """Return True if the items are units."""
+        return self.target not in ("text", "images")
 
     @property
     def is_bucketed(self) -> bool:
@@ -270,7 +280,8 @@ def check_state(
     content: object = state.get("settings")
     found: Mapping[str, Any] = {}
     if isinstance(content, Mapping):
-        found = cast(Mapping[str, Any], content)
+        # States of version 0.1 have no image column.
+        found = {"image_column": "image_units"} | dict(cast(Mapping[str, Any], content))
     for name, value in settings.items():
         if found.get(name) != value:
             raise ValueError(

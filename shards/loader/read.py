@@ -8,10 +8,13 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from im2sp.shards.coding.packing import pack_units, packed_size_bytes
+from im2sp.shards.columns.stored import StoredUnits
 from im2sp.shards.dataset import ShardDataset
 from im2sp.shards.errors import ShardError
 from im2sp.shards.loader import kernels
-from im2sp.shards.loader.index import LONGEST, NO_LENGTHS, LoaderIndex, SpeechDecoder
+from im2sp.shards.loader.decoder import UnitsDecoder
+from im2sp.shards.loader.index import LONGEST, NO_LENGTHS, LoaderIndex
 from im2sp.shards.loader.plan import LoaderSettings, key_of
 
 _NO_KEY = np.uint64(0)
@@ -29,12 +32,14 @@ class Texts:
 
 @dataclass(frozen=True, kw_only=True)
 class Utterances:
-    """Utterances and the indices of their images."""
+    """Utterances, or arrays of another unit column, and the indices of their images."""
 
-    ids: NDArray[np.int16 | np.int32]
+    ids: NDArray[np.int16 | np.int32 | np.int64]
     """(N, longest), padded with -1."""
     lengths: NDArray[np.int32]
     """(N,) int32."""
+    shapes: NDArray[np.int32]
+    """(N, axes) int32."""
     owner: NDArray[np.int32]
     """(N,) int32, the row in the batch of each utterance's image."""
 
@@ -55,16 +60,34 @@ class SampleReader:
         self._dataset = dataset
         self._index = index
         self._settings = settings
-        self._image_size_bytes = dataset.codecs.image_size_bytes
-        self._decoder = SpeechDecoder(dataset.codecs.speech_units)
+        column = index.image_column
+        self._image_size_bytes = packed_size_bytes(column.num_fixed, column.bits)
+        images = dataset.schema.units[settings.image_column]
+        self._images = None if images.size_bytes else images
+        if settings.is_of_units:
+            self._decoder = UnitsDecoder(dataset.schema.units[settings.target_column])
 
     def images(self, samples: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Packed rows, (n, bytes) uint8."""
+        if self._images is not None:
+            return self._coded_images(samples, self._images)
         images = np.empty((samples.size, self._image_size_bytes), np.uint8)
         places = self._index.places[samples]
         num = kernels.gather_rows(places, self._index.images, images)
         assert num == places.size, "the index names a row that its batch lacks"
         return images
+
+    def _coded_images(self, samples: NDArray[np.int64], images: StoredUnits) -> NDArray[np.uint8]:
+        """Images of a coded column, decoded and packed."""
+        column = self._index.image_column
+        items = self._items(
+            samples, self._index.images, 1, (NO_LENGTHS, 0, LONGEST, False, _NO_KEY)
+        )
+        try:
+            ids = images.decode_values(items.data, items.offsets)[0]
+        except ShardError as error:
+            self._blame(samples, error)
+        return pack_units(ids.reshape(samples.size, column.num_fixed), column.bits)
 
     def utterances(self, samples: NDArray[np.int64], epoch: int) -> Utterances:
         """Utterances selected by the settings.
@@ -72,12 +95,12 @@ class SampleReader:
         Raises:
             ShardError: A value is invalid for its codec; names file and sample.
         """
-        items = self._target_items(samples, epoch, self._index.speech)
+        items = self._target_items(samples, epoch, self._index.items)
         try:
-            ids, lengths = self._decoder.rows(items.data, items.offsets)
+            ids, lengths, shapes = self._decoder.rows(items.data, items.offsets)
         except ShardError as error:
             self._blame(samples, error)
-        return Utterances(ids=ids, lengths=lengths, owner=items.owner)
+        return Utterances(ids=ids, lengths=lengths, shapes=shapes, owner=items.owner)
 
     def target_captions(self, samples: NDArray[np.int64], epoch: int) -> Texts:
         """Captions selected by the settings."""

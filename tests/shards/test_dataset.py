@@ -212,10 +212,11 @@ def test_batches_give_views_for_many_rows(
     rows = 0
     for number in range(dataset.num_batches):
         batch = dataset.batch(number)
-        assert batch.image_units.shape == (batch.num_samples, 1274)
+        images = batch.views["image_units"]
+        assert images.data.shape == (batch.num_samples, 1274)
         for i in range(batch.num_samples):
-            is_there = batch.image_valid is None or bool(batch.image_valid[i])
-            assert (batch.image_units[i].tobytes() if is_there else None) == packed[rows + i]
+            is_there = images.valid is None or bool(images.valid[i])
+            assert (images.data[i].tobytes() if is_there else None) == packed[rows + i]
             assert dataset.locate(rows + i) == (number, i)
         rows += batch.num_samples
     assert rows == 27

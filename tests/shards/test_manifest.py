@@ -126,7 +126,7 @@ def shard(content: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(format_version=2), "format version 2, this im2sp reads 1; update"),
+        (lambda c: c.update(format_version=3), "version 3, this im2sp reads 1 and 2; update"),
         (lambda c: c.update(format_version=True), "format version True"),
         (lambda c: c.update(num_samples=6), "samples in all shards: 5, expected num_samples 6"),
         (lambda c: c.update(num_samples=-1), "num_samples: -1"),

@@ -4,7 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from im2sp.shards import ARROW_SCHEMA, Sample, ShardError, encode_batch, schema
+from im2sp.shards import ARROW_SCHEMA, Sample, ShardError, encode_batch
+from im2sp.shards.columns.arrays import array_of
 
 IMAGE = np.zeros((28, 28), np.uint16)
 
@@ -61,10 +62,13 @@ def test_values_are_coded() -> None:
         ([["a"], [], ["b", "c"]], pa.list_(pa.string())),
         ([None, [b"1", None], [], None], pa.list_(pa.binary())),
         ([None] * 9, pa.list_(pa.binary())),
+        ([True, None, False] * 5, pa.bool_()),
+        ([1, None, -(1 << 63)], pa.int64()),
+        ([0.1, None, 2.0], pa.float64()),
     ],
 )
 def test_arrays_are_those_of_arrow_to_the_byte(values: list[Any], type_: pa.DataType) -> None:
-    found, expected = schema._array(values, type_), pa.array(values, type=type_)
+    found, expected = array_of(values, type_), pa.array(values, type=type_)
     found.validate(full=True)
     assert found.to_pylist() == values
     messages = [pa.record_batch([one], ["x"]).serialize().to_pybytes() for one in (found, expected)]
@@ -81,19 +85,31 @@ def test_units_may_be_any_integers() -> None:
     ("fields", "message"),
     [
         ({"key": ""}, "sample '': the key is empty"),
-        ({"key": 3}, "sample 3: key is a int"),
-        ({"key": "a\udc80"}, "key is not valid Unicode: .* at 1"),
-        ({"split": None}, "sample 'k': split is a NoneType"),
-        ({"captions": ["x", b"y"]}, r"captions\[1\] is a bytes"),
-        ({"image_units": IMAGE[:27]}, r"'k': image_units: shape \(27, 28\); .* \(28, 28\)"),
-        ({"image_units": IMAGE + np.uint16(8192)}, r"image_units: units\[0\] is 8192"),
-        ({"image_units": IMAGE.astype(np.float32)}, "image_units: units are float32"),
-        ({"speech_units": [np.array([1, 256])]}, r"speech_units\[0\]: units\[1\] is 256"),
-        ({"speech_units": [np.array([0.5])]}, r"speech_units\[0\]: float64"),
-        ({"speech_units": [np.zeros((1, 1), int)]}, r"speech_units\[0\]: int64 of shape \(1, 1\)"),
+        ({"key": 3}, "sample 3: column key: a int, expected string"),
+        ({"key": "a\udc80"}, "column key: not valid Unicode: .* at 1"),
+        ({"split": None}, "sample 'k': column split: a NoneType, expected string"),
+        ({"captions": ["x", b"y"]}, "column captions: a bytes, expected string"),
+        ({"image_units": IMAGE[:27]}, r"column image_units: shape \(27, 28\), expected \(28, 28\)"),
+        (
+            {"image_units": IMAGE + np.uint16(8192)},
+            r"code 8192 at \(0, 0\), expected 0 to 8191",
+        ),
+        (
+            {"image_units": IMAGE.astype(np.float32)},
+            "image_units: dtype float32, expected integers",
+        ),
+        (
+            {"speech_units": [np.array([1, 256])]},
+            r"array 0: code 256 at \(1,\), expected 0 to 255",
+        ),
+        (
+            {"speech_units": [np.array([0.5])]},
+            "array 0: dtype float64, expected integers",
+        ),
+        ({"speech_units": [np.zeros((1, 1), int)]}, r"array 0: shape \(1, 1\), expected \(None,\)"),
         (
             {"speech_units": [np.array([1])], "durations": [np.array([0])]},
-            r"durations\[0\]: id 0 is 0, not in 1 to 65535",
+            "column durations: array 0: id 0 is 0, not in 1 to 65535",
         ),
         ({"speech_units": [np.array([1])], "durations": []}, "differ in number or length"),
         (

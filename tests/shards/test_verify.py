@@ -20,7 +20,7 @@ from im2sp.shards import (
     write_shard,
 )
 from im2sp.shards.cli import main
-from im2sp.shards.schema import arrow_schema, batch_of_rows, rows_of_batch
+from im2sp.shards.schema import ARROW_SCHEMA, batch_of_rows
 
 Make = Callable[..., list[Sample]]
 Write = Callable[..., Manifest]
@@ -75,15 +75,14 @@ def test_keys_that_occur_twice(tmp_path: Path) -> None:
 
 def test_values_that_the_writer_would_refuse(tmp_path: Path) -> None:
     sample = Sample(key="k", speech_units=[np.array([1, 2])], durations=[np.array([1, 2])])
-    good = rows_of_batch(encode_batch([sample]))[0]
+    good = encode_batch([sample]).to_pylist()[0]
     for change, message in (
-        ({"durations": [b"\x00"]}, r"row 0: [1] durations, expected [2], as many as units"),
-        ({"durations": []}, "row 0: [] durations, expected [2]"),
-        ({"durations": [b"\x80"]}, "sample 'k': varint: id 0 is cut off"),
+        ({"durations": [b"\x00"]}, "row 0: durations and speech_units differ in number or length"),
+        ({"durations": []}, "row 0: durations and speech_units differ"),
+        ({"durations": [b"\x80"]}, "sample 'k': column durations: varint: id 0 is cut off"),
         ({"key": ""}, "key '' of row 0 is empty"),
     ):
-        row = type(good)(**vars(good) | change)
-        publish(tmp_path, [batch_of_rows([row], arrow_schema(DEFAULT_COLUMNS))])
+        publish(tmp_path, [batch_of_rows([good | change], ARROW_SCHEMA)])
         (found,) = lines(tmp_path)
         assert message in found
         assert found.startswith("00000.arrow: bytes ")
@@ -97,7 +96,7 @@ def test_units_outside_the_codebook(tmp_path: Path) -> None:
     samples = [Sample(key="a", image_units=units - (units > 0)), Sample(key="b", image_units=units)]
     publish(tmp_path, [encode_batch(samples)], image_tokenizer=tokenizer)
     (found,) = lines(tmp_path)
-    assert "row 1: image unit 391, expected below 391 codes" in found
+    assert "row 1: image_units: unit 391, the codebook has 391 rows" in found
 
 
 def test_wrong_split_counts(

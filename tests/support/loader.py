@@ -48,12 +48,12 @@ def expected_content(
     dataset: ShardDataset, target: str, low: int = 1, high: int = 1 << 30
 ) -> dict[str, tuple[Any, ...]]:
     """`batch_content` of each sample that is not skipped, by key."""
-    codec = dataset.codecs.image_units
+    stored = dataset.schema.units["image_units"]
     expected = {}
     for sample in dataset:
         items = [item for item in items_of(sample, target) if low <= len(item) <= high]
         if sample.image_units is not None and (items or target == "images"):
-            image = codec.encode(sample.image_units.reshape(-1))
+            image = stored.encode(sample.image_units)
             expected[sample.key] = (sample.key, image, items)
     return expected
 

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from pyarrow import ipc
 
 from im2sp.shards import DEFAULT_COLUMNS, Layout, ShardDataset, encode_batch, expand_members
-from im2sp.shards.schema import rows_of_batch
 from im2sp.tools.bench.loader_data import make_samples, write_dataset
 
 Batches = Generator[int, None, None]
@@ -62,19 +61,20 @@ def _padded(batch: Any) -> int:
 def numpy_views(dataset: ShardDataset, num_threads: int) -> Batches:
     """Slices of the mapped record batches, joined in Python; batches are equivalent to ours."""
     batches = [dataset.batch(number) for number in range(dataset.num_batches)]
+    images_of = [batch.views["image_units"].data for batch in batches]
+    speech_of = [batch.views["speech_units"] for batch in batches]
     first_rows = np.cumsum([0, *(batch.num_samples for batch in batches)])
     rng = np.random.default_rng(0)
 
     def read(samples: NDArray[np.int64]) -> int:
         numbers = np.searchsorted(first_rows, samples, "right") - 1
         rows = samples - first_rows[numbers]
-        images = np.empty((samples.size, batches[0].image_units.shape[1]), np.uint8)
+        images = np.empty((samples.size, images_of[0].shape[1]), np.uint8)
         offsets, data, counts = [], [], []
         for k, (number, row) in enumerate(zip(numbers.tolist(), rows.tolist(), strict=True)):
-            batch = batches[number]
-            images[k] = batch.image_units[row]
-            start, end = batch.speech_units.offsets[row : row + 2].tolist()
-            values = batch.speech_units.values
+            images[k] = images_of[number][row]
+            start, end = speech_of[number].offsets[row : row + 2].tolist()
+            values = speech_of[number].values
             bounds = values.offsets[start : end + 1]
             data.append(values.data[bounds[0] : bounds[-1]])
             offsets.append(np.diff(bounds))
@@ -164,8 +164,8 @@ def litdata_streaming(dir_path: Path, num_samples: int) -> Batches:
 
 def _coded(num_samples: int) -> Iterator[dict[str, bytes]]:
     for samples in make_samples(num_samples):
-        for row in rows_of_batch(encode_batch(samples)):
-            yield {"image": row.image_units or b"", "speech": b"".join(row.speech_units)}
+        for row in encode_batch(samples).to_pylist():
+            yield {"image": row["image_units"] or b"", "speech": b"".join(row["speech_units"])}
 
 
 def _stacked(make: Callable[[], Iterable[dict[str, bytes]]]) -> Batches:

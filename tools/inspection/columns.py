@@ -1,17 +1,15 @@
 """Columns of a dataset, and their values in a record batch, decoded without a loop over samples."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from im2sp.shards import ShardDataset
-from im2sp.shards.coding import Codec, PackedCodec, VarintCodec
-from im2sp.shards.coding.huffman import HuffmanCodec
-from im2sp.shards.coding.packing import unpack_units
-from im2sp.shards.layouts.batch import Batch, Lists, Values
+from im2sp.shards import ShardDataset, UnitColumn
+from im2sp.shards.columns.arrays import Lists, Rows
+from im2sp.shards.columns.stored import StoredUnits
+from im2sp.shards.layouts.batch import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,26 +17,12 @@ class Column:
     """A column of unit arrays."""
 
     name: str
-    shape: tuple[int | None, ...]
-    """Shape of one array; None for an axis that varies."""
-    num_codes: int
-    """Units are below it."""
-    is_many: bool
-    """True if a sample has a list of arrays, such as utterances."""
-    codec: Codec
+    kind: UnitColumn
+    """Shape, number of codes, one array or many."""
+    stored: StoredUnits
     """Coding of one array."""
-
-    @property
-    def units_per_step(self) -> int:
-        """Units in one step along the axis that varies: 8 for (8, None), 1 for (None,)."""
-        return int(np.prod([size for size in self.shape if size is not None], dtype=np.int64))
-
-    @property
-    def codec_name(self) -> str:
-        """Name of the codec, with the bits of `packed`."""
-        if isinstance(self.codec, PackedCodec):
-            return f"packed, {self.codec.bits} bits"
-        return "varint" if isinstance(self.codec, VarintCodec) else "huffman"
+    codec_name: str
+    """Name of the codec, with the bits of `packed`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,24 +41,16 @@ class ColumnValues:
 
 def unit_columns(dataset: ShardDataset) -> list[Column]:
     """The unit columns in the order of the format."""
-    codecs, speech = dataset.codecs, dataset.manifest.speech_tokenizer
-    known: Mapping[str, Any] = speech or {}
-    image = codecs.image_units
-    many = {"shape": (None,), "is_many": True}
-    num_speech = known.get("num_units") or _num_codes(codecs.speech_units)
-    return [
-        Column(
-            name="image_units",
-            shape=codecs.image_shape,
-            num_codes=_num_codes(image),
-            is_many=False,
-            codec=image,
-        ),
-        Column(name="speech_units", num_codes=num_speech, codec=codecs.speech_units, **many),
-        Column(
-            name="durations", num_codes=_num_codes(codecs.durations), codec=codecs.durations, **many
-        ),
-    ]
+    columns: list[Column] = []
+    for name, stored in dataset.schema.units.items():
+        kind = stored.column
+        codec_name: str = dataset.manifest.columns[name]["codec"]
+        if codec_name == "packed":
+            codec_name = f"packed, {kind.bits} bits"
+        num_codes = (dataset.manifest.tokenizer_of(name) or {}).get("num_units", kind.num_codes)
+        kind = UnitColumn(kind.shape, num_codes, kind.many, kind.coding)
+        columns.append(Column(name=name, kind=kind, stored=stored, codec_name=codec_name))
+    return columns
 
 
 def read_column(column: Column, batch: Batch) -> ColumnValues:
@@ -83,53 +59,19 @@ def read_column(column: Column, batch: Batch) -> ColumnValues:
     Raises:
         ShardError: A value is invalid for its codec.
     """
-    if column.name == "image_units":
-        return _images(column, batch)
-    lists: Lists = getattr(batch, column.name)
-    is_there = np.ones(batch.num_samples, np.bool_) if lists.valid is None else lists.valid
-    ids, lengths = _decode(column.codec, lists.values)
-    return ColumnValues(
-        ids=ids,
-        lengths=lengths,
-        per_row=np.diff(lists.offsets.astype(np.int64))[is_there],
-        size_bytes=lists.values.data.size,
-    )
-
-
-def _images(column: Column, batch: Batch) -> ColumnValues:
-    packed = (
-        batch.image_units if batch.image_valid is None else batch.image_units[batch.image_valid]
-    )
-    codec = column.codec
-    assert isinstance(codec, PackedCodec)
-    assert codec.count is not None
-    ids = unpack_units(packed, codec.bits, codec.count)
-    codec.check_range(ids)
-    lengths = np.full(len(packed), codec.count, np.int64)
-    return ColumnValues(
-        ids=ids.reshape(-1),
-        lengths=lengths,
-        per_row=np.ones(len(packed), np.int64),
-        size_bytes=packed.size,
-    )
-
-
-def _decode(codec: Codec, values: Values) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Ids of all values, and the number of each."""
-    offsets = values.offsets.astype(np.int64)
-    if isinstance(codec, HuffmanCodec | VarintCodec):
-        ids, id_offsets = codec.decode_values(values.data, offsets)
-        return ids, np.diff(id_offsets)
-    assert isinstance(codec, PackedCodec)
-    if (codec.bits, codec.count) == (8, None):
-        codec.check_range(values.data)
-        return values.data, np.diff(offsets)
-    arrays = [codec.decode(values[i]) for i in range(offsets.size - 1)]
-    lengths = np.array([array.size for array in arrays], np.int64)
-    return np.concatenate([np.zeros(0, np.uint16), *arrays]), lengths
-
-
-def _num_codes(codec: Codec) -> int:
-    if isinstance(codec, PackedCodec):
-        return codec.num_units or 1 << codec.bits
-    return codec.num_ids if isinstance(codec, HuffmanCodec) else 1 << 16
+    view = batch.views[column.name]
+    is_there = np.ones(batch.num_samples, np.bool_) if view.valid is None else view.valid
+    per_row = np.ones(int(is_there.sum()), np.int64)
+    if isinstance(view, Rows):
+        data = view.data[is_there]
+        offsets = np.arange(len(data) + 1) * view.data.shape[1]
+        data = data.reshape(-1)
+    else:
+        values = view.values if isinstance(view, Lists) else view
+        data, offsets = values.data, values.offsets.astype(np.int64)
+        if isinstance(view, Lists):
+            per_row = np.diff(view.offsets.astype(np.int64))[is_there]
+        else:  # a null has no bytes
+            offsets = np.concatenate([[0], offsets[1:][is_there]])
+    ids, id_offsets, _ = column.stored.decode_values(data, offsets)
+    return ColumnValues(ids=ids, lengths=np.diff(id_offsets), per_row=per_row, size_bytes=data.size)

@@ -28,7 +28,7 @@ class ColumnCounts:
         """Count a record batch; return the bytes of its coded arrays."""
         values = read_column(self.column, batch)
         self.units.add(values.ids)
-        self.lengths.add(values.lengths // self.column.units_per_step)
+        self.lengths.add(values.lengths // self.column.kind.num_fixed)
         self.per_sample.add(values.per_row)
         return values.size_bytes
 
@@ -54,17 +54,17 @@ class ColumnCounts:
         lengths = describe_lengths(self.lengths)
         return {
             "kind": "units",
-            "shape": list(column.shape),
-            "many": column.is_many,
-            "num_codes": column.num_codes,
+            "shape": list(column.kind.shape),
+            "many": column.kind.many,
+            "num_codes": column.kind.num_codes,
             "codec": column.codec_name,
             "num_arrays": self.num_arrays,
             "num_units": num,
             "size_bytes": size_bytes,
             "stored_bits": round(8 * size_bytes / num, 4) if num else None,
             **describe_codes(self.units),
-            "lengths": lengths if None in column.shape else None,
-            "per_sample": describe_lengths(self.per_sample) if column.is_many else None,
+            "lengths": lengths if column.kind.num_variable else None,
+            "per_sample": describe_lengths(self.per_sample) if column.kind.many else None,
         }
 
 

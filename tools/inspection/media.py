@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from im2sp.shards import Sample, ShardDataset
+from im2sp.shards.columns.arrays import Lists
 
 Log = Callable[[str], object]
 _MAP_PX = 8
@@ -86,9 +87,11 @@ def _places(dataset: ShardDataset, num: int) -> list[tuple[int, int]]:
         number, row = dataset.locate(int(start))
         batch = dataset.batch(number)
         score = np.zeros(batch.num_samples, np.int64)
-        score += True if batch.image_valid is None else batch.image_valid
-        score += np.diff(batch.speech_units.offsets) > 0
-        score += np.diff(batch.captions.offsets) > 0
+        for view in (batch.views.get(name) for name in ("image_units", "speech_units", "captions")):
+            if isinstance(view, Lists):
+                score += np.diff(view.offsets) > 0
+            elif view is not None:
+                score += True if view.valid is None else view.valid
         places.append((number, row + int(score[row : row + int(end - start)].argmax())))
     return places
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from im2sp.shards import REJECTS_NAME, ShardDataset, ShardError
 from im2sp.shards.errors import counted
-from im2sp.shards.schema import FORMAT_VERSION
 from im2sp.tools.inspection.measure import measure
 from im2sp.tools.inspection.sizes import codebook_bytes, part_bytes, total_bytes
 
@@ -33,7 +32,7 @@ def report(
         layout |= {"samples_per_member": manifest.layout.samples_per_member}
     return {
         "dataset": str(dataset.path),
-        "format_version": FORMAT_VERSION,
+        "format_version": manifest.format_version,
         "manifest_sha256": manifest.sha256,
         "num_samples": manifest.num_samples,
         "num_samples_read": measured.num_samples,

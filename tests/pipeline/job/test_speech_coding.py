@@ -196,6 +196,7 @@ def test_fitted_codes_are_smaller_on_real_units(
     run(source, tmp_path / "out", None, fake_speech, samples_per_shard=256)
     dataset = ShardDataset(tmp_path / "out")
     num_units = sum(len(units) for sample in dataset for units in sample.speech_units)
-    coded = sum(dataset.batch(i).speech_units.values.data.size for i in range(dataset.num_batches))
+    batches = map(dataset.batch, range(dataset.num_batches))
+    coded = sum(batch.views["speech_units"].values.data.size for batch in batches)
     assert len(dataset.manifest.shards) == 2
     assert 8 * coded / num_units < 3.6

@@ -186,7 +186,6 @@ def test_positions_run_through_epochs_and_end() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"target": "sound"}, "target is 'sound'; expected one of speech, text, images"),
         ({"items": 1}, "items is 1; expected one of all, one"),
         ({"min_length": 0}, "min_length is 0; expected at least 1"),
         ({"min_length": 9, "max_length": 8}, "max_length is 8; expected at least min_length, 9"),

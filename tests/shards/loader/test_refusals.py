@@ -101,13 +101,29 @@ def test_a_flipped_bit_is_found(tmp_path: Path, write_dataset: Callable, layout:
 @pytest.mark.parametrize(
     ("codec", "value", "message"),
     [
-        ("packed-10", b"\xff\xff\xff", "00000.arrow: batch 0: sample 'b': packed units"),
-        ("varint", b"\x80", "00000.arrow: batch 0: sample 'b': varint: id 0 is cut off"),
+        (
+            "packed-10",
+            b"\xff\xff\xff",
+            "batch 0: sample 'b': column speech_units: packed units",
+        ),
+        (
+            "varint",
+            b"\x80",
+            "batch 0: sample 'b': column speech_units: varint: id 0 is cut off",
+        ),
         ("varint", b"\x85\x00", "not in shortest form"),
         ("varint", b"\xff\xff\x7f", "over 65535"),
         ("varint", b"\x80\x80\x80\x01", "longer than three bytes"),
-        ("huffman", b"\xff\xff", "00000.arrow: batch 0: sample 'b': huffman: value 0"),
-        ("range", b"\x05\xc8", "00000.arrow: batch 0: sample 'b': id 1 is 200, not below 200"),
+        (
+            "huffman",
+            b"\xff\xff",
+            "batch 0: sample 'b': column speech_units: huffman: value 0",
+        ),
+        (
+            "range",
+            b"\x05\xc8",
+            "batch 0: sample 'b': column speech_units: id 1 is 200, not below 200",
+        ),
     ],
 )
 @pytest.mark.parametrize("num_threads", [0, 2])
@@ -150,7 +166,7 @@ def change_in_place(path: Path, wanted: np.ndarray, index: int, value: int) -> N
 def test_offsets_that_change_under_the_loader(tmp_path: Path, write_dataset: Callable) -> None:
     write_dataset(tmp_path, train_samples(20))
     loader = loader_of(tmp_path, 20)
-    values = loader.dataset.batch(0).speech_units.values
+    values = loader.dataset.batch(0).views["speech_units"].values
     change_in_place(tmp_path / "00000.arrow", values.offsets, 1, 1 << 30)
     with pytest.raises(ShardError, match=r"00000\.arrow: its offsets changed while it was in use"):
         list(loader)
@@ -168,7 +184,7 @@ def test_a_row_that_grows_beyond_the_known_lengths(tmp_path: Path, write_dataset
         ],
     )
     loader = loader_of(tmp_path, max_length=9)
-    rows = loader.dataset.batch(0).speech_units.offsets
+    rows = loader.dataset.batch(0).views["speech_units"].offsets
     assert rows.tolist() == [0, 1, 3, 6, 10]
     change_in_place(tmp_path / "00000.arrow", rows, 1, 4)
     with pytest.raises(ShardError, match=r"00000\.arrow: its offsets changed while it was in use"):

@@ -74,7 +74,7 @@ def test_measures_agree_with_a_loop_over_the_samples(tmp_path, layout, columns):
 
     speech = [units for s in samples for units in s.speech_units]
     check_units(found["speech_units"], speech)
-    coded = sum(len(dataset.codecs.speech_units.encode(units)) for units in speech)
+    coded = sum(len(dataset.schema.units["speech_units"].encode(units)) for units in speech)
     assert found["speech_units"]["size_bytes"] == coded
     assert found["speech_units"]["stored_bits"] == pytest.approx(
         8 * coded / sum(u.size for u in speech), abs=1e-4
