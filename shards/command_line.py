@@ -21,13 +21,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, cast, get_type_hints
 
 import tyro
 
 from im2sp import __version__
+from im2sp.shards.files import output_lock
 
 Config = TypeVar("Config")
 
@@ -47,6 +49,7 @@ def run_command(
     args: Sequence[str] | None = None,
     *,
     parse: Callable[[Sequence[str]], Config] | None = None,
+    out: Callable[[Config], Path | None] = lambda _: None,
     resume: str = "",
     memory_advice: str = "",
 ) -> int:
@@ -58,6 +61,8 @@ def run_command(
         run: The command itself; returns the exit code, None for 0.
         args: Command line; None for that of the process.
         parse: Use this instead of `parse_flags`.
+        out: The folder that the command writes; it is created, and held for this process. None for
+            a command that writes none.
         resume: What to do after an interruption, such as "run the same command again to resume".
         memory_advice: What to do when memory runs out.
 
@@ -71,7 +76,9 @@ def run_command(
                 print(f"im2sp {__version__}")
                 return 0
             config = parse(args) if parse else parse_flags(program, config_type, args)
-            code = run(config) or 0
+            folder = out(config)
+            with nullcontext() if folder is None else _held(folder):
+                code = run(config) or 0
             sys.stdout.flush()
             return code
     except SystemExit as left:  # --help or an unknown flag; tyro has printed it
@@ -83,6 +90,15 @@ def run_command(
         code, message = _explained(error, resume, memory_advice)
         print_error(program, message)
         return code
+
+
+@contextmanager
+def _held(folder: Path) -> Generator[None]:
+    if os.path.lexists(folder) and not folder.is_dir():
+        what = "not a folder" if folder.exists() else "a link to nothing"
+        raise UsageError(f"--out {folder}: {what}")
+    with output_lock(folder):
+        yield
 
 
 def print_error(program: str, message: str) -> None:
@@ -97,8 +113,15 @@ def _explained(error: BaseException, resume: str, memory_advice: str) -> tuple[i
         return code, f"{word}; {resume}" if resume else word
     if isinstance(error, UsageError):
         return 2, str(error)
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        error = error.__context__  # torch.save on a full disk
     if isinstance(error, OSError):
-        return 1, f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return (
+            1,
+            f"{error.filename}: {error.strerror}"
+            if error.filename
+            else error.strerror or str(error),
+        )
     if isinstance(error, MemoryError):
         message = str(error) or "no memory left"
     elif isinstance(error, ValueError):

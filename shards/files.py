@@ -38,9 +38,11 @@ def atomic_file(path: Path) -> Generator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
             os.replace(tmp_path, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             tmp_path.unlink()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
     fsync_path(path.parent)
 
@@ -106,6 +108,40 @@ def _is_in_use(path: Path) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+@contextmanager
+def output_lock(path: Path, *, is_folder: bool = True) -> Generator[None]:
+    """Hold an output for one process, and remove what killed writers left of it.
+
+    The lock is a file in the folder, or beside the file; it is removed at the end, and so is
+    a new folder in which nothing was written.
+
+    Args:
+        path: The output; a folder is created.
+        is_folder: False for a file, whose folder is created.
+
+    Raises:
+        ValueError: Another process holds it.
+    """
+    folder, name = (path, "") if is_folder else (path.parent, path.name)
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / f"{name}.im2sp-lock"
+    with file_lock(lock) as is_ours:
+        if not is_ours:
+            raise ValueError(
+                f"--out {path}: another im2sp command is writing here; wait for it or choose"
+                " another --out"
+            )
+        try:
+            remove_leftovers(folder)
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            if is_new:
+                with suppress(OSError):  # not empty
+                    folder.rmdir()
 
 
 @contextmanager

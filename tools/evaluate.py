@@ -236,7 +236,14 @@ def _opinions(config: EvaluateConfig, chain: "Chain") -> Scores:
 def main(args: list[str] | None = None) -> int:
     """Run the command and return the exit code."""
     resume = "run the same command again to resume"
-    return run_command("im2sp-evaluate", EvaluateConfig, _run, args, resume=resume)
+    return run_command(
+        "im2sp-evaluate", EvaluateConfig, _run, args, out=_written_folder, resume=resume
+    )
+
+
+def _written_folder(config: EvaluateConfig) -> Path | None:
+    is_read = bool(config.captions or config.scores)
+    return None if is_read and config.out is None else _out(config)
 
 
 def _run(config: EvaluateConfig) -> None:
@@ -246,9 +253,7 @@ def _run(config: EvaluateConfig) -> None:
     else:
         content = evaluate(config)
         tables, text = make_tables([row_of(content)]), report(content)
-    if config.out is not None or not (config.captions or config.scores):
-        folder = _out(config)
-        folder.mkdir(parents=True, exist_ok=True)
+    if (folder := _written_folder(config)) is not None:
         if not config.scores:
             _write(folder / RESULT_NAME, _json(content))
         _write(folder / TABLES_NAME, as_markdown(tables))

@@ -227,7 +227,9 @@ def fit(config: FitImageTokenizerConfig) -> None:
 
 def main(args: list[str] | None = None) -> int:
     """Run the command and return the exit code."""
-    return run_command("fit_image_tokenizer", FitImageTokenizerConfig, fit, args)
+    return run_command(
+        "fit_image_tokenizer", FitImageTokenizerConfig, fit, args, out=lambda config: config.out
+    )
 
 
 if __name__ == "__main__":

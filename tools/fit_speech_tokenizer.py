@@ -255,7 +255,9 @@ def fit(config: FitSpeechTokenizerConfig) -> None:
 
 def main(args: list[str] | None = None) -> int:
     """Run the command and return the exit code."""
-    return run_command("fit_speech_tokenizer", FitSpeechTokenizerConfig, fit, args)
+    return run_command(
+        "fit_speech_tokenizer", FitSpeechTokenizerConfig, fit, args, out=lambda config: config.out
+    )
 
 
 if __name__ == "__main__":

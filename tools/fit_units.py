@@ -31,7 +31,7 @@ from im2sp.pipeline.speech_tokenizer.encoder import HubertEncoder
 from im2sp.pipeline.speech_tokenizer.tokenizer import DTYPES, Precision, SpeechTokenizer
 from im2sp.pipeline.speech_tokenizer.weights import DEFAULT_LAYER, HubertWeights, load_hubert
 from im2sp.shards.command_line import run_command
-from im2sp.shards.files import atomic_file
+from im2sp.shards.files import atomic_file, output_lock
 from im2sp.tools.evaluation.unit_quality import PhoneLabels, UnitMeter
 from im2sp.tools.fitting.clip_features import Clips, FeatureReader
 from im2sp.tools.fitting.kmeans import Reservoir, fit_kmeans
@@ -204,7 +204,6 @@ def write(
 ) -> None:
     """Write rejects, card and, last, the centroids, each atomically."""
     data = save({"centres": centroids}, {METADATA_KEY: json.dumps(card, sort_keys=True)})
-    out.parent.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(row) + "\n" for row in rejects)
     files = {
         out.with_suffix(".rejects.jsonl"): lines.encode(),
@@ -283,7 +282,8 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _run(config: FitConfig) -> None:
-    print(json.dumps(fit_units(config), indent=2))
+    with output_lock(config.out, is_folder=False):
+        print(json.dumps(fit_units(config), indent=2))
 
 
 if __name__ == "__main__":

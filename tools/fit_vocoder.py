@@ -314,7 +314,7 @@ def _chosen(config: FitVocoderConfig, kind: type[Recipe] | type[NetworkSizes]) -
 
 def main(args: list[str] | None = None) -> int:
     """Run the command and return the exit code."""
-    return run_command("fit_vocoder", FitVocoderConfig, fit, args)
+    return run_command("fit_vocoder", FitVocoderConfig, fit, args, out=lambda config: config.out)
 
 
 if __name__ == "__main__":

@@ -246,7 +246,16 @@ def make_dataset(config: SpokenConfig) -> str:
 def main(args: list[str] | None = None) -> None:
     """Run the command; always leaves by SystemExit."""
     resume = "run the same command again to resume"
-    sys.exit(run_command("flickr8k_spoken", SpokenConfig, _run, args, resume=resume))
+    sys.exit(
+        run_command(
+            "flickr8k_spoken",
+            SpokenConfig,
+            _run,
+            args,
+            out=lambda config: config.out,
+            resume=resume,
+        )
+    )
 
 
 def _run(config: SpokenConfig) -> None:

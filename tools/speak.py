@@ -17,7 +17,7 @@ PROGRAM = "im2sp-speak"
 
 def main(args: list[str] | None = None) -> None:
     """Run the command; always leaves by SystemExit."""
-    sys.exit(run_command(PROGRAM, SpeakConfig, _run, args))
+    sys.exit(run_command(PROGRAM, SpeakConfig, _run, args, out=lambda config: config.out))
 
 
 def _run(config: SpeakConfig) -> int:

@@ -29,10 +29,16 @@ def main(args: list[str] | None = None) -> None:
             _run,
             args,
             parse=_parse,
+            out=lambda config: config.out if _is_first() else None,
             resume=_RESUME,
             memory_advice=_LESS_MEMORY,
         )
     )
+
+
+def _is_first() -> bool:
+    """True on rank 0, which writes and prints."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _parse(args: Sequence[str]) -> TrainConfig:
@@ -47,13 +53,11 @@ def _run(config: TrainConfig) -> None:
     for path in (config.shards, config.val_shards, config.text_model):
         if path is not None and not path.exists():
             raise UsageError(f"{path}: no such file or folder")
-    if config.out.exists() and not config.out.is_dir():
-        raise UsageError(f"--out {config.out}: not a folder")
 
     def log(line: str) -> None:
         print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
 
-    if not config.quiet and os.environ.get("RANK", "0") == "0":
+    if not config.quiet and _is_first():
         log(f"reading {config.shards} ...")
     from im2sp.trainer.loop import train
 

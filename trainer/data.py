@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from im2sp.shards import LoaderBatch, ShardDataset, ShardLoader
+from im2sp.shards import LoaderBatch, ShardDataset, ShardError, ShardLoader
 from im2sp.trainer.config import MAX_TOKENS, TrainConfig
 from im2sp.trainer.ranks import Ranks
 from im2sp.trainer.text import TextModel
@@ -279,6 +279,18 @@ def make_loader(
         world_size=ranks.world_size,
         num_threads=config.loader_threads,
     )
+
+
+def make_val_loader(dataset: ShardDataset, config: TrainConfig, ranks: Ranks) -> ShardLoader:
+    """`make_loader` for validation, with the advice that fits."""
+    try:
+        return make_loader(dataset, config, ranks, is_train=False)
+    except ShardError:
+        raise
+    except ValueError as error:
+        raise ValueError(
+            f"validation: {error}; name another --val-split, or another dataset with --val-shards"
+        ) from None
 
 
 def captions_of(dataset: ShardDataset) -> Iterator[str]:

@@ -30,6 +30,7 @@ from im2sp.trainer.data import (
     check_fingerprints,
     fingerprints,
     make_loader,
+    make_val_loader,
     open_other_views,
     open_train,
     open_val,
@@ -136,6 +137,9 @@ class _Run:
         other_views = open_other_views(config, dataset)
         checkpoint = find_checkpoint(config, ranks, warn)
         check_same_units(self.fingerprints, checkpoint, config)
+        # Made before a text model is fitted, as they report missing captions.
+        self.train_loader = make_loader(dataset, config, ranks, is_train=True)
+        val_loader = None if val is None else make_val_loader(val, config, ranks)
         text_model = find_text_model(config, dataset, checkpoint, ranks)
         self.text_model, self.text_model_sha256 = text_model, text_model_sha256(text_model)
         vocabulary = text_model.vocabulary if text_model else speech_vocabulary(dataset)
@@ -145,11 +149,9 @@ class _Run:
             self.text_model_sha256,
             text_model.log_odds if isinstance(text_model, WordBag) else None,
         )
-        self.train_loader = make_loader(dataset, config, ranks, is_train=True)
         self.train_batches = TokenBatches(self.train_loader, vocabulary, text_model, other_views)
         self.val_batches = None
-        if val is not None:
-            val_loader = make_loader(val, config, ranks, is_train=False)
+        if val_loader is not None:
             self.val_batches = TokenBatches(val_loader, vocabulary, text_model)
         if checkpoint is None:
             model = first_model(config, units, torch.from_numpy(dataset.codebook()), warn)
@@ -327,7 +329,7 @@ class _Run:
         }
         writers = {
             MODEL_NAME: lambda path: save_model(path.parent, train_step.result),
-            OPTIMIZER_NAME: lambda path: torch.save(train_step.optimizer.state_dict(), path),
+            OPTIMIZER_NAME: lambda path: _save(train_step.optimizer.state_dict(), path),
             CONFIG_NAME: lambda path: path.write_bytes(to_toml(config)),
         }
         if config.ema:
@@ -336,3 +338,9 @@ class _Run:
             )
         write_checkpoint(config.out, self.step, writers, state)
         prune(config.out, config.keep_last)
+
+
+def _save(content: object, path: Path) -> None:
+    """`torch.save` to a path; through a file of Python's, so that a full disk is an OSError."""
+    with open(path, "wb") as file:
+        torch.save(content, file)

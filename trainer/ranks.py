@@ -55,7 +55,7 @@ def init_distributed(device: str | None) -> Generator[Ranks]:
             GPU of its local rank.
 
     Raises:
-        ValueError: The device does not exist.
+        ValueError: The device does not exist, or another process ended.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -63,11 +63,16 @@ def init_distributed(device: str | None) -> Generator[Ranks]:
     if world_size == 1:
         yield Ranks(0, 1, found)
         return
-    dist.init_process_group("nccl" if found.type == "cuda" else "gloo")
     try:
-        yield Ranks(rank, world_size, found)
-    finally:
-        dist.destroy_process_group()
+        dist.init_process_group("nccl" if found.type == "cuda" else "gloo")
+        try:
+            yield Ranks(rank, world_size, found)
+        finally:
+            dist.destroy_process_group()
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise ValueError("another process of this run ended; see its message") from None
+        raise
 
 
 def use_tf32(enabled: bool, device: torch.device) -> None:

@@ -191,14 +191,19 @@ class LoaderIndex:
     def _why_empty(self) -> str:
         settings, dataset = self._settings, self._dataset
         reasons = [f"{num} {reason}" for reason, num in self.skipped.items()]
-        advice = "use other length limits"
+        is_limited = any(
+            "longer" in reason or ("shorter" in reason and settings.min_length > 1)
+            for reason in self.skipped
+        )
         if not len(dataset):
             advice = "use a dataset with samples"
-        elif settings.target != "images" and not self.max_items:
+        elif is_limited:
+            advice = "use other length limits"
+        elif list(self.skipped) == ["samples without image"]:
+            advice = "the loader needs images"
+        else:
             what = "speech" if self._target == "speech_units" else self._target
             advice = f"it has no {what}; use another target, or a dataset with {what}"
-        elif "samples without image" in self.skipped and len(reasons) == 1:
-            advice = "the loader needs images"
         return (
             f"{dataset.path}: none of {len(dataset)} samples of split {settings.split!r} is left "
             f"for target {settings.target!r} ({', '.join(reasons) or 'it is empty'}); {advice}"

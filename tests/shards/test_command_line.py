@@ -144,6 +144,35 @@ def test_failures_are_one_line(
     assert err.startswith(f"prog: {message}")
 
 
+def test_the_output_folder_is_held(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+
+    def again(_: Config) -> int:
+        assert (out / ".im2sp-lock").exists()
+        return run_command("prog", Config, done, [], out=lambda _: out)
+
+    assert run_command("prog", Config, again, [], out=lambda _: out) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"prog: --out {out}: another im2sp command is writing here")
+    assert told.count("\n") == 1
+    assert not out.exists()
+    out.symlink_to(tmp_path / "nowhere")
+    for place, what in ((out, "a link to nothing"), (Path(__file__), "not a folder")):
+        assert run_command("prog", Config, done, [], out=lambda _, place=place: place) == 2
+        assert capsys.readouterr().err == f"prog: --out {place}: {what}\n"
+
+
+def test_a_full_disk_under_torch_save_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(_: Config) -> None:
+        try:
+            raise OSError(28, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos 704 vs 598")
+
+    assert run([], fail) == 1
+    assert capsys.readouterr().err == "prog: No space left on device\n"
+
+
 def test_sigterm_is_143_and_the_handler_is_restored(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
     assert run([], lambda _: os.kill(os.getpid(), signal.SIGTERM)) == 143

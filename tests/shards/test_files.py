@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from im2sp.shards.files import atomic_dir, atomic_file, remove_leftovers, temporary_path
+from im2sp.shards.files import (
+    atomic_dir,
+    atomic_file,
+    output_lock,
+    remove_leftovers,
+    temporary_path,
+)
 
 
 def test_two_writers_of_one_file_publish_whole_files(tmp_path: Path) -> None:
@@ -76,3 +82,32 @@ def test_a_folder_is_published_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="not empty"), atomic_dir(tmp_path / "out") as folder:
         (folder / "file").touch()
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_an_output_is_held_by_one_process(tmp_path: Path) -> None:
+    out = tmp_path / "a" / "out"
+    with output_lock(out):
+        (out / "file").touch()
+        temporary_path(out / "other").touch()
+        with pytest.raises(ValueError, match="another im2sp command is writing here; wait"):
+            output_lock(out).__enter__()
+    with output_lock(out):
+        assert sorted(os.listdir(out)) == [".im2sp-lock", "file"]
+    assert os.listdir(out) == ["file"]
+    with output_lock(out / "x.npy", is_folder=False), output_lock(out / "y.npy", is_folder=False):
+        assert sorted(os.listdir(out)) == ["file", "x.npy.im2sp-lock", "y.npy.im2sp-lock"]
+    with output_lock(tmp_path / "unused"):
+        pass
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_an_error_of_the_disk_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    message = f"No space left on device: '{tmp_path / 'a'}'"
+    with pytest.raises(OSError, match=message), atomic_file(tmp_path / "a") as file:
+        file.write(b"content")

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,9 +97,9 @@ class _Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("fail_at", range(1, 6))
+@pytest.mark.parametrize("fail_at", range(1, 8))
 def test_a_kill_at_any_write_changes_nothing(shards, whole, tmp_path, monkeypatch, fail_at):
-    """The first checkpoint has four files that are flushed, and a rename."""
+    """The first checkpoint: weights written atomically, four files that are synced, a rename."""
     out, num_calls = tmp_path / "run", 0
 
     def killing(function):
@@ -116,7 +117,7 @@ def test_a_kill_at_any_write_changes_nothing(shards, whole, tmp_path, monkeypatc
         patch.setattr(files, "fsync_path", killing(files.fsync_path))
         patch.setattr(os, "replace", killing(os.replace))
         # A killed process does not clean up.
-        patch.setattr(files.shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(_Killed):
             resumed(shards, out)
     assert num_calls == fail_at
@@ -313,12 +314,25 @@ def test_validation_is_the_mean_over_all_tokens(tmp_path):
 
 def test_no_validation(shards, tmp_path):
     only_train = make_shards(tmp_path / "shards", {"train": 2})
-    lines = []
-    config = make_config(only_train, tmp_path / "run", steps=2, quiet=False)
-    result = train(config, lines.append)
+    result = train(make_config(only_train, tmp_path / "run", steps=2))
     assert (result.best_step, result.scores) == (2, {})
-    assert any("no validation: no split val in" in line for line in lines)
-    assert any("(splits: train); name another with --val-split" in line for line in lines)
     message = "no split 'test'; it has"
     with pytest.raises(ValueError, match=message):
         train(make_config(shards, tmp_path / "other", val_split="test"))
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("train", r"none of 2 samples of split 'train' .*it has no captions; use another targ"),
+        ("val", r"^validation: .*none of 1 samples of split 'val' .*name another --val-split"),
+    ],
+)
+def test_captions_that_are_missing_are_named_before_a_text_model_is_fitted(
+    tmp_path, split, message
+):
+    samples = make_samples({"train": 2, "val": 1})
+    samples = [replace(s, captions=[""] if s.split == split else s.captions) for s in samples]
+    shards = make_shards(tmp_path / "shards", {"train": 2, "val": 1}, samples=samples)
+    with pytest.raises(ValueError, match=message):
+        train(make_config(shards, tmp_path / "run", target="text"))

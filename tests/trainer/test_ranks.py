@@ -26,3 +26,16 @@ def test_tf32_on_a_gpu_is_as_asked(float32_backends, enabled, value):
 def test_tf32_on_a_cpu_is_refused():
     with pytest.raises(ValueError, match="--precision tf32 needs a CUDA device, found cpu"):
         ranks.use_tf32(True, torch.device("cpu"))
+
+
+def test_the_end_of_another_process_is_one_line(monkeypatch):
+    def lost(_):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "init_process_group", lost)
+    with (
+        pytest.raises(ValueError, match="another process of this run ended; see its message"),
+        ranks.init_distributed("cpu"),
+    ):
+        pass

@@ -89,5 +89,3 @@ class SpeakConfig:
         for path in paths:
             if path is not None and not path.exists():
                 raise ValueError(f"{path}: no such file or folder")
-        if self.out.exists() and not self.out.is_dir():
-            raise ValueError(f"--out {self.out}: not a folder")

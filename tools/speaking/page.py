@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from im2sp.shards.errors import counted
-from im2sp.shards.files import atomic_file, is_plain_name, remove_leftovers
+from im2sp.shards.files import atomic_file, is_plain_name
 
 LIST_NAME = ".im2sp-speak.json"
 PAGE_NAME = "index.html"
@@ -166,7 +166,6 @@ class SpeechFolder:
                     " away or choose another --out"
                 )
         path.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path)
         self._list(self._former | wanted)
         for name in _TABLES:
             (path / name).unlink(missing_ok=True)

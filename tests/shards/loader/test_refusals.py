@@ -61,6 +61,11 @@ def test_no_sample_is_left(tmp_path: Path, train_dir: Path, write_dataset: Calla
     ):
         with pytest.raises(ValueError, match=message):
             loader_of(tmp_path / "images", target=target)
+    empty = Sample(key="a", split="val", image_units=image, captions=["", ""])
+    other = Sample(key="b", split="train", image_units=image, captions=["a dog"])
+    write_dataset(tmp_path / "empty", [empty, other])
+    with pytest.raises(ValueError, match=r"none of 1 samples of split 'val' .*; it has no capt"):
+        loader_of(tmp_path / "empty", target="text", split="val")
     write_dataset(tmp_path / "speech", [Sample(key="a", speech_units=[np.ones(3, np.uint16)])])
     with pytest.raises(ValueError, match=r"1 samples without image\); the loader needs images"):
         loader_of(tmp_path / "speech")
