@@ -203,8 +203,8 @@ def is_plain_name(name: object) -> bool:
     """Return True if `name` can only name a file directly inside the dataset's folder."""
     return (
         isinstance(name, str)
-        and 0 < len(name) <= 255
         and name.isprintable()
+        and 0 < len(os.fsencode(name)) <= 255
         and name not in (".", "..")
         and not any(c in name for c in '/\\:*?"<>|')
     )

@@ -15,6 +15,7 @@ from im2sp.shards.codebook import CODEBOOK_NAME, codebook_name, read_tensors
 from im2sp.shards.columns.units import UnitColumn
 from im2sp.shards.errors import ShardError
 from im2sp.shards.files import TMP_SUFFIX
+from im2sp.shards.layouts.arrow import arrow_errors
 from im2sp.shards.layouts.batch import Batch
 from im2sp.shards.layouts.shard_info import ShardInfo
 from im2sp.shards.layouts.webdataset import list_members
@@ -247,11 +248,8 @@ class _Check:
 
 
 def _check_arrow_file(data: pa.Buffer, info: ShardInfo, schema: pa.Schema) -> None:
-    try:
-        with ipc.open_file(data) as file:
-            found, num_batches = file.schema, file.num_record_batches
-    except (pa.ArrowException, OSError, ValueError, EOFError) as error:
-        raise ShardError(f"not an Arrow IPC file: {error}") from None
+    with arrow_errors("not an Arrow IPC file"), ipc.open_file(data) as file:
+        found, num_batches = file.schema, file.num_record_batches
     if not found.equals(schema, check_metadata=True):
         raise ShardError("its Arrow schema differs from that in dataset.json")
     if num_batches != len(info.batches):

@@ -24,6 +24,8 @@ from im2sp.shards.errors import ShardError, check_int
 
 MAX_COUNT = 1 << 24
 """Largest fixed number of ids in a value."""
+MAX_AXES = 8
+"""Most axes of an array."""
 
 
 class Codec(Protocol):
@@ -66,10 +68,14 @@ class PackedCodec:
             check_int("num_units", self.num_units, 1, 1 << self.bits)
         if self.shape is not None and (
             self.count is None
-            or not all(type(n) is int and n > 0 for n in self.shape)
+            or len(self.shape) > MAX_AXES
+            or not all(type(n) is int and 0 < n <= self.count for n in self.shape)
             or math.prod(self.shape) != self.count
         ):
-            raise ShardError(f"shape {list(self.shape)} does not make count {self.count}")
+            shape = str(list(self.shape[: MAX_AXES + 1]))
+            raise ShardError(
+                f"shape {shape[:80]} does not make count {self.count} in 1 to {MAX_AXES} axes"
+            )
 
     def encode(self, ids: NDArray[Any]) -> bytes:
         """Pack (n,) ids."""

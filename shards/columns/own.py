@@ -49,7 +49,10 @@ def checked_value(type_name: str, value: Any) -> Any:
         if not -(1 << 63) <= value < 1 << 63:
             raise ShardError(f"{value}, expected an int of 64 bits")
     else:
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf
         if not math.isfinite(value):
             raise ShardError(f"{value}, expected a finite float; use None for an unknown one")
     return value

@@ -9,12 +9,11 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from im2sp.shards.coding import MAX_COUNT
+from im2sp.shards.coding import MAX_AXES, MAX_COUNT
 from im2sp.shards.errors import ShardError, check_int
 
 Coding = Literal["packed", "varint", "coded"]
 MAX_CODES = 1 << 32
-_MAX_AXES = 8
 _MAX_LENGTH = (1 << 31) - 1
 
 
@@ -40,8 +39,8 @@ class UnitColumn:
         """Refuse values out of range."""
         object.__setattr__(self, "shape", tuple(self.shape))  # a list if it comes from JSON
         axes: Sequence[object] = self.shape
-        if not 1 <= len(axes) <= _MAX_AXES:
-            raise ShardError(f"shape is {self.shape}; expected 1 to {_MAX_AXES} axes")
+        if not 1 <= len(axes) <= MAX_AXES:
+            raise ShardError(f"shape is {self.shape}; expected 1 to {MAX_AXES} axes")
         for size in axes:
             if size is not None:
                 check_int("an axis of shape", size, 1, MAX_COUNT)

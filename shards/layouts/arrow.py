@@ -1,5 +1,6 @@
 """Arrow shards: IPC files whose record batch messages are read in place by byte range."""
 
+import struct
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
@@ -30,19 +31,65 @@ def arrow_file(sink: Sink, schema: Schema) -> Generator[WriteBatch]:
 
 
 def read_message(data: pa.Buffer, schema: Schema) -> pa.RecordBatch:
-    """The record batch of one IPC message; its buffers point into `data`."""
-    return parse_arrow(lambda: ipc.read_record_batch(data, schema.arrow))
-
-
-def parse_arrow(read: Callable[[], pa.RecordBatch]) -> pa.RecordBatch:
-    """Call `read` and validate the result: offsets inside buffers, valid UTF-8.
+    """The record batch of one IPC message; its buffers point into `data`.
 
     Raises:
-        ShardError: Arrow rejects the bytes.
+        ShardError: Arrow rejects the bytes, or their body is compressed.
     """
+    with arrow_errors("not a sound Arrow record batch"):
+        return _batch_of_message(ipc.read_message(data), schema.arrow)
+
+
+def read_stream(data: pa.Buffer) -> tuple[pa.Schema, pa.RecordBatch]:
+    """Schema and record batch of an IPC stream; the buffers point into `data`.
+
+    Raises:
+        ShardError: It is not a stream with a record batch, or the batch is compressed.
+    """
+    with arrow_errors("not an Arrow stream"):
+        messages = ipc.MessageReader.open_stream(data)
+        schema = ipc.read_schema(messages.read_next_message())
+        return schema, _batch_of_message(messages.read_next_message(), schema)
+
+
+@contextmanager
+def arrow_errors(what: str) -> Generator[None]:
+    """Raise Arrow's exceptions as `ShardError`, with `what` in front."""
     try:
-        batch = read()
-        batch.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError, EOFError) as error:
-        raise ShardError(f"not a sound Arrow record batch: {error}") from None
+        yield
+    except ShardError:
+        raise
+    except StopIteration:
+        raise ShardError(f"{what}: it ends without a record batch") from None
+    except (pa.ArrowException, OSError, ValueError, EOFError, struct.error) as error:
+        raise ShardError(f"{what}: {error}") from None
+
+
+def _batch_of_message(message: ipc.Message, schema: pa.Schema) -> pa.RecordBatch:
+    """Read and validate: offsets inside buffers, valid UTF-8.
+
+    A compressed body is refused before it is read, as it may expand to any size.
+    """
+    if message.type != "record batch":
+        raise ShardError(f"an Arrow {message.type}, expected a record batch")
+    if _is_compressed(message.metadata.to_pybytes()):
+        raise ShardError("a compressed Arrow record batch; the format has uncompressed ones only")
+    batch = ipc.read_record_batch(message, schema)
+    batch.validate(full=True)
     return batch
+
+
+def _is_compressed(metadata: bytes) -> bool:
+    """True if a verified flatbuffer `Message` with a `RecordBatch` has the field `compression`."""
+    header = _field(metadata, struct.unpack_from("<I", metadata)[0], 2)
+    batch = header + struct.unpack_from("<I", metadata, header)[0]
+    return _field(metadata, batch, 3) != batch or b"ARROW:experimental_compression" in metadata
+
+
+def _field(metadata: bytes, table: int, number: int) -> int:
+    """Position of a field of a flatbuffer's table; that of the table if the field is absent."""
+    vtable = table - struct.unpack_from("<i", metadata, table)[0]
+    (size_bytes,) = struct.unpack_from("<H", metadata, vtable)
+    if 4 + 2 * number >= size_bytes:
+        return table
+    return table + struct.unpack_from("<H", metadata, vtable + 4 + 2 * number)[0]

@@ -25,8 +25,8 @@ from pyarrow import ipc
 
 from im2sp.shards.columns.own import checked_value
 from im2sp.shards.columns.units import UnitColumn
-from im2sp.shards.errors import ShardError
-from im2sp.shards.layouts.arrow import WriteBatch, parse_arrow
+from im2sp.shards.errors import ShardError, memory_limit
+from im2sp.shards.layouts.arrow import WriteBatch, read_stream
 from im2sp.shards.layouts.batch import Batch
 from im2sp.shards.layouts.shard_info import BatchInfo
 from im2sp.shards.layouts.sink import Sink
@@ -82,10 +82,10 @@ def plain_tar(sink: Sink, schema: Schema) -> Generator[WriteBatch]:
 
 def read_packed(data: pa.Buffer, schema: Schema) -> pa.RecordBatch:
     """The record batch of a packed member's content; its buffers point into `data`."""
-    with _open_stream(data) as reader:
-        if not reader.schema.equals(schema.arrow, check_metadata=True):
-            raise ShardError("the member's Arrow schema differs from that in dataset.json")
-        return parse_arrow(reader.read_next_batch)
+    found, batch = read_stream(data)
+    if not found.equals(schema.arrow, check_metadata=True):
+        raise ShardError("the member's Arrow schema differs from that in dataset.json")
+    return batch
 
 
 def read_plain(data: pa.Buffer, schema: Schema) -> pa.RecordBatch:
@@ -101,6 +101,17 @@ def read_plain(data: pa.Buffer, schema: Schema) -> pa.RecordBatch:
         stem = member_stem
         members[member] = content
     rows.append(row_of_members(stem, members, schema))
+    return _batch_of_rows(rows, schema, data.size)
+
+
+def _batch_of_rows(rows: list[dict[str, Any]], schema: Schema, size_bytes: int) -> pa.RecordBatch:
+    """Build a record batch; absent values of a fixed size take as much memory as present ones."""
+    width = sum(schema.size_bytes(name) or 0 for name in schema.columns)
+    if len(rows) * width > memory_limit(size_bytes):
+        raise ShardError(
+            f"{len(rows)} samples of {width} bytes each in {size_bytes} bytes; they would take more"
+            f" than {memory_limit(size_bytes)} bytes of memory"
+        )
     return batch_of_rows(rows, schema.arrow)
 
 
@@ -142,15 +153,16 @@ def _batch_of_members(
     stem: str, members: dict[str, Any], schema: Schema | None
 ) -> tuple[pa.RecordBatch, Schema]:
     if "arrow" in members:
-        with _open_stream(pa.py_buffer(members["arrow"])) as reader:
-            schema = schema or schema_of_arrow(reader.schema)
-            if not reader.schema.equals(schema.arrow):
-                raise ShardError("its Arrow schema is not that of the format")
-            return parse_arrow(reader.read_next_batch), schema
+        found, batch = read_stream(pa.py_buffer(members["arrow"]))
+        schema = schema or schema_of_arrow(found)
+        if not found.equals(schema.arrow):
+            raise ShardError("its Arrow schema is not that of the format")
+        return batch, schema
     if "json" not in members:
         raise ShardError("neither .arrow nor .json in it, so im2sp did not write it")
     row, schema = row_of_sample(stem, members, schema)
-    return batch_of_rows([row], schema.arrow), schema
+    size_bytes = sum(len(content) for content in members.values() if isinstance(content, bytes))
+    return _batch_of_rows([row], schema, size_bytes), schema
 
 
 def row_of_sample(
@@ -164,13 +176,6 @@ def row_of_sample(
     schema = schema or schema_of_note(_load_json(stem, members["json"]).get("format"))
     ours = {name: members[name] for name in ("json", *schema.columns) if name in members}
     return row_of_members(stem, ours, schema), schema
-
-
-def _open_stream(data: pa.Buffer) -> ipc.RecordBatchStreamReader:
-    try:
-        return ipc.open_stream(data)
-    except (pa.ArrowException, OSError, ValueError, EOFError) as error:
-        raise ShardError(f"not an Arrow stream: {error}") from None
 
 
 def _is_member(name: str, schema: Schema) -> bool:
