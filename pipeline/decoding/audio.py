@@ -23,7 +23,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -41,25 +40,24 @@ from im2sp.pipeline.decoding.media import (
     DEFAULT_MAX_SECONDS,
     AudioError,
     ByteRange,
+    Location,
     MediaError,
     read_bytes,
     refusal,
     seems_to_be,
     shown,
-    source_size_bytes,
 )
 from im2sp.pipeline.decoding.mp3 import check_mp3, is_mp3_frame
 from im2sp.pipeline.decoding.ogg import check_ogg
 from im2sp.pipeline.decoding.wav import check_wav
 
 __all__ = [
+    "ByteRange",
     "DEFAULT_MAX_SECONDS",
     "MIN_SAMPLES",
     "SAMPLE_RATE_HZ",
     "AudioError",
-    "ByteRange",
     "read_audio",
-    "source_size_bytes",
 ]
 
 SAMPLE_RATE_HZ = 16_000
@@ -157,12 +155,12 @@ def find_audio_format(data: bytes) -> AudioFormat:
 
 
 def read_audio(
-    source: Path | bytes | ByteRange, *, name: str, max_seconds: float = DEFAULT_MAX_SECONDS
+    source: Location | bytes, *, name: str, max_seconds: float = DEFAULT_MAX_SECONDS
 ) -> np.ndarray:
     """Read one complete clip as mono at 16 kHz.
 
     Args:
-        source: A file, the bytes of one, or a part of a file.
+        source: Location of a file, or the bytes of one.
         name: Name of the clip in messages.
         max_seconds: Limit of the clip's length.
 

@@ -16,7 +16,6 @@ This module does not change Pillow's global settings, start another program or a
 
 import warnings
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -27,13 +26,13 @@ from im2sp.pipeline.decoding.media import (
     DEFAULT_MAX_PIXELS,
     ByteRange,
     ImageError,
+    Location,
     MediaError,
     read_bytes,
     refusal,
-    source_size_bytes,
 )
 
-__all__ = ["DEFAULT_MAX_PIXELS", "ByteRange", "ImageError", "read_image", "source_size_bytes"]
+__all__ = ["DEFAULT_MAX_PIXELS", "ByteRange", "ImageError", "read_image"]
 
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
@@ -48,12 +47,12 @@ _TURNS = {
 
 
 def read_image(
-    source: Path | bytes | ByteRange, *, name: str, max_pixels: int = DEFAULT_MAX_PIXELS
+    source: Location | bytes, *, name: str, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> Image.Image:
     """Read one complete image as upright RGB.
 
     Args:
-        source: A file, the bytes of one, or a part of a file.
+        source: Location of a file, or the bytes of one.
         name: Name of the image in messages.
         max_pixels: Limit of width times height.
 

@@ -39,12 +39,37 @@ class ByteRange:
     """Length of the content."""
 
 
-def source_size_bytes(source: Path | ByteRange) -> int:
-    """Size of the original file in bytes; raises `OSError` if it does not exist."""
-    return source.size_bytes if isinstance(source, ByteRange) else source.stat().st_size
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """Content of a file as a value of a Parquet file."""
+
+    path: Path
+    """The Parquet file."""
+
+    row: int
+    """Number of the row in it."""
+
+    column: str
+    """Path of the binary column: `image.bytes` is a field of the struct `image`."""
 
 
-def read_bytes(source: Path | bytes | ByteRange) -> bytes:
+Location = Path | ByteRange | Cell
+"""Location of the content of an image or clip."""
+
+
+def file_of(location: Location) -> Path:
+    """File that holds the content."""
+    return location if isinstance(location, Path) else location.path
+
+
+def place_in_file(location: Location | None) -> list[int]:
+    """Numbers that distinguish the content from others in its file; none for a file itself."""
+    if isinstance(location, ByteRange):
+        return [location.offset, location.size_bytes]
+    return [location.row] if isinstance(location, Cell) else []
+
+
+def read_bytes(source: Location | bytes, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """Return the source's bytes; never blocks on a pipe or device, and uses bounded memory.
 
     Raises:
@@ -52,17 +77,19 @@ def read_bytes(source: Path | bytes | ByteRange) -> bytes:
     """
     if isinstance(source, bytes):
         return source
+    if isinstance(source, Cell):
+        return _read_cell(source)
     path = source.path if isinstance(source, ByteRange) else source
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise MediaError("not a regular file")
         size_bytes = source.size_bytes if isinstance(source, ByteRange) else status.st_size
-        if size_bytes > MAX_FILE_BYTES:
-            raise MediaError(f"{size_bytes:,} bytes; files over {MAX_FILE_BYTES:,} are not read")
+        if size_bytes > max_bytes:
+            raise MediaError(f"{size_bytes:,} bytes; files over {max_bytes:,} are not read")
         with open(path, "rb") as file:
             if not isinstance(source, ByteRange):
-                return file.read(MAX_FILE_BYTES)
+                return file.read(max_bytes)
             file.seek(source.offset)
             data = file.read(source.size_bytes)
     except OSError as error:
@@ -72,6 +99,21 @@ def read_bytes(source: Path | bytes | ByteRange) -> bytes:
             f"cut: {path.name} ends after {len(data):,} of its {source.size_bytes:,} bytes"
         )
     return data
+
+
+def _read_cell(cell: Cell) -> bytes:
+    # Imported here, as most sources need no pyarrow in the processes that decode.
+    from im2sp.pipeline.parquet_cells import read_cell
+
+    try:
+        value = read_cell(cell.path, cell.row, cell.column)
+    except OSError as error:
+        raise MediaError(f"cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise MediaError(str(error)) from None
+    if value is None:
+        raise MediaError(f"no content: {cell.column} is empty in row {cell.row:,}")
+    return value
 
 
 def refusal(name: str, error: Exception) -> str:

@@ -44,10 +44,10 @@ class JobConfig:
     """Settings of a tokenize job. Field docstrings are the help of `im2sp-tokenize`."""
 
     source: Path | str | tuple[Path | str, ...]
-    """Folder with images and audio (searched recursively), .tar, Karpathy dataset_*.json, LJSpeech
-    folder, image, clip, or source list: .jsonl, .csv or .parquet with key, image, audio, caption,
-    split. Several are allowed, ranges such as {00000..00099}.tar and wildcards as well; keys then
-    start with the name of their source."""
+    """Folder with images and audio (searched recursively), .tar, image, clip, Karpathy
+    dataset_*.json, LJSpeech folder, source list (.jsonl, .csv or .parquet with key, image, audio,
+    caption, split), or .parquet and .arrow files that contain images or audio. Several are allowed,
+    and ranges such as {00000..00099}.tar and wildcards; keys then start with the source's name."""
     dataset_dir: Path
     """Folder of the dataset; created if it does not exist. Other files in it are not touched."""
     image_root: Path | None = None

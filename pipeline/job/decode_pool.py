@@ -32,7 +32,7 @@ from PIL import Image
 
 from im2sp.pipeline.decoding.audio import DEFAULT_MAX_SECONDS, read_audio
 from im2sp.pipeline.decoding.images import read_image
-from im2sp.pipeline.decoding.media import AudioError, ImageError, shown, source_size_bytes
+from im2sp.pipeline.decoding.media import MediaError, read_bytes, shown
 from im2sp.pipeline.decoding.views import VIEWS
 from im2sp.pipeline.sources.items import SourceItem, Utterance
 
@@ -87,11 +87,9 @@ def decode(
         if isinstance(medium, Utterance):
             return _decode_clip(medium, max_audio_s)
         return _decode_image(medium, view, max_pixels, thumbnail_px)
-    except (ImageError, AudioError) as error:
-        # The message starts with the name, which the reject has in a separate field.
+    except MediaError as error:
+        # The message may start with the name, which the reject has in a separate field.
         return Decoded(reason=str(error).removeprefix(f"{shown(medium.name)}: "))
-    except OSError as error:  # the file was removed after it was read
-        return Decoded(reason=f"cannot be read: {error.strerror or error}")
     except MemoryError:
         return Decoded(reason="decoding needs more memory than there is")
     except Exception as error:  # per-item boundary: one input never ends the run
@@ -101,20 +99,21 @@ def decode(
 def _decode_image(item: SourceItem, view: str, max_pixels: int, thumbnail_px: int) -> Decoded:
     if item.image is None:
         return Decoded(reason="no image")
-    image = read_image(item.image, name=item.name, max_pixels=max_pixels)
+    data = read_bytes(item.image)
+    image = read_image(data, name=item.name, max_pixels=max_pixels)
     pixels, thumbnail = VIEWS[view].apply(image), None
     if thumbnail_px:
         image.thumbnail((thumbnail_px, thumbnail_px), Image.Resampling.BICUBIC)
         thumbnail = np.asarray(image)
-    size_bytes = source_size_bytes(item.image)
-    return Decoded(pixels=pixels, thumbnail=thumbnail, size_bytes=size_bytes)
+    return Decoded(pixels=pixels, thumbnail=thumbnail, size_bytes=len(data))
 
 
 def _decode_clip(utterance: Utterance, max_audio_s: float) -> Decoded:
     if utterance.audio is None:
         return Decoded(reason="no audio")
-    waveform = read_audio(utterance.audio, name=utterance.name, max_seconds=max_audio_s)
-    return Decoded(waveform=waveform, size_bytes=source_size_bytes(utterance.audio))
+    data = read_bytes(utterance.audio)
+    waveform = read_audio(data, name=utterance.name, max_seconds=max_audio_s)
+    return Decoded(waveform=waveform, size_bytes=len(data))
 
 
 def _unexpected(error: BaseException) -> str:

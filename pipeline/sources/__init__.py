@@ -13,9 +13,11 @@ with one clip in its utterance's; each causes one reject. A problem with the who
 | Karpathy `dataset_*.json` | file name without suffix | as in the file | from an audio root |
 | COCO `captions_*.json` | file name without suffix | as in the file | none |
 | `.jsonl`, `.csv`, `.parquet` | `key`, or the path without suffix | as in the file | `audio` |
+| `.parquet`, `.arrow` with content | `key`, else path or number of the row | the same | `audio` |
 | LJSpeech folder | id | as in `metadata.csv` | `wavs/ID.wav` |
 
-A folder of tars alone stands for its tars. If two inputs would share a key, both keep the suffix
+A folder of tars or Parquet files alone stands for these, and one of `Dataset.save_to_disk` for its
+Arrow files. If two inputs would share a key, both keep the suffix
 (`dup/a.jpg` and `dup/a.png`). Keys of several sources start with its name (`several`).
 
 Speech by name: `a/x.wav` and `a/x_0.wav`, `a/x_1.wav`, ... belong to `a/x.jpg`, in this order. With
@@ -31,7 +33,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from im2sp.pipeline.sources.files import find_tars, list_media, refuse_compressed
+from im2sp.pipeline.sources.files import find_containers, list_media, refuse_compressed
 from im2sp.pipeline.sources.items import (
     SourceError,
     SourceItem,
@@ -60,7 +62,7 @@ def list_source(
 
     Args:
         source: Folders (LJSpeech is detected by its files), `.tar`s, Karpathy or COCO `.json`s,
-            `.jsonl`, `.csv` or `.parquet` source lists, images and clips; also ranges and
+            `.jsonl`, `.csv`, `.parquet` or `.arrow` source lists, images and clips; also ranges and
             wildcards (`several.expand_sources`).
         image_root: Folder or tar that the image paths of a JSON file or source list are relative
             to; by default the folder of that file.
@@ -79,13 +81,14 @@ def list_source(
         files: list[str] = []
         ignored: Counter[str] = Counter()
         for path in expand_sources([str(one) for one in given]):
+            is_folder = os.path.isdir(path) and not is_ljspeech(Path(path))
             if kind_of_name(path) != "other" and not os.path.isdir(path):
                 # Files are listed together, where the first of them is given.
                 paths += [] if files else [None]
                 files.append(path)
-            elif os.path.isdir(path) and (tars := find_tars(Path(path))):
-                paths += tars[0]
-                ignored.update(tars[1])
+            elif is_folder and (held := find_containers(Path(path))):
+                paths += held[0]
+                ignored.update(held[1])
             else:
                 paths.append(path)
         for path in paths:

@@ -8,10 +8,9 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from im2sp.pipeline.decoding.media import ByteRange, MediaError, read_bytes
+from im2sp.pipeline.decoding.media import Location, MediaError, read_bytes
 from im2sp.pipeline.sources.items import (
     SourceItem,
     clean_key,
@@ -20,7 +19,7 @@ from im2sp.pipeline.sources.items import (
     strip_suffix,
 )
 
-Place = Path | ByteRange | str
+Place = Location | str
 """Location of a file's content, or why it cannot be read."""
 
 CAPTION_SUFFIXES = (".txt", ".json")
@@ -90,19 +89,7 @@ def _preferred(file: tuple[str, str, Place]) -> int:
 def _content(place: Place) -> bytes:
     if isinstance(place, str):
         raise MediaError(place)
-    size_bytes = place.size_bytes if isinstance(place, ByteRange) else _size_bytes(place)
-    if size_bytes > MAX_CAPTION_BYTES:
-        raise MediaError(
-            f"{size_bytes:,} bytes; caption files over {MAX_CAPTION_BYTES:,} are not read"
-        )
-    return read_bytes(place)
-
-
-def _size_bytes(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise MediaError(f"cannot be read: {error.strerror or error}") from None
+    return read_bytes(place, MAX_CAPTION_BYTES)
 
 
 def _captions(suffix: str, content: bytes) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 Members of a tar are read in place and never extracted.
 """
 
+import json
 import os
 import tarfile
 from collections import Counter
@@ -24,6 +25,7 @@ from im2sp.pipeline.sources.items import (
 )
 from im2sp.pipeline.sources.pairs import Found, items_of_found
 
+_ARROW_STATE = "state.json"
 _COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -125,23 +127,42 @@ def count_files(folder: Path, used: Collection[str]) -> dict[str, int]:
     return dict(sorted(ignored.items()))
 
 
-def find_tars(folder: Path) -> tuple[list[str], dict[str, int]] | None:
-    """Return the tars below a folder that holds no images and clips, and its other files.
+def find_containers(folder: Path) -> tuple[list[str], dict[str, int]] | None:
+    """Return the tars or tables that make up a folder that holds no images and clips.
+
+    That are its `.tar`s, else the `.arrow` files of `Dataset.save_to_disk`, else its `.parquet`s.
 
     Returns:
-        Paths in order, and counts of the other files by suffix; None if there are no tars, or
+        Paths in order, and counts of the other files by suffix; None if there are no such files, or
         media beside them.
     """
-    tars: list[str] = []
+    names: list[str] = []
     ignored: Counter[str] = Counter()
     for name, _ in _walk(str(folder), "", ignored):
         if kind_of_name(name) != "other":
             return None
-        if name.lower().endswith(".tar"):
-            tars.append(f"{folder}/{name}")
-        else:
-            count_ignored(name, ignored)
-    return (sorted(tars), dict(sorted(ignored.items()))) if tars else None
+        names.append(name)
+    names.sort()
+    found = [name for name in names if name.lower().endswith(".tar")]
+    if not found:
+        states = [name for name in names if os.path.basename(name) == _ARROW_STATE]
+        listed = {file for state in states for file in _files_of_state(folder, state)}
+        found = [name for name in names if name in listed]
+    found = found or [name for name in names if name.lower().endswith(".parquet")]
+    for name in set(names).difference(found):
+        count_ignored(name, ignored)
+    return (
+        ([f"{folder}/{name}" for name in found], dict(sorted(ignored.items()))) if found else None
+    )
+
+
+def _files_of_state(folder: Path, state: str) -> list[str]:
+    """Arrow files that a `state.json` of the datasets library lists, relative to the folder."""
+    try:
+        listed = json.loads((folder / state).read_bytes())["_data_files"]
+        return [os.path.join(os.path.dirname(state), one["filename"]) for one in listed]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _walk(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from im2sp.pipeline.decoding.images import ByteRange
+from im2sp.pipeline.decoding.media import Location, place_in_file
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib")
@@ -73,7 +73,7 @@ def list_under(path: Path, content: Any, key: str, expected: str) -> list[Any]:
 class Utterance:
     """One clip of speech that belongs to an input."""
 
-    audio: Path | ByteRange | None
+    audio: Location | None
     """Location of the clip; None only together with `error`."""
 
     name: str
@@ -93,7 +93,7 @@ class SourceItem:
     key: str
     """The sample's key; unique among the items without `error`."""
 
-    image: Path | ByteRange | None
+    image: Location | None
     """Location of the image; None together with `error` or for speech without an image."""
 
     name: str
@@ -136,18 +136,15 @@ class SourceListing:
         """
         digest = hashlib.sha256()
         for item in self.items:
-            image = item.image
-            place = [image.offset, image.size_bytes] if isinstance(image, ByteRange) else []
-            row = [item.key, item.name, item.split, item.captions, item.error, *place]
+            row = [item.key, item.name, item.split, item.captions, item.error]
+            row += place_in_file(item.image)
             row += [_describe_utterance(utterance) for utterance in item.utterances]
             digest.update(json.dumps(row).encode() + b"\n")
         return {"kind": self.kind, "num_items": len(self.items), "sha256": digest.hexdigest()}
 
 
 def _describe_utterance(utterance: Utterance) -> list[object]:
-    audio = utterance.audio
-    place = [audio.offset, audio.size_bytes] if isinstance(audio, ByteRange) else []
-    return [utterance.name, utterance.text, utterance.error, *place]
+    return [utterance.name, utterance.text, utterance.error, *place_in_file(utterance.audio)]
 
 
 def kind_of_name(name: str) -> Literal["image", "audio", "other"]:

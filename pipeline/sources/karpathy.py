@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from im2sp.pipeline.decoding.media import ByteRange
+from im2sp.pipeline.sources.captions import Place
 from im2sp.pipeline.sources.flickr8k_audio import WAVS, add_flickr8k_audio
 from im2sp.pipeline.sources.items import (
     SourceError,
@@ -122,7 +122,7 @@ def _list_coco(
 def _either(find: Resolver, other_path: Callable[[str], str]) -> Resolver:
     """Find an image by its path, or else by another one; the first path's error counts."""
 
-    def resolve(image: str) -> Path | ByteRange | str:
+    def resolve(image: str) -> Place:
         place = find(image)
         elsewhere = find(other_path(image)) if isinstance(place, str) else place
         return place if isinstance(elsewhere, str) else elsewhere

@@ -4,10 +4,9 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
-from im2sp.pipeline.decoding.images import ByteRange
+from im2sp.pipeline.decoding.media import Location
 from im2sp.pipeline.sources.items import (
     SourceItem,
     Utterance,
@@ -31,7 +30,7 @@ class Found:
     shown: str
     """Name in messages."""
 
-    place: Path | ByteRange | str
+    place: Location | str
     """Location of the content, or why it cannot be read."""
 
     kind: Literal["image", "audio", "other"]
@@ -84,7 +83,7 @@ def items_of_found(
 
 def _image_item(
     image: Found,
-    place: Path | ByteRange,
+    place: Location,
     key: str,
     claims: list[Claim],
     captions: Mapping[str, tuple[str, ...]],

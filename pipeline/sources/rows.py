@@ -9,7 +9,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
-from im2sp.pipeline.decoding.images import ByteRange
 from im2sp.pipeline.sources.captions import Place
 from im2sp.pipeline.sources.files import tar_members
 from im2sp.pipeline.sources.items import (
@@ -24,7 +23,7 @@ from im2sp.pipeline.sources.items import (
     strip_suffix,
 )
 
-Resolver = Callable[[str], Path | ByteRange | str]
+Resolver = Callable[[str], Place]
 """Function from a path in a row to the file, or to the reason why it cannot be used."""
 
 NO_AUDIO_FILE = "no such audio file"
@@ -74,6 +73,9 @@ class Row:
     image_where: str = ""
     """Name of the later row that has the image; empty for this one."""
 
+    contents: dict[str, Place] = field(default_factory=dict[str, Place])
+    """Images and clips whose content the row itself holds, by their names in `image`, `speech`."""
+
 
 def items_of_rows(
     rows: Iterable[Row], resolve: Resolver, find_audio: Resolver | None = None
@@ -104,6 +106,7 @@ def items_of_rows(
             first.split = first.split or row.split
             first.captions.extend(row.captions)
             first.speech.extend(row.speech)
+            first.contents |= row.contents
     keys = assign_keys([_key_candidates(row) for row in samples])
     items = [_item(row, key, resolve, find_audio) for row, key in zip(samples, keys, strict=True)]
     return reject_repeated_keys(items)
@@ -129,7 +132,9 @@ def _key_candidates(row: Row) -> tuple[str, ...]:
 def _item(row: Row, key: str, resolve: Resolver, find_audio: Resolver | None) -> SourceItem:
     first_path = row.image or (row.speech[0].audio if row.speech else "")
     name = printable_utf8(first_path) or row.where
-    place = None if row.error or not row.image else resolve(row.image)
+    place = None
+    if row.image and not row.error:
+        place = row.contents.get(row.image) or resolve(row.image)
     error = f"{row.where}: {row.error}" if row.error else None
     if isinstance(place, str):
         error, place = f"{row.image_where or row.where}: {place}", None
@@ -138,7 +143,8 @@ def _item(row: Row, key: str, resolve: Resolver, find_audio: Resolver | None) ->
     utterances = ()
     if error is None and row.speech:
         assert find_audio is not None
-        utterances = tuple(clip_utterance(clip, find_audio) for clip in row.speech)
+        find = partial(_find_clip, row.contents, find_audio)
+        utterances = tuple(clip_utterance(clip, find) for clip in row.speech)
     return SourceItem(
         key=printable_utf8(key),
         image=place,
@@ -148,6 +154,10 @@ def _item(row: Row, key: str, resolve: Resolver, find_audio: Resolver | None) ->
         utterances=utterances,
         error=error,
     )
+
+
+def _find_clip(contents: dict[str, Place], find_audio: Resolver, name: str) -> Place:
+    return contents.get(name) or find_audio(name)
 
 
 def clip_utterance(clip: RowClip, find_audio: Resolver) -> Utterance:
@@ -183,7 +193,7 @@ def _text_problem(row: Row) -> str | None:
     """Problem with storing a row's text as UTF-8, or with the path of its image."""
     if not row.image and not row.speech:
         return "no image path"
-    if problem := path_problem(row.image, "image"):
+    if row.image not in row.contents and (problem := path_problem(row.image, "image")):
         return problem
     for name, text in [
         ("key", row.key),
@@ -304,7 +314,7 @@ class _FolderIndex:
         self._root = str(root)
         self._folders: dict[str, dict[str, bool] | str] = {}
 
-    def find(self, name: str) -> Path | ByteRange | str:
+    def find(self, name: str) -> Place:
         """Return the path of a file below the root, or why it cannot be read."""
         path = os.path.join(self._root, name)
         folder, _, file_name = path.rpartition("/")

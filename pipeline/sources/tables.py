@@ -1,4 +1,4 @@
-"""A source list: a `.jsonl`, `.csv` or `.parquet` table of images, clips and captions."""
+"""A source list: a `.jsonl`, `.csv`, `.parquet` or `.arrow` table of images, clips and captions."""
 
 import csv
 import json
@@ -8,7 +8,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from im2sp.pipeline.sources.items import SourceError, SourceListing, kind_of_name, split_name
+import pyarrow as pa
+
+from im2sp.pipeline.sources.columnar import Content, open_columnar, split_of_file
+from im2sp.pipeline.sources.items import (
+    SourceError,
+    SourceListing,
+    clean_key,
+    kind_of_name,
+    split_name,
+    strip_suffix,
+)
 from im2sp.pipeline.sources.rows import (
     Row,
     RowClip,
@@ -20,7 +30,7 @@ from im2sp.pipeline.sources.rows import (
 
 FIELDS: dict[str, tuple[str, ...]] = {
     "key": ("key",),
-    "image": ("image", "file_name", "path"),
+    "image": ("image", "file_name", "path", "jpg", "png", "webp"),
     "audio": ("audio", "wav", "file"),
     "caption": ("caption", "text", "sentence"),
     "captions": ("captions",),
@@ -52,12 +62,18 @@ class _Columns:
         self._names: dict[str, str] = {}
         self._by_field: dict[str, str] = {}
 
-    def add(self, names: Iterable[str], values: Mapping[str, Any]) -> None:
+    def add(
+        self,
+        names: Iterable[str],
+        values: Mapping[str, Any],
+        features: Mapping[str, str] | None = None,
+    ) -> None:
         """Add columns, and map the fields to them.
 
         Args:
             names: Column names of the table, or of one more row if rows differ.
             values: A row, which shows if an alias names images or clips.
+            features: Columns by field that the table itself records.
         """
         new = [name for name in names if name not in self._names]
         if not new:
@@ -69,6 +85,8 @@ class _Columns:
         self._by_field = {}
         for field, aliases in FIELDS.items():
             wanted = (self._chosen[field],) if field in self._chosen else aliases
+            if features and field in features and field not in self._chosen:
+                wanted = (features[field].strip().casefold(),)
             found = [by_name[a] for a in wanted if a in by_name and a not in self._taken(field)]
             if found:
                 self._by_field[field] = found[0]
@@ -77,8 +95,8 @@ class _Columns:
             # An alias such as `path` may name either: the suffix of the value decides.
             if name is None or field in self._chosen or self._names[name] == field:
                 continue
-            if other not in self._by_field and kind_of_name(str(values.get(name))) == other:
-                self._by_field[other] = self._by_field.pop(field)
+            if kind_of_name(str(values.get(name))) == other:
+                self._by_field.setdefault(other, self._by_field.pop(field))
 
     def _taken(self, field: str) -> set[str]:
         return {name for other, name in self._chosen.items() if other != field}
@@ -241,34 +259,36 @@ def _csv_records(file: Iterable[str]) -> Iterator[tuple[int, list[str] | str]]:
         number += len(taken)
 
 
-def _read_parquet(path: Path, columns: _Columns) -> Iterator[Row]:
-    """Read a Parquet table batch by batch, only the columns of known fields."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def _read_columnar(path: Path, columns: _Columns) -> Iterator[Row]:
+    """Read a Parquet or Arrow table, only the columns of known fields."""
+    kind = path.suffix[1:].capitalize()
     try:
-        table = pq.ParquetFile(path)
+        table = open_columnar(path)
     except pa.ArrowException as error:
-        raise SourceError(f"{path}: not a Parquet file ({error}); {_EXPECTED}") from None
+        raise SourceError(f"{path}: not a {kind} file ({error}); {_EXPECTED}") from None
     with table:
-        names = list(dict.fromkeys(table.schema_arrow.names))
         number = 0
         try:
-            first = next(table.iter_batches(batch_size=1), None)
-            columns.add(names, first.to_pylist()[0] if first is not None and len(first) else {})
+            first = next(table.entries(table.names, num_rows=1), {})
+            columns.add(table.names, first, table.features)
             columns.check()
-            for batch in table.iter_batches(columns=columns.used()):
-                for entry in batch.to_pylist():
-                    yield _row(f"row {number}", columns.fields_of(entry))
-                    number += 1
-        except pa.ArrowException as error:
-            raise SourceError(f"{path}: damaged after row {number} ({error})") from None
+            is_dataset = any(map(table.is_content, columns.used()))
+            split = split_of_file(path) if is_dataset else ""
+            for entry in table.entries(columns.used()):
+                row = _row(f"row {number}", columns.fields_of(entry))
+                row.split = row.split or split
+                yield row
+                number += 1
+        except (pa.ArrowException, OSError) as error:
+            problem = " ".join(str(error).split())
+            raise SourceError(f"{path}: damaged after row {number} ({problem})") from None
 
 
 TABLE_READERS: dict[str, Callable[[Path, _Columns], Iterator[Row]]] = {
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,
-    ".parquet": _read_parquet,
+    ".parquet": _read_columnar,
+    ".arrow": _read_columnar,
 }
 """Reader of each kind of source list, by suffix."""
 
@@ -294,6 +314,23 @@ def _text(value: Any) -> Any:
 
 def _row(where: str, entry: Mapping[str, Any]) -> Row:
     """Convert the fields of a row; a problem with them becomes the row's error."""
+    contents: dict[str, Content] = {}
+    fields = dict(entry)
+    for field in ("image", "audio"):
+        if isinstance(value := fields.get(field), Content):
+            fields[field] = name = f"{where}: {value.name or field}"
+            contents[name] = value
+    row = _plain_row(where, fields)
+    row.contents = {name: content.place for name, content in contents.items()}
+    if contents:
+        first = next(iter(contents.values())).name
+        number = f"{int(where.removeprefix('row ')):06d}"
+        named = (clean_key(strip_suffix(first)), clean_key(first)) if first else ()
+        row.key_candidates = (*named, number)
+    return row
+
+
+def _plain_row(where: str, entry: Mapping[str, Any]) -> Row:
     image = "" if _is_missing(entry.get("image")) else entry["image"]
     key, split = _text(entry.get("key")), _text(entry.get("split"))
     texts = entry.get("captions")

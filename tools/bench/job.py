@@ -26,7 +26,8 @@ import torch
 import tyro
 from torch import Tensor
 
-from im2sp.pipeline.decoding.images import DEFAULT_MAX_PIXELS, ByteRange
+from im2sp.pipeline.decoding.images import DEFAULT_MAX_PIXELS
+from im2sp.pipeline.decoding.media import read_bytes
 from im2sp.pipeline.image_tokenizer.tokenizer import load_image_tokenizer
 from im2sp.pipeline.image_tokenizer.weights import image_tokenizer_bytes
 from im2sp.pipeline.job.decode_pool import decode
@@ -43,15 +44,8 @@ def copy_images(sources: Sequence[Path], num_images: int, folder: Path) -> None:
     if len(items) < num_images:
         raise ValueError(f"the sources have {len(items)} images, expected {num_images}")
     for i, item in enumerate(items[:num_images]):
-        image = item.image
-        if isinstance(image, ByteRange):
-            with open(image.path, "rb") as file:
-                file.seek(image.offset)
-                data = file.read(image.size_bytes)
-        else:
-            assert image is not None
-            data = image.read_bytes()
-        (folder / f"{i:06d}{Path(item.name).suffix}").write_bytes(data)
+        assert item.image is not None
+        (folder / f"{i:06d}{Path(item.name).suffix}").write_bytes(read_bytes(item.image))
 
 
 def weights_file(size: str, weights: str, folder: Path) -> str:

@@ -4,10 +4,14 @@ import fcntl
 import os
 import tarfile
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from im2sp.pipeline.job.config import JobConfig, JobError
 from im2sp.pipeline.job.run import run_job
+from im2sp.shards import ShardDataset
 from support.sources import png_bytes
 
 
@@ -106,6 +110,41 @@ def test_a_replaced_tar_is_noticed(tmp_path, source, fake_tokenizer):
     pack(4)
     with pytest.raises(JobError, match="1 input of .* changed"):
         run_job(config_of(tar, tmp_path / "out"), fake_tokenizer)
+
+
+def write_table(path, source, changed=None):
+    """Parquet file with the content of the images of a folder."""
+    contents = [file.read_bytes() for file in sorted(source.iterdir())]
+    contents[changed or 0] = png_bytes(77) if changed else contents[0]
+    rows = [{"bytes": content, "path": None} for content in contents]
+    pq.write_table(pa.table({"image": rows}), path, row_group_size=100)
+    return path
+
+
+def test_images_in_a_table_are_encoded_as_those_in_files(tmp_path, source, fake_tokenizer):
+    table = write_table(tmp_path / "x.parquet", source)
+    os.utime(table, (1000, 1000))
+    made = run_job(config_of(table, tmp_path / "out"), fake_tokenizer).manifest
+    of_files = run_job(config_of(source, tmp_path / "files"), fake_tokenizer).manifest
+    assert made.raw == of_files.raw
+    tables, files = ShardDataset(tmp_path / "out"), ShardDataset(tmp_path / "files")
+    for one, other in zip(tables, files, strict=True):
+        np.testing.assert_array_equal(one.image_units, other.image_units)
+    assert run_job(config_of(table, tmp_path / "out"), fake_tokenizer).was_finished
+    write_table(table, source, changed=5)
+    with pytest.raises(JobError, match="600 inputs of .* changed since"):
+        run_job(config_of(table, tmp_path / "out"), fake_tokenizer)
+
+
+def test_an_unfinished_job_over_a_changed_table_starts_again(
+    tmp_path, source, fake_tokenizer, files_of
+):
+    table = write_table(tmp_path / "x.parquet", source)
+    interrupted(table, tmp_path / "out", fake_tokenizer, 4)
+    write_table(table, source, changed=3)
+    run_job(config_of(table, tmp_path / "out"), fake_tokenizer)
+    run_job(config_of(table, tmp_path / "new"), fake_tokenizer)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "new")
 
 
 def test_without_flock_a_file_is_the_lock(tmp_path, source, fake_tokenizer, monkeypatch):

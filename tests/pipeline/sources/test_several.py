@@ -194,7 +194,7 @@ def test_a_caption_that_cannot_be_read_is_a_reject(source):
     ]
     assert a.name.endswith("a.txt")
     assert a.error == "not UTF-8 text (unexpected end of data at byte 3)"
-    assert b.error == "2,097,152 bytes; caption files over 1,048,576 are not read"
+    assert b.error == "2,097,152 bytes; files over 1,048,576 are not read"
 
 
 def test_text_beside_a_clip_is_its_transcript(source):

@@ -1,0 +1,231 @@
+"""Parquet and Arrow tables with the content of images and clips."""
+
+import json
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from im2sp.pipeline.decoding.media import ByteRange, Cell, MediaError, read_bytes
+from im2sp.pipeline.sources import SourceError, list_source
+from im2sp.pipeline.sources.columnar import split_of_file
+from support.sources import png_bytes, write
+from support.speech_sources import write_sound
+
+
+def struct_of(*contents, paths=None):
+    """Column of `{bytes, path}` structs."""
+    paths = paths or [None] * len(contents)
+    rows = [{"bytes": one, "path": path} for one, path in zip(contents, paths, strict=True)]
+    return pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+
+
+def write_parquet(path, columns, **options):
+    pq.write_table(pa.table(columns), path, **options)
+    return path
+
+
+def write_arrow(path, columns, rows_per_batch=2, **options):
+    table = pa.table(columns)
+    with pa.ipc.new_stream(path, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        writer.write_table(table, rows_per_batch)
+    return path
+
+
+@pytest.fixture(params=["parquet", "arrow"])
+def table(request, tmp_path):
+    """table(columns, name="t") -> path of a file with them."""
+    writer = {"parquet": write_parquet, "arrow": write_arrow}[request.param]
+    return lambda columns, name="t": writer(tmp_path / f"{name}.{request.param}", columns)
+
+
+def content_of(items):
+    return [read_bytes(item.image) for item in items]
+
+
+def test_images_of_the_datasets_library(shared_data):
+    listing = list_source(shared_data / "cases" / "hf.parquet")
+    assert [item.key for item in listing.items][:2] == ["balloons", "checkered-floor"]
+    assert listing.items[0].name == "row 0: balloons.jpg"
+    assert listing.items[4].captions == ("oranges , apples and grapes lie on a wooden table",)
+    assert [len(content) for content in content_of(listing.items)] == [
+        *(11952, 13907, 29657, 8145, 16341),
+    ]
+
+
+def test_every_row_is_an_input(table):
+    pngs = [png_bytes(value) for value in range(5)]
+    paths = ["a/x.png", "a/x.png", None, "https://e.org/y.png", "z.png"]
+    columns = {"image": struct_of(*pngs, paths=paths), "text": [*"pqrs", None], "n": [1] * 5}
+    listing = list_source(table(columns))
+    keys = ["000000", "000001", "000002", "https:/e.org/y", "z"]
+    assert [item.key for item in listing.items] == keys
+    assert [item.name for item in listing.items][1:3] == ["row 1: a/x.png", "row 2: image"]
+    assert [item.captions for item in listing.items] == [("p",), ("q",), ("r",), ("s",), ()]
+    assert listing.notes == ("columns not used: 'n' (use one with --columns FIELD=COLUMN)",)
+    assert content_of(listing.items) == pngs
+    assert content_of(reversed(listing.items)) == pngs[::-1]
+
+
+def test_rows_without_content_name_a_file(table, tmp_path):
+    write(tmp_path, "b.png")
+    (tmp_path / "b.png").write_bytes(png_bytes(9))
+    paths = ["a.png", "b.png", "gone.png", None]
+    columns = {"image": struct_of(png_bytes(1), None, None, None, paths=paths)}
+    a, b, gone, none = list_source(table(columns)).items
+    assert content_of([a, b]) == [png_bytes(1), png_bytes(9)]
+    assert b.image == tmp_path / "b.png"
+    assert gone.error == "row 2: no such image file"
+    assert none.error == "row 3: no image path"
+
+
+def test_binary_columns_and_keys(table):
+    columns = {"jpg": pa.array([png_bytes(1), png_bytes(2)]), "key": ["k1", "k1"]}
+    first, second = list_source(table(columns | {"caption": [["a", "b"], []]})).items
+    assert (first.key, first.name, first.captions) == ("k1", "row 0: image", ("a", "b"))
+    assert second.error == "row 1: key 'k1' has another image in row 0: row 0: image"
+
+
+def test_clips_in_a_table(table, tmp_path):
+    write_sound(tmp_path, "a.wav", "b.flac")
+    clips = [(tmp_path / name).read_bytes() for name in ("a.wav", "b.flac")]
+    columns = {
+        "path": ["clips/a.wav", "clips/b.flac"],  # that of Common Voice, which names no image
+        "audio": struct_of(*clips, paths=["a.wav", None]),
+        "sentence": ["one", "two"],
+    }
+    first, second = list_source(table(columns)).items
+    assert (first.key, second.key) == ("a", "000001")
+    assert [one.utterances[0].text for one in (first, second)] == ["one", "two"]
+    assert [read_bytes(one.utterances[0].audio) for one in (first, second)] == clips
+    columns["image"] = struct_of(png_bytes(1), png_bytes(2))
+    first, _ = list_source(table(columns)).items
+    assert first.image is not None
+    assert first.utterances[0].name == "row 0: a.wav"
+
+
+def test_columns_that_the_datasets_library_records(table):
+    features = {
+        "img": {"_type": "Image"},
+        "label": {"_type": "ClassLabel"},
+        "gone": {"_type": "Image"},
+    }
+    stored = {"huggingface": json.dumps({"info": {"features": features}})}
+    plain = pa.table(
+        {"path": ["x.png"], "img": struct_of(png_bytes(3)), "pic": struct_of(png_bytes(4))}
+    )
+    path = table(plain.replace_schema_metadata(stored))
+    assert content_of(list_source(path).items) == [png_bytes(3)]
+    assert content_of(list_source(path, columns={"image": "pic"}).items) == [png_bytes(4)]
+
+
+def test_row_groups_are_read_in_any_order(tmp_path):
+    contents = [os.urandom(50 + index) for index in range(100)]
+    columns = {"image": struct_of(*contents)}
+    path = write_parquet(tmp_path / "t.parquet", columns, row_group_size=30, data_page_size=100)
+    items = list_source(path).items
+    for index in np.random.default_rng(0).permutation(100):
+        assert read_bytes(items[index].image) == contents[index]
+    with pytest.raises(MediaError, match=r"t\.parquet has 100 rows; no row 100"):
+        read_bytes(Cell(path=path, row=100, column="image.bytes"))
+    with pytest.raises(MediaError, match="cannot be read: No such file"):
+        read_bytes(Cell(path=tmp_path / "gone.parquet", row=0, column="image.bytes"))
+
+
+def test_a_file_without_statistics_lists_its_empty_rows(tmp_path):
+    columns = {"image": struct_of(png_bytes(1), None)}
+    path = write_parquet(tmp_path / "t.parquet", columns, write_statistics=False)
+    first, second = list_source(path).items
+    assert (first.error, second.error) == (None, "row 1: no image path")
+    with pytest.raises(MediaError, match=r"no content: image\.bytes is empty in row 1"):
+        read_bytes(Cell(path=path, row=1, column="image.bytes"))
+
+
+def test_damage_is_named(tmp_path):
+    contents = [os.urandom(3000) for _ in range(20)]
+    columns = {"image": struct_of(*contents)}
+    path = write_parquet(tmp_path / "t.parquet", columns, compression="zstd")
+    items = list_source(path).items
+    data = bytearray(path.read_bytes())
+    data[8 : len(data) // 2] = bytes(len(data) // 2 - 8)
+    path.write_bytes(data)
+    with pytest.raises(MediaError, match=r"row 3 of t\.parquet cannot be read: "):
+        read_bytes(items[3].image)
+    path.write_bytes(data[:100])
+    with pytest.raises(SourceError, match=r"t\.parquet: not a Parquet file"):
+        list_source(path)
+    path = write_arrow(tmp_path / "t.arrow", columns, rows_per_batch=5)
+    path.write_bytes(path.read_bytes()[:40_000])
+    with pytest.raises(SourceError, match=r"t\.arrow: damaged after row 10"):
+        list_source(path)
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(SourceError, match=r"t\.arrow: not a Arrow file"):
+        list_source(path)
+
+
+def test_compressed_arrow_files_are_refused(tmp_path):
+    columns = {"image": struct_of(*[bytes(1000)] * 4)}
+    path = write_arrow(tmp_path / "t.arrow", columns, compression="zstd")
+    with pytest.raises(SourceError, match=r"t\.arrow: its record batches are compressed"):
+        list_source(path)
+
+
+def test_the_file_format_of_arrow(tmp_path):
+    table = pa.table({"image": struct_of(*map(png_bytes, range(5)))})
+    with pa.ipc.new_file(tmp_path / "t.arrow", table.schema) as writer:
+        writer.write_table(table, 2)
+    items = list_source(tmp_path / "t.arrow").items
+    assert all(isinstance(item.image, ByteRange) for item in items)
+    assert content_of(items) == [png_bytes(value) for value in range(5)]
+
+
+def test_folders_of_the_datasets_library(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    write(tmp_path, *(f"src/{n}.png" for n in range(6)))
+    for n in range(6):
+        (tmp_path / f"src/{n}.png").write_bytes(png_bytes(n))
+    files = sorted(str(path) for path in (tmp_path / "src").iterdir())
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    columns = {"image": files, "text": list("abcdef")}
+    whole = datasets.Dataset.from_dict(columns, features=features)
+    train, val = whole.select(range(4)), whole.select([4, 5])
+    parts = datasets.DatasetDict({"train": train, "validation": val})
+    parts.save_to_disk(tmp_path / "saved", num_shards={"train": 2, "validation": 1})
+    (tmp_path / "saved/train/cache-123.arrow").write_bytes(b"")
+    listing = list_source(tmp_path / "saved")
+    assert [item.key for item in listing.items][:3] == [
+        *("data-00000-of-00002/0", "data-00000-of-00002/1", "data-00001-of-00002/2"),
+    ]
+    assert listing.kind == "arrow"
+    assert [item.split for item in listing.items] == ["train"] * 4 + ["val"] * 2
+    assert content_of(listing.items) == [png_bytes(n) for n in range(6)]
+    assert listing.ignored == {".arrow": 1, ".json": 5}
+    (tmp_path / "hub/data").mkdir(parents=True)
+    parts["train"].to_parquet(tmp_path / "hub/data/train-00000-of-00001.parquet")
+    (tmp_path / "hub/README.md").touch()
+    listing = list_source(tmp_path / "hub")
+    assert [item.captions for item in listing.items] == [("a",), ("b",), ("c",), ("d",)]
+    assert content_of(listing.items) == [png_bytes(n) for n in range(4)]
+    assert (listing.kind, listing.ignored, listing.items[0].split) == (
+        "parquet",
+        {".md": 1},
+        "train",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train.parquet", "train"),
+        ("train-00000-of-00004.parquet", "train"),
+        ("validation-00001-of-00002-0a1b.parquet", "val"),
+        ("test/data-00000-of-00001.arrow", "test"),
+        ("trainer.parquet", ""),
+        ("x/data-00000-of-00001.arrow", ""),
+    ],
+)
+def test_splits_by_the_names_of_files(tmp_path, name, split):
+    assert split_of_file(tmp_path / name) == split
