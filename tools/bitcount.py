@@ -28,6 +28,7 @@ from im2sp.pipeline.decoding.views import VIEWS
 from im2sp.shards import Manifest, ShardDataset
 from im2sp.shards.command_line import run_command
 from im2sp.tools.inspection.measure import measure
+from im2sp.tools.inspection.report import shape_text
 from im2sp.tools.inspection.sizes import codebook_bytes, part_bytes
 
 BITS_PER_PIXEL = 24
@@ -43,11 +44,13 @@ PART_NAMES = {
     "durations": "durations",
     "text": "captions",
     "keys": "keys and splits",
+}
+OTHER_PART_NAMES = {
     "tables": "codec tables of speech",
     "container": "container",
     "checksums": "checksums",
 }
-PART_OF_COLUMN = {"captions": "text"}
+PART_OF_COLUMN = {"captions": "text", "text": "text (column)"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +61,9 @@ class BitCount:
     num_images: int
     num_utterances: int
     image_shape: tuple[int | None, ...]
+    """Shape of the units of one image; () without a column image_units."""
     image_unit_bits: int
-    """Bits of one image unit at a fixed width."""
+    """Bits of one image unit at a fixed width; 0 without them."""
     unit_bits_per_image: int
     """Bits of the units of one image at a fixed width, the mean if images differ."""
     pixels_per_image: int | None
@@ -68,13 +72,15 @@ class BitCount:
     """Size of the original image files; 0 if the manifest does not record it."""
     num_speech_units: int
     speech_unit_bits: int
-    """Bits of one speech unit at a fixed width."""
+    """Bits of one speech unit at a fixed width; 0 without them."""
     speech_frames: int | None
     """Sum of all durations; None if an utterance has no durations."""
     audio_samples: int
     """Samples of the speech at 16 kHz; 0 if the manifest does not record it."""
     audio_file_bytes: int
     """Size of the original audio files; 0 if the manifest does not record it."""
+    other_units: dict[str, dict[str, Any]]
+    """Other unit columns: shape, bits of a unit at a fixed width, num_arrays and num_units."""
     parts: dict[str, int]
     """Bytes on disk by part; they sum to `total_bytes`."""
     codebook_bytes: int
@@ -101,8 +107,10 @@ class BitCount:
 
     @property
     def image_side_bytes(self) -> int:
-        """Bytes stored for the images: all but the codebook, captions and speech."""
-        return self.without_text_bytes - self.speech_bytes - self.parts["tables"]
+        """Bytes stored for the images: all but the codebook, captions, speech and other columns."""
+        known = {*PART_NAMES, *OTHER_PART_NAMES}
+        others = sum(size for part, size in self.parts.items() if part not in known)
+        return self.without_text_bytes - self.speech_bytes - self.parts["tables"] - others
 
     @property
     def speech_bytes(self) -> int:
@@ -163,39 +171,46 @@ def count_bits(dataset_dir: Path, image_size: tuple[int, int] | None = None) -> 
     dataset = ShardDataset(dataset_dir)
     manifest = dataset.manifest
     measured = measure(dataset)
+    columns = dict(measured.columns)
     images, speech, durations = (
-        measured.columns[name] for name in ("image_units", "speech_units", "durations")
+        columns.pop(name, None) for name in ("image_units", "speech_units", "durations")
     )
-    num_images, num_image_units = images.num_arrays, images.num_units
-    image = images.column.kind
-    unit_bits = num_bits(image.num_codes)
+    num_images, num_utterances = (one.num_arrays if one else 0 for one in (images, speech))
+    image_bits, speech_bits = (one.column.kind.bits if one else 0 for one in (images, speech))
+    shape = images.column.kind.shape if images else ()
+    unit_bits = images.num_units * image_bits if images else 0
     pixels = image_pixels(manifest, image_size, num_images)
-    values = {PART_OF_COLUMN.get(name, name): size for name, size in measured.sizes.items()}
+    sizes = dict.fromkeys(PART_NAMES, 0)
+    sizes |= {PART_OF_COLUMN.get(name, name): size for name, size in measured.sizes.items()}
+    num_timed = durations.num_arrays if durations else 0
     return BitCount(
         num_samples=manifest.num_samples,
         num_images=num_images,
-        num_utterances=speech.num_arrays,
-        image_shape=image.shape,
-        image_unit_bits=unit_bits,
-        unit_bits_per_image=round(num_image_units * unit_bits / max(num_images, 1)),
+        num_utterances=num_utterances,
+        image_shape=shape,
+        image_unit_bits=image_bits,
+        unit_bits_per_image=round(unit_bits / max(num_images, 1)),
         pixels_per_image=pixels,
         image_file_bytes=manifest.raw.get("image_file_bytes", 0),
-        num_speech_units=speech.num_units,
-        speech_unit_bits=num_bits(speech.column.kind.num_codes),
-        speech_frames=durations.sum_units if durations.num_arrays == speech.num_arrays else None,
+        num_speech_units=speech.num_units if speech else 0,
+        speech_unit_bits=speech_bits,
+        speech_frames=durations.sum_units if durations and num_timed == num_utterances else None,
         audio_samples=manifest.raw.get("audio_samples", 0),
         audio_file_bytes=manifest.raw.get("audio_file_bytes", 0),
-        parts=part_bytes(dataset_dir, manifest, values),
+        other_units={
+            name: {
+                "shape": list(one.column.kind.shape),
+                "bits": one.column.kind.bits,
+                "num_arrays": one.num_arrays,
+                "num_units": one.num_units,
+            }
+            for name, one in columns.items()
+        },
+        parts=part_bytes(dataset_dir, manifest, sizes),
         codebook_bytes=codebook_bytes(dataset_dir, manifest),
-        has_paper_images=(images.column.kind.shape, unit_bits, pixels)
-        == ((28, 28), 13, VIEW_PIXELS),
-        has_paper_speech=speech.column.kind.num_codes == PAPER_SPEECH_CODES,
+        has_paper_images=(shape, image_bits, pixels) == ((28, 28), 13, VIEW_PIXELS),
+        has_paper_speech=bool(speech) and speech.column.kind.num_codes == PAPER_SPEECH_CODES,
     )
-
-
-def num_bits(num_codes: int) -> int:
-    """Bits of one code at a fixed width."""
-    return max((num_codes - 1).bit_length(), 1)
 
 
 def image_pixels(
@@ -222,7 +237,7 @@ def image_rows(count: BitCount) -> list[str]:
     raw = count.raw_bits_per_image
     files = 8 * count.image_file_bytes / n
     disk = 8 * count.image_side_bytes / n
-    shape = " x ".join("T" if size is None else str(size) for size in count.image_shape)
+    shape = shape_text(count.image_shape)
     rows: list[tuple[str, float]] = []
     if raw is not None:
         assert count.pixels_per_image is not None
@@ -273,11 +288,23 @@ def speech_rows(count: BitCount) -> list[str]:
     return lines
 
 
+def other_rows(count: BitCount) -> list[str]:
+    """Rows of other unit columns: bits per array, at a fixed width and on disk."""
+    lines = [f"{'other units':<44}{'bits per array':>15}{'on disk':>12}{'of fixed':>12}"]
+    for name, units in count.other_units.items():
+        n = max(units["num_arrays"], 1)
+        fixed, disk = units["num_units"] * units["bits"] / n, 8 * count.parts[name] / n
+        label = f"{name} ({shape_text(units['shape'])} x {units['bits']} bits)"
+        lines.append(f"{label:<44}{fixed:>15,.0f}{disk:>12,.0f}{percent(disk, fixed):>12}")
+    return lines
+
+
 def disk_rows(count: BitCount) -> list[str]:
     """Rows of the parts on disk."""
     n = max(count.num_samples, 1)
     total = count.total_bytes
-    rows = [(name, count.parts[part]) for part, name in PART_NAMES.items()]
+    names = PART_NAMES | OTHER_PART_NAMES
+    rows = [(names.get(part, part), size) for part, size in count.parts.items()]
     rows += [("total", total), ("total without captions", count.without_text_bytes)]
     lines = [f"{'on disk':<44}{'bytes':>15}{'per sample':>12}{'share':>12}"]
     lines += [
@@ -300,6 +327,8 @@ def table(count: BitCount, name: str) -> str:
         blocks.append(image_rows(count))
     if count.num_utterances:
         blocks.append(speech_rows(count))
+    if count.other_units:
+        blocks.append(other_rows(count))
     blocks.append(disk_rows(count))
     return "\n\n".join("\n".join(block) for block in blocks)
 

@@ -8,10 +8,11 @@ was edited, or that someone else wrote, is never replaced.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from im2sp.shards.columns.units import UnitColumn
 from im2sp.shards.errors import counted
 from im2sp.shards.files import atomic_file
 from im2sp.shards.manifest import Manifest
@@ -52,8 +53,8 @@ def _is_own(path: Path) -> bool:
 def card(manifest: Manifest) -> str:
     """Text of the card."""
     columns = "\n".join(
-        f"| `{name}` | {_content(name, entry)} | {_tokenizer(manifest, name)} |"
-        for name, entry in sorted(manifest.columns.items())
+        f"| `{name}` | {_content(column, manifest.columns[name])} | {_tokenizer(manifest, name)} |"
+        for name, column in sorted(manifest.schema.columns.items())
     )
     splits = "".join(
         f", {num:,} of split `{_code(name)}`"
@@ -132,21 +133,17 @@ def _hub_splits(manifest: Manifest) -> dict[str, list[str]]:
     return dict(sorted(groups.items()))
 
 
-def _content(name: str, entry: Mapping[str, Any]) -> str:
-    """Content of a declared column, from its entry in a manifest of version 1 or 2."""
-    if "type" in entry:
-        return str(entry["type"])
-    shape: Iterable[int | None] = entry.get("shape") or [None]
-    num_codes = entry.get("num_codes") or entry.get("num_units") or entry.get("num_ids")
-    num_codes = num_codes or 1 << entry.get("bits", 16)
-    many = "list of " if entry.get("many", name != "image_units") else ""
-    sizes = " x ".join("T" if size is None else str(size) for size in shape)
-    return f"{many}{sizes} units below {num_codes:,}, {entry['codec']}"
+def _content(column: UnitColumn | str, entry: Mapping[str, Any]) -> str:
+    """Content of a declared column."""
+    if isinstance(column, str):
+        return column
+    many = "list of " if column.many else ""
+    sizes = " x ".join("T" if size is None else str(size) for size in column.shape)
+    return f"{many}{sizes} units below {column.num_codes:,}, {entry['codec']}"
 
 
 def _tokenizer(manifest: Manifest, column: str) -> str:
-    records = {"image_units": manifest.image_tokenizer, "speech_units": manifest.speech_tokenizer}
-    record = records.get(column)
+    record = manifest.tokenizer_of(column)
     if record is None or "name" not in record:
         return ""
     fingerprint = f", `{_code(record['fingerprint'])[:12]}..`" if "fingerprint" in record else ""

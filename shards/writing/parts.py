@@ -28,6 +28,7 @@ from im2sp.shards.manifest import (
     REJECTS_NAME,
     Manifest,
 )
+from im2sp.shards.writing.card import write_card
 
 PARTS_DIR = ".im2sp-parts"
 MAX_PARTS = 99_999
@@ -137,6 +138,7 @@ def join_parts(out: str | Path) -> Manifest:
     with atomic_file(out / REJECTS_NAME) as file:
         file.write(rejects)
     manifest = _manifest_of(parts, rejects)
+    write_card(out, manifest)
     manifest.write(out)
     shutil.rmtree(parts_dir, ignore_errors=True)
     return manifest

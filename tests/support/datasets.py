@@ -4,7 +4,15 @@ import hashlib
 
 import numpy as np
 
-from im2sp.shards import Layout, Manifest, Sample, encode_batch, write_shard
+from im2sp.shards import (
+    DatasetWriter,
+    Layout,
+    Manifest,
+    Sample,
+    UnitColumn,
+    encode_batch,
+    write_shard,
+)
 from im2sp.shards.schema import DEFAULT_COLUMNS
 
 
@@ -67,4 +75,52 @@ def write_dataset(
         shards=shards,
         **{"image_tokenizer": tokenizer} | fields,
     ).write(folder)
+    return folder
+
+
+COLUMNS = {
+    "image_units": UnitColumn((16, 16), 16384),
+    "audio_units": UnitColumn((8, None), 2048),
+    "speech_units": UnitColumn((None,), 1000, many=True, coding="coded"),
+    "wide_units": UnitColumn((4,), 2**32),
+    "url": "string",
+    "score": "float",
+    "tables": "int",
+    "is_new": "bool",
+    "blob": "bytes",
+    "tags": "list of string",
+}
+"""Columns of version 2: every kind, and a name that is also a part of the storage table."""
+
+
+def make_rows(num=12, seed=0):
+    """Values of `COLUMNS` for `DatasetWriter.write`, some of them None."""
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "key": f"row/{i}",
+            "split": "val" if i % 4 == 3 else "train",
+            "captions": [f"caption {i}"] * (i % 3),
+            "image_units": None if i % 5 == 4 else rng.integers(0, 16384, (16, 16), np.uint16),
+            "audio_units": None if i % 3 == 2 else rng.integers(0, 2048, (8, 3 + i), np.uint16),
+            "speech_units": [rng.integers(0, 1000, 5 + i, np.uint16) for _ in range(i % 3)],
+            "wide_units": rng.integers(0, 2**32, 4, np.uint32),
+            "url": f"https://example.org/{i}" if i % 2 else None,
+            "score": i / 4,
+            "tables": i - 3,
+            "is_new": i < 3,
+            "blob": b"x" * i,
+            "tags": ["a", "b"][: i % 3],
+        }
+        for i in range(num)
+    ]
+
+
+def write_rows(folder, rows, columns=COLUMNS, **settings):
+    """A dataset of version 2."""
+    with DatasetWriter(folder, columns=columns, **settings) as writer:
+        for row in rows:
+            writer.write(
+                **{k: v for k, v in row.items() if k in {*columns, "key", "split", "captions"}}
+            )
     return folder

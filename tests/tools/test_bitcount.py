@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from im2sp.shards import Layout, Sample, fit_durations_codec, fit_speech_codec
+from im2sp.shards import Layout, Sample, UnitColumn, fit_durations_codec, fit_speech_codec
 from im2sp.shards.coding import make_codecs
 from im2sp.shards.schema import DEFAULT_COLUMNS
 from im2sp.tools.bitcount import count_bits, main
 from im2sp.tools.inspection.sizes import checksum_bytes
-from support.datasets import make_samples, write_dataset
+from support.datasets import make_rows, make_samples, write_dataset, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYOUTS = [
@@ -283,3 +283,31 @@ def test_the_size_of_the_images_is_given_or_recorded(tmp_path, capsys):
 def test_wrong_image_sizes_are_refused(capsys, size):
     assert main(["shards", f"--image-size={size}"]) == 2
     assert f"--image-size is {size!r}; expected width and height" in capsys.readouterr().err
+
+
+def test_other_columns_are_listed(tmp_path, capsys):
+    folder = write_rows(tmp_path / "set", make_rows())
+    count = count_bits(folder)
+    on_disk = sum(path.stat().st_size for path in folder.iterdir() if path.suffix != ".md")
+    assert count.total_bytes + count.codebook_bytes == on_disk
+    assert count.parts["wide_units"] == 12 * 16
+    assert main([str(folder)]) == 0
+    text = capsys.readouterr().out
+    assert "image units (16 x 16 x 14 bits)" in text
+    assert re.search(r"wide_units \(4 x 32 bits\) +128 +128 +100\.000 %", text)
+    assert re.search(r"audio_units \(8 x T x 11 bits\) ", text)
+    assert re.search(r"\ntables \(column\) +96 ", text)
+
+
+def test_a_dataset_without_images_and_speech(tmp_path, capsys):
+    columns = {"text": "string", "line": UnitColumn((32,), 4096)}
+    rows = [{"key": str(i), "text": "abc", "line": range(32)} for i in range(3)]
+    folder = write_rows(tmp_path / "set", rows, columns)
+    assert main([str(folder)]) == 0
+    text = capsys.readouterr().out
+    assert "bits per image" not in text
+    assert "bits per second" not in text
+    assert re.search(r"line \(32 x 12 bits\) +384 +384 +100\.000 %", text)
+    count = count_bits(folder)
+    assert (count.parts["text"], count.parts["text (column)"]) == (0, 9)
+    assert count.as_json()["image_bytes_per_image"] is None

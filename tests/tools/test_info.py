@@ -13,7 +13,7 @@ import pytest
 from im2sp.shards import Sample, ShardDataset
 from im2sp.tools.info import main
 from im2sp.tools.inspection.report import report
-from support.datasets import make_samples, write_dataset
+from support.datasets import make_rows, make_samples, write_dataset, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 REJECTS = (
@@ -49,7 +49,7 @@ def test_text(dataset_dir, capsys):
         "list of T units below 256 (packed, 8 bits)",
         "arrays a sample 2",
         "length 5 to 13, median 9, mean 9.0",
-        "words a text 2 to 3",
+        "words a value 2 to 3",
         "fingerprint ffffffffffff..",
         "source (kind folder)",
         "read          9 samples in",
@@ -189,3 +189,34 @@ def test_a_dataset_of_other_shapes(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "16 x 16 units below 16,384 (packed, 14 bits)" in text
     assert "list of T units below 1,024 (packed, 10 bits)" in text
+
+
+def test_all_columns_of_version_2(tmp_path, capsys):
+    rows = make_rows()
+    write_rows(tmp_path / "set", rows)
+    assert run(tmp_path / "set", "--quiet") == 0
+    text = capsys.readouterr().out
+    for wanted in (
+        "8 x T units below 2,048 (packed, 11 bits)",
+        "4 units below 4,294,967,296 (packed, 32 bits)",
+        "list of T units below 1,000 (huffman)",
+        "0 to 2.75, mean 1.375",
+        "-3 to 8, mean 2.5",
+        "25.0 % true",
+        "tables (column)",
+    ):
+        assert wanted in text
+    found = report(ShardDataset(tmp_path / "set"))
+    columns, parts = found["columns"], found["bytes"]["parts"]
+    assert sum(parts.values()) == found["bytes"]["total"]
+    clips = [row["audio_units"] for row in rows if row["audio_units"] is not None]
+    lengths = columns["audio_units"]["lengths"]
+    assert (lengths["num"], lengths["sum"]) == (len(clips), sum(one.shape[1] for one in clips))
+    assert columns["wide_units"]["codes_used"] == 48
+    urls = [row["url"] for row in rows if row["url"]]
+    assert columns["url"]["num_values"] == len(urls)
+    assert columns["url"]["characters"]["sum"] == parts["url"] == sum(map(len, urls))
+    assert columns["blob"] == {"kind": "bytes", "num_values": 12, "size_bytes": 66}
+    assert columns["is_new"]["mean"] == 0.25
+    assert (parts["tables (column)"], parts["tables"]) == (96, 0)
+    assert columns["tags"]["num_values"] == sum(len(row["tags"]) for row in rows)

@@ -8,9 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from im2sp.shards import ShardDataset
-from im2sp.shards.layouts.batch import Batch, Values
+from im2sp.shards.columns.arrays import Lists, Values
+from im2sp.shards.layouts.batch import Batch
 from im2sp.tools.inspection.columns import Column, read_column, unit_columns
 from im2sp.tools.inspection.counts import Counts, describe_codes, describe_lengths
+
+OTHER_PARTS = ("keys", "tables", "checksums", "container", "total")
+"""Parts of a dataset on disk that are no column."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,25 +74,34 @@ class ColumnCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class TextCounts:
-    """Counts of the captions."""
+    """Counts of a column of texts, or of lists of texts."""
 
+    name: str
+    type: str
+    """`string` or `list of string`."""
     per_sample: Counts = field(default_factory=Counts)
     characters: Counts = field(default_factory=Counts)
     words: Counts = field(default_factory=Counts)
 
     def add(self, batch: Batch) -> int:
-        """Count a record batch; return the bytes of its captions."""
-        self.per_sample.add(np.diff(batch.captions.offsets))
-        characters, words = _text_lengths(batch.captions.values)
+        """Count a record batch; return the bytes of its texts."""
+        view = batch.views[self.name]
+        is_there = np.ones(batch.num_samples, np.bool_) if view.valid is None else view.valid
+        texts: Values = view.values if isinstance(view, Lists) else view
+        characters, words = _text_lengths(texts)
+        if isinstance(view, Lists):
+            self.per_sample.add(np.diff(view.offsets)[is_there])
+        else:
+            characters, words = characters[is_there], words[is_there]
         self.characters.add(characters)
         self.words.add(words)
-        return batch.captions.values.data.size
+        return texts.data.size
 
     def as_json(self, size_bytes: int) -> dict[str, Any]:
-        """Statistics of the captions."""
+        """Statistics of the column."""
         return {
-            "kind": "list of string",
-            "num_texts": int(self.words.pairs()[1].sum()),
+            "kind": self.type,
+            "num_values": int(self.words.pairs()[1].sum()),
             "size_bytes": size_bytes,
             "words": describe_lengths(self.words),
             "characters": describe_lengths(self.characters),
@@ -96,12 +109,53 @@ class TextCounts:
         }
 
 
+@dataclass(kw_only=True)
+class ValueCounts:
+    """Counts of a column of numbers, booleans or bytes."""
+
+    name: str
+    type: str
+    """`int`, `float`, `bool` or `bytes`."""
+    num_values: int = 0
+    total: float = 0
+    low: float | None = None
+    high: float | None = None
+
+    def add(self, batch: Batch) -> int:
+        """Count a record batch; return the bytes of its values."""
+        view = batch.views[self.name]
+        is_there = np.ones(batch.num_samples, np.bool_) if view.valid is None else view.valid
+        self.num_values += int(is_there.sum())
+        if isinstance(view, Values):
+            return view.data.size
+        numbers = view.data[is_there]
+        if numbers.size:
+            self.total += numbers.sum(dtype=np.float64)
+            self.low = min(numbers.min().item(), numbers[0] if self.low is None else self.low)
+            self.high = max(numbers.max().item(), numbers[0] if self.high is None else self.high)
+        return (view.data.size + 7) // 8 if self.type == "bool" else view.data.nbytes
+
+    def as_json(self, size_bytes: int) -> dict[str, Any]:
+        """Statistics of the column; numbers only of numbers, and the mean is the share of True."""
+        found = {"kind": self.type, "num_values": self.num_values, "size_bytes": size_bytes}
+        if self.low is None or self.high is None:
+            return found
+        numbers = {"min": self.low, "mean": self.total / self.num_values, "max": self.high}
+        return found | {name: _plain(number) for name, number in numbers.items()}
+
+
+def _plain(number: Any) -> Any:
+    return number.item() if isinstance(number, np.generic) else number
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """Counts of a dataset."""
 
     columns: dict[str, ColumnCounts]
-    captions: TextCounts
+    """Unit columns."""
+    others: dict[str, TextCounts | ValueCounts]
+    """Captions and own columns."""
     sizes: dict[str, int]
     """Bytes of the values of each column; `keys` are those of keys and splits."""
     num_samples: int
@@ -109,8 +163,13 @@ class Measured:
 
     def as_json(self) -> dict[str, Any]:
         """Statistics by column."""
-        columns = {name: one.as_json(self.sizes[name]) for name, one in self.columns.items()}
-        return columns | {"captions": self.captions.as_json(self.sizes["captions"])}
+        every: dict[str, ColumnCounts | TextCounts | ValueCounts] = self.columns | self.others
+        return {name: one.as_json(self.sizes[part_name(name)]) for name, one in every.items()}
+
+
+def part_name(column: str) -> str:
+    """Name of a column in lists of bytes by part, where other parts have names as well."""
+    return f"{column} (column)" if column in OTHER_PARTS else column
 
 
 def measure(
@@ -130,18 +189,21 @@ def measure(
         ShardError: A shard is missing or damaged, or a value is invalid for its codec.
     """
     columns = {column.name: ColumnCounts(column=column) for column in unit_columns(dataset)}
-    captions = TextCounts()
-    sizes = dict.fromkeys([*columns, "captions", "keys"], 0)
+    others: dict[str, TextCounts | ValueCounts] = {}
+    for name, kind in ({"captions": "list of string"} | dataset.columns).items():
+        if isinstance(kind, str):
+            counts_of = TextCounts if kind.endswith("string") else ValueCounts
+            others[name] = counts_of(name=name, type=kind)
+    sizes = dict.fromkeys([*map(part_name, [*columns, *others]), "keys"], 0)
     num_samples = 0
     for number in _chosen(dataset, max_samples):
         batch = dataset.batch(number)
-        for name, counts in columns.items():
-            sizes[name] += counts.add(batch)
-        sizes["captions"] += captions.add(batch)
+        for name, counts in (columns | others).items():
+            sizes[part_name(name)] += counts.add(batch)
         sizes["keys"] += batch.keys.data.size + batch.splits.data.size
         num_samples += batch.num_samples
         on_progress(batch.num_samples)
-    return Measured(columns=columns, captions=captions, sizes=sizes, num_samples=num_samples)
+    return Measured(columns=columns, others=others, sizes=sizes, num_samples=num_samples)
 
 
 def _chosen(dataset: ShardDataset, max_samples: int | None) -> range | list[int]:

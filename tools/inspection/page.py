@@ -5,9 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from im2sp.shards import Sample
 from im2sp.shards.errors import counted
 from im2sp.tools.inspection.media import Media, Shown
-from im2sp.tools.inspection.report import pairs, shape_text
+from im2sp.tools.inspection.report import number_range, pairs, shape_text
 
 _LONGEST_TEXT = 1000
 _NUM_UNITS_SHOWN = 40
@@ -146,9 +150,35 @@ def _about(shown: Shown) -> str:
         if shown.sound is not None:
             facts[-1] += f", {shown.sound_s:.1f} s"
         else:
-            units = " ".join(map(str, first[:_NUM_UNITS_SHOWN]))
-            facts.append(units + (" .." if first.size > _NUM_UNITS_SHOWN else ""))
-    return " · ".join(facts)
+            facts.append(_first_units(first))
+    return " · ".join(facts + [_fact(*pair) for pair in _others(sample).items()])
+
+
+def _others(sample: Sample) -> dict[str, Any]:
+    """Values of the columns that are not shown elsewhere."""
+    shown = ("image_units", "speech_units", "durations")
+    return {k: v for k, v in sample.columns.items() if k not in shown and v is not None}
+
+
+def _fact(name: str, value: Any) -> str:
+    """An own value, or the shape and first units of an array."""
+    arrays = value if isinstance(value, list) else [value]
+    if arrays and isinstance(arrays[0], np.ndarray):
+        first = arrays[0]
+        num = f"{len(arrays)} x " if isinstance(value, list) else ""
+        text = f"{num}{shape_text(first.shape)} units: {_first_units(first)}"
+    elif isinstance(value, bytes):
+        text = f"{len(value):,} bytes"
+    else:
+        text = ", ".join(map(str, arrays))
+    return f"{html.escape(name)} {_text(text)}"
+
+
+def _first_units(units: NDArray[Any]) -> str:
+    flat = units.reshape(-1)
+    return " ".join(map(str, flat[:_NUM_UNITS_SHOWN])) + (
+        " .." if flat.size > _NUM_UNITS_SHOWN else ""
+    )
 
 
 # Statistics ---------------------------------------------------------------------------------------
@@ -187,9 +217,10 @@ def _column(name: str, column: Mapping[str, Any]) -> str:
     else:
         lines += [
             f"<p>{html.escape(column['kind'])}</p>\n",
-            f"<p>{counted(column['num_texts'], 'text')}</p>\n",
-            _length_figure("words a text", column["words"]),
-            _length_figure("texts a sample", column["per_sample"]),
+            f"<p>{counted(column['num_values'], 'value')}</p>\n",
+            f"<p>{number_range(column)}</p>\n" if "min" in column else "",
+            _length_figure("words a value", column.get("words")),
+            _length_figure("values a sample", column.get("per_sample")),
         ]
     return "".join([*lines, "</article>\n"])
 

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def as_text(found: dict[str, Any]) -> str:
             _line("statistics", f"of {num_read:,} samples, evenly spaced over the dataset")
         )
     for name, column in found["columns"].items():
-        lines += ["", *(_text_rows if column["kind"] != "units" else _unit_rows)(name, column)]
+        lines += ["", *(_other_rows if column["kind"] != "units" else _unit_rows)(name, column)]
     lines += ["", *_byte_rows(found)]
     if found["rejects"]["num"]:
         lines += ["", *_reject_rows(found["rejects"])]
@@ -133,7 +133,7 @@ def _shown(value: Any) -> str:
     return f"{text[:12]}.." if re.fullmatch("[0-9a-f]{64}", text) else text
 
 
-def shape_text(shape: list[int | None]) -> str:
+def shape_text(shape: Sequence[int | None]) -> str:
     """`28 x 28`, `8 x T`."""
     return " x ".join("T" if size is None else f"{size:,}" for size in shape)
 
@@ -178,17 +178,33 @@ def _unit_rows(name: str, column: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _text_rows(name: str, column: dict[str, Any]) -> list[str]:
+def _other_rows(name: str, column: dict[str, Any]) -> list[str]:
+    """Rows of captions and own columns."""
     lines = [_line(name, column["kind"])]
-    if not column["num_texts"]:
+    if not column["num_values"]:
         return [*lines, _line("", "none")]
-    lines.append(
-        _line("", f"{counted(column['num_texts'], 'text')}, {column['size_bytes']:,} bytes")
-    )
-    lines.append(_line("", f"words a text {_range(column['words'])}"))
-    lines.append(_line("", f"characters a text {_range(column['characters'])}"))
-    lines.append(_line("", f"texts a sample {_range(column['per_sample'])}"))
+    size = f"{column['size_bytes']:,} bytes"
+    lines.append(_line("", f"{counted(column['num_values'], 'value')}, {size}"))
+    if "min" in column:
+        lines.append(_line("", number_range(column)))
+    for label, lengths in (
+        ("words a value", column.get("words")),
+        ("characters a value", column.get("characters")),
+        ("values a sample", column.get("per_sample")),
+    ):
+        if lengths:
+            lines.append(_line("", f"{label} {_range(lengths)}"))
     return lines
+
+
+def number_range(column: Mapping[str, Any]) -> str:
+    """Range and mean of numbers; the share of True of booleans."""
+    if column["kind"] == "bool":
+        return f"{100 * column['mean']:.1f} % true"
+    low, high = (
+        f"{n:,}" if isinstance(n, int) else f"{n:.6g}" for n in (column["min"], column["max"])
+    )
+    return f"{low} to {high}, mean {column['mean']:,.6g}"
 
 
 def _byte_rows(found: dict[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from im2sp.shards import Manifest, verify_dataset
+from im2sp.shards import DatasetWriter, Manifest, UnitColumn, verify_dataset
 from im2sp.shards.writing.card import CARD_NAME, card, write_card
 
 
@@ -91,16 +91,36 @@ def test_the_text_lists_columns_and_tokenizers(manifest):
     assert "| `durations` | list of T units below 65,536, varint |  |" in text
 
 
-def test_entries_of_version_2(manifest):
+def test_columns_of_version_2(tmp_path):
     columns = {
-        "audio_units": {"shape": [8, None], "num_codes": 2048, "many": False, "codec": "packed"},
-        "url": {"type": "string"},
+        "audio_units": UnitColumn((8, None), 2048),
+        "speech_units": UnitColumn((None,), 200, many=True, coding="coded"),
+        "url": "string",
     }
-    fake = object.__new__(Manifest)
-    fake.__dict__.update(manifest.__dict__ | {"columns": columns})
-    text = card(fake)
-    assert "| `audio_units` | 8 x T units below 2,048, packed |  |" in text
+    settings = {"columns": columns, "tokenizers": {"audio_units": {"name": "mimi"}}}
+    with DatasetWriter(tmp_path / "set", **settings) as writer:
+        writer.write(key="a", audio_units=[[1]] * 8, speech_units=[[1, 2]], url="x")
+    text = (tmp_path / "set" / CARD_NAME).read_text()
+    assert text == card(writer.manifest)
+    assert "| `audio_units` | 8 x T units below 2,048, packed | `mimi` |" in text
+    assert "| `speech_units` | list of T units below 200, huffman |  |" in text
     assert "| `url` | string |  |" in text
+    assert files_by_split(text) == {"train": ["00000.arrow"]}
+
+
+def test_a_writer_that_failed_leaves_no_card_and_keeps_a_readme(tmp_path):
+    out = tmp_path / "set"
+    out.mkdir()
+    (out / CARD_NAME).write_text("mine")
+    with DatasetWriter(out, columns={"url": "string"}) as writer:
+        writer.write(key="a", url="x")
+    assert (out / CARD_NAME).read_text() == "mine"
+    with (
+        pytest.raises(KeyError),
+        DatasetWriter(tmp_path / "b", columns={"url": "string"}) as writer,
+    ):
+        raise KeyError
+    assert not (tmp_path / "b").exists()
 
 
 def test_hostile_names_stay_in_their_cell(manifest):

@@ -90,7 +90,7 @@ def test_measures_agree_with_a_loop_over_the_samples(tmp_path, layout, columns):
 
     captions = [caption for s in samples for caption in s.captions]
     texts = found["captions"]
-    assert texts["num_texts"] == len(captions)
+    assert texts["num_values"] == len(captions)
     assert texts["size_bytes"] == sum(len(c.encode()) for c in captions)
     assert texts["words"]["sum"] == sum(len(c.split()) for c in captions)
     assert texts["characters"]["sum"] == sum(map(len, captions))

@@ -16,7 +16,7 @@ from im2sp.tools.inspection.media import MediaConfig, show_samples
 from im2sp.tools.inspection.page import page
 from im2sp.tools.inspection.report import report
 from support.browser import NAMES, Browser, find_chromium
-from support.datasets import make_samples, write_dataset
+from support.datasets import make_rows, make_samples, write_dataset, write_rows
 
 needs_chromium = pytest.mark.skipif(
     find_chromium() is None, reason=f"no Chromium is installed ({', '.join(NAMES)})"
@@ -261,3 +261,15 @@ def test_a_map_has_one_colour_a_code(tmp_path):
     other = (pixels != pixels[0, 0]).any(-1)
     assert other.sum() == 64
     assert other[24:32, 40:48].all()
+
+
+def test_other_columns_are_shown(tmp_path):
+    rows = make_rows(5)
+    folder = write_rows(tmp_path / "set", rows)
+    text = page(report(ShardDataset(folder)), shown_of(folder))
+    assert "url <bdi>https://example.org/1</bdi>" in text
+    assert "blob <bdi>3 bytes</bdi>" in text
+    assert "tags <bdi>a, b</bdi>" in text
+    wide = " ".join(map(str, rows[0]["wide_units"]))
+    assert f"wide_units <bdi>4 units: {wide}</bdi>" in text
+    assert "audio_units <bdi>8 x 3 units: " in text
