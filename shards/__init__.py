@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from im2sp.shards.schema import ARROW_SCHEMA, DEFAULT_COLUMNS, Sample, encode_batch
     from im2sp.shards.verify import Problem, verify_dataset
     from im2sp.shards.writing.dataset_writer import DatasetWriter, fit_tables
+    from im2sp.shards.writing.edit import concatenate, filter_samples, split_samples
     from im2sp.shards.writing.parts import join_parts
     from im2sp.shards.writing.shard_file import write_shard
 
@@ -42,14 +43,17 @@ __all__ = [
     "ShardInfo",
     "ShardLoader",
     "UnitColumn",
+    "concatenate",
     "deduplicate",
     "encode_batch",
     "expand_members",
+    "filter_samples",
     "fit_durations_codec",
     "fit_speech_codec",
     "fit_tables",
     "join_parts",
     "pack_units",
+    "split_samples",
     "unpack_units",
     "unpack_units_on_device",
     "verify_dataset",
@@ -71,6 +75,7 @@ _NAMES = {
     "verify": ("Problem", "verify_dataset"),
     "layouts.webdataset": ("expand_members",),
     "writing.dataset_writer": ("DatasetWriter", "fit_tables"),
+    "writing.edit": ("concatenate", "filter_samples", "split_samples"),
     "writing.parts": ("join_parts",),
     "writing.shard_file": ("write_shard",),
 }

@@ -65,18 +65,45 @@ class Batch:
                 raise ShardError(f"sample {key!r}: column {name}: {error}") from None
         return sample_of(values)
 
+    def row(self, i: int) -> dict[str, Any]:
+        """Row i with units as stored; see `Schema.decode_row`."""
+        units = self._schema.units
+        return {
+            name: _stored(view, i) if name in units else self._own_value(name, view, i)
+            for name, view in self.views.items()
+        }
+
+    def own_values(self, i: int) -> dict[str, Any]:
+        """Values of row i that are no units: key, split, captions and own columns."""
+        units = self._schema.units
+        return {n: self._own_value(n, v, i) for n, v in self.views.items() if n not in units}
+
     def _value(self, name: str, view: View, i: int) -> Any:
+        stored = self._schema.units.get(name)
+        if stored is None:
+            return self._own_value(name, view, i)
         if view.valid is not None and not view.valid[i]:
             return None
-        stored = self._schema.units.get(name)
-        if stored is not None:
-            return _arrays(stored, view, i)
+        return _arrays(stored, view, i)
+
+    def _own_value(self, name: str, view: View, i: int) -> Any:
+        if view.valid is not None and not view.valid[i]:
+            return None
         if isinstance(view, Rows):
             return view.data[i].item()
         kind = BUILT_IN.get(name) or self._schema.columns[name]
         if isinstance(view, Lists):
             return [view.values.text(j) for j in view.range(i)]
         return view.text(i) if kind == "string" else view[i].tobytes()
+
+
+def _stored(view: View, i: int) -> Any:
+    """Bytes of a unit value, or a list of them; None for null."""
+    if view.valid is not None and not view.valid[i]:
+        return None
+    if isinstance(view, Lists):
+        return [view.values[j].tobytes() for j in view.range(i)]
+    return view.data[i].tobytes() if isinstance(view, Rows) else view[i].tobytes()
 
 
 def _arrays(stored: StoredUnits, view: View, i: int) -> Any:

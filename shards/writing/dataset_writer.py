@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from im2sp.shards.codebook import CODEBOOK_NAME, codebook_name, tensors_to_bytes
 from im2sp.shards.columns.codecs import TABLES, fit
 from im2sp.shards.columns.own import OWN_TYPES
+from im2sp.shards.columns.stored import StoredUnits
 from im2sp.shards.columns.units import UnitColumn
 from im2sp.shards.errors import ShardError, check_int
 from im2sp.shards.files import atomic_file, file_lock, remove_leftovers
@@ -208,7 +209,34 @@ class DatasetWriter:
         if self._stack is None:
             raise ShardError("the writer is not open; use it in a with block")
         captions = captions if isinstance(captions, str) else list(captions)
-        row = self._schema.encode_row({"key": key, "split": split, "captions": captions, **values})
+        self._accept(
+            self._schema.encode_row({"key": key, "split": split, "captions": captions, **values})
+        )
+
+    def write_stored(self, row: Mapping[str, Any], schema: Schema) -> None:
+        """Add a sample as another dataset with the same columns stores it.
+
+        Its units are decoded only where the two datasets code them differently.
+
+        Args:
+            row: A row of that dataset, see `Batch.row`.
+            schema: Its schema.
+
+        Raises:
+            ShardError: A value does not fit, or the key was written before.
+        """
+        coded = {name: row[name] for name in self._schema.arrow.names}
+        for name, stored in self._schema.units.items():
+            if stored != schema.units[name] and row[name] is not None:
+                try:
+                    coded[name] = _recoded(row[name], schema.units[name], stored)
+                except ShardError as error:
+                    raise ShardError(f"sample {row['key']!r}: column {name}: {error}") from None
+        self._accept(coded)
+
+    def _accept(self, row: Row) -> None:
+        """Add a coded row, unless its key was written before."""
+        key = row["key"]
         if key in self._keys:
             raise ShardError(f"sample {key!r}: written before; every sample needs a unique key")
         self._keys.add(key)
@@ -357,6 +385,13 @@ def _packed(columns: Columns) -> dict[str, UnitColumn | str]:
         else column
         for name, column in columns.items()
     }
+
+
+def _recoded(value: Any, old: StoredUnits, new: StoredUnits) -> Any:
+    """Bytes of a unit value, or a list of them, that were coded otherwise."""
+    if isinstance(value, list):
+        return [_recoded(one, old, new) for one in cast(list[bytes], value)]
+    return new.encode(old.decode(np.frombuffer(value, np.uint8)))
 
 
 def _size_bytes(value: Any) -> int:

@@ -101,6 +101,17 @@ def drop_part(out: Path, number: int, num_parts: int) -> None:
             (out / shard.file).unlink(missing_ok=True)
 
 
+def drop_parts(out: Path, num_parts: int) -> None:
+    """Remove all finished parts and the codebook, after one that failed."""
+    if part_path(out, 0, num_parts).exists():
+        (out / CODEBOOK_NAME).unlink(missing_ok=True)
+    for number in range(num_parts):
+        drop_part(out, number, num_parts)
+    for folder in (out / PARTS_DIR, out):
+        with suppress(OSError):
+            folder.rmdir()
+
+
 def join_parts(out: str | Path) -> Manifest:
     """Make one dataset of the parts that were written to a folder: write its manifest.
 
