@@ -3,6 +3,7 @@
     RUN/step-000020/
         model.safetensors   weights, or with --ema their average
         trained.safetensors with --ema, the weights themselves
+        heads.safetensors   with --teacher, the heads that predict its features
         optimizer.pt        moments of AdamW, read with weights_only=True
         config.toml         settings
         state.json          step, seed, loader position, scores, checksums of the files
@@ -27,6 +28,7 @@ from im2sp.shards.files import atomic_dir, remove_leftovers, temporary_path
 
 MODEL_NAME = "model.safetensors"
 TRAINED_NAME = "trained.safetensors"
+HEADS_NAME = "heads.safetensors"
 OPTIMIZER_NAME = "optimizer.pt"
 STATE_NAME = "state.json"
 BROKEN_SUFFIX = ".broken"

@@ -112,11 +112,12 @@ class TrainConfig:
     a third as long. The pieces are fitted here or those of --init-from. 0: no merging, as in the
     paper."""
 
-    preset: Literal["tiny", "mini", "small", "base"] | None = None
+    preset: Literal["tiny", "mini", "midi", "small", "base"] | None = None
     """Size of the model, with its parameters for 200 speech units; by default that of --init-from,
     or small:
     - tiny: 0.3 M, for tests
     - mini: 7.2 M, an hour on a CPU
+    - midi: 15 M, a larger image encoder, as in the bundled captioners; hours on a CPU
     - small: 33 M, a GPU
     - base: 130 M, as in the paper"""
     init_from: str | None = None
@@ -130,6 +131,17 @@ class TrainConfig:
     the projection."""
     dropout: float = 0.1
     """Dropout of the decoder, on residual branches and attention weights."""
+
+    stochastic_depth: float = 0.0
+    """Probability that an image skips a branch of the last layer of the image encoder; it rises
+    linearly from 0 in the first."""
+
+    teacher: tuple[Path, ...] = ()
+    """Features of a teacher that sees the pixels, one folder of tools/teacher_features.py for the
+    view of --shards and for each --other-view. Predicting them is a further target of the image
+    encoder, most useful with --target words."""
+    teacher_weight: float = 10.0
+    """Weight of the loss of --teacher; 10 to 30 for words, 2 for text."""
 
     steps: int = 20_000
     """Total number of optimizer steps."""
@@ -194,10 +206,10 @@ class TrainConfig:
             _check(name, value, value is None or value >= 1, "at least 1")
         for name in ("unit_pieces", "bucket_window", "loader_threads", "warmup_steps", "seed"):
             _check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
-        for name in ("weight_decay", "clip_norm"):
+        for name in ("weight_decay", "clip_norm", "teacher_weight"):
             value = getattr(self, name)
             _check(name, value, 0 <= value < math.inf, "0 or more")
-        for name in ("dropout", "label_smoothing", "ema"):
+        for name in ("dropout", "label_smoothing", "ema", "stochastic_depth"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "0 up to below 1")
         _check("code_noise", self.code_noise, 0 <= self.code_noise <= 1, "0 to 1")
         _check("crop_area", self.crop_area, 0 < self.crop_area <= 1, "above 0 up to 1")
@@ -214,6 +226,8 @@ class TrainConfig:
             raise ValueError("--text-model applies to --target text only")
         if self.unit_pieces and self.target != "speech":
             raise ValueError("--unit-pieces applies to --target speech only")
+        if self.teacher and self.freeze != "none":
+            raise ValueError("--teacher trains the image encoder, which --freeze excludes")
         if self.best_by == "bleu" and self.target == "words":
             raise ValueError("--best-by bleu: --target words generates nothing; use loss")
 

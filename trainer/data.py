@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from im2sp.shards import LoaderBatch, ShardDataset, ShardError, ShardLoader
 from im2sp.trainer.config import MAX_TOKENS, TrainConfig
 from im2sp.trainer.ranks import Ranks
+from im2sp.trainer.teacher import Teacher
 from im2sp.trainer.text import TextModel
 from im2sp.trainer.unit_pieces import UnitPieces
 from im2sp.trainer.vocabulary import Vocabulary
@@ -37,14 +38,15 @@ class TokenBatch:
     """Tokens that count in the loss: all but BOS and PAD."""
     source: LoaderBatch
     """Batch of the loader that this one was made from."""
+    features: tuple[Tensor, ...] = ()
+    """Features of the teacher, (B, C) and (B, 49, K) float16, if there is one."""
 
-    def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """The three tensors on a device."""
-        tensors = (self.images_packed, self.tokens, self.owner)
+    def to(self, device: torch.device) -> tuple[Tensor, ...]:
+        """The tensors on a device: images, tokens, owner, and features if any."""
+        tensors = (self.images_packed, self.tokens, self.owner, *self.features)
         if device.type == "cuda":
             tensors = tuple(tensor.pin_memory() for tensor in tensors)
-        first, second, third = (tensor.to(device, non_blocking=True) for tensor in tensors)
-        return first, second, third
+        return tuple(tensor.to(device, non_blocking=True) for tensor in tensors)
 
 
 class OtherViews:
@@ -56,37 +58,39 @@ class OtherViews:
 
     def __init__(self, datasets: Sequence[ShardDataset], seed: int) -> None:
         self._seed = seed
-        self._rows: dict[str, list[int]] = {}
+        self._rows: dict[str, list[tuple[int, int]]] = {}
+        """Key -> row of the table and number of the view, from 1, of each copy."""
         size_bytes = datasets[0].schema.size_bytes("image_units") or 0
         tables: list[NDArray[np.uint8]] = [np.empty((0, size_bytes), np.uint8)]
         first = 0
-        for dataset in datasets:
+        for view, dataset in enumerate(datasets, 1):
             for number in range(dataset.num_batches):
                 batch = dataset.batch(number)
                 images = batch.views["image_units"]
                 tables.append(images.data.copy())
                 for row in range(batch.num_samples):
                     if images.valid is None or images.valid[row]:
-                        self._rows.setdefault(batch.keys.text(row), []).append(first + row)
+                        key = batch.keys.text(row)
+                        self._rows.setdefault(key, []).append((first + row, view))
                 first += batch.num_samples
         self._table = torch.from_numpy(np.concatenate(tables))
 
-    def mix(self, images_packed: Tensor, keys: Sequence[str], epoch: int) -> Tensor:
-        """(B, 1274) uint8: each image or one of its copies, all equally likely."""
-        taken = [
-            (place, row)
-            for place, key in enumerate(keys)
-            if (row := self._draw(key, epoch)) is not None
-        ]
-        if not taken:
-            return images_packed
-        places, rows = zip(*taken, strict=True)
-        mixed = images_packed.clone()
-        mixed[list(places)] = self._table[list(rows)]
-        return mixed
+    def mix(
+        self, images_packed: Tensor, keys: Sequence[str], epoch: int
+    ) -> tuple[Tensor, list[int]]:
+        """Each image or one of its copies, all equally likely.
 
-    def _draw(self, key: str, epoch: int) -> int | None:
-        """The row of the copy that is drawn for an image; None for the image itself."""
+        Returns:
+            (B, 1274) uint8, and the number of the view of each, 0 for the image itself.
+        """
+        drawn = [self._draw(key, epoch) for key in keys]
+        places = [place for place, one in enumerate(drawn) if one is not None]
+        mixed = images_packed.clone()
+        mixed[places] = self._table[[one[0] for one in drawn if one is not None]]
+        return mixed, [0 if one is None else one[1] for one in drawn]
+
+    def _draw(self, key: str, epoch: int) -> tuple[int, int] | None:
+        """Row and view of the copy that is drawn for an image; None for the image itself."""
         rows = self._rows.get(key, [])
         digest = hashlib.blake2b(f"{self._seed} {epoch} {key}".encode(), digest_size=8).digest()
         drawn = int.from_bytes(digest, "little") % (len(rows) + 1)
@@ -106,11 +110,13 @@ class TokenBatches:
         vocabulary: Vocabulary,
         text_model: TextModel | UnitPieces | None,
         other_views: OtherViews | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.loader = loader
         self._vocabulary = vocabulary
         self._text_model = text_model
         self._other_views = other_views
+        self._teacher = teacher
 
     def __iter__(self) -> Iterator[TokenBatch]:
         """Batches, starting at the loader's position."""
@@ -129,15 +135,17 @@ class TokenBatches:
             lengths = torch.tensor([len(row) for row in rows], dtype=torch.int32)
             filled = [torch.tensor(row, dtype=torch.int32) for row in rows]
             ids = pad_sequence(filled, batch_first=True) if rows else ids
-        images_packed = batch.images_packed
+        images_packed, views = batch.images_packed, [0] * len(batch.keys)
         if self._other_views is not None:
-            images_packed = self._other_views.mix(images_packed, batch.keys, batch.epoch)
+            images_packed, views = self._other_views.mix(images_packed, batch.keys, batch.epoch)
+        features = () if self._teacher is None else self._teacher.take(batch.keys, views)
         return TokenBatch(
             images_packed=images_packed,
             tokens=self._vocabulary.encode_batch(ids, lengths),
             owner=batch.owner.long(),
             num_tokens=int(lengths.sum()) + len(lengths),
             source=batch,
+            features=features,
         )
 
 
@@ -180,6 +188,20 @@ def open_other_views(config: TrainConfig, dataset: ShardDataset) -> OtherViews |
                 f" {dataset.path}; the keys must be equal"
             )
     return OtherViews(others, config.seed)
+
+
+def open_teacher(config: TrainConfig, dataset: ShardDataset) -> Teacher | None:
+    """The features of `--teacher`; None if it is not given.
+
+    Raises:
+        ValueError: They cannot be read, or do not cover all views and images.
+    """
+    if not config.teacher:
+        return None
+    datasets = [dataset, *map(ShardDataset, config.other_view)]
+    views = [str((one.manifest.image_tokenizer or {}).get("view")) for one in datasets]
+    keys = [sample.key for sample in dataset]
+    return Teacher(config.teacher, views, keys)
 
 
 def open_val(config: TrainConfig) -> ShardDataset | None:

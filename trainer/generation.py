@@ -16,7 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from im2sp.trainer.model import Decoder, Im2SpModel, Prefix, attention
+from im2sp.trainer.attention import attention
+from im2sp.trainer.model import Decoder, Im2SpModel, Prefix
 from im2sp.trainer.packed import packed_linears
 
 NEVER = -1e9

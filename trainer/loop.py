@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from tqdm import tqdm
 
 from im2sp.trainer.checkpoint import (
+    HEADS_NAME,
     MODEL_NAME,
     OPTIMIZER_NAME,
     TRAINED_NAME,
@@ -32,6 +34,7 @@ from im2sp.trainer.data import (
     make_loader,
     make_val_loader,
     open_other_views,
+    open_teacher,
     open_train,
     open_val,
     speech_vocabulary,
@@ -48,6 +51,7 @@ from im2sp.trainer.setup import (
     text_model_sha256,
 )
 from im2sp.trainer.step import StepRecord, TrainStep
+from im2sp.trainer.teacher import TeacherHeads
 from im2sp.trainer.text import WordBag
 from im2sp.trainer.transfer import Units, first_model
 from im2sp.trainer.weights import load_model, save_model
@@ -149,7 +153,10 @@ class _Run:
             self.text_model_sha256,
             text_model.log_odds if isinstance(text_model, WordBag) else None,
         )
-        self.train_batches = TokenBatches(self.train_loader, vocabulary, text_model, other_views)
+        teacher = open_teacher(config, dataset)
+        self.train_batches = TokenBatches(
+            self.train_loader, vocabulary, text_model, other_views, teacher
+        )
         self.val_batches = None
         if val_loader is not None:
             self.val_batches = TokenBatches(val_loader, vocabulary, text_model)
@@ -158,7 +165,11 @@ class _Run:
         else:
             trained = checkpoint.path / (TRAINED_NAME if config.ema else MODEL_NAME)
             model = load_model(trained)
-        self.train_step = TrainStep(model.to(ranks.device), config, ranks)
+        heads = None
+        if teacher is not None:
+            torch.manual_seed(config.seed)
+            heads = TeacherHeads(model.config, teacher.first).to(ranks.device)
+        self.train_step = TrainStep(model.to(ranks.device), config, ranks, heads)
         self.images_a_step = images_of_a_step(config, ranks)
         self.step = self.first_step = 0
         if checkpoint is not None:
@@ -187,6 +198,9 @@ class _Run:
         optimizer, device = self.train_step.optimizer, self.ranks.device
         path = checkpoint.path / OPTIMIZER_NAME
         optimizer.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+        if self.train_step.heads is not None:
+            heads = safetensors.torch.load_file(checkpoint.path / HEADS_NAME)
+            self.train_step.heads.load_state_dict(heads)
         if self.config.ema:
             average = load_model(checkpoint.path, device="cpu")
             self.train_step.result.load_state_dict(average.state_dict())
@@ -332,6 +346,8 @@ class _Run:
             OPTIMIZER_NAME: lambda path: _save(train_step.optimizer.state_dict(), path),
             CONFIG_NAME: lambda path: path.write_bytes(to_toml(config)),
         }
+        if (heads := train_step.heads) is not None:
+            writers[HEADS_NAME] = lambda path: safetensors.torch.save_file(heads.state_dict(), path)
         if config.ema:
             writers[TRAINED_NAME] = lambda path: save_model(
                 path.parent, train_step.model, TRAINED_NAME

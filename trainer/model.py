@@ -24,58 +24,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from im2sp.trainer.attention import attention, dropout
 from im2sp.trainer.model_config import ModelConfig, StackConfig
 
 ENCODER_EPS, PROJECTION_EPS, DECODER_EPS = 1e-6, 1e-5, 1e-12
 # Lower bound of a column's deviation, so that an almost constant column is not amplified.
 CODE_STD_FLOOR = 1e-4
 INIT_STD = 0.02
-# On a CPU, attention in training and dropout do not use torch's kernels. Measured on one core with
-# AVX-512 at the sizes of the preset `small`: forward and backward of bfloat16 attention as matrix
-# products take a third of the time, and dropout masks from 16-bit lanes of random words a quarter.
-_LANE_BITS = 16
-
 Prefix = list[tuple[Tensor, Tensor]]
 """Keys and values (B, H, P, K) of the image states in each layer of the decoder."""
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) -> Tensor:
-    """Scaled dot-product attention.
-
-    Args:
-        q: (B, H, T, K).
-        k: (B, H, S, K).
-        v: (B, H, S, K).
-        mask: (T, S) bool, or what broadcasts with (B, H, T, S): true if a query attends to a key;
-            each query needs at least one. None for all. With gradients on a CPU only (T, S).
-        p: Dropout of the attention weights.
-
-    Returns:
-        (B, H, T, K).
-    """
-    if q.device.type != "cpu" or not q.requires_grad:
-        return F.scaled_dot_product_attention(q, k, v, mask, p)
-    bias = q.new_zeros(1, 1, 1)
-    if mask is not None:
-        bias = q.new_zeros(1, *mask.shape).masked_fill(~mask, float("-inf"))
-    flat_q, flat_k, flat_v = (part.flatten(0, 1) for part in (q, k, v))
-    scores = torch.baddbmm(bias, flat_q, flat_k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
-    weights = dropout(scores.softmax(-1, dtype=q.dtype), p)
-    return torch.bmm(weights, flat_v).unflatten(0, q.shape[:2])
-
-
-def dropout(x: Tensor, p: float) -> Tensor:
-    """Zero elements with probability `p` (on a CPU rounded to 1/65536) and scale up the others."""
-    if not p:
-        return x
-    if x.device.type != "cpu":
-        return F.dropout(x, p)
-    num_dropped = round(p * (1 << _LANE_BITS))
-    lanes_a_word = 64 // _LANE_BITS
-    words = torch.empty(-(-x.numel() // lanes_a_word), dtype=torch.int64).random_(-(1 << 63), None)
-    lanes = words.view(torch.int16)[: x.numel()].view(x.shape)
-    keep = lanes >= num_dropped - (1 << (_LANE_BITS - 1))
-    return x * keep.to(x.dtype).mul_(1 / (1 - num_dropped / (1 << _LANE_BITS)))
 
 
 class Layer(nn.Module):
@@ -113,11 +70,23 @@ class Layer(nn.Module):
 class EncoderLayer(Layer):
     """A ViT layer as in timm (pre-norm)."""
 
+    def __init__(self, config: StackConfig, eps: float, drop_p: float = 0.0) -> None:
+        """`drop_p` is the probability that an image skips one of the two branches in training."""
+        super().__init__(config, eps)
+        self.drop_p = drop_p
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, P, D) -> (B, P, D)."""
         q, k, v = self.queries_keys_values(self.attention_norm(x))
-        x = x + self.join_heads(attention(q, k, v, None, 0.0))
-        return x + self.perceptron(self.mlp_norm(x))
+        x = x + self._kept(self.join_heads(attention(q, k, v, None, 0.0)))
+        return x + self._kept(self.perceptron(self.mlp_norm(x)))
+
+    def _kept(self, branch: Tensor) -> Tensor:
+        """A branch (B, P, D), zero for some images in training, and scaled up for the others."""
+        if not (self.training and self.drop_p):
+            return branch
+        kept = torch.rand(len(branch), 1, 1, device=branch.device) >= self.drop_p
+        return branch * (kept / (1 - self.drop_p)).to(branch.dtype)
 
 
 class DecoderLayer(Layer):
@@ -186,7 +155,10 @@ class ImageEncoder(nn.Module):
             )
         self.cls = nn.Parameter(torch.zeros(1, 1, stack.width))
         self.positions = nn.Parameter(torch.zeros(1, config.num_states, stack.width))
-        self.layers = nn.ModuleList(EncoderLayer(stack, ENCODER_EPS) for _ in range(stack.depth))
+        # From 0 in the first layer to the full rate in the last.
+        last = max(1, stack.depth - 1)
+        drop_ps = [config.stochastic_depth * i / last for i in range(stack.depth)]
+        self.layers = nn.ModuleList(EncoderLayer(stack, ENCODER_EPS, p) for p in drop_ps)
 
     def vectors(self) -> Tensor:
         """(num_codes, code_width) float32: the codebook after normalisation, if any."""
@@ -287,14 +259,18 @@ class Im2SpModel(nn.Module):
         nn.init.trunc_normal_(self.encoder.cls, std=INIT_STD)
         nn.init.trunc_normal_(self.encoder.positions, std=INIT_STD)
 
+    def encode(self, image_units: Tensor) -> tuple[Tensor, Tensor]:
+        """States of the encoder, and projected ones: (B, grid, grid) int64 -> twice (B, P, D)."""
+        states = self.encoder(image_units)
+        return states, self.projection_norm(self.projection(states))
+
     def prefix(self, image_units: Tensor) -> Prefix:
         """Prefix cache of images for the decoder.
 
         Args:
             image_units: (B, grid, grid) int64.
         """
-        states = self.encoder(image_units)
-        return self.decoder.prefix(self.projection_norm(self.projection(states)))
+        return self.decoder.prefix(self.encode(image_units)[1])
 
     def forward(self, image_units: Tensor, tokens: Tensor) -> Tensor:
         """Logits of the next tokens, for one text per image.
@@ -315,6 +291,8 @@ class Im2SpModel(nn.Module):
         tokens: Tensor,
         owner: Tensor,
         label_smoothing: float = 0.0,
+        *,
+        projected: Tensor | None = None,
     ) -> Tensor:
         """Mean cross entropy of the tokens after BOS; PAD is not counted.
 
@@ -327,13 +305,16 @@ class Im2SpModel(nn.Module):
             tokens: (N, T) int64: BOS, ids, EOS, PAD up to T.
             owner: (N,) int64, row of the image that each text belongs to.
             label_smoothing: Share of the target distribution that is spread over all tokens.
+            projected: Projected states of `encode`, if they are known.
 
         Returns:
             A float32 scalar.
         """
         tokens_in, tokens_out = tokens[:, :-1], tokens[:, 1:]
         self._check_length(tokens_in)
-        logits = self.decoder(tokens_in, self.prefix(image_units), owner)
+        if projected is None:
+            projected = self.encode(image_units)[1]
+        logits = self.decoder(tokens_in, self.decoder.prefix(projected), owner)
         return F.cross_entropy(
             logits.flatten(0, 1),
             tokens_out.flatten(),
@@ -341,7 +322,14 @@ class Im2SpModel(nn.Module):
             label_smoothing=label_smoothing,
         )
 
-    def word_loss(self, image_units: Tensor, tokens: Tensor, owner: Tensor) -> Tensor:
+    def word_loss(
+        self,
+        image_units: Tensor,
+        tokens: Tensor,
+        owner: Tensor,
+        *,
+        projected: Tensor | None = None,
+    ) -> Tensor:
         """Loss of bag-of-words pre-training: binary cross entropy, summed over the words.
 
         The presence of each word is predicted from the mean of the projected image states; the
@@ -352,13 +340,15 @@ class Im2SpModel(nn.Module):
             image_units: (B, grid, grid) int64.
             tokens: (N, T) int64: BOS, ids of words, EOS, PAD up to T.
             owner: (N,) int64, row of the image that each text belongs to.
+            projected: Projected states of `encode`, if they are known.
 
         Returns:
             A float32 scalar, the mean over images that have texts.
         """
         vocabulary = self.config.vocabulary
-        states = self.projection_norm(self.projection(self.encoder(image_units)))
-        logits = self.decoder.logits(states.mean(1))
+        if projected is None:
+            projected = self.encode(image_units)[1]
+        logits = self.decoder.logits(projected.mean(1))
         held = torch.zeros_like(logits).index_put_(
             (owner[:, None].expand_as(tokens), tokens), logits.new_ones(()), accumulate=True
         )

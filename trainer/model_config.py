@@ -60,6 +60,9 @@ class ModelConfig:
     """Dropout of the decoder's residual branches and embeddings."""
     attention_dropout: float = 0.1
     """Dropout of the decoder's attention weights."""
+    stochastic_depth: float = 0.0
+    """Probability that an image skips a branch of the encoder's last layer in training; it rises
+    linearly from 0 in the first layer (Huang et al., "Deep Networks with Stochastic Depth")."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
@@ -80,7 +83,7 @@ class ModelConfig:
             raise ValueError(
                 f"grid is {self.grid}, expected a multiple of stem_stride, {self.stem_stride}"
             )
-        for name in ("dropout", "attention_dropout"):
+        for name in ("dropout", "attention_dropout", "stochastic_depth"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected [0, 1)")
 
@@ -90,7 +93,7 @@ class ModelConfig:
         return 1 + (self.grid // self.stem_stride) ** 2
 
 
-Preset = Literal["tiny", "mini", "small", "base"]
+Preset = Literal["tiny", "mini", "midi", "small", "base"]
 _TINY = StackConfig(width=64, depth=2, heads=2, mlp_width=256)
 _MINI = StackConfig(width=256, depth=4, heads=4, mlp_width=1024)
 _SMALL = StackConfig(width=384, depth=12, heads=6, mlp_width=1536)
@@ -98,11 +101,13 @@ _BASE = StackConfig(width=768, depth=12, heads=12, mlp_width=3072)
 PRESETS: dict[str, tuple[StackConfig, StackConfig]] = {
     "tiny": (_TINY, _TINY),
     "mini": (_MINI, _MINI),
+    "midi": (replace(_SMALL, depth=6), _MINI),
     "small": (_SMALL, replace(_SMALL, depth=6)),
     "base": (_BASE, replace(_BASE, depth=6)),
 }
-"""Encoder and decoder: for tests, for an hour on a CPU, for a GPU, and those of the paper."""
-_STEMS: dict[str, dict[str, Any]] = {"mini": {"stem_stride": 4, "conv_stem": True}}
+"""Encoder and decoder: for tests, for an hour or for hours on a CPU, for a GPU, and the paper's."""
+_CONV_STEM: dict[str, Any] = {"stem_stride": 4, "conv_stem": True}
+_STEMS = {"mini": _CONV_STEM, "midi": _CONV_STEM}
 
 
 def preset_config(

@@ -22,6 +22,7 @@ from im2sp.trainer.config import TrainConfig
 from im2sp.trainer.data import TokenBatch
 from im2sp.trainer.model import Im2SpModel
 from im2sp.trainer.ranks import Ranks
+from im2sp.trainer.teacher import TeacherHeads
 
 _NUM_NAMED_KEYS = 8
 
@@ -41,7 +42,7 @@ class StepRecord:
     """Number of completed steps, this one included."""
     learning_rate: float
     loss: Tensor
-    """Mean over the tokens of the step on all processes."""
+    """Mean over the tokens of the step on all processes, without that of the teacher."""
     num_tokens: Tensor
     """Tokens of the step on all processes."""
     grad_norm: Tensor
@@ -81,14 +82,29 @@ class StepRecord:
 class Objective(nn.Module):
     """Loss of packed images and tokens, with augmentation and label smoothing in training."""
 
-    def __init__(self, model: Im2SpModel, config: TrainConfig) -> None:
+    def __init__(
+        self, model: Im2SpModel, config: TrainConfig, heads: TeacherHeads | None = None
+    ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.heads = model, heads
+        self._teacher_weight = config.teacher_weight
         self._crop_area, self._code_noise = config.crop_area, config.code_noise
         self._label_smoothing = config.label_smoothing
 
-    def forward(self, images_packed: Tensor, tokens: Tensor, owner: Tensor) -> Tensor:
-        """(B, bytes) uint8, (N, T) int64 and (N,) int64 -> a float32 scalar."""
+    def forward(
+        self, images_packed: Tensor, tokens: Tensor, owner: Tensor, *features: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of a batch.
+
+        Args:
+            images_packed: (B, bytes) uint8.
+            tokens: (N, T) int64.
+            owner: (N,) int64.
+            features: (B, C) and (B, 49, K), features of the teacher, if there is one.
+
+        Returns:
+            Two float32 scalars: the loss of the tokens, and that with the teacher's loss.
+        """
         sizes = self.model.config
         units = unpack_units_on_device(images_packed, shape=(sizes.grid, sizes.grid))
         smoothing = 0.0
@@ -100,9 +116,15 @@ class Objective(nn.Module):
                 crop_area=self._crop_area,
                 code_noise=self._code_noise,
             )
+        states, projected = self.model.encode(units)
         if sizes.vocabulary.kind == "words":
-            return self.model.word_loss(units, tokens, owner)
-        return self.model.loss(units, tokens, owner, smoothing)
+            loss = self.model.word_loss(units, tokens, owner, projected=projected)
+        else:
+            loss = self.model.loss(units, tokens, owner, smoothing, projected=projected)
+        if self.heads is None:
+            return loss, loss
+        pooled, places = features
+        return loss, loss + self._teacher_weight * self.heads(states, projected, pooled, places)
 
 
 def rate_factor(step: int, *, warmup_steps: int, schedule_steps: int) -> float:
@@ -133,17 +155,25 @@ class TrainStep:
         optimizer: AdamW over the trainable parameters.
     """
 
-    def __init__(self, model: Im2SpModel, config: TrainConfig, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        model: Im2SpModel,
+        config: TrainConfig,
+        ranks: Ranks,
+        heads: TeacherHeads | None = None,
+    ) -> None:
         """Freeze parts of the model, and create the optimizer.
 
         Args:
             model: The model on the device of `ranks`, the same on all processes.
             config: Settings.
             ranks: Processes of the run.
+            heads: Heads of --teacher on the same device, if there is one.
         """
         _freeze(model, config.freeze)
-        self.model, self._config, self._ranks = model, config, ranks
-        self._trained = [p for p in model.parameters() if p.requires_grad]
+        self.model, self.heads, self._config, self._ranks = model, heads, config, ranks
+        self._objective = Objective(model, config, heads)
+        self._trained = [p for p in self._objective.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self._trained,
             lr=config.learning_rate,
@@ -152,7 +182,6 @@ class TrainStep:
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self._objective = Objective(model, config)
         self._average = Average(model, config.ema) if config.ema else None
         self._validated = Objective(self.result, config).eval()
         self._parallel = None
@@ -181,10 +210,10 @@ class TrainStep:
         loss = torch.zeros((), device=ranks.device)
         for batch in batches:
             with self._gradients_shared(is_last=batch is batches[-1]):
-                own = self._loss_of(batch, self._parallel or self._objective)
+                own, full = self._loss_of(batch, self._parallel or self._objective)
                 share = batch.num_tokens / num_tokens
                 # DDP averages gradients over processes; here they must be summed.
-                (own * share * ranks.world_size).backward()
+                (full * share * ranks.world_size).backward()
             own_losses.append(own.detach())
             loss += own.detach() * share
         norm = nn.utils.clip_grad_norm_(self._trained, config.clip_norm or math.inf)
@@ -216,14 +245,14 @@ class TrainStep:
         for batch in batches:
             num_images += len(batch.images_packed)
             if batch.num_tokens:  # at the end of a split some processes have empty batches
-                loss = float(self._loss_of(batch, self._validated)) * batch.num_tokens
+                loss = float(self._loss_of(batch, self._validated)[0]) * batch.num_tokens
                 sums += torch.tensor([loss, batch.num_tokens], dtype=torch.float64)
             if max_images is not None and num_images * self._ranks.world_size >= max_images:
                 break
         loss, num_tokens = self._ranks.summed(sums.to(self._ranks.device)).tolist()
         return loss / num_tokens
 
-    def _loss_of(self, batch: TokenBatch, objective: nn.Module) -> Tensor:
+    def _loss_of(self, batch: TokenBatch, objective: nn.Module) -> tuple[Tensor, Tensor]:
         device = self._ranks.device
         is_bf16 = self._config.precision == "bf16"
         with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):

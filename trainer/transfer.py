@@ -107,8 +107,7 @@ def first_model(
             # SeiT's encoder was trained on the unchanged rows.
             standardise_codebook=not is_seit,
         )
-        dropout = config.dropout
-        sizes = dataclasses.replace(sizes, dropout=dropout, attention_dropout=dropout)
+        sizes = dataclasses.replace(sizes, **_dropouts(config))
         if is_seit:  # its encoder includes SeiT's stem
             sizes = dataclasses.replace(sizes, stem_stride=SEIT_STEM_STRIDE, conv_stem=False)
         model = Im2SpModel(sizes, codebook)
@@ -130,11 +129,20 @@ def first_model(
             " embedding and output layers are re-initialised. To keep them, give its tokenizer with"
             f" --text-model (of a GIT: {GIT_NAME} beside its weights)"
         )
-    return transferred(origin, units, state, config.dropout)
+    return transferred(origin, units, state, _dropouts(config))
+
+
+def _dropouts(config: TrainConfig) -> dict[str, float]:
+    """Fields of the model's configuration that the settings of a run determine."""
+    return {
+        "dropout": config.dropout,
+        "attention_dropout": config.dropout,
+        "stochastic_depth": config.stochastic_depth,
+    }
 
 
 def transferred(
-    origin: Im2SpModel, units: Units, state: Mapping[str, Any], dropout: float
+    origin: Im2SpModel, units: Units, state: Mapping[str, Any], dropouts: Mapping[str, float]
 ) -> Im2SpModel:
     """Transfer weights to another vocabulary; if it differs, embedding and output are new.
 
@@ -142,13 +150,12 @@ def transferred(
         origin: Model with the weights.
         units: Units of the new model.
         state: `former_state` of the origin.
-        dropout: Dropout of the new model.
+        dropouts: Dropouts of the new model's configuration.
     """
     sizes = dataclasses.replace(
         origin.config,
         vocabulary=units.vocabulary,
-        dropout=dropout,
-        attention_dropout=dropout,
+        **dropouts,
     )
     model = Im2SpModel(sizes, origin.encoder.get_buffer("codebook"))
     _set_odds(model, units)

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from im2sp.trainer.model import Im2SpModel, attention, dropout
+from im2sp.trainer.attention import attention, dropout
+from im2sp.trainer.model import Im2SpModel
 from im2sp.trainer.model_config import PRESETS, StackConfig, preset_config
 from im2sp.trainer.vocabulary import Vocabulary
 
@@ -147,10 +148,11 @@ def test_presets():
     assert {name: round(size / 1e6, 1) for name, size in sizes.items()} == {
         "tiny": 0.3,
         "mini": 7.2,
+        "midi": 15.2,
         "small": 32.8,
         "base": 129.7,
     }
-    with pytest.raises(ValueError, match="preset 'huge', expected one of tiny, mini, small, base"):
+    with pytest.raises(ValueError, match="preset 'huge', expected one of tiny, mini, midi, small"):
         preset_config("huge", SPEECH)
 
 

@@ -1,4 +1,4 @@
-"""docs/recipes/compact-*.toml: the training stages of the bundled captioner."""
+"""docs/recipes/compact-*.toml and teacher-*.toml: the stages of the bundled captioners."""
 
 import tomllib
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from im2sp.trainer.cli import main
+from im2sp.trainer.config import TrainConfig
 from im2sp.trainer.weights import load_model
 from support.training import make_shards
 
@@ -32,9 +33,15 @@ def test_the_stages_follow_each_other(tmp_path):
     assert (config.num_states, config.vocabulary.num_units) == (50, 20)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_recipe_shows_its_command(stage):
-    path = RECIPES / f"compact-{stage}.toml"
+@pytest.mark.parametrize(
+    "name", [*(f"compact-{s}" for s in STAGES), "teacher-words", "teacher-text"]
+)
+def test_the_recipe_shows_its_command(name):
+    path = RECIPES / f"{name}.toml"
     text = path.read_text("utf-8")
     assert f"im2sp-train --config docs/recipes/{path.name} --shards " in text
-    assert tomllib.loads(text)["target"] == stage
+    values = tomllib.loads(text)
+    assert values["target"] == name.partition("-")[2]
+    teacher = (Path("features"),) if "teacher" in name else ()
+    config = TrainConfig(shards=Path("a"), out=Path("b"), teacher=teacher, **values)
+    assert (config.ema > 0) == ("teacher" in name)

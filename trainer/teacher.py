@@ -1,0 +1,224 @@
+"""A teacher that sees the pixels: its features as further targets of the image encoder.
+
+Captions of a few thousand images say little about an image; the features of a network that was
+trained on many more say more. The encoder, which sees units, predicts them through two linear
+heads: the pooled features from the mean of the projected image states, and the features of 7x7
+places from the states of these places. Both are standardised, and the loss is smooth L1 (Huber,
+1964). The heads are not part of the model. The method is feature distillation (Romero et al.,
+"FitNets: Hints for Thin Deep Nets", 2015).
+
+A folder of features, written by tools/teacher_features.py, holds the features of one view of the
+images, in parts of some hundred images: `part-00000.safetensors` with `pooled` (N, C) and `places`
+(N, 49, K), float16, and in its metadata the keys and the record of teacher and view.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from im2sp.shards.files import atomic_file
+from im2sp.trainer.model_config import ModelConfig
+
+SIDE = 7
+"""Rows and columns of places."""
+METADATA_KEY = "im2sp"
+FORM = "im2sp teacher 1"
+# Standardised features beyond this many deviations are cut off, as in the smooth L1 loss they would
+# outweigh the others.
+_MAX_DEVIATIONS = 5.0
+_STD_FLOOR = 1e-3
+
+
+def part_path(folder: Path, number: int) -> Path:
+    """Path of a part of a folder of features."""
+    return folder / f"part-{number:05d}.safetensors"
+
+
+def write_part(
+    path: Path, keys: Sequence[str], record: Mapping[str, Any], pooled: Tensor, places: Tensor
+) -> None:
+    """Write a part atomically; the same content gives the same bytes.
+
+    Args:
+        path: The file.
+        keys: N keys of images.
+        record: JSON values: teacher, fingerprint, view.
+        pooled: (N, C), stored as float16.
+        places: (N, 49, K), stored as float16.
+    """
+    header = {"form": FORM, "record": dict(record), "keys": list(keys)}
+    tensors = {"pooled": pooled.half().contiguous(), "places": places.half().contiguous()}
+    data = safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(header)})
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Keys and record of a part.
+
+    Raises:
+        ValueError: It does not exist, is damaged, or is something else.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}; write it again") from None
+    if header.get("form") != FORM:
+        raise ValueError(
+            f"{path}: not features of a teacher; expected a file of tools/teacher_features.py"
+        )
+    return header
+
+
+class Features:
+    """Features of one view of the images, mapped from a folder; a context for its files.
+
+    Attributes:
+        record: Teacher, its fingerprint, and the view.
+        widths: C and K, the widths of pooled features and of places.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open a folder.
+
+        Raises:
+            ValueError: It has no parts, a part is damaged, or their records differ.
+        """
+        self.folder = folder
+        paths = sorted(folder.glob("part-*.safetensors"))
+        if not paths:
+            raise ValueError(
+                f"--teacher {folder}: holds no features; expected a folder written by"
+                " tools/teacher_features.py"
+            )
+        self._rows: dict[str, tuple[int, int]] = {}
+        self._parts: list[Any] = []
+        self.record: dict[str, Any] = read_header(paths[0])["record"]
+        stack = ExitStack()
+        for number, path in enumerate(paths):
+            header = read_header(path)
+            if header["record"] != self.record:
+                raise ValueError(
+                    f"{path}: features of {header['record']}, those of {paths[0].name} are of"
+                    f" {self.record}; write them to separate folders"
+                )
+            self._rows |= {key: (number, row) for row, key in enumerate(header["keys"])}
+            self._parts.append(stack.enter_context(safetensors.safe_open(path, "pt")))
+        shapes = [self._parts[0].get_slice(name).get_shape() for name in ("pooled", "places")]
+        self.widths: tuple[int, int] = (shapes[0][-1], shapes[1][-1])
+
+    def __contains__(self, key: str) -> bool:
+        """True if there are features of this image."""
+        return key in self._rows
+
+    def take(self, key: str) -> tuple[Tensor, Tensor]:
+        """(C,) and (49, K) float16 features of an image."""
+        number, row = self._rows[key]
+        part = self._parts[number]
+        return part.get_slice("pooled")[row], part.get_slice("places")[row]
+
+    def moments(self) -> list[tuple[Tensor, Tensor]]:
+        """Mean and deviation, float32, of the pooled features (C,) and of the places (K,)."""
+        found: list[tuple[Tensor, Tensor]] = []
+        for name in ("pooled", "places"):
+            count, total, squares = 0, torch.zeros(()), torch.zeros(())
+            for part in self._parts:
+                rows = part.get_tensor(name).flatten(0, -2).double()
+                count += len(rows)
+                total, squares = total + rows.sum(0), squares + rows.square().sum(0)
+            mean = total / count
+            std = (squares / count - mean.square()).clamp(min=0).sqrt() + _STD_FLOOR
+            found.append((mean.float(), std.float()))
+        return found
+
+
+class Teacher:
+    """Features of all views of a run's training images.
+
+    Attributes:
+        first: Features of the view of --shards.
+    """
+
+    def __init__(self, folders: Sequence[Path], views: Sequence[str], keys: Sequence[str]) -> None:
+        """Open the features.
+
+        Args:
+            folders: Folders of features, one for each view, in any order.
+            views: Views of --shards and of each --other-view.
+            keys: Keys of the training images.
+
+        Raises:
+            ValueError: Features of a view or image are missing, or are of different teachers.
+        """
+        found = [Features(folder) for folder in folders]
+        for one in found[1:]:
+            if one.record["fingerprint"] != found[0].record["fingerprint"]:
+                raise ValueError(
+                    f"--teacher {one.folder}: features of {one.record['teacher']}, those of"
+                    f" {found[0].folder} are of {found[0].record['teacher']}; use one teacher"
+                )
+        by_view = {one.record["view"]: one for one in found}
+        for view in views:
+            if view not in by_view:
+                raise ValueError(
+                    f"--teacher: no features of the view {view}, only of {', '.join(by_view)};"
+                    f" write them with tools/teacher_features.py --view {view}"
+                )
+            missing = [key for key in keys if key not in by_view[view]]
+            if missing:
+                raise ValueError(
+                    f"--teacher {by_view[view].folder}: lacks {len(missing):,} of {len(keys):,}"
+                    f" training images, such as {missing[0]}"
+                )
+        self._views = [by_view[view] for view in views]
+        self.first = self._views[0]
+
+    def take(self, keys: Sequence[str], views: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(B, C) and (B, 49, K) float16 features of images in views, given by their numbers."""
+        found = [self._views[view].take(key) for key, view in zip(keys, views, strict=True)]
+        return torch.stack([pooled for pooled, _ in found]), torch.stack([x for _, x in found])
+
+
+class TeacherHeads(nn.Module):
+    """Linear predictions of a teacher's features, and their loss."""
+
+    def __init__(self, sizes: ModelConfig, features: Features) -> None:
+        """New heads, from torch's generator; features are standardised by the given ones."""
+        super().__init__()
+        self._grid = sizes.grid // sizes.stem_stride
+        self.pooled = nn.Linear(sizes.decoder.width, features.widths[0])
+        self.places = nn.Linear(sizes.encoder.width, features.widths[1])
+        for name, (mean, std) in zip(("pooled", "places"), features.moments(), strict=True):
+            self.register_buffer(f"{name}_mean", mean)
+            self.register_buffer(f"{name}_std", std)
+
+    def forward(self, states: Tensor, projected: Tensor, pooled: Tensor, places: Tensor) -> Tensor:
+        """Loss of the predictions.
+
+        Args:
+            states: (B, P, D) states of the encoder, CLS first.
+            projected: (B, P, D) projected states.
+            pooled: (B, C) features of the teacher.
+            places: (B, 49, K) features of the teacher.
+
+        Returns:
+            A float32 scalar, the sum of the mean losses of pooled features and places.
+        """
+        grid = states[:, 1:].transpose(1, 2).unflatten(-1, (self._grid, self._grid))
+        at_places = F.adaptive_avg_pool2d(grid, SIDE).flatten(2).transpose(1, 2)
+        loss_pooled = self._loss("pooled", self.pooled(projected.mean(1)), pooled)
+        return loss_pooled + self._loss("places", self.places(at_places), places)
+
+    def _loss(self, name: str, predicted: Tensor, features: Tensor) -> Tensor:
+        mean, std = self.get_buffer(f"{name}_mean"), self.get_buffer(f"{name}_std")
+        wanted = ((features.float() - mean) / std).clamp(-_MAX_DEVIATIONS, _MAX_DEVIATIONS)
+        return F.smooth_l1_loss(predicted.float(), wanted)
