@@ -71,8 +71,7 @@ class StoredUnits:
         if column.num_variable == 0:
             return np.full(offsets.size - 1, column.num_fixed, np.int32)
         if self.has_lengths:
-            axes = split_lengths(data, wide, column.num_variable)[0]
-            return (column.num_fixed * axes.prod(axis=1)).astype(np.int32)
+            return self._counts(split_lengths(data, wide, column.num_variable)[0]).astype(np.int32)
         return np.diff(self.decode_values(data, wide)[1]).astype(np.int32)
 
     def decode_values(
@@ -98,12 +97,19 @@ class StoredUnits:
             self._check_sizes(np.diff(id_offsets))
             return ids, id_offsets, None
         axes, data, offsets = split_lengths(data, offsets, column.num_variable)
-        counts = column.num_fixed * axes.prod(axis=1)
+        counts = self._counts(axes)
         if isinstance(codec, PackedCodec):
             return *codec.decode_values(data, offsets, counts), axes
         ids, id_offsets = codec.decode_values(data, offsets)
         self._check_sizes(np.diff(id_offsets), counts)
         return ids, id_offsets, axes
+
+    def _counts(self, axes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of units of each array."""
+        wrong = self.column.num_fixed * axes.astype(np.float64).prod(axis=1) > _MAX_LENGTH
+        if wrong.any():
+            raise ShardError(f"value {wrong.argmax()} has more than {_MAX_LENGTH} units")
+        return self.column.num_fixed * axes.prod(axis=1)
 
     def _check_sizes(
         self, sizes: NDArray[np.int64], counts: NDArray[np.int64] | None = None

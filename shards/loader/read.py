@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from im2sp.shards.coding.packing import pack_units, packed_size_bytes
 from im2sp.shards.columns.stored import StoredUnits
 from im2sp.shards.dataset import ShardDataset
-from im2sp.shards.errors import ShardError
+from im2sp.shards.errors import ShardError, memory_limit
 from im2sp.shards.loader import kernels
-from im2sp.shards.loader.decoder import UnitsDecoder
+from im2sp.shards.loader.decoder import UnitsDecoder, check_memory
 from im2sp.shards.loader.index import LONGEST, NO_LENGTHS, LoaderIndex
 from im2sp.shards.loader.plan import LoaderSettings, key_of
 
@@ -64,6 +64,7 @@ class SampleReader:
         self._image_size_bytes = packed_size_bytes(column.num_fixed, column.bits)
         images = dataset.schema.units[settings.image_column]
         self._images = None if images.size_bytes else images
+        self._limit_bytes = memory_limit(sum(s.size_bytes for s in dataset.manifest.shards))
         if settings.is_of_units:
             self._decoder = UnitsDecoder(dataset.schema.units[settings.target_column])
 
@@ -97,7 +98,7 @@ class SampleReader:
         """
         items = self._target_items(samples, epoch, self._index.items)
         try:
-            ids, lengths, shapes = self._decoder.rows(items.data, items.offsets)
+            ids, lengths, shapes = self._decoder.rows(items.data, items.offsets, self._limit_bytes)
         except ShardError as error:
             self._blame(samples, error)
         return Utterances(ids=ids, lengths=lengths, shapes=shapes, owner=items.owner)
@@ -130,6 +131,9 @@ class SampleReader:
         places = index.places[samples]
         first_lengths = index.first_lengths[samples] if how[0].size else index.first_lengths
         capacity = samples.size * max_items
+        check_memory(
+            f"{samples.size} samples of up to {max_items} items", 20 * capacity, self._limit_bytes
+        )
         starts, offsets = np.empty(capacity, np.int64), np.empty(capacity + 1, np.int64)
         owner = np.empty(capacity, np.int32)
         num = kernels.choose(places, column, first_lengths, *how, starts, offsets, owner)

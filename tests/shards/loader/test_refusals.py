@@ -194,3 +194,32 @@ def test_a_row_that_grows_beyond_the_known_lengths(tmp_path: Path, write_dataset
     change_in_place(tmp_path / "00000.arrow", rows, 1, 4)
     with pytest.raises(ShardError, match=r"00000\.arrow: its offsets changed while it was in use"):
         list(loader)
+
+
+# Memory -------------------------------------------------------------------------------------------
+
+
+def test_one_long_utterance_does_not_pad_a_batch_without_limit(
+    tmp_path: Path, write_dataset: Callable
+) -> None:
+    image = np.zeros((28, 28), np.uint16)
+    samples = [
+        Sample(key=str(i), image_units=image, speech_units=[np.zeros(size, np.uint16)])
+        for i, size in enumerate([800_000] + [2] * 127)
+    ]
+    write_dataset(tmp_path, samples, batch_rows=128, shard_rows=128)
+    message = r"128 arrays padded to 800000 units takes 204,800,000 bytes .* set max_length"
+    with pytest.raises(ValueError, match=message):
+        list(loader_of(tmp_path, 128))
+    assert sum(len(batch.images_packed) for batch in loader_of(tmp_path, 127, max_length=2)) == 127
+
+
+def test_one_sample_of_many_captions(tmp_path: Path, write_dataset: Callable) -> None:
+    image = np.zeros((28, 28), np.uint16)
+    samples = [
+        Sample(key=str(i), image_units=image, captions=["c"] * num)
+        for i, num in enumerate([60_000] + [1] * 127)
+    ]
+    write_dataset(tmp_path, samples, batch_rows=128, shard_rows=128)
+    with pytest.raises(ValueError, match="128 samples of up to 60000 items takes 153,600,000"):
+        [batch.captions for batch in loader_of(tmp_path, 128, target="text", items="one")]
