@@ -99,7 +99,8 @@ def fit_units(config: FitConfig) -> dict[str, Any]:
     labels = _labels(config.labels, val or clips)
     weights = load_hubert(config.speech_tokenizer, config.layer)
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    reader = _reader(HubertEncoder(weights, DTYPES[config.precision], device), config, labels)
+    encoder = HubertEncoder(weights, DTYPES[config.precision], device)
+    reader = _reader(encoder, config, labels, weights.settings.waveform_eps)
     reservoir = Reservoir(config.max_frames, seed=config.seed)
     for features, phones in reader.read(clips.utterances):
         reservoir.add(features, phones)
@@ -145,8 +146,16 @@ def fit_units(config: FitConfig) -> dict[str, Any]:
     return card
 
 
-def _reader(encode: Any, config: FitConfig, labels: PhoneLabels | None) -> FeatureReader:
-    return FeatureReader(encode, labels=labels, max_audio_s=config.max_audio_s, quiet=config.quiet)
+def _reader(
+    encode: Any, config: FitConfig, labels: PhoneLabels | None, waveform_eps: float | None
+) -> FeatureReader:
+    return FeatureReader(
+        encode,
+        labels=labels,
+        max_audio_s=config.max_audio_s,
+        quiet=config.quiet,
+        waveform_eps=waveform_eps,
+    )
 
 
 def _labels(path: Path | None, clips: Clips) -> PhoneLabels | None:
@@ -175,7 +184,7 @@ def _measure(
     config: FitConfig, tokenizer: SpeechTokenizer, clips: Clips, labels: PhoneLabels | None
 ) -> tuple[dict[str, Any], dict[str, float | int], list[dict[str, str]]]:
     """Data, figures and rejects of the held-out clips."""
-    reader = _reader(tokenizer.features, config, labels)
+    reader = _reader(tokenizer.features, config, labels, tokenizer.waveform_eps)
     meter = UnitMeter(tokenizer)
     for features, phones in reader.read(clips.utterances):
         meter.add(features, phones)

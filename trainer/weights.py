@@ -372,7 +372,12 @@ def _git_config(path: Path) -> dict[str, Any]:
         settings = json.loads(file.read_text("utf-8"))
     except ValueError as error:
         raise WeightsError(f"{file}: not JSON ({error})") from None
-    fixed = {"model_type": "git", "hidden_act": "gelu", "layer_norm_eps": 1e-12}
+    fixed = {
+        "model_type": "git",
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+        "position_embedding_type": "absolute",
+    }
     for name, expected in fixed.items():
         found = settings.get(name, expected) if isinstance(settings, dict) else None
         if found != expected:

@@ -202,6 +202,8 @@ def describe_job(
             "layer": speech_tokenizer.layer,
             "num_units": speech_tokenizer.num_units,
         }
+        if speech_tokenizer.waveform_eps is not None:
+            job["speech_tokenizer"]["waveform_eps"] = speech_tokenizer.waveform_eps
         job["settings"]["max_audio_s"] = float(config.max_audio_s)
         job["settings"]["speech_codec"] = coding.label
     return job

@@ -36,6 +36,19 @@ def num_frames(num_samples: int) -> int:
     return max(0, (num_samples - FIRST_FRAME_SAMPLES) // FRAME_SAMPLES + 1)
 
 
+def normalized(samples: Tensor, eps: float | None) -> Tensor:
+    """(S,) float32 samples of a whole clip with zero mean and unit variance, as some weights need.
+
+    Args:
+        samples: The clip.
+        eps: Added to the variance; None returns the samples as they are.
+    """
+    if eps is None:
+        return samples
+    centred = samples.double() - samples.double().mean()
+    return (centred / (centred.square().mean() + eps).sqrt()).float()
+
+
 class PlainLinear:
     """Replacement of `PackedLinear` where oneDNN is not available."""
 

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,13 @@ CONV_KERNELS = (10, 3, 3, 3, 3, 2, 2)
 CONV_STRIDES = (5, 2, 2, 2, 2, 2, 2)
 HEAD_WIDTH = 64
 MAX_RECORD_DEPTH = 20
+RATE_HZ = 16_000
+# The second holds the content of the first as its object `feature_extractor`.
+PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+# Added to the variance of a clip that is normalised, by transformers and by fairseq.
+TRANSFORMERS_EPS, FAIRSEQ_EPS = 1e-7, 1e-5
+# Values of preprocessor_config.json that this code requires.
+_FIXED_PREPROCESSOR: dict[str, Any] = {"feature_size": 1, "sampling_rate": RATE_HZ}
 # Values of config.json that this code requires.
 _FIXED: dict[str, Any] = {
     "model_type": "hubert",
@@ -62,6 +69,16 @@ class HubertSettings:
     """Norm "group": each channel of the first convolution over time; "layer": each frame of all."""
     is_pre_norm: bool = False
     """Norms before attention and MLP, as in the larger models, instead of after."""
+    waveform_eps: float | None = None
+    """Each clip is normalised to zero mean and unit variance, to which this is added first; None
+    for clips as they are."""
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings as JSON values, without `waveform_eps` where clips are as they are."""
+        settings = asdict(self)
+        if self.waveform_eps is None:
+            del settings["waveform_eps"]
+        return settings
 
     def __post_init__(self) -> None:
         """Check types and ranges, as values come from files."""
@@ -72,6 +89,8 @@ class HubertSettings:
             raise ValueError(f"norm_eps {self.norm_eps!r}, conv_norm {self.conv_norm!r}")
         if not isinstance(self.is_pre_norm, bool):
             raise ValueError(f"is_pre_norm is {self.is_pre_norm!r}, expected a bool")
+        if self.waveform_eps is not None and not isinstance(self.waveform_eps, float):
+            raise ValueError(f"waveform_eps is {self.waveform_eps!r}, expected a number")
 
 
 # transformers -------------------------------------------------------------------------------------
@@ -85,16 +104,7 @@ def config_settings(path: Path) -> HubertSettings:
             f"{path}: transformers weights without their {CONFIG_FILE}; pass the folder that"
             f" holds both, the weights as {' or '.join(WEIGHT_FILES)}"
         )
-    try:
-        config = json.loads(config_path.read_text("utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{config_path}: not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise WeightsError(f"{config_path}: a {type(config).__name__}, expected a JSON object")
-    for key, expected in _FIXED.items():
-        found = config.get(key, expected)
-        if found != expected:
-            raise WeightsError(f"{config_path}: {key} is {found!r}, expected {expected!r}")
+    config = _read_config(config_path, _FIXED)
     heads = config.get("num_attention_heads", 12)
     num_layers = config.get("num_hidden_layers", 12)
     norm_eps, conv_norm = config.get("layer_norm_eps", 1e-5), config.get("feat_extract_norm")
@@ -109,6 +119,46 @@ def config_settings(path: Path) -> HubertSettings:
         conv_norm=conv_norm or "group",
         is_pre_norm=config.get("do_stable_layer_norm", False) is True,
     )
+
+
+def with_preprocessor(settings: HubertSettings, path: Path) -> HubertSettings:
+    """Settings with what one of `PREPROCESSOR_FILES` says of the waveform.
+
+    `do_normalize` applies to models with layer norm alone: a group norm over time removes gain
+    and offset itself, and the published units of such models are those of clips as they are.
+
+    Raises:
+        WeightsError: It asks for another sample rate or several channels, or is not JSON.
+    """
+    config = _read_config(path, _FIXED_PREPROCESSOR)
+    inner = config.get("feature_extractor")
+    if isinstance(inner, dict):
+        config = _checked_config(path, inner, _FIXED_PREPROCESSOR)
+    does_normalize = config.get("do_normalize", True)
+    if not isinstance(does_normalize, bool):
+        raise WeightsError(f"{path}: do_normalize is {does_normalize!r}, expected true or false")
+    if settings.conv_norm == "group" or not does_normalize:
+        return settings
+    return replace(settings, waveform_eps=TRANSFORMERS_EPS)
+
+
+def _read_config(path: Path, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object; values that differ from those of `fixed` are refused."""
+    try:
+        config = json.loads(path.read_text("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise WeightsError(f"{path}: a {type(config).__name__}, expected a JSON object")
+    return _checked_config(path, config, fixed)
+
+
+def _checked_config(path: Path, config: dict[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+    for key, expected in fixed.items():
+        found = config.get(key, expected)
+        if found != expected:
+            raise WeightsError(f"{path}: {key} is {found!r}, expected {expected!r}")
+    return config
 
 
 # fairseq ------------------------------------------------------------------------------------------
@@ -129,7 +179,7 @@ def fairseq_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def fairseq_settings(weights: Weights, tensors: Mapping[str, Tensor]) -> HubertSettings:
     """Read sizes from the shapes; heads and positions of norms from the records, if present."""
-    records = _plain_records(weights.content)
+    records, task = _plain_records(weights.content)
     width = len(tensors["encoder.layer_norm.weight"])
     numbers = re.compile(r"encoder\.layers\.(\d+)\.")
     num_layers = 1 + max(int(m[1]) for name in tensors if (m := numbers.match(name)))
@@ -140,20 +190,41 @@ def fairseq_settings(weights: Weights, tensors: Mapping[str, Tensor]) -> HubertS
     activation = records.get("activation_fn", "gelu")
     if activation != "gelu":
         raise ValueError(f"activation_fn is {activation!r}, expected 'gelu'")
+    rate_hz = task.get("sample_rate", RATE_HZ)
+    if rate_hz != RATE_HZ:
+        raise ValueError(f"sample_rate is {rate_hz!r}, expected {RATE_HZ}")
+    layers = records.get("conv_feature_layers")
+    if isinstance(layers, str) and _strides(layers) not in ([], list(CONV_STRIDES)):
+        raise ValueError(f"conv_feature_layers is {layers!r}, expected strides of {CONV_STRIDES}")
     return HubertSettings(
         heads=heads,
         layer=num_layers,
         conv_norm="layer" if is_layer else "group",
         is_pre_norm=records.get("layer_norm_first", is_layer) is True,
+        waveform_eps=FAIRSEQ_EPS if task.get("normalize") is True else None,
     )
 
 
-def _plain_records(content: Any) -> dict[str, Any]:
-    """Return the model's settings: `cfg["model"]`, or `args` in older files."""
+def _strides(layers: str) -> list[int]:
+    """Strides in fairseq's notation of convolutions, such as `[(512,3,2)] * 4 + [(512,2,2)]`."""
+    strides: list[int] = []
+    for group, times in re.findall(r"\[([^\]]*)\](?:\s*\*\s*(\d{1,2}))?", layers):
+        found = re.findall(r"\(\s*\d+\s*,\s*\d+\s*,\s*(\d+)\s*\)", group)
+        strides += [int(stride) for stride in found] * int(times or 1)
+    return strides
+
+
+def _plain_records(content: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of the model and of the task: `cfg["model"]` and `cfg["task"]`, or both `args`."""
     if not isinstance(content, dict):
-        return {}
-    model = _plain(_plain(content.get("cfg")).get("model"))
-    return {key: _value(value) for key, value in (model or _plain(content.get("args"))).items()}
+        return {}, {}
+    both = _plain(content.get("cfg"))
+    args = {} if _plain(both.get("model")) else _plain(content.get("args"))
+    model, task = (
+        {key: _value(value) for key, value in (_plain(both.get(name)) or args).items()}
+        for name in ("model", "task")
+    )
+    return model, task
 
 
 def _plain(record: Any) -> dict[Any, Any]:

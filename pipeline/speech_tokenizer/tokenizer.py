@@ -1,8 +1,8 @@
 """Speech to units: HuBERT features of one layer, quantised to the nearest k-means centroid.
 
-As in fairseq's GSLM and textlesslib: 16 kHz, no normalisation of the waveform, no padding, one unit
-per 320 samples; clips of more than 1,600,000 samples are split into chunks of that length, which
-are encoded independently.
+As in fairseq's GSLM and textlesslib: 16 kHz, no padding, one unit per 320 samples. The waveform is
+normalised where the weights' settings ask for it (large and xlarge, not base). Clips of more than
+1,600,000 samples are then split into chunks of that length, which are encoded independently.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from im2sp.pipeline.core_threads import SingleCorePool
-from im2sp.pipeline.speech_tokenizer.encoder import FIRST_FRAME_SAMPLES, HubertEncoder, num_frames
+from im2sp.pipeline.speech_tokenizer.encoder import (
+    FIRST_FRAME_SAMPLES,
+    HubertEncoder,
+    normalized,
+    num_frames,
+)
 from im2sp.pipeline.speech_tokenizer.weights import (
     BUNDLED,
     HubertWeights,
@@ -42,6 +47,7 @@ class SpeechTokenizer:
         layer: Layer whose output is quantised, counted from 1.
         centroids: Centroids, (K, D) float32, on the CPU.
         num_units: K; units are in [0, K).
+        waveform_eps: Each clip is normalised with it, see `HubertSettings`; None for none.
     """
 
     def __init__(
@@ -63,6 +69,7 @@ class SpeechTokenizer:
         self.name = name
         self.precision = precision
         self.layer = weights.settings.layer
+        self.waveform_eps = weights.settings.waveform_eps
         self.fingerprint = fingerprint(weights, centroids, precision)
         self.centroids = centroids
         self.num_units = len(centroids)
@@ -86,7 +93,7 @@ class SpeechTokenizer:
         on one core; on a GPU only chunks of exactly the same length form a batch.
 
         Args:
-            waveforms: Each (S,) float32, one channel, not normalised.
+            waveforms: Each (S,) float32, one channel, as it was read.
             rate_hz: Sample rate of all of them; rates other than 16000 are resampled.
 
         Returns:
@@ -97,7 +104,7 @@ class SpeechTokenizer:
             ValueError: Wrong dtype or shape, values that are not finite, or fewer than 400 samples
                 at 16 kHz.
         """
-        clips = [_checked(waveform, rate_hz) for waveform in waveforms]
+        clips = [normalized(_checked(one, rate_hz), self.waveform_eps) for one in waveforms]
         chunks = [(index, chunk) for index, clip in enumerate(clips) for chunk in _cut(clip)]
         order = sorted(range(len(chunks)), key=lambda i: -len(chunks[i][1]))
         batches: list[list[int]] = []
@@ -122,7 +129,10 @@ class SpeechTokenizer:
 
     @torch.no_grad()
     def features(self, samples: Tensor) -> Tensor:
-        """(B, S) float32 at 16 kHz -> (B, T, D) float32 before quantisation, on the device."""
+        """(B, S) float32 at 16 kHz -> (B, T, D) float32 before quantisation, on the device.
+
+        The samples are taken as they are; see `waveform_eps`.
+        """
         with float32_products(self.precision, self.device):
             return self._encoder(samples.to(self.device))
 

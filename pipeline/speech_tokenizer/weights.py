@@ -8,7 +8,7 @@ with the settings in its metadata. All are converted to one dictionary with tran
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ from torch import Tensor
 from im2sp.pipeline.speech_tokenizer.published import (
     CONV_KERNELS,
     POSITIONS,
+    PREPROCESSOR_FILES,
     WEIGHT_FILES,
     HubertSettings,
     config_settings,
     fairseq_settings,
     fairseq_tensors,
+    with_preprocessor,
 )
 from im2sp.pipeline.tensors import (
     Weights,
@@ -34,7 +36,7 @@ from im2sp.pipeline.tensors import (
     read_weights,
     tensors_fingerprint,
 )
-from im2sp.shards.weights.hub import find_model, find_weights
+from im2sp.shards.weights.hub import find_beside, find_model, find_weights
 from im2sp.shards.weights.pickles import Record, WeightsError
 
 BUNDLED = {"compact": Path(__file__).parent / "compact.safetensors"}
@@ -101,6 +103,8 @@ def load_hubert(name_or_path: str | Path, layer: int | None = None) -> HubertWei
         elif (prefix := _prefix_before(tensors, HF_MARK)) is not None:
             tensors = _below(tensors, prefix)
             settings = config_settings(path)
+            if (beside := _preprocessor(name_or_path, path, settings)) is not None:
+                settings = with_preprocessor(settings, beside)
         else:
             raise WeightsError(f"{path}: holds {describe(weights.content)}, expected a HuBERT")
         if not 1 <= layer <= settings.layer:
@@ -122,6 +126,19 @@ def load_hubert(name_or_path: str | Path, layer: int | None = None) -> HubertWei
     has_centroids = own is not None and layer == own.layer and CENTROIDS in tensors
     centroids = tensors[CENTROIDS].to(torch.float32) if has_centroids else None
     return HubertWeights(settings=settings, tensors=checked, centroids=centroids)
+
+
+def _preprocessor(name_or_path: str | Path, path: Path, settings: HubertSettings) -> Path | None:
+    """The preprocessor's settings beside the weights at `path`; None if there are none.
+
+    From the hub they are fetched for models with layer norm only, where they matter.
+    """
+    for name in PREPROCESSOR_FILES:
+        if path.with_name(name).is_file():
+            return path.with_name(name)
+    if settings.conv_norm == "group":
+        return None
+    return find_beside(name_or_path, PREPROCESSOR_FILES[0])
 
 
 def _prefix_before(tensors: Mapping[str, Tensor], mark: str) -> str | None:
@@ -156,7 +173,7 @@ def speech_tokenizer_bytes(
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in weights.tensors.items()}
     if weights.centroids is not None:
         tensors[CENTROIDS] = weights.centroids.to(torch.float32).contiguous()
-    metadata = {**(notes or {}), "hubert": asdict(weights.settings)}
+    metadata = {**(notes or {}), "hubert": weights.settings.recorded()}
     return save(tensors, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
 
 
@@ -278,6 +295,6 @@ def fingerprint(weights: HubertWeights, centroids: Tensor, precision: str) -> st
         "format": 1,
         "model": "hubert",
         "precision": precision,
-        **asdict(weights.settings),
+        **weights.settings.recorded(),
     }
     return tensors_fingerprint(settings, [*weights.tensors.items(), ("centres", centroids)])

@@ -59,6 +59,7 @@ class FakeSpeechTokenizer:
     """Units straight from the samples, at no cost; what `run_job` uses of a speech tokenizer."""
 
     name, precision, layer, num_units = "fake-speech", "fp32", 6, 200
+    waveform_eps = None
     device = SimpleNamespace(type="cpu")
 
     def __init__(self, seed=0):

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+LARGE = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
+"""Settings of the form of hubert-large."""
 CONVOLUTIONS = {
     "conv_dim": [16] * 7,
     "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
@@ -145,19 +147,23 @@ def forget_stand_ins():
             del sys.modules[name]
 
 
-def save_fairseq(model, path, records="cfg"):
-    """`hubert_base_ls960.pt`: settings as plain dicts, as omegaconf's nodes, or as `args`."""
+def save_fairseq(model, path, records="cfg", **more):
+    """`hubert_base_ls960.pt`: settings as plain dicts, as omegaconf's nodes, or as `args`.
+
+    `more` are further settings, of the model and of the task.
+    """
     config = model.config
     settings = {
         "encoder_attention_heads": config.num_attention_heads,
         "layer_norm_first": config.do_stable_layer_norm,
         "activation_fn": "gelu",
+        **more,
     }
     content = {"args": None, "cfg": None, "model": fairseq_tensors(model)}
     if records == "args":
         content["args"] = argparse.Namespace(**settings)
     elif records == "cfg":
-        content["cfg"] = {"model": settings, "task": {"normalize": False}}
+        content["cfg"] = {"model": settings, "task": {"normalize": False} | more}
     else:
         nodes = {
             key: stand_in("omegaconf.nodes", "AnyNode", _val=value, _parent=None)

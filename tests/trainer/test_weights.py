@@ -195,6 +195,10 @@ def change_git(folder, target, settings=(), tensors=(), without=()):
     ("changes", "message"),
     [
         ({"settings": {"hidden_act": "relu"}}, "hidden_act is 'relu', expected 'gelu'"),
+        (
+            {"settings": {"position_embedding_type": "relative_key"}},
+            "position_embedding_type is 'relative_key', expected 'absolute'",
+        ),
         ({"settings": {"model_type": "blip"}}, "model_type is 'blip', expected 'git'"),
         ({"settings": {"bos_token_id": 7}}, "bos_token_id is 7, expected 101"),
         ({"tensors": {"output.weight": torch.ones(120, 128)}}, "differs from its word embedding"),

@@ -165,7 +165,10 @@ class TransformersRecognizer:
             )
             model = loader.from_pretrained(name)
             self._processor: Any = transformers.AutoProcessor.from_pretrained(name)
-        except (OSError, ValueError) as error:
+            rate_hz = getattr(self._processor.feature_extractor, "sampling_rate", RATE_HZ)
+            if rate_hz != RATE_HZ:
+                raise ValueError(f"its sampling_rate is {rate_hz}, expected {RATE_HZ}")
+        except (OSError, ValueError, AttributeError) as error:
             first = str(error).strip().splitlines()[0]
             raise ValueError(
                 f"{name}: not a speech-to-text model that transformers can load ({first}); give"

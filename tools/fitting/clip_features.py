@@ -19,7 +19,12 @@ from im2sp.pipeline.decoding.audio import DEFAULT_MAX_SECONDS, read_audio
 from im2sp.pipeline.decoding.media import AudioError
 from im2sp.pipeline.sources import list_source
 from im2sp.pipeline.sources.items import SourceError, Utterance, kind_of_name
-from im2sp.pipeline.speech_tokenizer.encoder import FIRST_FRAME_SAMPLES, FRAME_SAMPLES, num_frames
+from im2sp.pipeline.speech_tokenizer.encoder import (
+    FIRST_FRAME_SAMPLES,
+    FRAME_SAMPLES,
+    normalized,
+    num_frames,
+)
 from im2sp.pipeline.speech_tokenizer.tokenizer import CHUNK_SAMPLES, RATE_HZ
 from im2sp.tools.evaluation.unit_quality import NO_PHONE, PhoneLabels
 
@@ -91,14 +96,19 @@ class FeatureReader:
         labels: PhoneLabels | None = None,
         max_audio_s: float = DEFAULT_MAX_SECONDS,
         quiet: bool = True,
+        waveform_eps: float | None = None,
     ) -> None:
-        """Take `encode`: (1, S) float32 samples at 16 kHz -> (1, T, D) float32 features."""
+        """Take `encode`: (1, S) float32 samples at 16 kHz -> (1, T, D) float32 features.
+
+        Whole clips are normalised first if `waveform_eps` is given; see `HubertSettings`.
+        """
         self.rejects: list[dict[str, str]] = []
         self.num_clips = self.num_labelled = self.num_samples = 0
         self._encode = encode
         self._labels = labels
         self._max_audio_s = max_audio_s
         self._quiet = quiet
+        self._waveform_eps = waveform_eps
         self._threads = SingleCorePool()
 
     def read(
@@ -126,7 +136,8 @@ class FeatureReader:
         except AudioError as error:
             self._reject(name, str(error).removeprefix(f"{name}: "))
             return []
-        pieces = torch.from_numpy(clip).split(CHUNK_SAMPLES)
+        samples = normalized(torch.from_numpy(clip), self._waveform_eps)
+        pieces = samples.split(CHUNK_SAMPLES)
         phones = self._phones(name, [num_frames(len(piece)) for piece in pieces])
         return [
             _Chunk(name=name, number=number, samples=piece, phones=piece_phones)

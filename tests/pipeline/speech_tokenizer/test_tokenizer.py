@@ -14,6 +14,7 @@ from im2sp.pipeline.speech_tokenizer.encoder import num_frames, window_moments
 from im2sp.pipeline.speech_tokenizer.tokenizer import load_speech_tokenizer
 from im2sp.shards.weights.pickles import WeightsError
 from support.hubert import (
+    LARGE,
     clip,
     features_of,
     make_centroids,
@@ -23,7 +24,6 @@ from support.hubert import (
     units_of,
 )
 
-LARGE = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
 NAMES = {"base": {}, "large": LARGE}
 
 

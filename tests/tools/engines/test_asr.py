@@ -78,6 +78,14 @@ def test_models_of_transformers(make, tmp_path):
     assert again.fingerprint == recognizer.fingerprint
 
 
+def test_a_model_of_another_sample_rate_is_refused_when_it_is_loaded(tmp_path):
+    folder = make_ctc_model(tmp_path / "model")
+    for path in folder.glob("*processor_config.json"):
+        path.write_text(path.read_text().replace('"sampling_rate": 16000', '"sampling_rate": 8000'))
+    with pytest.raises(ValueError, match="model: .*its sampling_rate is 8000, expected 16000"):
+        load_recognizer(str(folder), device="cpu")
+
+
 def test_what_cannot_be_loaded(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="not a speech-to-text model that transformers can load"):
