@@ -11,7 +11,7 @@ import safetensors.numpy
 from numpy.typing import ArrayLike, NDArray
 
 from im2sp.shards.errors import ShardError
-from im2sp.shards.files import atomic_file
+from im2sp.shards.files import atomic_file, read_regular
 from im2sp.shards.manifest import ADVICE
 
 CODEBOOK_NAME = "codebook.safetensors"
@@ -51,9 +51,11 @@ def read_tensors(path: Path, sha256: str) -> dict[str, NDArray[Any]]:
             not (rows, width) float32.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise ShardError(f"{path}: missing, dataset.json lists it; {ADVICE}") from None
+    except OSError as error:
+        raise ShardError(f"{path}: {error.strerror}; {ADVICE}") from None
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise ShardError(f"{path}: sha256 {found} != {sha256} in dataset.json; {ADVICE}")

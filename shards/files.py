@@ -1,18 +1,24 @@
-"""Atomic writing of files, and checking of file names from a manifest."""
+"""Atomic writing of files, reading of regular files, and file names from a manifest."""
 
 import errno
 import fcntl
+import json
 import os
 import re
 import secrets
 import shutil
 import socket
+import stat
+import tomllib
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 TMP_SUFFIX = ".tmp"
+MAX_READ_BYTES = 4 << 30
+"""Limit of files that are read whole, such as lists of captions."""
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 _TEMPORARY = re.compile(r"(.+)\.im2sp-[0-9a-f]{8}\.tmp")
 _NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
@@ -217,3 +223,76 @@ def fsync_path(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading that is not a folder, pipe, socket or device; never blocks.
+
+    Raises:
+        OSError: It cannot be opened, or is not a regular file.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        kind = _KINDS.get(stat.S_IFMT(mode), "a device")
+        raise OSError(errno.EINVAL, f"found {kind}, expected a file", str(path))
+    return open(fd, "rb")
+
+
+def read_regular(path: Path, max_bytes: int = MAX_READ_BYTES) -> bytes:
+    """Content of a regular file.
+
+    Raises:
+        OSError: As for `open_regular`, or the file has more than `max_bytes`.
+    """
+    with open_regular(path) as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise OSError(errno.EFBIG, f"larger than {max_bytes:,} bytes", str(path))
+    return data
+
+
+def read_text(path: Path) -> str:
+    """Text of a regular UTF-8 file, without a byte order mark.
+
+    Raises:
+        OSError: As for `read_regular`.
+        ValueError: It is not UTF-8.
+    """
+    return read_regular(path).decode("utf-8-sig")
+
+
+def read_json(path: Path) -> Any:
+    """Content of a regular JSON file.
+
+    Raises:
+        OSError: As for `read_regular`.
+        ValueError: It is not JSON, or nested too deeply.
+    """
+    return parse_json(read_regular(path))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Value of a JSON text, with or without a byte order mark.
+
+    Raises:
+        ValueError: It is not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Content of a regular TOML file, with or without a byte order mark.
+
+    Raises:
+        OSError: As for `read_regular`.
+        ValueError: It is not TOML, or nested too deeply.
+    """
+    try:
+        return tomllib.loads(read_text(path))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Self, cast
 
 from im2sp.shards.errors import ShardError
-from im2sp.shards.files import atomic_file, is_plain_name
+from im2sp.shards.files import atomic_file, is_plain_name, read_regular
 from im2sp.shards.layouts.shard_info import (
     Layout,
     ShardInfo,
@@ -182,7 +182,7 @@ class Manifest:
         """
         path = Path(dataset_dir) / MANIFEST_NAME
         try:
-            data = path.read_bytes()
+            data = read_regular(path)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise ShardError(
                 f"{path}: no such file, so this is not a finished dataset; "

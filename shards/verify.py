@@ -1,7 +1,6 @@
 """Verification of a whole dataset: every checksum, every batch, every value."""
 
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pyarrow import ipc
 from im2sp.shards.codebook import CODEBOOK_NAME, codebook_name, read_tensors
 from im2sp.shards.columns.units import UnitColumn
 from im2sp.shards.errors import ShardError
-from im2sp.shards.files import TMP_SUFFIX
+from im2sp.shards.files import TMP_SUFFIX, parse_json, read_regular
 from im2sp.shards.layouts.arrow import arrow_errors
 from im2sp.shards.layouts.batch import Batch
 from im2sp.shards.layouts.shard_info import ShardInfo
@@ -159,9 +158,10 @@ class _Check:
         if manifest.rejects_sha256 is None and not manifest.num_rejects:
             return
         try:
-            data = (self._dir / REJECTS_NAME).read_bytes()
-        except OSError:
-            self._add(REJECTS_NAME, "", "missing", f"{manifest.num_rejects} lines")
+            data = read_regular(self._dir / REJECTS_NAME)
+        except OSError as error:
+            problem = "missing" if isinstance(error, FileNotFoundError) else str(error.strerror)
+            self._add(REJECTS_NAME, "", problem, f"{manifest.num_rejects} lines")
             return
         found = hashlib.sha256(data).hexdigest()
         if manifest.rejects_sha256 not in (None, found):
@@ -170,7 +170,7 @@ class _Check:
         for number, line in enumerate(data.splitlines(), 1):
             num_lines += 1
             try:
-                json.loads(line)
+                parse_json(line)
             except (ValueError, RecursionError):
                 self._add(REJECTS_NAME, f"line {number}", "not JSON", "one JSON object a line")
         if num_lines != manifest.num_rejects:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from im2sp.shards.command_line import run_command
-from im2sp.shards.files import atomic_file
+from im2sp.shards.files import atomic_file, read_json
 from im2sp.tools.evaluation.captions import Scores, bleu, bleu_sums, score_captions
 from im2sp.tools.evaluation.chart import draw_chart
 from im2sp.tools.evaluation.config import EvaluateConfig
@@ -75,7 +75,7 @@ def read_captions(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
         ValueError: It cannot be read, or has another structure.
     """
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as JSON: {error}") from None
     parts = content if isinstance(content, dict) else {}

@@ -27,7 +27,7 @@ from typing import Annotated, Any
 import tyro
 
 from im2sp.shards.command_line import run_command
-from im2sp.shards.files import atomic_file
+from im2sp.shards.files import atomic_file, read_json
 from im2sp.tools.listening.build import KEY_NAME, PAGE_DIR, build
 from im2sp.tools.listening.score import SCORES_FORM, as_json, read_all, read_key, report, score
 
@@ -123,7 +123,7 @@ def _write_scores(path: Path, figures: dict[str, Any]) -> None:
     """Write the figures; replace only a file of an earlier run."""
     if path.exists():
         try:
-            is_ours = json.loads(path.read_bytes())["form"] == SCORES_FORM
+            is_ours = read_json(path)["form"] == SCORES_FORM
         except (ValueError, TypeError, KeyError):
             is_ours = False
         if not is_ours:

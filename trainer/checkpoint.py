@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from im2sp.shards.files import atomic_dir, remove_leftovers, temporary_path
+from im2sp.shards.files import atomic_dir, read_json, remove_leftovers, temporary_path
 
 MODEL_NAME = "model.safetensors"
 TRAINED_NAME = "trained.safetensors"
@@ -117,7 +117,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     place = path / STATE_NAME
     try:
-        content = json.loads(place.read_text())
+        content = read_json(place)
     except OSError as error:
         raise CheckpointError(f"{place}: {error.strerror}") from None
     except ValueError as error:

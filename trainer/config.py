@@ -15,6 +15,7 @@ from typing import Any, Literal
 import tomli_w
 
 from im2sp.shards.files import atomic_file
+from im2sp.shards.files import read_toml as read_toml_file
 
 CONFIG_NAME = "config.toml"
 MAX_TOKENS = 1024
@@ -274,7 +275,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         ValueError: The file does not exist or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_bytes().decode())
+        return read_toml_file(path)
     except OSError as error:
         raise ValueError(f"--config {path}: {error.strerror}") from None
     except ValueError as error:

@@ -15,7 +15,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from im2sp.shards.files import atomic_file
+from im2sp.shards.files import atomic_file, parse_json
 from im2sp.shards.weights.pickles import WeightsError
 from im2sp.trainer.checkpoint import Checkpoint, is_step
 from im2sp.trainer.text import TEXT_MODEL_NAME
@@ -88,7 +88,7 @@ def find_notes(path: Path) -> Mapping[str, Any] | None:
     """The notes of an exported file; None for any other file."""
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            header = json.loads((file.metadata() or {})[METADATA_KEY])
+            header = parse_json((file.metadata() or {})[METADATA_KEY])
         return header[NOTES_KEY]
     except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError):
         return None

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from im2sp.shards.files import atomic_file
+from im2sp.shards.files import atomic_file, parse_json, read_text
 
 METRICS_NAME = "metrics.jsonl"
 CURVES_NAME = "curves.png"
@@ -57,12 +57,12 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The rows of a run; incomplete rows (of a killed process) are skipped."""
     rows: list[dict[str, Any]] = []
     try:
-        lines = (run_dir / METRICS_NAME).read_text("utf-8").splitlines()
+        lines = read_text(run_dir / METRICS_NAME).splitlines()
     except OSError:
         return rows
     for line in lines:
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):

@@ -1,11 +1,10 @@
 """Start of a run: the checkpoint to resume from, and the text model."""
 
 import hashlib
-import tomllib
 from collections.abc import Callable
 
 from im2sp.shards import ShardDataset
-from im2sp.shards.files import atomic_file
+from im2sp.shards.files import atomic_file, read_regular, read_toml
 from im2sp.trainer.checkpoint import Checkpoint, newest_whole, read_checkpoint, step_dir
 from im2sp.trainer.config import CONFIG_NAME, TrainConfig, differences
 from im2sp.trainer.data import captions_of, check_fingerprints, speech_vocabulary, utterances_of
@@ -36,7 +35,7 @@ def find_checkpoint(
     if step < 0:
         return None
     checkpoint = read_checkpoint(step_dir(config.out, step))
-    former = tomllib.loads((checkpoint.path / CONFIG_NAME).read_text("utf-8"))
+    former = read_toml(checkpoint.path / CONFIG_NAME)
     changed = differences(config, former)
     num_images, expected = images_of_a_step(config, ranks), checkpoint.state["images_a_step"]
     if num_images != expected:
@@ -113,7 +112,7 @@ def find_text_model(
             file.write(model.data)
     ranks.wait()
     if config.unit_pieces:
-        model = UnitPieces(path.read_bytes(), str(path), num_units)
+        model = UnitPieces(read_regular(path), str(path), num_units)
     else:
         model = read_text_model(path)
     if checkpoint is not None:

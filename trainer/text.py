@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import sentencepiece
 import tokenizers
 
+from im2sp.shards.files import read_regular
 from im2sp.trainer.bleu import words_of
 from im2sp.trainer.vocabulary import Vocabulary
 
@@ -48,7 +49,7 @@ def read_text_model(path: Path) -> TextModel:
         ValueError: The file does not exist, or is none of them.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     if data.startswith(_WORDS_FORM.encode()):

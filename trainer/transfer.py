@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from im2sp.shards.files import read_regular
 from im2sp.shards.weights.hub import find_beside
 from im2sp.trainer.checkpoint import named_checkpoint
 from im2sp.trainer.config import TrainConfig
@@ -74,7 +75,7 @@ def former_unit_pieces(init_from: str | None, num_units: int) -> UnitPieces | No
     path = text_model_path(init_from, UNITS_MODEL_NAME)
     if not path.is_file():
         return None
-    return UnitPieces(path.read_bytes(), str(path), num_units)
+    return UnitPieces(read_regular(path), str(path), num_units)
 
 
 def first_model(

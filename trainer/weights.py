@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from im2sp.shards.files import atomic_file
+from im2sp.shards.files import atomic_file, parse_json, read_json
 from im2sp.shards.weights import describe, read_weights
 from im2sp.shards.weights.hub import CONFIG_FILE, find_model
 from im2sp.shards.weights.pickles import WeightsError
@@ -251,11 +251,14 @@ def _own_model(
     path: Path, tensors: dict[str, Tensor], text: str, codebook: str | Path | Tensor | None
 ) -> Im2SpModel:
     try:
-        header = json.loads(text)
+        header = parse_json(text)
         if header.get("form") != FORM:
             raise ValueError(f"form {header.get('form')!r}, expected {FORM!r}")
         config = config_from_dict(header["config"])
-    except (ValueError, KeyError, AttributeError) as error:
+        depth = config.encoder.depth + config.decoder.depth
+        if depth > len(tensors):  # before a model of that depth is built
+            raise ValueError(f"{depth} layers, {len(tensors)} tensors")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise WeightsError(f"{path}: {error}; expected a model of im2sp") from error
     if codebook is not None:
         tensors = {**tensors, "encoder.codebook": load_codebook(codebook)}
@@ -275,8 +278,12 @@ class _WithoutNoise(TorchFunctionMode):
 
 def _filled(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> Im2SpModel:
     """Model with all tensors from a file."""
-    with torch.device("meta"), _WithoutNoise():
-        model = Im2SpModel(config, torch.empty(config.num_codes, config.code_width))
+    try:
+        with torch.device("meta"), _WithoutNoise():
+            model = Im2SpModel(config, torch.empty(config.num_codes, config.code_width))
+    except (RuntimeError, TypeError, OverflowError) as error:
+        what = str(error).splitlines()[0]
+        raise WeightsError(f"{path}: no model has its sizes ({what}); {config}") from None
     own = model.state_dict()
     if missing := sorted(own.keys() - tensors.keys()):
         raise WeightsError(f"{path}: lacks {missing[0]!r}; expected a whole model of im2sp")
@@ -369,7 +376,7 @@ def _git_config(path: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        settings = json.loads(file.read_text("utf-8"))
+        settings = read_json(file)
     except ValueError as error:
         raise WeightsError(f"{file}: not JSON ({error})") from None
     fixed = {

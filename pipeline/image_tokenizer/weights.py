@@ -30,6 +30,7 @@ from im2sp.pipeline.tensors import (
     read_weights,
     tensors_fingerprint,
 )
+from im2sp.shards.files import parse_json
 from im2sp.shards.weights.pickles import WeightsError
 
 ENCODER_MARK = "to_patch_embedding.0.weight"
@@ -122,6 +123,8 @@ def _stack_from_shapes(
 ) -> TransformerConfig:
     layers = f"{stack}.transformer.layers."
     indices = {int(name[len(layers) :].split(".")[0]) for name in shapes if name.startswith(layers)}
+    if max(indices) + 1 != len(indices):
+        raise ValueError(f"{stack} has {len(indices)} layers, one of them numbered {max(indices)}")
     inner_width = shapes[f"{layers}0.0.fn.to_qkv.weight"][0] // 3
     # A missing output projection identifies a single head, whose width need not be 64.
     if heads is None and f"{layers}0.0.fn.to_out.weight" not in shapes:
@@ -131,7 +134,7 @@ def _stack_from_shapes(
         raise ValueError(f"inner width {inner_width} of {stack} is not a multiple of {heads} heads")
     return TransformerConfig(
         width=width,
-        depth=max(indices) + 1,
+        depth=len(indices),
         heads=heads,
         head_width=inner_width // heads,
         mlp_width=shapes[f"{layers}0.1.fn.net.0.weight"][0],
@@ -202,7 +205,7 @@ def _settings(weights: Weights) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        settings = json.loads(text)
+        settings = parse_json(text)
     except ValueError:
         settings = None
     if not isinstance(settings, dict):

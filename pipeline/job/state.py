@@ -29,7 +29,14 @@ import pyarrow as pa
 from im2sp.pipeline.job.config import JobError
 from im2sp.shards import BatchInfo, Layout, ShardError, ShardInfo, write_shard
 from im2sp.shards.coding import make_codecs
-from im2sp.shards.files import TMP_SUFFIX, atomic_file, file_lock, is_plain_name
+from im2sp.shards.files import (
+    TMP_SUFFIX,
+    atomic_file,
+    file_lock,
+    is_plain_name,
+    read_json,
+    read_regular,
+)
 
 JOB_DIR_NAME = ".im2sp-job"
 
@@ -260,7 +267,7 @@ class JobState:
         num_samples, crc32, _ = self._read_record(index)
         path = self._chunk(index, ".arrow")
         try:
-            data = path.read_bytes()
+            data = read_regular(path)
             if zlib.crc32(data) != crc32:
                 raise ValueError("its checksum differs from that in its .json")
             with pa.ipc.open_stream(data) as reader:
@@ -289,7 +296,7 @@ class JobState:
 
     def _read(self, name: str) -> Any:
         try:
-            return json.loads((self.dir / name).read_bytes())
+            return read_json(self.dir / name)
         except (OSError, ValueError) as error:
             raise self._damage(name, error) from None
 

@@ -24,6 +24,7 @@ from im2sp.pipeline.sources.items import (
     printable_utf8,
 )
 from im2sp.pipeline.sources.pairs import Found, items_of_found
+from im2sp.shards.files import open_regular
 
 _ARROW_STATE = "state.json"
 _COMPRESSIONS = {
@@ -260,7 +261,7 @@ def tar_members(path: Path) -> Iterator[tuple[str, Place]]:
     size_bytes = path.stat().st_size
     refuse_compressed(path)
     places: dict[str, Place] = {}
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         start: int | None = 0
         while start is not None:
             file.seek(start)

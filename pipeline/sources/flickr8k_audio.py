@@ -23,6 +23,7 @@ from im2sp.pipeline.sources.rows import (
     make_audio_finder,
     read_folder,
 )
+from im2sp.shards.files import read_regular
 
 WAVS = "wavs"
 WAV2CAPT = "wav2capt.txt"
@@ -139,7 +140,7 @@ def _by_file(items: list[SourceItem], audio_root: Path) -> list[SourceItem]:
 def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield name and fields of each line that is not blank."""
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from None
     for number, line in enumerate(content.split(b"\n"), start=1):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from im2sp.pipeline.decoding.media import Location, place_in_file
+from im2sp.shards.files import read_json as read_json_file
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib")
@@ -45,10 +46,10 @@ def read_json(path: Path, expected: str) -> Any:
         SourceError: The file cannot be read or is not JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return read_json_file(path)
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror}; expected {expected}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise SourceError(f"{path}: not JSON ({error}); expected {expected}") from None
 
 

@@ -12,6 +12,7 @@ from im2sp.pipeline.sources.rows import (
     items_of_rows,
     make_audio_finder,
 )
+from im2sp.shards.files import open_regular, read_regular
 
 _METADATA = "metadata.csv"
 _WAVS = "wavs"
@@ -24,7 +25,7 @@ def is_ljspeech(folder: Path) -> bool:
     if not metadata.is_file() or not (folder / _WAVS).is_dir():
         return False
     try:
-        with open(metadata, "rb") as file:
+        with open_regular(metadata) as file:
             return b"|" in file.readline(_FIRST_LINE_BYTES)
     except OSError:
         return False
@@ -52,7 +53,7 @@ def list_ljspeech(folder: Path) -> SourceListing:
 
 def _rows(metadata: Path) -> Iterator[Row]:
     try:
-        content = metadata.read_bytes()
+        content = read_regular(metadata)
     except OSError as error:
         raise SourceError(f"{metadata}: cannot be read: {error.strerror or error}") from None
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):

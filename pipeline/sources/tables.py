@@ -5,6 +5,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from im2sp.pipeline.sources.rows import (
     make_audio_finder,
     make_resolver,
 )
+from im2sp.shards.files import open_regular
 
 FIELDS: dict[str, tuple[str, ...]] = {
     "key": ("key",),
@@ -174,7 +176,7 @@ def list_table(
 
 def _read_jsonl(path: Path, columns: _Columns) -> Iterator[Row]:
     """Read one JSON object per line; blank lines are skipped."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         for number, line in enumerate(file, start=1):
             text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if not text.strip():
@@ -194,7 +196,7 @@ def _read_jsonl(path: Path, columns: _Columns) -> Iterator[Row]:
 
 def _read_csv(path: Path, columns: _Columns) -> Iterator[Row]:
     """Read a header line and comma-separated rows, UTF-8; quoted fields may hold line breaks."""
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with TextIOWrapper(open_regular(path), "utf-8-sig", "surrogateescape", "") as file:
         records = _csv_records(file)
         _, header = next(records, (1, []))
         if isinstance(header, str):

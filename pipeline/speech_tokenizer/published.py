@@ -1,6 +1,5 @@
 """Settings and names of published HuBERTs: transformers' `config.json`, fairseq's records."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace

@@ -36,6 +36,7 @@ from im2sp.pipeline.tensors import (
     read_weights,
     tensors_fingerprint,
 )
+from im2sp.shards.files import parse_json
 from im2sp.shards.weights.hub import find_beside, find_model, find_weights
 from im2sp.shards.weights.pickles import Record, WeightsError
 
@@ -182,7 +183,7 @@ def _own_settings(weights: Weights) -> HubertSettings | None:
     if (text := weights.metadata.get(METADATA_KEY)) is None:
         return None
     try:
-        return HubertSettings(**json.loads(text)["hubert"])
+        return HubertSettings(**parse_json(text)["hubert"])
     except (ValueError, TypeError, KeyError):
         raise WeightsError(
             f"{weights.path}: its metadata {METADATA_KEY!r} names no settings of a HuBERT"

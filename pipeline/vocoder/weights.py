@@ -26,6 +26,7 @@ from im2sp.pipeline.tensors import (
     read_weights,
     tensors_fingerprint,
 )
+from im2sp.shards.files import parse_json, read_json
 from im2sp.shards.weights.hub import CONFIG_FILE, find_weights
 from im2sp.shards.weights.pickles import WeightsError
 
@@ -171,7 +172,7 @@ def _config_settings(path: Path) -> VocoderSettings:
             " same folder"
         )
     try:
-        config = json.loads(config_path.read_text("utf-8"))
+        config = read_json(config_path)
     except ValueError as error:
         raise WeightsError(f"{config_path}: not JSON: {error}") from None
     if not isinstance(config, dict):
@@ -317,7 +318,7 @@ def _own_settings(weights: Weights) -> tuple[VocoderSettings, str | None] | None
     if (text := weights.metadata.get(METADATA_KEY)) is None:
         return None
     try:
-        notes = json.loads(text)
+        notes = parse_json(text)
         found, tokenizer = notes["vocoder"], notes.get("speech_tokenizer") or {}
         settings = VocoderSettings(
             resblock=found["resblock"],

@@ -1,9 +1,9 @@
 """Reading of weights files of every published format, without running code in them.
 
 Formats: safetensors; numpy's `.npy`; files of `torch.save`, as a zip (since torch 1.6) or legacy; a
-plain pickle. Tensors are returned as numpy arrays (see `rebuild` for bfloat16), mapped from the
-file, so unused ones are not read. This package is part of `shards` so that all packages can use it;
-callers convert the arrays to torch tensors.
+plain pickle, also compressed by joblib. Tensors are returned as numpy arrays (see `rebuild` for
+bfloat16), mapped from the file, so unused ones are not read. This package is part of `shards` so
+that all packages can use it; callers convert the arrays to torch tensors.
 """
 
 # The content of a weights file has no static type.
@@ -11,6 +11,7 @@ callers convert the arrays to torch tensors.
 # pyright: reportUnknownArgumentType=false
 # pyright: reportUnknownMemberType=false
 
+import io
 import json
 import mmap
 from collections.abc import Generator
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from im2sp.shards.weights.compressed import compression_of, decompress
 from im2sp.shards.weights.pickles import Record, RefusedGlobalError, WeightsError
 from im2sp.shards.weights.rebuild import BFLOAT16
 from im2sp.shards.weights.torch_files import TorchZip, read_pickles
@@ -74,6 +76,12 @@ def read_weights(path: str | Path) -> Weights:
             return Weights(path, "npy", np.load(path, mmap_mode="c", allow_pickle=False))
         if head.startswith(b"PK\x03\x04"):
             return Weights(path, "torch zip", TorchZip(file, map_bytes(path)).load())
+        if (compression := compression_of(head)) is not None:
+            data = decompress(path, compression)
+            if not data.startswith(b"\x80"):
+                raise ValueError(f"{compression} data without a pickle in them")
+            form, content = read_pickles(io.BytesIO(data), np.frombuffer(data, np.uint8))
+            return Weights(path, f"{form}, {compression}", content)
         if head.startswith(b"\x80") or head[:1] in _OLD_PICKLE_STARTS:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped_file:
                 return Weights(path, *read_pickles(mapped_file, map_bytes(path)))

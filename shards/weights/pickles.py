@@ -6,8 +6,11 @@ of a class or function stays a name (`GlobalName`); only the few that rebuild te
 be called, and they are replaced by functions of `rebuild.py`. An object of any other class outside
 the standard library becomes a `Record` of its state. Everything else is refused by name.
 
-Nothing is imported, no attribute is looked up on a value from the file, recursion does not depend
-on the file, and memory grows only with the file's size.
+Nothing is imported, no attribute is looked up on a value from the file, and recursion does not
+depend on the file. An upper bound of the memory is counted with every instruction: a file whose
+values need more than `BASE_BYTES` and `BYTES_A_BYTE` times its size is refused. That bounds the
+time as well, since a pickle can copy what it has built only by calls, which are counted by their
+results.
 """
 
 # The content of a pickle has no static type, and the table of steps is part of the class.
@@ -22,6 +25,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import numpy as np
+
+from im2sp.shards.weights import opcodes
 
 
 class WeightsError(ValueError):
@@ -93,8 +100,9 @@ _PYTHON2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 _PYTHON2_ONLY = frozenset(
     {"commands", "exceptions", "popen2", "thread", "cPickle", "StringIO", "urllib2", "posixfile"}
 )
+BASE_BYTES = 56 << 20
+BYTES_A_BYTE = 7
 _DOTTED_NAME = re.compile(r"\w+(\.\w+)*", re.UNICODE)
-_MARK = object()
 
 
 def check_global(module: Any, name: Any, rebuilders: Mapping[str, Rebuilder]) -> GlobalName:
@@ -141,6 +149,7 @@ class InertUnpickler:
 
     Args:
         file: Open at the start of the pickle; left right after its last byte.
+        file_bytes: Size of the whole file, which the limit of memory is a multiple of.
         rebuilders: Dotted name of a global -> function that is called instead. A rebuilder
             checks its own arguments and raises ValueError.
         persistent_load: Resolves a persistent id; None refuses them.
@@ -151,6 +160,7 @@ class InertUnpickler:
     def __init__(
         self,
         file: ReadableFile,
+        file_bytes: int,
         rebuilders: Mapping[str, Rebuilder],
         persistent_load: Callable[[Any], Any] | None = None,
         state_setters: Mapping[type, Callable[[Any, Any], Any]] | None = None,
@@ -161,6 +171,21 @@ class InertUnpickler:
         self.state_setters = state_setters or {}
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.limit_bytes = BASE_BYTES + BYTES_A_BYTE * file_bytes
+        self.left_bytes = self.limit_bytes
+
+    def charge(self, size_bytes: int) -> None:
+        """Count memory.
+
+        Raises:
+            ValueError: The values of the pickle exceed the limit.
+        """
+        self.left_bytes -= size_bytes
+        if self.left_bytes < 0:
+            raise ValueError(
+                f"its values need more than {self.limit_bytes:,} bytes, the limit for a file of its"
+                " size"
+            )
 
     def load(self) -> Any:
         """Run the pickle and return its value.
@@ -192,26 +217,28 @@ class InertUnpickler:
     def pop(self) -> Any:
         """Topmost value; raises IndexError on a stray mark."""
         value = self.stack.pop()
-        if value is _MARK:
+        if value is opcodes.MARK:
             raise IndexError("a mark where a value belongs")
         return value
 
     def pop_to_mark(self) -> list[Any]:
         """Values above the last mark, in order."""
         values: list[Any] = []
-        while (value := self.stack.pop()) is not _MARK:
+        while (value := self.stack.pop()) is not opcodes.MARK:
             values.append(value)
         values.reverse()
         return values
 
     def _step(self, name: str, argument: Any) -> None:
-        if name in _LITERALS:
+        self.charge(opcodes.COSTS.get(name, opcodes.VALUE_BYTES))
+        if name in opcodes.LITERALS:
+            self.charge(sys.getsizeof(argument))
             self.stack.append(argument)
-        elif name in _CONSTANTS:
-            self.stack.append(_CONSTANTS[name]())
-        elif name in _GETS:
+        elif name in opcodes.CONSTANTS:
+            self.stack.append(opcodes.CONSTANTS[name]())
+        elif name in opcodes.GETS:
             self.stack.append(self.memo[int(argument)])
-        elif name in _PUTS:
+        elif name in opcodes.PUTS:
             top = self.stack[-1]
             self.memo[len(self.memo) if name == "MEMOIZE" else int(argument)] = top
         elif name in _STEPS:
@@ -237,6 +264,7 @@ class InertUnpickler:
         entries = target.entries if isinstance(target, Record) else target
         if type(entries) is not dict or len(values) % 2:
             raise TypeError(f"keys and values for a {type(target).__name__}")
+        self.charge(opcodes.ENTRY_BYTES * len(values))
         for key in values[::2]:
             check_key(key)
         entries.update(zip(values[::2], values[1::2], strict=True))
@@ -245,6 +273,7 @@ class InertUnpickler:
         target = self.stack[-1]
         if type(target) is not set:
             raise TypeError(f"elements for a {type(target).__name__}")
+        self.charge(opcodes.ENTRY_BYTES * len(values))
         for value in values:
             check_key(value)
         target.update(values)
@@ -276,14 +305,26 @@ class InertUnpickler:
         rebuilder = self.rebuilders.get(str(called))
         if rebuilder is None:
             raise RefusedGlobalError(f"a call of {called}")
-        self.stack.append(rebuilder(*arguments))
+        # A call may copy its arguments.
+        self.charge(sum(len(part) for part in arguments if isinstance(part, str | bytes)))
+        self._push_built(rebuilder(*arguments))
+
+    def _push_built(self, value: Any) -> None:
+        """Push the result of a call, counted as if nothing in it existed before."""
+        if isinstance(value, np.ndarray):
+            self.charge(value.nbytes)
+        elif isinstance(value, dict | set | frozenset | tuple | list):
+            self.charge(opcodes.ENTRY_BYTES * len(value))
+        else:
+            self.charge(sys.getsizeof(value))
+        self.stack.append(value)
 
     def _construct(self, kind: Any, arguments: Any) -> None:
         """Make an empty object of a class; its arguments are ignored, as its code is not run."""
         if not isinstance(kind, GlobalName) or type(arguments) not in (tuple, list):
             raise TypeError("an object of something that is not a name")
         if str(kind) in self.rebuilders:
-            self.stack.append(self.rebuilders[str(kind)](*arguments))
+            self._push_built(self.rebuilders[str(kind)](*arguments))
         elif arguments or str(kind) in _INERT_NAMES:
             raise RefusedGlobalError(f"a call of {kind}")
         else:
@@ -308,11 +349,13 @@ class InertUnpickler:
         state, target = self.pop(), self.stack[-1]
         setter = self.state_setters.get(type(target))
         if setter is not None:
-            self.stack[-1] = setter(target, state)
+            self.stack.pop()
+            self._push_built(setter(target, state))
         elif isinstance(target, Record):
             parts = state if type(state) is tuple and len(state) == 2 else (state,)
             if all(part is None or type(part) is dict for part in parts):
                 for part in parts:
+                    self.charge(opcodes.ENTRY_BYTES * len(part or {}))
                     target.state.update(part or {})
             else:
                 target.state["__state__"] = state
@@ -325,24 +368,6 @@ class InertUnpickler:
         self.stack.append(self.persistent_load(persistent_id))
 
 
-_LITERALS = frozenset(
-    opcode.name
-    for opcode in pickletools.opcodes
-    if opcode.name.startswith(("BINBYTES", "BYTEARRAY", "SHORT_BIN", "BINSTRING", "BINUNICODE"))
-    or opcode.name.startswith(("BININT", "BINFLOAT", "LONG", "INT", "FLOAT", "STRING", "UNICODE"))
-) - {"LONG_BINGET", "LONG_BINPUT"}
-_CONSTANTS: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_LIST": list,
-    "EMPTY_DICT": dict,
-    "EMPTY_SET": set,
-    "EMPTY_TUPLE": tuple,
-    "MARK": lambda: _MARK,
-}
-_GETS = frozenset({"GET", "BINGET", "LONG_BINGET"})
-_PUTS = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
 _STEPS: dict[str, Callable[[InertUnpickler, Any], None]] = {
     "POP": lambda machine, _: machine.stack.__delitem__(-1),
     "POP_MARK": lambda machine, _: machine.pop_to_mark().clear(),

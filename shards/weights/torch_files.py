@@ -38,10 +38,13 @@ class StorageTable:
 
     Args:
         find: Key and byte count of a storage -> its bytes as a uint8 array of that length.
+        file_bytes: Size of the file. Storages that are copied, as they start at an address that is
+            no multiple of their element size, are no larger together, unless they overlap.
     """
 
-    def __init__(self, find: Callable[[str, int], np.ndarray]) -> None:
+    def __init__(self, find: Callable[[str, int], np.ndarray], file_bytes: int) -> None:
         self.find = find
+        self.left_bytes = file_bytes
         self.described: dict[str, tuple[np.dtype, int]] = {}
         self.storages: dict[str, Storage] = {}
 
@@ -62,20 +65,25 @@ class StorageTable:
         if key not in self.storages:
             data = self.find(key, num_elements * dtype.itemsize)
             # Mapped bytes may start at any address; a copy is aligned for its type.
-            is_aligned = data.ctypes.data % dtype.itemsize == 0
-            self.storages[key] = Storage((data if is_aligned else data.copy()).view(dtype))
+            if data.ctypes.data % dtype.itemsize:
+                self.left_bytes -= data.nbytes
+                if self.left_bytes < 0:
+                    raise ValueError(f"storage {key[:40]!r} overlaps others")
+                data = data.copy()
+            self.storages[key] = Storage(data.view(dtype))
         return self.storages[key]
 
 
 def unpickle(
     file: ReadableFile,
+    file_bytes: int,
     table: StorageTable | None = None,
     rebuilders: Mapping[str, Rebuilder] = REBUILDERS,
     state_setters: Mapping[type, Callable[[Any, Any], Any]] = STATE_SETTERS,
 ) -> Any:
-    """Read one pickle at the file's position."""
+    """Read one pickle at the position of a file of `file_bytes`."""
     load = None if table is None else table.persistent_load
-    return InertUnpickler(file, rebuilders, load, state_setters).load()
+    return InertUnpickler(file, file_bytes, rebuilders, load, state_setters).load()
 
 
 class TorchZip:
@@ -118,7 +126,8 @@ class TorchZip:
             if order != b"little":
                 raise ValueError(f"byte order {order!r}, expected b'little'")
         pickled = io.BytesIO(self.member("data.pkl").tobytes())
-        return unpickle(pickled, StorageTable(self.find))
+        size = self.mapped.size
+        return unpickle(pickled, size, StorageTable(self.find, size))
 
 
 def read_pickles(file: ReadableFile, mapped: np.ndarray) -> tuple[str, Any]:
@@ -128,7 +137,7 @@ def read_pickles(file: ReadableFile, mapped: np.ndarray) -> tuple[str, Any]:
     embedded between its instructions (see `joblib_arrays`).
     """
     if mapped[: len(LEGACY_HEAD)].tobytes() == LEGACY_HEAD:
-        magic = unpickle(file)
+        magic = unpickle(file, mapped.size)
         if type(magic) is int and magic == LEGACY_MAGIC:
             return "torch before 1.6", _read_legacy(file, mapped)
     file.seek(0)
@@ -137,19 +146,22 @@ def read_pickles(file: ReadableFile, mapped: np.ndarray) -> tuple[str, Any]:
         **JOBLIB_REBUILDERS,
         "torch.storage._load_from_bytes": _load_from_bytes,
     }
-    return "pickle", unpickle(file, None, nested, joblib_setters(file, mapped))
+    return "pickle", unpickle(file, mapped.size, None, nested, joblib_setters(file, mapped))
 
 
 def _load_from_bytes(data: Any) -> Any:
     if type(data) is not bytes or not data:
         raise TypeError("a tensor that is not bytes")
-    mapped = np.frombuffer(bytearray(data), np.uint8)
+    file, mapped = io.BytesIO(data), np.frombuffer(bytearray(data), np.uint8)
     if data.startswith(b"PK\x03\x04"):
-        return TorchZip(io.BytesIO(data), mapped).load()
-    file = io.BytesIO(data)
-    if not data.startswith(LEGACY_HEAD) or unpickle(file) != LEGACY_MAGIC:
+        found = TorchZip(file, mapped).load()
+    elif data.startswith(LEGACY_HEAD) and unpickle(file, len(data)) == LEGACY_MAGIC:
+        found = _read_legacy(file, mapped)
+    else:
         raise ValueError("a tensor that is not a torch file")
-    return _read_legacy(file, mapped)
+    if not isinstance(found, np.ndarray | Storage):
+        raise TypeError("a nested torch file of something other than a tensor")
+    return found
 
 
 def _read_legacy(file: ReadableFile, mapped: np.ndarray) -> Any:
@@ -158,18 +170,18 @@ def _read_legacy(file: ReadableFile, mapped: np.ndarray) -> Any:
     Tensors precede their storages in the file, so the content is read twice: first to get the
     sizes of the storages, then to build the tensors.
     """
-    protocol, system = unpickle(file), unpickle(file)
+    size = mapped.size
+    protocol, system = unpickle(file, size), unpickle(file, size)
     if protocol != LEGACY_PROTOCOL or not isinstance(system, dict):
         raise ValueError("a torch file from before 1.6, of an unknown version")
     if system.get("little_endian") is not True:
         raise ValueError("a file of a big-endian machine, expected little-endian")
     start = file.tell()
-    sizes = StorageTable(lambda _key, _size_bytes: np.empty(0, np.uint8))
-    placeholder = np.empty(0)
-    unpickle(
-        file, sizes, {**REBUILDERS, **dict.fromkeys(TENSOR_REBUILDERS, lambda *_: placeholder)}
-    )
-    keys = unpickle(file)
+    sizes = StorageTable(lambda _key, _size_bytes: np.empty(0, np.uint8), size)
+    placeholder: Rebuilder = lambda *_: np.empty(0)  # noqa: E731
+    without_tensors = dict.fromkeys(TENSOR_REBUILDERS, placeholder)
+    unpickle(file, size, sizes, {**REBUILDERS, **without_tensors})
+    keys = unpickle(file, size)
     position = file.tell()
     found: dict[str, np.ndarray] = {}
     for key in keys:
@@ -185,4 +197,4 @@ def _read_legacy(file: ReadableFile, mapped: np.ndarray) -> Any:
         found[key] = mapped[position + 8 : end]
         position = end
     file.seek(start)
-    return unpickle(file, StorageTable(lambda key, _: found[key]))
+    return unpickle(file, size, StorageTable(lambda key, _: found[key], size))

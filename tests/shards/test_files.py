@@ -1,13 +1,21 @@
 import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from im2sp.shards import ShardError, verify_dataset
 from im2sp.shards.files import (
     atomic_dir,
     atomic_file,
+    open_regular,
     output_lock,
+    read_json,
+    read_regular,
+    read_text,
+    read_toml,
     remove_leftovers,
     temporary_path,
 )
@@ -111,3 +119,55 @@ def test_an_error_of_the_disk_names_the_file(
     message = f"No space left on device: '{tmp_path / 'a'}'"
     with pytest.raises(OSError, match=message), atomic_file(tmp_path / "a") as file:
         file.write(b"content")
+
+
+def odd_files(folder: Path) -> dict[str, Path]:
+    """A folder, a pipe and an endless device, by their names in messages."""
+    (folder / "folder").mkdir()
+    os.mkfifo(folder / "pipe")
+    (folder / "zero").symlink_to("/dev/zero")
+    return {"a folder": folder / "folder", "a pipe": folder / "pipe", "a device": folder / "zero"}
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    for kind, path in odd_files(tmp_path).items():
+        for read in (read_regular, read_text, read_json, read_toml, open_regular):
+            with pytest.raises(OSError, match=f"found {kind}, expected a file"):
+                read(path)
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    (tmp_path / "file").write_bytes(b"12345")
+    assert read_regular(tmp_path / "link", max_bytes=5) == b"12345"
+    with pytest.raises(OSError, match="larger than 4 bytes"):
+        read_regular(tmp_path / "file", max_bytes=4)
+
+
+def test_a_byte_order_mark_is_skipped_and_deep_nesting_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(path) == {"a": 1}
+    path.write_bytes(b"\xef\xbb\xbfa = 1")
+    assert read_toml(path) == {"a": 1}
+    assert read_text(path) == "a = 1"
+    path.write_bytes(b"[" * 200_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_json(path)
+    path.write_bytes(b"a = " + b"[" * 200_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_toml(path)
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "codebook.safetensors", "rejects.jsonl"])
+def test_a_dataset_with_a_pipe_or_device_is_refused(
+    tmp_path: Path, name: str, make_samples: Callable[..., Any], write_dataset: Callable[..., Any]
+) -> None:
+    for number, odd in enumerate(odd_files(tmp_path).values()):
+        folder = tmp_path / f"dataset-{number}"
+        write_dataset(folder, make_samples(3), with_extras=True)
+        (folder / name).unlink()
+        (folder / name).symlink_to(odd)
+        try:
+            problems = str(verify_dataset(folder))
+        except ShardError as error:
+            problems = str(error)
+        assert "found a" in problems
+        assert name in problems

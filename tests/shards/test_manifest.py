@@ -100,7 +100,7 @@ def test_missing_manifest(tmp_path: Path) -> None:
 
 def test_a_manifest_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").mkdir()
-    with pytest.raises(ShardError, match="no such file"):
+    with pytest.raises(ShardError, match="found a folder, expected a file"):
         Manifest.read(tmp_path)
     (tmp_path / "dataset.json").rmdir()
     (tmp_path / "dataset.json").symlink_to("dataset.json")

@@ -33,6 +33,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from im2sp.pipeline.speech_tokenizer.tokenizer import SpeechTokenizer
+from im2sp.shards.files import read_text
 from im2sp.tools.engines.asr import edits
 
 PIECE_FRAMES = 4096
@@ -308,7 +309,7 @@ class PhoneLabels:
 def _lines(path: Path) -> list[tuple[int, str]]:
     """Numbers and contents of the lines that are not ignored."""
     try:
-        text = path.read_text("utf-8")
+        text = read_text(path)
     except UnicodeDecodeError:
         raise ValueError(f"{path.name}: not UTF-8 text, expected phone labels") from None
     lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))

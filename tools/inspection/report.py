@@ -9,6 +9,7 @@ from typing import Any
 
 from im2sp.shards import REJECTS_NAME, ShardDataset, ShardError
 from im2sp.shards.errors import counted
+from im2sp.shards.files import parse_json
 from im2sp.tools.inspection.measure import measure
 from im2sp.tools.inspection.sizes import codebook_bytes, part_bytes, total_bytes
 
@@ -68,7 +69,7 @@ def _reasons(dataset_dir: Path) -> list[dict[str, Any]]:
     try:
         with open(path, encoding="utf-8") as file:
             for line in file:
-                row = json.loads(line)
+                row = parse_json(line)
                 reason, name = str(row["reason"]), str(row["file"])
                 kind = re.sub(r"\d[\d,.]*(?<![,.])", "N", reason)
                 kinds[kind] += 1

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from im2sp.shards import Manifest, ShardError
+from im2sp.shards.files import read_json, read_regular
 from im2sp.shards.manifest import MANIFEST_NAME, REJECTS_NAME
 
 
@@ -35,7 +36,7 @@ def part_bytes(dataset_dir: Path, manifest: Manifest, values: dict[str, int]) ->
         manifest: Its manifest.
         values: Bytes of the values of each column, over all samples.
     """
-    checksums = checksum_bytes(json.loads((dataset_dir / MANIFEST_NAME).read_text("utf-8")))
+    checksums = checksum_bytes(read_json(dataset_dir / MANIFEST_NAME))
     parts = values | {"tables": _table_bytes(dataset_dir, manifest), "checksums": checksums}
     return parts | {"container": total_bytes(dataset_dir, manifest) - sum(parts.values())}
 
@@ -77,6 +78,6 @@ def _table_bytes(dataset_dir: Path, manifest: Manifest) -> int:
         return 0
     total = 0
     for name in (MANIFEST_NAME, *(shard.file for shard in manifest.shards)):
-        data = (dataset_dir / name).read_bytes()
+        data = read_regular(dataset_dir / name)
         total += sum(len(table) * data.count(table) for table in tables)
     return total

@@ -26,7 +26,7 @@ from PIL import Image
 
 from im2sp.pipeline.decoding.audio import SAMPLE_RATE_HZ, read_audio
 from im2sp.pipeline.decoding.images import read_image
-from im2sp.shards.files import atomic_dir, atomic_file, remove_leftovers
+from im2sp.shards.files import atomic_dir, atomic_file, parse_json, read_regular, remove_leftovers
 from im2sp.tools.listening.page import PageSample, page
 from im2sp.tools.listening.score import KEY_FORM
 from im2sp.tools.speaking.page import PAGE_NAME, SPOKEN_NAME
@@ -68,10 +68,10 @@ def read_spoken(name: str, folder: Path) -> System:
                 " again, or give the folder of its --out"
             )
     sounds: dict[str, Path] = {}
-    lines = (folder / SPOKEN_NAME).read_bytes().splitlines()
+    lines = read_regular(folder / SPOKEN_NAME).splitlines()
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             key, wav = row["key"], folder / Path(row["wav"]).name
             if not isinstance(key, str):
                 raise TypeError
@@ -266,7 +266,7 @@ def _write(
     sizes: dict[str, tuple[int, int]] = {}
     for image, name in sorted(photos.items(), key=lambda item: item[1]):
         path, content = image_of(image, systems)
-        data = path.read_bytes()
+        data = read_regular(path)
         _publish(media / f"{name}.jpg", data)
         digest.update(name.encode() + hashlib.sha256(data).digest())
         sizes[image] = content.size

@@ -5,7 +5,6 @@ Naturalness and descriptiveness are means over all ratings (1 to 5) of a system,
 played to the end are skipped and counted. Duplicates and answers of other tests are refused.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from im2sp.shards.files import read_json
 from im2sp.tools.evaluation.intervals import Opinion, mean_opinion
 
 ANSWERS_FORM = "im2sp-listening-answers 1"
@@ -141,7 +141,7 @@ def _scores(where: str, given: Any) -> dict[str, int]:
 
 def _read(path: Path, form: str, what: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read as JSON ({error}); expected {what}") from None
     found = content.get("form") if isinstance(content, dict) else None

@@ -6,7 +6,6 @@ and refuses others by their fingerprint.
 
 import hashlib
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from im2sp.pipeline.decoding.views import VIEWS
 from im2sp.shards import Manifest, ShardError
+from im2sp.shards.files import read_toml
 from im2sp.trainer import Im2SpModel, generate, load_model
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _record_of_shards(checkpoint_dir: Path) -> Mapping[str, Any]:
     """Record of the image tokenizer in the run's dataset, for checkpoints without it."""
     from im2sp.trainer.config import CONFIG_NAME
 
-    config = tomllib.loads((checkpoint_dir / CONFIG_NAME).read_text("utf-8"))
+    config = read_toml(checkpoint_dir / CONFIG_NAME)
     try:
         return Manifest.read(Path(config["shards"])).image_tokenizer or {}
     except ShardError:

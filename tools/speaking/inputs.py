@@ -1,7 +1,6 @@
 """Inputs of im2sp-speak: images, or speech units from a file or a dataset."""
 
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from im2sp.pipeline.sources import list_source
 from im2sp.pipeline.sources.items import SourceItem, assign_keys, clean_key, strip_suffix
 from im2sp.pipeline.sources.tables import TABLE_READERS
 from im2sp.shards import MANIFEST_NAME, ShardDataset
+from im2sp.shards.files import open_regular, parse_json
 
 Reject = dict[str, str]
 _SOURCE_SUFFIXES = (".tar", ".json", *TABLE_READERS)
@@ -144,7 +144,7 @@ def _listed_units(path: Path, limit: int | None) -> Units:
     clips: list[Clip] = []
     rejects: list[Reject] = []
     seen: set[str] = set()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         for number, line in enumerate(itertools.islice(file, limit), 1):
             if not line.strip():
                 continue
@@ -162,7 +162,7 @@ def _listed_units(path: Path, limit: int | None) -> Units:
 
 def _row_clip(line: bytes) -> Clip:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error})") from None
     if not isinstance(row, dict) or not isinstance(row.get("key"), str) or "units" not in row:

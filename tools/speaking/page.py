@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from im2sp.shards.errors import counted
-from im2sp.shards.files import atomic_file, is_plain_name
+from im2sp.shards.files import atomic_file, is_plain_name, read_json
 
 LIST_NAME = ".im2sp-speak.json"
 PAGE_NAME = "index.html"
@@ -198,7 +198,7 @@ def _own_names(path: Path) -> set[str]:
     """Names of files that an earlier run wrote, completely or partly."""
     place = path / LIST_NAME
     try:
-        content = json.loads(place.read_bytes())
+        content = read_json(place)
         names = content["files"] if content["form"] == _FORM else None
     except FileNotFoundError:
         return set()

@@ -158,5 +158,7 @@ def test_audio_roots_that_cannot_be_used(tree, tmp_path):
         list_source(path, **roots)
     (roots["audio_root"] / "wav2capt.txt").unlink()
     (roots["audio_root"] / "wav2capt.txt").mkdir()
-    with pytest.raises(SourceError, match=r"wav2capt\.txt: cannot be read: Is a directory"):
+    with pytest.raises(
+        SourceError, match=r"wav2capt\.txt: cannot be read: found a folder, expected a file"
+    ):
         list_source(path, **roots)

@@ -199,7 +199,7 @@ def test_modules_shared_again_and_again_are_refused():
 
 def test_objects_of_other_classes_are_records():
     stream = io.BytesIO(b"\x80\x02cenhancing.modules\nViTVQ\n)\x81}X\x01\x00\x00\x00aK\x01sb.")
-    record = InertUnpickler(stream, {}).load()
+    record = InertUnpickler(stream, 100, {}).load()
     assert str(record.kind) == "enhancing.modules.ViTVQ"
     assert record.state == {"a": 1}
 

@@ -1,0 +1,75 @@
+"""Fuzz targets of the shards and the manifest: mutated, with all checksums made to fit."""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from im2sp.shards import Manifest, Sample, ShardDataset, ShardError, ShardLoader, verify_dataset
+from support.fuzz import mutations, refusal
+
+
+def read_samples(folder: Path) -> None:
+    for sample in ShardDataset(folder):
+        for units in sample.speech_units:
+            assert units.dtype == np.uint16
+
+
+def read_batches(folder: Path, target: Any) -> None:
+    for batch in ShardLoader(folder, batch_size=3, target=target):
+        assert batch.keys
+
+
+def read_all(folder: Path) -> None:
+    """Read a dataset in each way."""
+    messages = [
+        refusal(lambda: verify_dataset(folder), ShardError),
+        refusal(lambda: read_samples(folder), ShardError),
+        # A loader that is left without samples is no fault of the format.
+        *(refusal(partial(read_batches, folder, each), ValueError) for each in ("text", "speech")),
+    ]
+    assert not any("\n" in message for message in messages)
+
+
+def test_shards(
+    tmp_path: Path,
+    layout: str,
+    make_samples: Callable[..., list[Sample]],
+    write_dataset: Callable[..., Manifest],
+    forge: Callable[..., None],
+) -> None:
+    write_dataset(tmp_path, make_samples(9), layout, shard_rows=9)
+    (path,) = [p for p in tmp_path.iterdir() if p.name.startswith("00000.")]
+    for data in mutations(path.read_bytes(), sum(layout.encode())):
+        path.write_bytes(data)
+
+        def make_fit(content: dict[str, Any], data: bytes = data) -> None:
+            (shard,) = content["shards"]
+            shard["sha256"] = hashlib.sha256(data).hexdigest()
+            shard["size_bytes"] = len(data)
+            for batch in shard["batches"]:
+                part = data[batch["offset"] :][: batch["size_bytes"]]
+                batch["crc32"] = zlib.crc32(part)
+
+        forge(tmp_path, make_fit)
+        read_all(tmp_path)
+
+
+def test_the_manifest(
+    tmp_path: Path,
+    make_samples: Callable[..., list[Sample]],
+    write_dataset: Callable[..., Manifest],
+) -> None:
+    write_dataset(tmp_path, make_samples(5), with_extras=True)
+    path = tmp_path / "dataset.json"
+    content = json.loads(path.read_text())
+    del content["manifest_sha256"]
+    for data in mutations(json.dumps(content).encode(), 5):
+        text = b'{"manifest_sha256":"' + b"0" * 64 + b'",' + data[1:]
+        path.write_bytes(text.replace(b"0" * 64, hashlib.sha256(text).hexdigest().encode(), 1))
+        read_all(tmp_path)
