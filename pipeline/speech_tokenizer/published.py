@@ -144,7 +144,7 @@ def with_preprocessor(settings: HubertSettings, path: Path) -> HubertSettings:
 def _read_config(path: Path, fixed: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON object; values that differ from those of `fixed` are refused."""
     try:
-        config = json.loads(path.read_text("utf-8-sig"))
+        config = read_json(path)
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: not JSON: {error}") from None
     if not isinstance(config, dict):
