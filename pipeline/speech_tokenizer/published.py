@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from im2sp.pipeline.tensors import Weights
+from im2sp.shards.files import read_json
 from im2sp.shards.weights.hub import CONFIG_FILE
 from im2sp.shards.weights.pickles import Record, WeightsError
 
