@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from im2sp.shards.dataset import ShardDataset
     from im2sp.shards.errors import ShardError
     from im2sp.shards.layouts.shard_info import BatchInfo, Layout, ShardInfo
-    from im2sp.shards.layouts.webdataset import expand_members
     from im2sp.shards.loader import LoaderBatch, ShardLoader, unpack_units_on_device
     from im2sp.shards.manifest import MANIFEST_NAME, REJECTS_NAME, Manifest
+    from im2sp.shards.rows import datasets_transform, decode_row, expand_members
     from im2sp.shards.schema import ARROW_SCHEMA, DEFAULT_COLUMNS, Sample, encode_batch
     from im2sp.shards.verify import Problem, verify_dataset
     from im2sp.shards.writing.dataset_writer import DatasetWriter, fit_tables
@@ -44,6 +44,8 @@ __all__ = [
     "ShardLoader",
     "UnitColumn",
     "concatenate",
+    "datasets_transform",
+    "decode_row",
     "deduplicate",
     "encode_batch",
     "expand_members",
@@ -73,7 +75,7 @@ _NAMES = {
     "coding.packing": ("deduplicate", "pack_units", "unpack_units"),
     "schema": ("ARROW_SCHEMA", "DEFAULT_COLUMNS", "Sample", "encode_batch"),
     "verify": ("Problem", "verify_dataset"),
-    "layouts.webdataset": ("expand_members",),
+    "rows": ("datasets_transform", "decode_row", "expand_members"),
     "writing.dataset_writer": ("DatasetWriter", "fit_tables"),
     "writing.edit": ("concatenate", "filter_samples", "split_samples"),
     "writing.parts": ("join_parts",),

@@ -127,14 +127,13 @@ class Schema:
         check_column_name(name)
         if "type" in entry:
             type_name = entry["type"]
-            if type_name not in OWN_TYPES or len(entry) > 1:
+            if not isinstance(type_name, str) or type_name not in OWN_TYPES or len(entry) > 1:
                 raise ShardError(
                     f"column {name}: type {type_name!r}, expected one of {', '.join(OWN_TYPES)}"
                 )
-            return str(type_name)
+            return type_name
         try:
-            column, params = column_of_json(entry)
-            check_params(params)
+            column, params = column_of_json(entry, check_params)
         except ShardError as error:
             raise ShardError(f"column {name}: {error}") from None
         self._params[name] = params
@@ -248,28 +247,27 @@ class Schema:
         return coded
 
     def decode_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Values of a row as stored, the inverse of `encode_row`; other names are left out.
+        """Values of a row as stored, the inverse of `encode_row`; a row may lack columns.
 
         Raises:
-            ShardError: A value is missing or invalid; names sample and column.
+            ShardError: A value is invalid; names sample and column.
         """
         values: dict[str, Any] = {}
-        for name in self.arrow.names:
+        units = self.units
+        for name, value in row.items():
             try:
-                if name not in row:
-                    raise ShardError("missing in the row")
-                values[name] = self._decoded(name, row[name])
+                values[name] = _decoded(units[name], value) if name in units else value
             except (ShardError, TypeError) as error:
                 raise ShardError(f"sample {row.get('key')!r}: column {name}: {error}") from None
         return values
 
-    def _decoded(self, name: str, value: Any) -> Any:
-        if value is None or name not in self.units:
-            return value
-        decode = self.units[name].decode
-        if cast(UnitColumn, self.columns[name]).many:
-            return [decode(np.frombuffer(one, np.uint8)) for one in value]
-        return decode(np.frombuffer(value, np.uint8))
+
+def _decoded(stored: StoredUnits, value: Any) -> Any:
+    if value is None:
+        return None
+    if stored.column.many:
+        return [stored.decode(np.frombuffer(one, np.uint8)) for one in value]
+    return stored.decode(np.frombuffer(value, np.uint8))
 
 
 def sample_of(values: Mapping[str, Any]) -> Sample:

@@ -1,7 +1,7 @@
 """`UnitColumn`: integer arrays of a given shape, and `StoredUnits`: their bytes."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, cast, get_args
@@ -102,8 +102,14 @@ class UnitColumn:
         return array.astype(self.dtype, copy=False)
 
 
-def column_of_json(entry: Mapping[str, Any]) -> tuple[UnitColumn, dict[str, Any]]:
+def column_of_json(
+    entry: Mapping[str, Any], check_params: Callable[[Mapping[str, Any]], object]
+) -> tuple[UnitColumn, dict[str, Any]]:
     """The unit column of an entry of the manifest, and the codec's parameters, `codec` included.
+
+    Args:
+        entry: The entry.
+        check_params: Refuses parameters that no codec has.
 
     Raises:
         ShardError: A field is missing or has a wrong value.
@@ -113,6 +119,7 @@ def column_of_json(entry: Mapping[str, Any]) -> tuple[UnitColumn, dict[str, Any]
         shape, num_codes, many = (params.pop(name) for name in ("shape", "num_codes", "many"))
     except KeyError as error:
         raise ShardError(f"has no {error}") from None
+    check_params(params)
     if not isinstance(shape, list):
         raise ShardError(f"shape is {shape!r}; expected a list")
     coding = params.get("codec")

@@ -14,7 +14,7 @@ bytes, and one for everything else, sorted by name:
 
 import json
 import tarfile
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -27,7 +27,6 @@ from im2sp.shards.columns.own import checked_value
 from im2sp.shards.columns.units import UnitColumn
 from im2sp.shards.errors import ShardError, memory_limit
 from im2sp.shards.layouts.arrow import WriteBatch, read_stream
-from im2sp.shards.layouts.batch import Batch
 from im2sp.shards.layouts.shard_info import BatchInfo
 from im2sp.shards.layouts.sink import Sink
 from im2sp.shards.schema import (
@@ -115,43 +114,19 @@ def _batch_of_rows(rows: list[dict[str, Any]], schema: Schema, size_bytes: int) 
     return batch_of_rows(rows, schema.arrow)
 
 
-def expand_members(
-    samples: Iterable[dict[str, Any]], schema: Schema | None = None
-) -> Iterator[dict[str, Any]]:
-    """Convert samples read by the stock webdataset library into one dict per sample.
-
-    >>> dataset = webdataset.WebDataset(urls).compose(expand_members)  # doctest: +SKIP
+def batch_of_sample(
+    stem: str, members: Mapping[str, Any], schema: Schema | None
+) -> tuple[pa.RecordBatch, Schema]:
+    """The record batch of a sample as read by the webdataset library, and its schema.
 
     Args:
-        samples: Undecoded dicts of the library: `__key__`, and bytes by member suffix.
-        schema: `ShardDataset.schema`; needed for coded columns of version 2 only, whose tables
-            are not in the shards.
-
-    Yields:
-        Dicts with `__key__` (the key of the `Sample`), `__url__` if given, the fields of `Sample`
-        by name, and other columns of the dataset.
+        stem: Name of the member, for messages.
+        members: Bytes by member suffix.
+        schema: The schema; None for that in the member, without tables.
 
     Raises:
-        ShardError: A member was not written by im2sp, or is damaged.
+        ShardError: im2sp did not write it, or it is damaged.
     """
-    for members in samples:
-        stem = str(members.get("__key__"))
-        try:
-            views = Batch(*_batch_of_members(stem, members, schema))
-            decoded = [views.sample(i) for i in range(views.num_samples)]
-        except ShardError as error:
-            raise ShardError(f"{members.get('__url__', '')}: member {stem}: {error}") from None
-        for sample in decoded:
-            fields = {name: value for name, value in vars(sample).items() if name != "columns"}
-            expanded = {"__key__": sample.key, **fields, **sample.columns}
-            if "__url__" in members:
-                expanded["__url__"] = members["__url__"]
-            yield expanded
-
-
-def _batch_of_members(
-    stem: str, members: dict[str, Any], schema: Schema | None
-) -> tuple[pa.RecordBatch, Schema]:
     if "arrow" in members:
         found, batch = read_stream(pa.py_buffer(members["arrow"]))
         schema = schema or schema_of_arrow(found)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from im2sp.shards import Manifest, Sample, ShardDataset, ShardError, verify_dataset
+from support.columns import LAYOUTS, make_rows, write_rows
 
 Make = Callable[..., list[Sample]]
 Write = Callable[..., Manifest]
@@ -219,3 +220,65 @@ def test_manifest_and_shard_of_different_runs(
         _ = ShardDataset(tmp_path)[0]
     assert json.loads((tmp_path / "dataset.json").read_text())["num_samples"] == 5
     assert np.all([problem.file == shard.file for problem in verify_dataset(tmp_path)])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_forged_batches_of_version_2_never_crash(
+    tmp_path: Path, layout: str, forge: Callable[..., None]
+) -> None:
+    dataset = write_rows(tmp_path, make_rows(18), **LAYOUTS[layout])
+    shard = dataset.manifest.shards[0]
+    path, batch = tmp_path / shard.file, shard.batches[0]
+    data = path.read_bytes()
+    rng = random.Random(1)
+    num_refused = 0
+    for _ in range(80):
+        broken = bytearray(data)
+        for _ in range(rng.randint(1, 3)):
+            place = rng.randrange(batch.offset, batch.offset + batch.size_bytes)
+            broken[place] = rng.choice([0, 127, 128, 255, rng.randrange(256)])
+        path.write_bytes(broken)
+        content = bytes(broken[batch.offset : batch.offset + batch.size_bytes])
+
+        def fit(text: dict[str, Any], crc32: int = zlib.crc32(content)) -> None:
+            text["shards"][0]["batches"][0]["crc32"] = crc32
+
+        forge(tmp_path, fit)
+        try:
+            dataset = ShardDataset(tmp_path)
+            for i in range(batch.num_samples):
+                _ = dataset[i]
+        except ShardError:
+            num_refused += 1
+        verify_dataset(tmp_path)
+    assert num_refused > 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"codec": "ans"}, "column line: codec 'ans' is unknown"),
+        ({"order": 1}, r"column line: codec packed lacks or does not know \['order'\]"),
+        ({"shape": 3}, "column line: shape is 3; expected a list"),
+        ({"shape": [1 << 30]}, "column line: an axis of shape is 1073741824"),
+        ({"shape": [True]}, "column line: an axis of shape is True"),
+        ({"num_codes": 1.5}, "column line: num_codes is 1.5"),
+        ({"many": None}, "column line: many is None"),
+        ({"type": "string"}, "column line: type 'string', expected one of"),
+        ({"type": ["x"]}, "column line: type "),
+    ],
+)
+def test_columns_of_version_2_that_make_no_sense(
+    tmp_path: Path, forge: Callable[..., None], change: dict[str, Any], message: str
+) -> None:
+    write_rows(tmp_path, make_rows(2))
+    forge(tmp_path, lambda content: content["columns"]["line"].update(change))
+    with pytest.raises(ShardError, match=message):
+        ShardDataset(tmp_path)
+    forge(tmp_path, lambda content: content["columns"]["line"].clear())
+    with pytest.raises(ShardError, match="column line: has no 'shape'"):
+        ShardDataset(tmp_path)
+    forge(tmp_path, lambda content: content["columns"].update({"a b": {"type": "string"}}))
+    with pytest.raises(ShardError, match="column 'a b': expected a name"):
+        ShardDataset(tmp_path)
+    assert verify_dataset(tmp_path)

@@ -1,4 +1,4 @@
-"""Datasets in `golden/` stay readable and are still written byte for byte.
+"""Datasets in `golden/` stay readable and are still written byte for byte: version 1 and 2.
 
 They change only with a new format version. `python tests/shards/test_golden.py` writes them.
 """
@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 from im2sp.shards import (
+    DatasetWriter,
     Layout,
     Manifest,
     Sample,
     ShardDataset,
+    UnitColumn,
     encode_batch,
     fit_durations_codec,
     fit_speech_codec,
@@ -25,6 +27,7 @@ from im2sp.shards import (
     write_codebook,
     write_shard,
 )
+from support.columns import assert_same_row
 
 GOLDEN_DIR = Path(__file__).parent / "golden"
 COLUMNS: dict[str, Any] = {
@@ -42,6 +45,48 @@ GOLDEN_LAYOUTS = {
     "plain": Layout(kind="webdataset", samples_per_member=1),
     "huffman": Layout(),
 }
+
+
+VERSION_2_COLUMNS: dict[str, UnitColumn | str] = {
+    "image_units": UnitColumn((2, 3), 30),
+    "audio_units": UnitColumn((2, None), 2048),
+    "speech_units": UnitColumn((None,), 20, many=True, coding="coded"),
+    "durations": UnitColumn((None,), 65536, many=True, coding="varint"),
+    "wide": UnitColumn((None, None), 1 << 32, many=True),
+    "runs": UnitColumn((None,), 2000, coding="coded"),
+    "url": "string",
+    "is_free": "bool",
+    "number": "int",
+    "score": "float",
+    "data": "bytes",
+    "tags": "list of string",
+}
+VERSION_2_LAYOUTS: dict[str, dict[str, Any]] = {
+    "2-arrow": {"layout": "arrow"},
+    "2-packed": {"layout": "webdataset", "samples_per_member": 2},
+    "2-plain": {"layout": "webdataset", "samples_per_member": 1},
+}
+
+
+def version_2_rows() -> list[dict[str, Any]]:
+    rows = json.loads((GOLDEN_DIR / "content-2.json").read_text())
+    return [row | {"data": None if row["data"] is None else row["data"].encode()} for row in rows]
+
+
+def write_version_2(dataset_dir: Path) -> None:
+    with DatasetWriter(
+        dataset_dir,
+        columns=VERSION_2_COLUMNS,
+        samples_per_shard=3,
+        tokenizers={"image_units": {"name": "made-up"}, "wide": {"fingerprint": "0" * 64}},
+        codebooks={"image_units": np.arange(60).reshape(30, 2) / 8},
+        settings={"made": "up"},
+        **VERSION_2_LAYOUTS[dataset_dir.name],
+    ) as writer:
+        for row in version_2_rows():
+            writer.write(**row)
+        writer.reject("x.jpg", "cut")
+        writer.add_raw(num_images=3)
 
 
 def golden_samples() -> list[Sample]:
@@ -121,7 +166,24 @@ def test_verifying_names_units_outside_the_codebook(golden: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", VERSION_2_LAYOUTS)
+def test_version_2(name: str, tmp_path: Path) -> None:
+    dataset = ShardDataset(GOLDEN_DIR / name)
+    assert dataset.columns == VERSION_2_COLUMNS
+    for found, row in zip(dataset, version_2_rows(), strict=True):
+        assert_same_row(found, row, VERSION_2_COLUMNS)
+    assert verify_dataset(GOLDEN_DIR / name) == []
+    write_version_2(tmp_path / name)
+    expected = {path.name: path.read_bytes() for path in (GOLDEN_DIR / name).iterdir()}
+    (tmp_path / name / "README.md").unlink()
+    assert {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} == expected
+
+
 if __name__ == "__main__":
+    for name in VERSION_2_LAYOUTS:
+        shutil.rmtree(GOLDEN_DIR / name, ignore_errors=True)
+        write_version_2(GOLDEN_DIR / name)
+        (GOLDEN_DIR / name / "README.md").unlink()
     for name, made_layout in GOLDEN_LAYOUTS.items():
         shutil.rmtree(GOLDEN_DIR / name, ignore_errors=True)
         write_golden(GOLDEN_DIR / name, made_layout)

@@ -14,13 +14,17 @@ from im2sp.shards import (
     Layout,
     Manifest,
     Sample,
+    ShardDataset,
+    ShardError,
+    UnitColumn,
     encode_batch,
     verify_dataset,
     write_codebook,
     write_shard,
 )
 from im2sp.shards.cli import main
-from im2sp.shards.schema import ARROW_SCHEMA, batch_of_rows
+from im2sp.shards.codebook import tensors_to_bytes
+from im2sp.shards.schema import ARROW_SCHEMA, Schema, batch_of_rows, entries_of
 
 Make = Callable[..., list[Sample]]
 Write = Callable[..., Manifest]
@@ -163,6 +167,65 @@ def test_cli_reports(
     report = json.loads(out)
     assert (report["ok"], report["num_shards"], report["num_samples"]) == (False, 2, 12)
     assert report["problems"][0]["file"] == "00001.arrow"
+
+
+def write_2(
+    dataset_dir: Path, columns: dict[str, Any], rows: list[dict[str, Any]], **more: Any
+) -> None:
+    """Publish coded rows of version 2, as a writer without checks would."""
+    entries = entries_of(columns)
+    batch = batch_of_rows(rows, Schema(2, entries).arrow)
+    shard = write_shard(dataset_dir / "00000.arrow", [batch])
+    Manifest(
+        format_version=2, num_samples=len(rows), splits=shard.splits, layout=Layout(),
+        columns=entries, shards=(shard,), **more,
+    ).write(dataset_dir)  # fmt: skip
+
+
+def test_values_of_version_2(tmp_path: Path) -> None:
+    columns = {
+        "grid": UnitColumn((2,), 9),
+        "speech_units": UnitColumn((None,), 200, many=True),
+        "durations": UnitColumn((None,), 65536, many=True, coding="varint"),
+    }
+    good = {"key": "k", "split": "", "captions": [], "grid": b"\x88", "speech_units": [b"\x01\x05"],
+            "durations": [b"\x07"]}  # fmt: skip
+    write_2(tmp_path, columns, [good])
+    assert lines(tmp_path) == []
+    for change, message in (
+        ({"grid": b"\x98"}, "row 0: sample 'k': column grid: id 1 is 9, not below 9"),
+        ({"speech_units": [b"\x02\x05"]}, "column speech_units: packed units are"),
+        ({"speech_units": [b"\x01\xc8"]}, "column speech_units: id 0 is 200, not below 200"),
+        ({"durations": [b"\x00"]}, "row 0: a duration of 0, expected at least one frame"),
+        ({"durations": [b"\x07\x07"]}, "row 0: durations and speech_units differ in number"),
+    ):
+        write_2(tmp_path, columns, [good | change])
+        (found,) = lines(tmp_path)
+        assert message in found
+
+
+def test_codebooks_and_tables_of_version_2(tmp_path: Path) -> None:
+    packed, coded = ({"grid": UnitColumn((2,), 9, coding=coding)} for coding in ("packed", "coded"))
+    row = {"key": "k", "split": "", "captions": [], "grid": b"\x88"}
+    for tensors, columns, message in (
+        ({"grid.codebook": np.zeros((8, 2), np.float32)}, packed,
+         "codebook of grid with 8 rows, expected 9, one for each code"),
+        ({"grid.codebook": np.zeros((9, 2))}, packed, "grid.codebook is float64 of shape"),
+        ({"x": np.zeros(3)}, coded,
+         "column grid: is coded, and its table 'lengths' is not here"),
+        ({"grid.lengths": np.zeros(3)}, coded,
+         "column grid: table lengths is float64 (3,); expected (n,) uint8"),
+        ({"grid.lengths": np.zeros(3, np.uint8)}, coded,
+         "column grid: lengths: 3 bytes do not match"),
+    ):  # fmt: skip
+        data = tensors_to_bytes(tensors)
+        (tmp_path / "codebook.safetensors").write_bytes(data)
+        codebook = {"file": "codebook.safetensors", "sha256": hashlib.sha256(data).hexdigest()}
+        write_2(tmp_path, columns, [row], codebook=codebook)
+        assert any(line.startswith("codebook") and message in line for line in lines(tmp_path))
+        if "table" in message:
+            with pytest.raises(ShardError, match="column grid: "):
+                _ = ShardDataset(tmp_path)[0]
 
 
 @pytest.mark.parametrize("args", [[], ["--nope"], ["a", "b"], ["/no/such/folder"]])

@@ -72,11 +72,13 @@ def write_rows(out: Path, rows: list[dict[str, Any]], **options: Any) -> ShardDa
     return ShardDataset(out)
 
 
-def assert_same_row(found: Any, expected: dict[str, Any]) -> None:
+def assert_same_row(
+    found: Any, expected: dict[str, Any], columns: dict[str, UnitColumn | str] = COLUMNS
+) -> None:
     """Compare a sample, or a dict of columns, with a row that was written."""
     for name, value in expected.items():
         one = found[name]
-        column = COLUMNS.get(name)
+        column = columns.get(name)
         if value is None or not isinstance(column, UnitColumn):
             assert one == value, name
             assert type(one) is type(value), name
