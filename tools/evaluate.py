@@ -146,9 +146,13 @@ def _captions(
 
 def _results(config: EvaluateConfig, items: "Sequence[Judged]", chain: "Chain") -> dict[str, Any]:
     """Score the rows of the stages."""
-    texts = chain.generated if chain.recognized is None else chain.recognized
-    candidates = {row["key"]: row["text"] for row in texts}
-    references = {item.sample.key: item.references for item in items}
+    if "transcription" in chain.missing:
+        captions = Scores(num_items=0, missing={"transcription": chain.missing["transcription"]})
+    else:
+        texts = chain.generated if chain.recognized is None else chain.recognized
+        candidates = {row["key"]: row["text"] for row in texts}
+        references = {item.sample.key: item.references for item in items}
+        captions = _captions(config, candidates, references)
     what = config.topline or config.cascade or chain.kind
     result: dict[str, Any] = {
         "name": f"{Path(config.run).name if config.run else 'topline'} ({what})",
@@ -156,7 +160,7 @@ def _results(config: EvaluateConfig, items: "Sequence[Judged]", chain: "Chain") 
         "data": config.data,
         "split": config.split,
         **chain.about,
-        "captions": _captions(config, candidates, references).as_json(),
+        "captions": captions.as_json(),
     }
     if chain.kind == "speech" and config.topline is None:
         result["units"] = _unit_scores(config, items, chain.generated).as_json()
@@ -166,7 +170,7 @@ def _results(config: EvaluateConfig, items: "Sequence[Judged]", chain: "Chain") 
     ]
     if chain.recognized is not None and None not in expected:
         result["words"] = _word_scores(config, expected, chain.recognized).as_json()
-    if chain.recognized is not None:
+    if chain.mos is not None or "DNSMOS" in chain.missing:
         result["opinions"] = _opinions(config, chain).as_json()
     return result
 
@@ -175,13 +179,12 @@ def _unit_scores(config: EvaluateConfig, items: "Sequence[Judged]", generated: l
     """BLEU-4 of units, and their error rate against each clip's closest reference."""
     from im2sp.tools.engines.asr import edits
 
-    sums, errors = [], []
-    for item, row in zip(items, generated, strict=True):
-        references = [units.tolist() for units in item.sample.speech_units if len(units)]
-        if references:
-            sums.append(bleu_sums(row["units"], references))
-            counted = [(edits(row["units"], units), len(units)) for units in references]
-            errors.append(min(counted, key=lambda pair: pair[0] / pair[1]))
+    pairs = [
+        (row["units"], [units.tolist() for units in item.sample.speech_units if len(units)])
+        for item, row in zip(items, generated, strict=True)
+    ]
+    pairs = [(found, references) for found, references in pairs if references]
+    sums = [bleu_sums(found, references) for found, references in pairs]
     scores = Scores(num_items=len(sums))
     if not sums:
         scores.missing["unit scores"] = "the images have no speech units"
@@ -189,15 +192,32 @@ def _unit_scores(config: EvaluateConfig, items: "Sequence[Judged]", generated: l
     table = np.stack(sums)
     ends = interval(table, bleu, resamples=config.resamples, seed=config.seed)
     scores.put("unit_bleu_4", bleu(table.sum(0))[3], ends[:, 3])
-    _put_rate(config, scores, "unit_error_rate", errors)
+    try:
+        errors = [
+            min(((edits(found, units), len(units)) for units in references), key=_rate)
+            for found, references in pairs
+        ]
+    except ValueError as error:
+        scores.missing["unit error rate"] = str(error)
+    else:
+        _put_rate(config, scores, "unit_error_rate", errors)
     return scores
+
+
+def _rate(errors: tuple[int, int]) -> float:
+    """Errors per unit."""
+    return errors[0] / errors[1]
 
 
 def _word_scores(config: EvaluateConfig, expected: list[Any], recognized: list[Any]) -> Scores:
     """Word error rate of the transcripts against the synthesized text."""
     from im2sp.tools.engines.asr import word_errors
 
-    counted = [word_errors(r["text"], text) for r, text in zip(recognized, expected, strict=True)]
+    pairs = list(zip(recognized, expected, strict=True))
+    try:
+        counted = [word_errors(row["text"], text) for row, text in pairs]
+    except ValueError as error:
+        return Scores(num_items=0, missing={"word error rate": str(error)})
     kept = [pair for pair in counted if pair[1]]
     scores = Scores(num_items=len(kept))
     if kept:
@@ -223,7 +243,8 @@ def _put_rate(
 def _opinions(config: EvaluateConfig, chain: "Chain") -> Scores:
     """Mean predicted opinion scores of the clips that are not empty."""
     rows = [row["scores"] for row in chain.mos or [] if row["scores"] is not None]
-    scores = Scores(num_items=len(rows), missing=dict(chain.missing))
+    missing = {name: why for name, why in chain.missing.items() if name == "DNSMOS"}
+    scores = Scores(num_items=len(rows), missing=missing)
     if not rows and chain.mos is not None:
         scores.missing["DNSMOS"] = "no speech was generated"
     for name in rows[0] if rows else ():

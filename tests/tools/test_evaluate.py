@@ -1,6 +1,7 @@
 """The whole chain, tiny and offline: a trained run speaks, is heard, scored; killed and resumed."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -130,6 +131,41 @@ def test_a_run_of_text_is_scored_directly_or_spoken(shards, runs, tmp_path, monk
     assert (tmp_path / "b" / "heard.jsonl").exists()
     assert spoken["cascade"] == "flite"
     assert "words" in spoken
+
+
+def test_parts_that_fail_are_named_and_the_other_scores_stay(
+    shards, runs, tmp_path, monkeypatch, capsys
+):
+    class Fails(Recognizer):
+        def transcribe(self, samples):
+            raise RuntimeError("the recognizer is broken")
+
+    class NoJudge:
+        def __init__(self):
+            raise ValueError("DNSMOS needs speechmos")
+
+    monkeypatch.setattr(evaluate_chain, "load_recognizer", lambda *a: Fails())
+    result = evaluate.evaluate(options(shards, tmp_path / "units", topline="units"))
+    assert 1 <= result["opinions"]["DNSMOS_OVRL"] <= 5
+    command = ["--run", str(runs / "speech"), "--shards", str(shards), "--split", "val"]
+    command += ["--max-tokens", "9", "--device", "cpu", "--resamples", "20"]
+    # Its few steps do not always generate a clip, which a recognizer would not get.
+    monkeypatch.setattr(evaluate_chain, "load_recognizer", lambda *a: Fails().transcribe(0))
+    assert main([*command, "--out", str(tmp_path / "a")]) == 0
+    result = json.loads((tmp_path / "a/scores.json").read_text())
+    assert 0 <= result["units"]["unit_bleu_4"] <= 1
+    assert "words" not in result
+    assert "transcription is missing: the recognizer is broken" in capsys.readouterr().out
+    monkeypatch.setattr(evaluate_chain, "load_recognizer", lambda *a: Recognizer())
+    monkeypatch.setattr(evaluate_chain, "Dnsmos", NoJudge)
+    monkeypatch.setitem(sys.modules, "rapidfuzz.distance", None)
+    assert main([*command, "--out", str(tmp_path / "a")]) == 0
+    printed = capsys.readouterr().out
+    assert "DNSMOS is missing: DNSMOS needs speechmos" in printed
+    assert "unit error rate is missing: edit distances need rapidfuzz" in printed
+    result = json.loads((tmp_path / "a/scores.json").read_text())
+    assert 0 <= result["captions"]["Bleu_1"] <= 1
+    assert 0 <= result["units"]["unit_bleu_4"] <= 1
 
 
 def test_toplines(shards, tmp_path, monkeypatch):

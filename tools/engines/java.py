@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 TOKENIZER_JAR = "tokenizer/stanford-corenlp-3.4.1.jar"
 METEOR_JAR = "meteor/meteor-1.5.jar"
+METEOR_PARAPHRASES = "data/paraphrase-en.gz"
 SPICE_JAR = "spice/spice-1.0.jar"
 # Parser models of SPICE; not part of pycocoevalcap.
 SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
@@ -74,14 +76,18 @@ class Meteor:
         assert tools.jars is not None
         folder = (tools.jars / METEOR_JAR).parent
         command = [tools.java, "-jar", "-Xmx2G", "-Dfile.encoding=UTF-8", Path(METEOR_JAR).name]
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__
-        self._process = subprocess.Popen(
-            [*command, "-", "-", "-stdio", "-l", "en", "-norm"],
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-        )
+        # Without -a, METEOR escapes a space in the path of its paraphrases twice.
+        command += ["-", "-", "-stdio", "-l", "en", "-norm", "-a", METEOR_PARAPHRASES]
+        with ExitStack() as stack:
+            self._errors = stack.enter_context(tempfile.TemporaryFile())
+            self._process = subprocess.Popen(
+                command,
+                cwd=folder,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+            )
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -89,7 +95,7 @@ class Meteor:
     def __exit__(self, *unused: object) -> None:
         self._process.kill()
         self._process.communicate()
-        self._errors.close()
+        self._stack.close()
 
     def statistics(self, candidate: str, references: Sequence[str]) -> NDArray[np.float64]:
         """(k,) counts of one tokenized candidate; additive over a corpus.
@@ -125,11 +131,17 @@ class Meteor:
         answers = [self._process.stdout.readline().decode() for _ in range(num_answers)]
         if not all(answers):
             self._errors.seek(0)
-            why = self._errors.read().decode("utf-8", "replace").strip().splitlines()
             raise ValueError(
-                f"METEOR stopped: {why[-1] if why else 'no message'}; it needs 2 GB of memory"
+                f"METEOR stopped: {_reason(self._errors.read())}; it needs 2 GB of memory"
             )
         return [answer.strip() for answer in answers]
+
+
+def _reason(errors: bytes) -> str:
+    """The line of a Java program's output that states the error: the one before the stack."""
+    lines = errors.decode("utf-8", "replace").strip().splitlines()
+    stated = [line for line in lines if "rror" in line or "xception" in line]
+    return (stated or lines[-1:] or ["no message"])[0].strip()
 
 
 def meteor_statistics(
@@ -167,10 +179,8 @@ def spice(
         command += ["-out", str(answer), "-subset", "-silent"]
         done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
         if done.returncode or not answer.is_file():
-            why = done.stderr.decode("utf-8", "replace").strip().splitlines()
             raise ValueError(
-                f"SPICE stopped: {why[-1] if why else 'no message'}; it needs Java 8 and 8 GB"
-                " of memory"
+                f"SPICE stopped: {_reason(done.stderr)}; it needs Java 8 and 8 GB of memory"
             )
         found = json.loads(answer.read_text("utf-8"))
     scores = {row["image_id"]: row["scores"]["All"]["f"] for row in found}

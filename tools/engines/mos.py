@@ -37,7 +37,7 @@ class Dnsmos:
         """Load the models.
 
         Raises:
-            ValueError: speechmos or onnxruntime is not installed.
+            ValueError: speechmos or onnxruntime is not installed, or the models are damaged.
         """
         spec = importlib.util.find_spec("speechmos")
         places = (spec.submodule_search_locations or []) if spec else []
@@ -51,10 +51,14 @@ class Dnsmos:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         cpu = ["CPUExecutionProvider"]
-        self._p835, self._p808 = (
-            onnxruntime.InferenceSession(str(folder / name), options, providers=cpu)
-            for name in (P835_MODEL, P808_MODEL)
-        )
+        try:
+            self._p835, self._p808 = (
+                onnxruntime.InferenceSession(str(folder / name), options, providers=cpu)
+                for name in (P835_MODEL, P808_MODEL)
+            )
+        except Exception as error:
+            # onnxruntime raises a dozen exception types that have only Exception in common.
+            raise ValueError(f"DNSMOS: {folder}: {str(error).splitlines()[0]}") from None
 
     def score(self, samples: NDArray[np.float32]) -> dict[str, float]:
         """The `SCORES` of a clip, (T,) float32 in [-1, 1] at 16 kHz.

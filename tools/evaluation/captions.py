@@ -109,28 +109,36 @@ def score_captions(
         seed: Random seed of the bootstrap.
 
     Raises:
-        ValueError: See `check_captions`; or a Java program fails.
+        ValueError: See `check_captions`. A Java program that fails is in `missing`.
     """
     ids = check_captions(candidates, references)
     tools = JavaTools.find() if tools is None else tools
-    found = _tokenized([candidates[key] for key in ids], tools)
-    sizes = [len(references[key]) for key in ids]
-    flat = iter(_tokenized([text for key in ids for text in references[key]], tools))
-    wanted = [[next(flat) for _ in range(size)] for size in sizes]
     result = Scores(num_items=len(ids))
+    sizes = [len(references[key]) for key in ids]
+    texts = [candidates[key] for key in ids]
+    texts += [text for key in ids for text in references[key]]
+    tokenized = _tokenized(result, texts, tools)
+    found, flat = tokenized[: len(ids)], iter(tokenized[len(ids) :])
+    wanted = [[next(flat) for _ in range(size)] for size in sizes]
     _put_ngram_scores(result, found, wanted, resamples, seed)
-    _put_meteor(result, found, wanted, tools, resamples, seed)
-    _put_spice(result, found, wanted, tools, resamples, seed)
+    for name, put in (("METEOR", _put_meteor), ("SPICE", _put_spice)):
+        try:
+            put(result, found, wanted, tools, resamples, seed)
+        except (ValueError, LookupError, OSError) as error:
+            result.missing[name] = str(error)
     return result
 
 
-def _tokenized(texts: list[str], tools: JavaTools) -> list[str]:
+def _tokenized(result: Scores, texts: list[str], tools: JavaTools) -> list[str]:
     """Tokenize with the Java program if it can run, otherwise with `tokenize`."""
-    if tools.missing(TOKENIZER_JAR) is not None:
-        return [tokenize(text) for text in texts]
-    assert tools.java is not None
-    assert tools.jars is not None
-    return tokenize_with_java(texts, tools.java, tools.jars / TOKENIZER_JAR)
+    if tools.missing(TOKENIZER_JAR) is None:
+        assert tools.java is not None
+        assert tools.jars is not None
+        try:
+            return tokenize_with_java(texts, tools.java, tools.jars / TOKENIZER_JAR)
+        except (ValueError, OSError) as error:
+            result.missing["tokenizer in Java"] = f"{error}; another one was used"
+    return [tokenize(text) for text in texts]
 
 
 def _put_ngram_scores(
@@ -184,11 +192,7 @@ def _put_spice(
     if why is not None:
         result.missing["SPICE"] = why
         return
-    try:
-        each = spice(tools, found, wanted)
-    except ValueError as error:
-        result.missing["SPICE"] = str(error)
-        return
+    each = spice(tools, found, wanted)
     result.put("SPICE", np.mean(each), interval(each, resamples=resamples, seed=seed))
 
 

@@ -48,6 +48,7 @@ class Chain:
     about: dict[str, Any]
     """Names and fingerprints of the models used."""
     missing: dict[str, str]
+    """What could not be computed -> why: "transcription", "DNSMOS"."""
 
 
 def judged_samples(
@@ -129,7 +130,17 @@ def run_chain(
 def _recognize_and_judge(
     config: EvaluateConfig, chain: Chain, spoken: list[Row], folder: StageFolder, bar: Any
 ) -> None:
-    """Run the stages `heard` and `mos` on the synthesized clips."""
+    """Run the stages `heard` and `mos` on the synthesized clips; one that fails is `missing`."""
+    for name, run in (("transcription", _recognize), ("DNSMOS", _judge)):
+        try:
+            run(config, chain, spoken, folder, bar)
+        except (ValueError, RuntimeError) as error:
+            chain.missing[name] = str(error)
+
+
+def _recognize(
+    config: EvaluateConfig, chain: Chain, spoken: list[Row], folder: StageFolder, bar: Any
+) -> None:
     recognizer = load_recognizer(config.asr, config.device)
     recognized = {"asr": recognizer.name, "asr_fingerprint": recognizer.fingerprint}
     chain.about |= recognized
@@ -143,11 +154,12 @@ def _recognize_and_judge(
     chain.recognized = folder.rows(
         "heard", inputs, len(spoken), lambda start: bar(transcripts(start), "recognize", start)
     )
-    try:
-        judge = Dnsmos()
-    except ValueError as error:
-        chain.missing["DNSMOS"] = str(error)
-        return
+
+
+def _judge(
+    _: EvaluateConfig, chain: Chain, spoken: list[Row], folder: StageFolder, bar: Any
+) -> None:
+    judge = Dnsmos()
 
     def mos(start: int) -> Iterator[Row]:
         for row in spoken[start:]:

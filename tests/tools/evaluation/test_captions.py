@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import pytest
 from im2sp.tools.engines.java import (
     METEOR_JAR,
     SPICE_MODELS,
+    TOKENIZER_JAR,
     JavaTools,
     Meteor,
     meteor_statistics,
@@ -116,6 +118,38 @@ def test_spice_runs_where_its_jars_are(tmp_path):
     )
     with pytest.raises(ValueError, match="SPICE stopped: no memory; it needs Java 8 and 8 GB"):
         spice(broken, ["a"], [["a"]])
+
+
+def test_meteor_in_a_folder_whose_name_has_a_space(java, tmp_path):
+    jars = tmp_path / "with space, é%20"
+    shutil.copytree(java.jars / "meteor", jars / "meteor")
+    there = JavaTools(java=java.java, jars=jars)
+    result = score_captions(CANDIDATES, REFERENCES, tools=there, resamples=2)
+    assert result.scores == pytest.approx(GOLDEN)
+    assert set(result.missing) == {"SPICE"}
+
+
+def test_a_java_program_that_fails_is_named_and_the_other_scores_stay(tmp_path):
+    for name in (TOKENIZER_JAR, METEOR_JAR, "spice/spice-1.0.jar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "spice/lib").mkdir()
+    for name in SPICE_MODELS:
+        (tmp_path / "spice/lib" / name).touch()
+    stack = "Exception in thread main: no memory\\n  at Meteor.main(Unknown Source)"
+    java = stand_in_java(tmp_path / "bin", f"raise SystemExit('{stack}')")
+    result = score_captions(
+        CANDIDATES, REFERENCES, tools=JavaTools(java=java, jars=tmp_path), resamples=2
+    )
+    assert result.scores == pytest.approx({k: v for k, v in GOLDEN.items() if k != "METEOR"})
+    assert result.missing["METEOR"].startswith("METEOR stopped: Exception in thread main: no mem")
+    assert result.missing["SPICE"].startswith("SPICE stopped: Exception in thread main: no memory")
+    assert "one was used" in result.missing["tokenizer in Java"]
+    (tmp_path / "bin/java").write_text("not a program")
+    result = score_captions(
+        CANDIDATES, REFERENCES, tools=JavaTools(java=java, jars=tmp_path), resamples=2
+    )
+    assert set(result.missing) == {"METEOR", "SPICE", "tokenizer in Java"}
 
 
 def test_meteor_that_stops(tmp_path):
