@@ -44,8 +44,9 @@ class BuildConfig:
     """One more system: a folder of wav files named after the images."""
     num_images: int = 20
     """Number of images; listeners hear each of them once per system."""
-    seed: int = 0
-    """Random seed of the choice of images and of sample names."""
+    seed: int | None = None
+    """Seed of the choice of images and of sample names, in key.json; by default a secret one. With
+    a number that can be guessed, the page is not blind."""
     out: Path
     """Folder to write; must not exist."""
 

@@ -48,7 +48,7 @@ class Chain:
     about: dict[str, Any]
     """Names and fingerprints of the models used."""
     missing: dict[str, str]
-    """What could not be computed -> why: "transcription", "DNSMOS"."""
+    """Part that failed, "transcription" or "DNSMOS" -> reason."""
 
 
 def judged_samples(

@@ -8,7 +8,8 @@ The clips come from folders of im2sp-speak and from a reference folder, by image
     OUT/key.json             system of each sample
 
 Samples and images have random names and are written in the order of these names, so nothing in the
-page's folder identifies a system. The same input and seed give the same bytes.
+page's folder identifies a system. The same input and seed give the same bytes; by default the seed
+is drawn at random and kept in key.json alone, as whoever guesses it knows all systems.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ import io
 import json
 import random
 import re
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +37,7 @@ KEY_NAME = "key.json"
 PAGE_DIR = "page"
 MEDIA_DIR = "media"
 INDEX_NAME = "index.html"
-_NAME_BITS = 48
+_NAME_BYTES = 6
 _COMPARED_PX = 32
 # Up to this mean difference of 8-bit values, two thumbnails show the same image, encoded twice.
 _SAME_LEVELS = 8.0
@@ -182,7 +184,7 @@ def build(
     *,
     out: Path,
     num_images: int,
-    seed: int,
+    seed: int | None = None,
 ) -> Built:
     """Write a listening test.
 
@@ -191,7 +193,7 @@ def build(
         reference: Name and folder of wav files by image name.
         out: Folder that does not exist or is empty.
         num_images: Number of common images to draw.
-        seed: Random seed of the draw and of the names.
+        seed: Secret of the draw and of the names; None draws one of 128 bits.
 
     Raises:
         ValueError: An unusable folder or file, too few common images, or `out` is not empty.
@@ -202,6 +204,10 @@ def build(
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"{name}: two systems have this name; give each its own name")
+    folders: dict[Path, str] = {}
+    for name, folder in (*systems, *([reference] if reference else [])):
+        if (other := folders.setdefault(folder.resolve(), name)) != name:
+            raise ValueError(f"{name}={folder}: the folder of {other}, too; give each its own")
     spoken = [read_spoken(name, folder) for name, folder in systems]
     if reference is not None:
         spoken = [read_reference(*reference, common_images(spoken)), *spoken]
@@ -212,9 +218,9 @@ def build(
             f"--num-images {num_images}: {len(common):,} images with a file are in all systems"
             f" ({counts}); use the same images with each, or ask for fewer"
         )
-    rng = random.Random(seed)
-    images = sorted(rng.sample(common, num_images))
-    ids = _names(rng, num_images * (1 + len(spoken)))
+    seed = secrets.randbits(128) if seed is None else seed
+    images = sorted(random.Random(seed).sample(common, num_images))
+    ids = _names(seed, num_images * (1 + len(spoken)))
     photos = dict(zip(images, ids[:num_images], strict=True))
     pairs = [(system, image) for system in spoken for image in images]
     samples = [
@@ -235,11 +241,14 @@ def build(
     )
 
 
-def _names(rng: random.Random, count: int) -> list[str]:
-    """Distinct random names of 12 hexadecimal digits."""
+def _names(seed: int, count: int) -> list[str]:
+    """Distinct names of 12 hexadecimal digits, from which the seed cannot be computed."""
     found: dict[str, None] = {}
+    place = 0
     while len(found) < count:
-        found[f"{rng.getrandbits(_NAME_BITS):012x}"] = None
+        digest = hashlib.sha256(f"{seed} {place}".encode()).digest()
+        found[digest[:_NAME_BYTES].hex()] = None
+        place += 1
     return list(found)
 
 

@@ -1,8 +1,9 @@
 // The listening test: order of the samples, answers, and what is still missing.
 //
 // It runs in any recent browser and needs no network. Answers are kept in
-// localStorage under im2sp-listening-test/<test>/, so a reload loses nothing. The order of the
-// samples depends on the test's id and the listener's name alone.
+// localStorage under im2sp-listening-test/<test>/, so a reload loses nothing, and tabs of one
+// listener share them. The order of the samples depends on the test's id and the listener's name
+// alone.
 "use strict";
 (() => {
   const test = JSON.parse(document.getElementById("test").textContent);
@@ -10,7 +11,7 @@
   const scales = ["naturalness", "descriptiveness"];
   const toHear = "listening to the end";
   const storagePrefix = `im2sp-listening-test/${test.id}/`;
-  const state = { listener: "", order: [], answers: {}, place: 0 };
+  const state = { listener: "", order: [], answers: {}, place: 0, isKept: true };
   const part = (id) => document.getElementById(id);
 
   // The order of a listener: FNV-1a of test and name seeds mulberry32, which shuffles the ids.
@@ -56,6 +57,7 @@
     try {
       localStorage.setItem(storagePrefix + name, value);
     } catch {
+      state.isKept = false;
       part("unkept").hidden = false;
     }
   }
@@ -78,6 +80,13 @@
       }
     }
     return answers;
+  }
+
+  // Take over the answers that another tab has stored, before any change.
+  function refresh() {
+    if (state.isKept && kept(`answers/${state.listener}`) !== null) {
+      state.answers = answersOf(state.listener);
+    }
   }
 
   function missing(id) {
@@ -138,16 +147,22 @@
     part("photo").width = sample.width_px;
     part("photo").height = sample.height_px;
     part("audio").src = sample.wav;
-    for (const input of part("sample").querySelectorAll("input")) {
-      input.checked = state.answers[id][input.name] === Number(input.value);
-    }
+    showAnswers();
     part("previous").disabled = place === 0;
     part("next").textContent = place + 1 < state.order.length ? "Next" : "Finish";
     show("sample");
     part("number").focus();
   }
 
+  function showAnswers() {
+    const answer = state.answers[state.order[state.place]];
+    for (const input of part("sample").querySelectorAll("input")) {
+      input.checked = answer[input.name] === Number(input.value);
+    }
+  }
+
   function showOverview() {
+    refresh();
     const open = state.order.map((id, place) => [place, missing(id)]).filter(([, m]) => m.length);
     part("verdict").textContent = open.length
       ? `${open.length} of ${state.order.length} samples are not complete. Missing are:`
@@ -176,11 +191,13 @@
   }
 
   function rated(event) {
+    refresh();
     state.answers[state.order[state.place]][event.target.name] = Number(event.target.value);
     answered();
   }
 
   function heard() {
+    refresh();
     state.answers[state.order[state.place]].heard = true;
     answered();
   }
@@ -194,7 +211,16 @@
     }
   }
 
+  function changedElsewhere(event) {
+    if (event.key === `${storagePrefix}answers/${state.listener}`) {
+      refresh();
+      showAnswers();
+      update();
+    }
+  }
+
   function save() {
+    refresh();
     const { listener, order, answers } = state;
     const content = { form: test.answers_form, test: test.id, listener, order, answers };
     const text = `${JSON.stringify(content, null, 1)}\n`;
@@ -233,5 +259,6 @@
     part("broken").hidden = false;
   });
   part("save").addEventListener("click", save);
+  window.addEventListener("storage", changedElsewhere);
   part("start").hidden = false;
 })();

@@ -1,4 +1,5 @@
 import json
+import random
 
 import numpy as np
 import pytest
@@ -88,6 +89,50 @@ def test_the_same_input_and_seed_give_the_same_bytes(folders, reference, tmp_pat
     assert not set(contents(tmp_path / "one/page/media")) & set(
         contents(tmp_path / "other/page/media")
     )
+
+
+def guesses(page, num_systems):
+    """Seeds from 0 to 19 that explain the page's names, by this version and version 0.1."""
+    samples = json.loads(page.partition('id="test">')[2].partition("</script>")[0])["samples"]
+    ids = {one["id"] for one in samples}
+    num_images = len(ids) // num_systems
+    found = []
+    for seed in range(20):
+        generated = listening_build._names(seed, len(ids) + num_images)
+        if set(generated[num_images:]) == ids:
+            found.append(seed)
+        for num_common in range(num_images, 50):
+            generator = random.Random(seed)
+            generator.sample(range(num_common), num_images)
+            old = {f"{generator.getrandbits(48):012x}" for _ in range(len(ids) + num_images)}
+            if ids <= old:
+                found.append(seed)
+    return found
+
+
+def test_the_page_alone_does_not_group_samples_by_system(folders, tmp_path):
+    args = ["build", *(f"{name}={folder}" for name, folder in folders), "--num-images", "3"]
+    seeds = set()
+    for name in ("one", "two"):
+        assert main([*args, "--out", str(tmp_path / name)]) == 0
+        assert guesses((tmp_path / name / "page/index.html").read_text(), 2) == []
+        seeds.add(json.loads((tmp_path / name / "key.json").read_text())["seed"])
+    assert len(seeds) == 2
+    assert max(seeds) > 2**64
+    assert main([*args, "--out", str(tmp_path / "known"), "--seed", "7"]) == 0
+    assert guesses((tmp_path / "known/page/index.html").read_text(), 2) == [7]
+
+
+def test_a_folder_is_one_system(folders, reference, tmp_path):
+    name, folder = folders[0]
+    (tmp_path / "link").symlink_to(folder)
+    for given, other in (
+        ([folders[0], ("again", folder)], None),
+        ([*folders, ("again", tmp_path / "link")], reference),
+        (folders, ("again", folder)),
+    ):
+        with pytest.raises(ValueError, match=rf"again=.*: the folder of {name}, too; give each"):
+            build(given, other, out=tmp_path / "test", num_images=2)
 
 
 def test_another_sound_is_another_test(folders, tmp_path):

@@ -182,6 +182,35 @@ def test_each_listener_has_an_order_and_keeps_it(browser):
 
 
 @needs_chromium
+def test_two_tabs_of_a_listener_share_the_answers(test_dir, browser):
+    test = json.loads((test_dir / "key.json").read_text())["test"]
+    place = f"im2sp-listening-test/{test}/answers/anna"
+    browser.run("start('anna'); choose('naturalness', 2)")
+    first = browser.run("sampleId()")
+    browser.run("el('next').click()")
+    second = browser.run("sampleId()")
+    # What another tab stores.
+    other = {first: {"heard": True, "naturalness": 2, "descriptiveness": 4}}
+    other[second] = {"heard": False, "naturalness": 5, "descriptiveness": None}
+    browser.run(f"localStorage.setItem({place!r}, {json.dumps(json.dumps(other))})")
+    event = f"new StorageEvent('storage', {{key: {place!r}}})"
+    browser.run(f"window.dispatchEvent({event})")
+    assert browser.run("el('done').textContent") == "1 of 6 samples complete"
+    assert browser.run("checked('naturalness')") == "5"
+    other[second]["heard"] = True
+    browser.run(f"localStorage.setItem({place!r}, {json.dumps(json.dumps(other))})")
+    browser.run("choose('descriptiveness', 3)")
+    assert browser.run("el('done').textContent") == "2 of 6 samples complete"
+    kept = json.loads(browser.run(f"localStorage.getItem({place!r})"))
+    assert kept[second] == {"heard": True, "naturalness": 5, "descriptiveness": 3}
+    # A browser that stores nothing keeps what it has in memory.
+    browser.run("Storage.prototype.setItem = () => { throw new Error('full'); }")
+    browser.run("choose('descriptiveness', 1); choose('naturalness', 1)")
+    browser.run("el('previous').click(); el('next').click()")
+    assert browser.run("checked('descriptiveness')") == "1"
+
+
+@needs_chromium
 def test_what_goes_wrong_in_a_browser_is_told(test_dir, browser):
     # A name that would not make a file name does not start the test.
     browser.run("start('a/b')")
