@@ -172,6 +172,8 @@ def _results(config: EvaluateConfig, items: "Sequence[Judged]", chain: "Chain") 
         result["words"] = _word_scores(config, expected, chain.recognized).as_json()
     if chain.mos is not None or "DNSMOS" in chain.missing:
         result["opinions"] = _opinions(config, chain).as_json()
+    if config.speech_lm is not None:
+        result["likelihood"] = _likelihoods(config, chain).as_json()
     return result
 
 
@@ -251,6 +253,26 @@ def _opinions(config: EvaluateConfig, chain: "Chain") -> Scores:
         values = [row[name] for row in rows]
         ends = interval(values, resamples=config.resamples, seed=config.seed)
         scores.put(f"DNSMOS_{name}", float(np.mean(values)), ends)
+    return scores
+
+
+def _likelihoods(config: EvaluateConfig, chain: "Chain") -> Scores:
+    """SpeechLMScore of the generated units, of the references, and the mean difference."""
+    reason = {n: why for n, why in chain.missing.items() if n == "SpeechLMScore"}
+    rows = [row for row in chain.likelihoods or [] if row["generated"] is not None]
+    scores = Scores(num_items=len(rows), missing=reason)
+    if not rows and chain.likelihoods is not None:
+        scores.missing["SpeechLMScore"] = "no speech was generated"
+    pairs = [(r["generated"], np.mean(r["references"])) for r in rows if r["references"]]
+    figures = {
+        "log_likelihood": [row["generated"] for row in rows],
+        "reference_log_likelihood": [reference for _, reference in pairs],
+        "difference": [generated - reference for generated, reference in pairs],
+    }
+    for name, values in figures.items():
+        if values:
+            ends = interval(values, resamples=config.resamples, seed=config.seed)
+            scores.put(name, float(np.mean(values)), ends)
     return scores
 
 

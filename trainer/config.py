@@ -53,9 +53,9 @@ CHANGEABLE = frozenset(
         "json",
     }
 )  # fmt: skip
-_PLAIN_FLAGS = frozenset({"quiet", "json"})
+_PLAIN_FLAGS = frozenset({"without_image", "quiet", "json"})
 """Flags without a `--no-` form."""
-_UNSAVED = frozenset({"config", *_PLAIN_FLAGS})
+_UNSAVED = frozenset({"config", "quiet", "json"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,9 @@ class TrainConfig:
     - text: the captions
     - words: which words the captions contain (bag-of-words pre-training of the image encoder, for
       --init-from or --encoder-from of another run; not a captioner)"""
+    without_image: bool = False
+    """Train a language model of the speech units or captions: the decoder alone, without images.
+    Samples without an image are used, too. For im2sp-evaluate --speech-lm."""
     split: str | None = None
     """Training split; by default train, or all samples if the dataset has no splits."""
     val_shards: Path | None = None
@@ -229,6 +232,19 @@ class TrainConfig:
             raise ValueError("--unit-pieces applies to --target speech only")
         if self.teacher and self.freeze != "none":
             raise ValueError("--teacher trains the image encoder, which --freeze excludes")
+        needs_image = {
+            "target words": self.target == "words",
+            "other-view": bool(self.other_view),
+            "encoder-from": self.encoder_from is not None,
+            "teacher": bool(self.teacher),
+            "freeze": self.freeze != "none",
+            "crop-area": self.crop_area < 1,
+            "code-noise": self.code_noise > 0,
+            "best-by bleu": self.best_by == "bleu",
+        }
+        for flag, is_given in needs_image.items():
+            if self.without_image and is_given:
+                raise ValueError(f"--{flag} needs images and does not go with --without-image")
         if self.best_by == "bleu" and self.target == "words":
             raise ValueError("--best-by bleu: --target words generates nothing; use loss")
 

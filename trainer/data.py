@@ -223,19 +223,22 @@ def open_val(config: TrainConfig) -> ShardDataset | None:
     return ShardDataset(path, split)
 
 
-def fingerprints(dataset: ShardDataset, target: str) -> dict[str, str | None]:
+def fingerprints(
+    dataset: ShardDataset, target: str, *, has_image: bool = True
+) -> dict[str, str | None]:
     """Kind of unit that a run uses -> fingerprint of its tokenizer, None if unknown."""
-    manifest = dataset.manifest
-    found = {"image": _fingerprint(manifest.image_tokenizer)}
-    if target == "speech":
-        found["speech"] = _fingerprint(manifest.speech_tokenizer)
-    return found
+    records = tokenizer_records(dataset, target, has_image=has_image)
+    return {kind: _fingerprint(record) for kind, record in records.items()}
 
 
-def tokenizer_records(dataset: ShardDataset, target: str) -> dict[str, dict[str, Any]]:
+def tokenizer_records(
+    dataset: ShardDataset, target: str, *, has_image: bool = True
+) -> dict[str, dict[str, Any]]:
     """Kind of unit that a run uses -> record of its tokenizer in the manifest (name, view ..)."""
     manifest = dataset.manifest
-    found = {"image": dict(manifest.image_tokenizer or {})}
+    found: dict[str, dict[str, Any]] = {}
+    if has_image:
+        found["image"] = dict(manifest.image_tokenizer or {})
     if target == "speech":
         found["speech"] = dict(manifest.speech_tokenizer or {})
     return found
@@ -290,6 +293,7 @@ def make_loader(
         dataset,
         batch_size=config.batch_size,
         target="speech" if config.target == "speech" else "text",
+        needs_image=not config.without_image,
         items=config.items if is_train else "all",
         max_length=config.longest,
         shuffle=is_train,

@@ -48,8 +48,9 @@ def export_model(
         OSError: Its text model cannot be read.
     """
     model = load_model(checkpoint.path, device="cpu")
-    if model.config.vocabulary.kind == "words":
-        raise ValueError(f"{checkpoint.path}: its target is words, so it generates no descriptions")
+    if model.config.vocabulary.kind == "words" or not model.config.has_image:
+        kind = "its target is words" if model.config.has_image else "it is a language model"
+        raise ValueError(f"{checkpoint.path}: {kind}, so it generates no descriptions")
     dtype = _DTYPES[precision]
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in model.state_dict().items()}
     state = checkpoint.state

@@ -144,6 +144,11 @@ def _check(
             "the model predicts a bag of words and cannot generate captions; train one with"
             " --target speech or text and --init-from this model"
         )
+    if not model.config.has_image:
+        raise ValueError(
+            "the model is a language model without images and cannot describe any; give a"
+            " captioner, or this model as --speech-lm of im2sp-evaluate"
+        )
     limit = model.config.max_positions
     if not 1 <= max_tokens <= limit:
         raise ValueError(

@@ -133,10 +133,11 @@ class _Run:
         warn, log = log, (lambda _: None) if config.quiet else log
         config.out.mkdir(parents=True, exist_ok=True)
         dataset, val = open_train(config), open_val(config)
-        self.fingerprints = fingerprints(dataset, config.target)
-        self.tokenizers = tokenizer_records(dataset, config.target)
+        has_image = not config.without_image
+        self.fingerprints = fingerprints(dataset, config.target, has_image=has_image)
+        self.tokenizers = tokenizer_records(dataset, config.target, has_image=has_image)
         if val is not None:
-            found = fingerprints(val, config.target)
+            found = fingerprints(val, config.target, has_image=has_image)
             check_fingerprints(found, self.fingerprints, str(val.path), str(dataset.path))
         other_views = open_other_views(config, dataset)
         checkpoint = find_checkpoint(config, ranks, warn)
@@ -161,7 +162,8 @@ class _Run:
         if val_loader is not None:
             self.val_batches = TokenBatches(val_loader, vocabulary, text_model)
         if checkpoint is None:
-            model = first_model(config, units, torch.from_numpy(dataset.codebook()), warn)
+            codebook = torch.from_numpy(dataset.codebook()) if has_image else torch.empty(1, 1)
+            model = first_model(config, units, codebook, warn)
         else:
             trained = checkpoint.path / (TRAINED_NAME if config.ema else MODEL_NAME)
             model = load_model(trained)

@@ -233,25 +233,28 @@ class Decoder(nn.Module):
 
 
 class Im2SpModel(nn.Module):
-    """Image units to tokens.
+    """Image units to tokens; without an image, a language model of tokens.
 
     Args:
         config: Sizes.
         codebook: (num_codes, code_width) float32, the vectors of the image units. Copied; saved
-            with the weights, not trained.
+            with the weights, not trained. Not used without an image.
     """
 
     def __init__(self, config: ModelConfig, codebook: Tensor) -> None:
         super().__init__()
-        expected = (config.num_codes, config.code_width)
-        if tuple(codebook.shape) != expected:
-            raise ValueError(f"the codebook has shape {tuple(codebook.shape)}, expected {expected}")
         self.config = config
-        self.encoder = ImageEncoder(config, codebook.detach().float().clone())
-        self.projection = nn.Linear(config.encoder.width, config.decoder.width)
-        self.projection_norm = nn.LayerNorm(config.decoder.width, eps=PROJECTION_EPS)
+        if config.has_image:
+            shape, expected = tuple(codebook.shape), (config.num_codes, config.code_width)
+            if shape != expected:
+                raise ValueError(f"the codebook has shape {shape}, expected {expected}")
+            self.encoder = ImageEncoder(config, codebook.detach().float().clone())
+            self.projection = nn.Linear(config.encoder.width, config.decoder.width)
+            self.projection_norm = nn.LayerNorm(config.decoder.width, eps=PROJECTION_EPS)
         self.decoder = Decoder(config)
         self.apply(_init_weights)
+        if not config.has_image:
+            return
         if config.conv_stem:
             for module in self.encoder.stem.modules():
                 if isinstance(module, nn.Conv2d):
@@ -260,7 +263,14 @@ class Im2SpModel(nn.Module):
         nn.init.trunc_normal_(self.encoder.positions, std=INIT_STD)
 
     def encode(self, image_units: Tensor) -> tuple[Tensor, Tensor]:
-        """States of the encoder, and projected ones: (B, grid, grid) int64 -> twice (B, P, D)."""
+        """States of the encoder, and projected ones: (B, grid, grid) int64 -> twice (B, P, D).
+
+        Without an image there are none: P is 0, and only B matters.
+        """
+        if not self.config.has_image:
+            width = self.config.decoder.width
+            empty = self.decoder.embedding.weight.new_zeros(len(image_units), 0, width)
+            return empty, empty
         states = self.encoder(image_units)
         return states, self.projection_norm(self.projection(states))
 

@@ -37,6 +37,8 @@ class ModelConfig:
     """The ViT over the image units."""
     decoder: StackConfig
     """GIT's layers over image and text."""
+    has_image: bool = True
+    """False for a language model of the tokens: no encoder, no image states."""
     grid: int = 28
     """Rows and columns of image units; a multiple of `stem_stride`."""
     stem_stride: int = SEIT_STEM_STRIDE
@@ -90,6 +92,8 @@ class ModelConfig:
     @property
     def num_states(self) -> int:
         """Number of image states: CLS and one for each square of `stem_stride` units."""
+        if not self.has_image:
+            return 0
         return 1 + (self.grid // self.stem_stride) ** 2
 
 

@@ -75,7 +75,8 @@ def check_same_units(
         origins = {"--encoder-from": encoder, "--init-from": config.init_from}
         for flag, origin in origins.items():
             # Only the image units of the run that provides the encoder must match.
-            if former := former_state(origin).get("fingerprints"):
+            former = former_state(origin).get("fingerprints", {})
+            if "image" in former and not config.without_image:
                 check_fingerprints(found, {"image": former["image"]}, place, f"{flag} {origin}")
                 break
 

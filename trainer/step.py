@@ -110,6 +110,7 @@ class Objective(nn.Module):
         smoothing = 0.0
         if self.training:
             smoothing = self._label_smoothing
+        if self.training and sizes.has_image:
             units = augment_units(
                 units,
                 num_codes=sizes.num_codes,

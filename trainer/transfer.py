@@ -91,7 +91,7 @@ def first_model(
     Args:
         config: Settings.
         units: Units of the run.
-        codebook: (num_codes, code_width) float32.
+        codebook: (num_codes, code_width) float32; not used without an image.
         warn: Called with a message if a text model's embedding cannot be kept.
 
     Raises:
@@ -108,7 +108,8 @@ def first_model(
             # SeiT's encoder was trained on the unchanged rows.
             standardise_codebook=not is_seit,
         )
-        sizes = dataclasses.replace(sizes, **_dropouts(config))
+        has_image = not config.without_image
+        sizes = dataclasses.replace(sizes, has_image=has_image, **_dropouts(config))
         if is_seit:  # its encoder includes SeiT's stem
             sizes = dataclasses.replace(sizes, stem_stride=SEIT_STEM_STRIDE, conv_stem=False)
         model = Im2SpModel(sizes, codebook)
@@ -120,7 +121,8 @@ def first_model(
             return model
         other = load_model(config.encoder_from, codebook, device="cpu")
         return with_image_side(model, other, f"--preset {config.preset or _DEFAULT_PRESET}")
-    origin = load_model(config.init_from, codebook, encoder=config.encoder_from, device="cpu")
+    rows = None if config.without_image else codebook
+    origin = load_model(config.init_from, rows, encoder=config.encoder_from, device="cpu")
     _check_sizes(config, origin)
     state = former_state(config.init_from)
     kinds = {origin.config.vocabulary.kind, units.vocabulary.kind}
@@ -158,7 +160,9 @@ def transferred(
         vocabulary=units.vocabulary,
         **dropouts,
     )
-    model = Im2SpModel(sizes, origin.encoder.get_buffer("codebook"))
+    has_image = sizes.has_image
+    rows = origin.encoder.get_buffer("codebook") if has_image else torch.empty(1, 1)
+    model = Im2SpModel(sizes, rows)
     _set_odds(model, units)
     kept = origin.state_dict()
     if not _is_same(units, origin.config.vocabulary, state):
@@ -187,6 +191,11 @@ def _is_same(units: Units, vocabulary: Vocabulary, state: Mapping[str, Any]) -> 
 
 
 def _check_sizes(config: TrainConfig, origin: Im2SpModel) -> None:
+    if origin.config.has_image == config.without_image:
+        kind = "a captioner" if config.without_image else "a language model without images"
+        raise ValueError(
+            f"--init-from {config.init_from}: is {kind}; --without-image must be the same in both"
+        )
     found = (origin.config.encoder, origin.config.decoder)
     if config.preset is not None and found != PRESETS[config.preset]:
         raise ValueError(

@@ -179,7 +179,7 @@ def fairseq_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def fairseq_settings(weights: Weights, tensors: Mapping[str, Tensor]) -> HubertSettings:
     """Read sizes from the shapes; heads and positions of norms from the records, if present."""
-    records, task = _plain_records(weights.content)
+    records, task = fairseq_records(weights.content)
     width = len(tensors["encoder.layer_norm.weight"])
     numbers = re.compile(r"encoder\.layers\.(\d+)\.")
     num_layers = 1 + max(int(m[1]) for name in tensors if (m := numbers.match(name)))
@@ -214,7 +214,7 @@ def _strides(layers: str) -> list[int]:
     return strides
 
 
-def _plain_records(content: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def fairseq_records(content: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings of the model and of the task: `cfg["model"]` and `cfg["task"]`, or both `args`."""
     if not isinstance(content, dict):
         return {}, {}

@@ -169,7 +169,8 @@ class ShardLoader:
             device: Device of the tensors, None for the CPU.
             pin_memory: Page-lock the tensors for asynchronous copies to a GPU.
             settings: Settings that determine the sequence: the fields of `LoaderSettings`
-                (`split`, `target`, `image_column`, `items`, `min_length`, `max_length`, `shuffle`,
+                (`split`, `target`, `image_column`, `needs_image`, `items`, `min_length`,
+                `max_length`, `shuffle`,
                 `seed`, `bucket_window` and `drop_last`). If `split` is None, it is that of
                 `dataset`, or all.
 

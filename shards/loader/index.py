@@ -123,13 +123,13 @@ class LoaderIndex:
             raise ValueError(self._why_empty())
 
     def _rows_with_image(self, batch: Batch) -> NDArray[np.int64]:
-        """Rows of the split that have an image."""
+        """Rows of the split that have an image, or all of them if none is needed."""
         valid = batch.views[self._settings.image_column].valid
         is_in = np.ones(batch.num_samples, np.bool_)
         if self._settings.split is not None:
             is_in = _is_text(batch.splits, self._settings.split)
         rows = np.flatnonzero(is_in)
-        if valid is None:
+        if valid is None or not self._settings.needs_image:
             return rows
         with_image = np.flatnonzero(is_in & valid)
         self._counts["samples without image"] += rows.size - with_image.size

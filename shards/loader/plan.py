@@ -33,6 +33,8 @@ class LoaderSettings:
     (nothing), or the name of a unit column."""
     image_column: str = "image_units"
     """Unit column of the images."""
+    needs_image: bool = True
+    """Leave out samples without an image. Otherwise their rows of images are zeros."""
     items: Items = "all"
     """All utterances (or captions) of an image, or one drawn in each epoch."""
     min_length: int = 1
@@ -280,8 +282,9 @@ def check_state(
     content: object = state.get("settings")
     found: Mapping[str, Any] = {}
     if isinstance(content, Mapping):
-        # States of version 0.1 have no image column.
-        found = {"image_column": "image_units"} | dict(cast(Mapping[str, Any], content))
+        # States of earlier versions lack newer settings; they had their defaults.
+        defaults = {"image_column": "image_units", "needs_image": True}
+        found = defaults | dict(cast(Mapping[str, Any], content))
     for name, value in settings.items():
         if found.get(name) != value:
             raise ValueError(

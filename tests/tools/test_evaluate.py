@@ -245,6 +245,36 @@ def test_captions_of_a_file(tmp_path, capsys):
     assert "cannot be read as JSON" in capsys.readouterr().err
 
 
+def test_speech_lm_score(shards, runs, tmp_path):
+    lm = tmp_path / "lm"
+    train(make_config(shards, lm, without_image=True))
+    found = evaluate.evaluate(options(shards, tmp_path / "a", topline="units", speech_lm=lm))
+    assert found["speech_lm"] == "lm"
+    scores = found["likelihood"]
+    rows = [json.loads(s) for s in (tmp_path / "a/likelihood.jsonl").read_text().splitlines()[1:]]
+    said = [row["generated"] for row in rows]
+    assert said == [row["references"][0] for row in rows]
+    assert scores["num_items"] == 3
+    assert scores["log_likelihood"] == pytest.approx(np.mean(said))
+    references = [np.mean(row["references"]) for row in rows]
+    assert scores["reference_log_likelihood"] == pytest.approx(np.mean(references))
+    assert scores["difference"] == pytest.approx(np.mean(said) - np.mean(references))
+    low, high = scores["intervals"]["difference"]
+    assert low <= scores["difference"] <= high
+    assert "SpeechLMScore (lower is better)" in evaluate.report(found)
+    silent = evaluate.evaluate(
+        options(shards, tmp_path / "b", run=str(runs / "speech"), speech_lm=lm)
+    )
+    assert silent["likelihood"]["missing"] == {"SpeechLMScore": "no speech was generated"}
+    text = evaluate.evaluate(options(shards, tmp_path / "c", run=str(runs / "text"), speech_lm=lm))
+    why = text["likelihood"]["missing"]["SpeechLMScore"]
+    assert why == "text was generated, which has no speech units"
+    assert f"SpeechLMScore is missing: {why}" in evaluate.report(text)
+    other = make_shards(tmp_path / "other", speech_fingerprint="c" * 64)
+    with pytest.raises(ValueError, match=r"trained on units of the speech tokenizer bbbbbbbbbbbb"):
+        evaluate.evaluate(options(other, tmp_path / "d", topline="units", speech_lm=lm))
+
+
 def test_several_results_in_one_set_of_tables(tmp_path, capsys):
     content = {"candidates": CANDIDATES, "references": REFERENCES}
     (tmp_path / "captions.json").write_text(json.dumps(content))

@@ -1,8 +1,8 @@
 """Chain of evaluation stages: generate, synthesize, recognize, predict opinions.
 
 Stages (see `evaluation.stages`) and their files: `said` (generated units or text of each image),
-`spoken` (synthesized clips, for speech), `heard` (transcripts of the recognizer), `mos` (predicted
-opinion scores).
+`likelihood` (under the unit language model), `spoken` (synthesized clips, for speech), `heard`
+(transcripts of the recognizer), `mos` (predicted opinion scores).
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,7 +48,9 @@ class Chain:
     about: dict[str, Any]
     """Names and fingerprints of the models used."""
     missing: dict[str, str]
-    """Part that failed, "transcription" or "DNSMOS" -> reason."""
+    """Part that failed, such as "transcription" or "DNSMOS" -> reason."""
+    likelihoods: list[Row] | None = None
+    """Log-likelihoods under the unit language model, of the generated units and the references."""
 
 
 def judged_samples(
@@ -112,6 +114,8 @@ def run_chain(
         about=speaker.inputs,
         missing={},
     )
+    if config.speech_lm is not None:
+        _likelihoods(config, dataset, items, chain, folder, bar)
     if speaker.kind == "text" and config.cascade is None and config.topline is None:
         return chain
     voice = _FliteVoice(config) if speaker.kind == "text" else _UnitVoice(config, dataset)
@@ -125,6 +129,46 @@ def run_chain(
     )
     _recognize_and_judge(config, chain, spoken, folder, bar)
     return chain
+
+
+def _likelihoods(
+    config: EvaluateConfig,
+    dataset: ShardDataset,
+    items: Sequence[Judged],
+    chain: Chain,
+    folder: StageFolder,
+    bar: Any,
+) -> None:
+    """Run the stage `likelihood` on generated units."""
+    from im2sp.tools.engines.speech_lm import load_speech_lm
+
+    if chain.kind != "speech":
+        chain.missing["SpeechLMScore"] = "text was generated, which has no speech units"
+        return
+    assert config.speech_lm is not None
+    model = load_speech_lm(config.speech_lm, config.device)
+    found = (dataset.manifest.speech_tokenizer or {}).get("fingerprint")
+    if model.speech_fingerprint is not None and found not in (None, model.speech_fingerprint):
+        raise ValueError(
+            f"--speech-lm {config.speech_lm}: trained on units of the speech tokenizer"
+            f" {model.speech_fingerprint[:12]}.., those of {dataset.path} are of {found[:12]}.."
+        )
+    about = {"speech_lm": model.name, "speech_lm_fingerprint": model.fingerprint}
+    chain.about |= about
+
+    def rows(start: int) -> Iterator[Row]:
+        for row, item in zip(chain.generated[start:], items[start:], strict=True):
+            references = [units.tolist() for units in item.sample.speech_units if len(units)]
+            yield {
+                "key": row["key"],
+                "generated": model.log_likelihood(row["units"]) if row["units"] else None,
+                "references": [model.log_likelihood(units) for units in references],
+            }
+
+    inputs = {"said": folder.sha256("said"), **about}
+    chain.likelihoods = folder.rows(
+        "likelihood", inputs, len(items), lambda start: bar(rows(start), "likelihood", start)
+    )
 
 
 def _recognize_and_judge(

@@ -50,6 +50,10 @@ class EvaluateConfig:
     """Speech recognizer: pocketsphinx; pocketsphinx+captions, with a language model of captions
     (compare its scores with others of the same recognizer only, toplines included); or the path or
     hub id of a transformers model."""
+    speech_lm: Path | None = None
+    """Also report SpeechLMScore, the mean log-likelihood of a generated speech unit, under this
+    language model: a run of tools/fit_unit_lm.py, or a folder with a checkpoint of fairseq's GSLM
+    and its dict.txt."""
     codebook: Path | None = None
     """Codebook vectors of the image units, for published weights without them."""
     num_beams: int = 1

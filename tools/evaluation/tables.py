@@ -122,7 +122,7 @@ def row_of(result: Mapping[str, Any]) -> Row:
     for name in _PREDICTED:
         if name in opinions:
             scores[name], intervals[name] = opinions[name], _ends(opinions, name, 1)
-    speech_lm = result.get("speech_lm", {})
+    speech_lm = result.get("likelihood", {})
     if "log_likelihood" in speech_lm:
         low, high = _ends(speech_lm, "log_likelihood", -1)
         scores["SpeechLMScore"] = -speech_lm["log_likelihood"]
@@ -277,7 +277,7 @@ def report(result: Mapping[str, Any]) -> str:
     rows = [_figure(n, 100 * captions[n], _ends(captions, n, 100)) for n in others]
     parts.append("\n".join(["captions", *rows]))
     missing = dict(captions["missing"])
-    for group in ("units", "words", "opinions"):
+    for group in ("units", "words", "opinions", "likelihood"):
         figures = result.get(group)
         if figures is None:
             continue

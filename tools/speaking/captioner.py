@@ -89,6 +89,11 @@ def read_run(name_or_path: str | Path) -> Run:
         name = path.name if str(name_or_path) not in BUNDLED else str(name_or_path)
         return _run(name, path, read_notes(path), read_notes(path)["tokenizers"]["image"])
     found = find_step(path)
+    if "image" not in found.state["fingerprints"]:
+        raise ValueError(
+            f"{found.path}: a language model without images cannot describe any; expected a"
+            " captioner"
+        )
     record = found.state.get("tokenizers", {}).get("image") or _record_of_shards(found.path)
     fingerprint = found.state["fingerprints"]["image"]
     is_same = record.get("fingerprint") == fingerprint

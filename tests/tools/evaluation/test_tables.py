@@ -30,7 +30,7 @@ def result(**more):
         "asr": "pocketsphinx",
         "captions": {"num_items": 1234, **captions, "intervals": ends, "missing": {}},
         "opinions": {"num_items": 3, "UTMOS": 3.5, "intervals": {"UTMOS": [3, 4]}},
-        "speech_lm": {"log_likelihood": -2.5, "intervals": {"log_likelihood": [-3, -2]}},
+        "likelihood": {"log_likelihood": -2.5, "intervals": {"log_likelihood": [-3, -2]}},
     } | more
 
 
@@ -90,7 +90,7 @@ def test_our_row_is_in_the_block_of_its_dataset():
     ],
 )
 def test_tasks(more, task, numbers):
-    without = {"opinions": {}, "speech_lm": {}}
+    without = {"opinions": {}, "likelihood": {}}
     content = {k: v for k, v in result(**without, **more).items() if v is not None}
     ours = row_of(content)
     assert ours.task == task
