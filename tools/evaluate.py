@@ -170,7 +170,7 @@ def _results(config: EvaluateConfig, items: "Sequence[Judged]", chain: "Chain") 
     ]
     if chain.recognized is not None and None not in expected:
         result["words"] = _word_scores(config, expected, chain.recognized).as_json()
-    if chain.mos is not None or "DNSMOS" in chain.missing:
+    if chain.mos or _without_opinions(chain):
         result["opinions"] = _opinions(config, chain).as_json()
     if config.speech_lm is not None:
         result["likelihood"] = _likelihoods(config, chain).as_json()
@@ -242,17 +242,25 @@ def _put_rate(
     scores.put(name, float(rate(table.sum(0))), ends)
 
 
+def _without_opinions(chain: "Chain") -> dict[str, str]:
+    """Predictors of opinions that failed, and why."""
+    others = ("transcription", "SpeechLMScore")
+    return {name: why for name, why in chain.missing.items() if name not in others}
+
+
 def _opinions(config: EvaluateConfig, chain: "Chain") -> Scores:
-    """Mean predicted opinion scores of the clips that are not empty."""
-    rows = [row["scores"] for row in chain.mos or [] if row["scores"] is not None]
-    missing = {name: why for name, why in chain.missing.items() if name == "DNSMOS"}
-    scores = Scores(num_items=len(rows), missing=missing)
-    if not rows and chain.mos is not None:
-        scores.missing["DNSMOS"] = "no speech was generated"
-    for name in rows[0] if rows else ():
-        values = [row[name] for row in rows]
-        ends = interval(values, resamples=config.resamples, seed=config.seed)
-        scores.put(f"DNSMOS_{name}", float(np.mean(values)), ends)
+    """Mean predicted opinions of the clips that are not empty."""
+    scores = Scores(num_items=0, missing=_without_opinions(chain))
+    for judge, rows in chain.mos.items():
+        found = [row["scores"] for row in rows if row["scores"] is not None]
+        scores.num_items = len(found)
+        if not found:
+            scores.missing[judge] = "no speech was generated"
+        for name in found[0] if found else ():
+            values = [one[name] for one in found]
+            ends = interval(values, resamples=config.resamples, seed=config.seed)
+            label = name if name == judge else f"{judge}_{name}"
+            scores.put(label, float(np.mean(values)), ends)
     return scores
 
 

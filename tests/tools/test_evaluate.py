@@ -44,10 +44,23 @@ class Recognizer:
 
 
 class Judge:
-    name = "DNSMOS"
+    name, fingerprint = "DNSMOS", "judge 1"
 
     def score(self, samples):
         return {"OVRL": 1 + min(4.0, len(samples) / 16_000)}
+
+
+def load_predictor(name, device):
+    if name == "none":
+        raise ValueError("none: there is\nno such predictor")
+    return Judge() if name == "dnsmos" else Utmos()
+
+
+class Utmos(Judge):
+    name = "UTMOS"
+
+    def score(self, samples):
+        return {"UTMOS": 3.0}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +82,7 @@ def runs(shards, tmp_path_factory):
 def stand_ins(monkeypatch):
     monkeypatch.setitem(vars(pipeline), "load_vocoder", lambda *a, **k: Vocoder())
     monkeypatch.setattr(evaluate_chain, "load_recognizer", lambda *a: Recognizer())
-    monkeypatch.setattr(evaluate_chain, "Dnsmos", Judge)
+    monkeypatch.setattr(evaluate_chain, "load_predictor", load_predictor)
     no_java = evaluate.score_captions
 
     def without_java(*args, **options):
@@ -271,8 +284,27 @@ def test_speech_lm_score(shards, runs, tmp_path):
     assert why == "text was generated, which has no speech units"
     assert f"SpeechLMScore is missing: {why}" in evaluate.report(text)
     other = make_shards(tmp_path / "other", speech_fingerprint="c" * 64)
-    with pytest.raises(ValueError, match=r"trained on units of the speech tokenizer bbbbbbbbbbbb"):
-        evaluate.evaluate(options(other, tmp_path / "d", topline="units", speech_lm=lm))
+    found = evaluate.evaluate(options(other, tmp_path / "d", topline="units", speech_lm=lm))
+    why = found["likelihood"]["missing"]["SpeechLMScore"]
+    assert "was trained on units of the speech tokenizer bbbbbbbbbbbb" in why
+    found = evaluate.evaluate(
+        options(shards, tmp_path / "e", topline="units", speech_lm=tmp_path / "none")
+    )
+    assert "none" in found["likelihood"]["missing"]["SpeechLMScore"]
+    assert found["captions"]["num_items"] == 3
+
+
+def test_predictors_of_opinions(shards, tmp_path):
+    """One that is missing is named and loses nothing."""
+    found = evaluate.evaluate(
+        options(shards, tmp_path, topline="units", mos=("none", "dnsmos", "utmos22_strong"))
+    )
+    assert found["opinions"]["missing"] == {"none": "none: there is no such predictor"}
+    assert found["opinions"]["UTMOS"] == 3.0
+    assert found["opinions"]["intervals"]["UTMOS"] == [3.0, 3.0]
+    assert 1 <= found["opinions"]["DNSMOS_OVRL"] <= 5
+    assert "none is missing: none: there is no such predictor" in evaluate.report(found)
+    assert {"mos-dnsmos.jsonl", "mos-utmos.jsonl"} <= {p.name for p in tmp_path.iterdir()}
 
 
 def test_several_results_in_one_set_of_tables(tmp_path, capsys):

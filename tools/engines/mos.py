@@ -1,19 +1,25 @@
-"""Predicted speech quality: DNSMOS (Reddy et al. 2021 and 2022).
+"""Predictors of opinions by name, and DNSMOS (Reddy et al. 2021 and 2022).
 
-The models are in the package speechmos. It is not imported, because it needs librosa for one
-spectrogram, which is computed here; the scores agree to 1e-4.
+    load_predictor("dnsmos")
+    load_predictor("utmos22_strong")
+    load_predictor("MOSNet/pre_trained/cnn_blstm.h5")
+
+The models of DNSMOS are in the package speechmos. It is not imported, because it needs librosa for
+one spectrogram, which is computed here; the scores agree to 1e-4.
 """
 
+import importlib.metadata
 import importlib.util
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from im2sp.tools.engines.asr import RATE_HZ
 
+DNSMOS = "dnsmos"
 SCORES = ("OVRL", "SIG", "BAK", "P808")
 """P.835's overall quality, speech and background, and P.808's overall quality; all 1 to 5."""
 FOLDER = "dnsmos_models"
@@ -26,6 +32,47 @@ _OPINIONS = {
     "BAK": (-0.13166888, 1.60915514, -0.39604546),
     "OVRL": (-0.06766283, 1.11546468, 0.04602535),
 }
+
+
+class Predictor(Protocol):
+    """Predictor of opinions."""
+
+    @property
+    def name(self) -> str:
+        """Its common name."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity: fingerprint of the weights, or version of the package."""
+        ...
+
+    def score(self, samples: NDArray[np.float32]) -> dict[str, float]:
+        """Opinions, 1 to 5, of a clip: (T,) float32 in [-1, 1] at 16 kHz, T >= 1."""
+        ...
+
+
+def load_predictor(name: str, device: str | None = None) -> Predictor:
+    """Load a predictor.
+
+    Args:
+        name: "dnsmos"; "utmos22_strong", or the path or hub id of its weights (see `utmos`); or the
+            path of MOSNet's weights (see `mosnet`).
+        device: torch device; None for CUDA if available. Not used by DNSMOS.
+
+    Raises:
+        ValueError: A package or the weights are missing, or of another form.
+    """
+    if name == DNSMOS:
+        return Dnsmos()
+    # Imported here, because they import torch.
+    from im2sp.tools.engines.mosnet import FILE_NAME, SUFFIXES, Mosnet
+    from im2sp.tools.engines.utmos import Utmos
+
+    path = Path(name).expanduser()
+    if path.suffix in SUFFIXES or (path / FILE_NAME).is_file():
+        return Mosnet(path, device)
+    return Utmos(name, device)
 
 
 class Dnsmos:
@@ -48,6 +95,7 @@ class Dnsmos:
             )
         import onnxruntime
 
+        self.fingerprint = f"speechmos {importlib.metadata.version('speechmos')}"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         cpu = ["CPUExecutionProvider"]

@@ -2,11 +2,12 @@
 
 Stages (see `evaluation.stages`) and their files: `said` (generated units or text of each image),
 `likelihood` (under the unit language model), `spoken` (synthesized clips, for speech), `heard`
-(transcripts of the recognizer), `mos` (predicted opinion scores).
+(transcripts of the recognizer), `mos-..` (opinions by each predictor).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -18,10 +19,11 @@ from im2sp.shards import Sample, ShardDataset
 from im2sp.shards.files import atomic_file
 from im2sp.tools.engines.asr import RATE_HZ, load_recognizer
 from im2sp.tools.engines.flite import speak
-from im2sp.tools.engines.mos import Dnsmos
+from im2sp.tools.engines.mos import DNSMOS, load_predictor
 from im2sp.tools.evaluation.config import EvaluateConfig, Topline
 from im2sp.tools.evaluation.stages import Row, StageFolder
 
+TRANSCRIPTION, SPEECH_LM_SCORE = "transcription", "SpeechLMScore"
 SPEECH_DIR = "speech"
 BATCH_IMAGES = 8
 MAX_TOKENS = 511
@@ -44,7 +46,8 @@ class Chain:
     kind: Literal["speech", "text"]
     generated: list[Row]
     recognized: list[Row] | None
-    mos: list[Row] | None
+    mos: dict[str, list[Row]]
+    """Rows of each predictor of opinions, by its name."""
     about: dict[str, Any]
     """Names and fingerprints of the models used."""
     missing: dict[str, str]
@@ -110,7 +113,7 @@ def run_chain(
         kind=speaker.kind,
         generated=generated,
         recognized=None,
-        mos=None,
+        mos={},
         about=speaker.inputs,
         missing={},
     )
@@ -143,16 +146,21 @@ def _likelihoods(
     from im2sp.tools.engines.speech_lm import load_speech_lm
 
     if chain.kind != "speech":
-        chain.missing["SpeechLMScore"] = "text was generated, which has no speech units"
+        chain.missing[SPEECH_LM_SCORE] = "text was generated, which has no speech units"
         return
     assert config.speech_lm is not None
-    model = load_speech_lm(config.speech_lm, config.device)
+    try:
+        model = load_speech_lm(config.speech_lm, config.device)
+    except ValueError as error:
+        chain.missing[SPEECH_LM_SCORE] = " ".join(str(error).split())
+        return
     found = (dataset.manifest.speech_tokenizer or {}).get("fingerprint")
     if model.speech_fingerprint is not None and found not in (None, model.speech_fingerprint):
-        raise ValueError(
-            f"--speech-lm {config.speech_lm}: trained on units of the speech tokenizer"
+        chain.missing[SPEECH_LM_SCORE] = (
+            f"{config.speech_lm} was trained on units of the speech tokenizer"
             f" {model.speech_fingerprint[:12]}.., those of {dataset.path} are of {found[:12]}.."
         )
+        return
     about = {"speech_lm": model.name, "speech_lm_fingerprint": model.fingerprint}
     chain.about |= about
 
@@ -174,12 +182,15 @@ def _likelihoods(
 def _recognize_and_judge(
     config: EvaluateConfig, chain: Chain, spoken: list[Row], folder: StageFolder, bar: Any
 ) -> None:
-    """Run the stages `heard` and `mos` on the synthesized clips; one that fails is `missing`."""
-    for name, run in (("transcription", _recognize), ("DNSMOS", _judge)):
+    """Run the stages `heard` and `mos-..` on the synthesized clips; one that fails is `missing`."""
+    stages: dict[str, Callable[..., None]] = {TRANSCRIPTION: _recognize}
+    for name in config.mos:
+        stages["DNSMOS" if name == DNSMOS else name] = partial(_judge, name)
+    for name, run in stages.items():
         try:
             run(config, chain, spoken, folder, bar)
         except (ValueError, RuntimeError) as error:
-            chain.missing[name] = str(error)
+            chain.missing[name] = " ".join(str(error).split())
 
 
 def _recognize(
@@ -201,18 +212,26 @@ def _recognize(
 
 
 def _judge(
-    _: EvaluateConfig, chain: Chain, spoken: list[Row], folder: StageFolder, bar: Any
+    predictor: str,
+    config: EvaluateConfig,
+    chain: Chain,
+    spoken: list[Row],
+    folder: StageFolder,
+    bar: Any,
 ) -> None:
-    judge = Dnsmos()
+    judge = load_predictor(predictor, config.device)
 
     def mos(start: int) -> Iterator[Row]:
         for row in spoken[start:]:
             samples = read_clip(folder.folder, row)
             yield {"key": row["key"], "scores": judge.score(samples) if len(samples) else None}
 
-    inputs = {"spoken": folder.sha256("spoken"), "mos": judge.name}
-    chain.mos = folder.rows(
-        "mos", inputs, len(spoken), lambda start: bar(mos(start), "predict opinions", start)
+    inputs = {"spoken": folder.sha256("spoken"), "mos": judge.name, "weights": judge.fingerprint}
+    chain.mos[judge.name] = folder.rows(
+        f"mos-{judge.name.lower()}",
+        inputs,
+        len(spoken),
+        lambda start: bar(mos(start), f"predict {judge.name}", start),
     )
 
 

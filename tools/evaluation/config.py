@@ -50,6 +50,9 @@ class EvaluateConfig:
     """Speech recognizer: pocketsphinx; pocketsphinx+captions, with a language model of captions
     (compare its scores with others of the same recognizer only, toplines included); or the path or
     hub id of a transformers model."""
+    mos: tuple[str, ...] = ("dnsmos",)
+    """Predictors of opinions: dnsmos; utmos22_strong, or the path of its weights; the path of
+    MOSNet's weights, cnn_blstm.h5. One that cannot be loaded is reported as missing."""
     speech_lm: Path | None = None
     """Also report SpeechLMScore, the mean log-likelihood of a generated speech unit, under this
     language model: a run of tools/fit_unit_lm.py, or a folder with a checkpoint of fairseq's GSLM
