@@ -23,6 +23,7 @@ WRITERS = {
     "tools.fit_image_tokenizer": ["--images", "docs", "--val", "docs"],
     "tools.fit_speech_tokenizer": ["--captions", "docs", "--recordings", "docs"],
     "tools.fit_vocoder": ["--captions", "docs"],
+    "tools.fit_unit_lm": ["docs"],
     "tools.fit_units": ["docs", "--speech-tokenizer", "compact"],
     "tools.flickr8k_spoken": ["docs"],
 }

@@ -158,6 +158,7 @@ def _results(config: EvaluateConfig, items: "Sequence[Judged]", chain: "Chain") 
         "name": f"{Path(config.run).name if config.run else 'topline'} ({what})",
         "shards": str(config.shards),
         "data": config.data,
+        "input": "image units" if config.run else None,
         "split": config.split,
         **chain.about,
         "captions": captions.as_json(),

@@ -54,7 +54,9 @@ class FitUnitLMConfig:
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command and return the exit code."""
     resume = "run the same command again to resume from the last checkpoint"
-    return run_command("fit_unit_lm", FitUnitLMConfig, _run, args, resume=resume)
+    return run_command(
+        "fit_unit_lm", FitUnitLMConfig, _run, args, out=lambda config: config.out, resume=resume
+    )
 
 
 def _run(config: FitUnitLMConfig) -> None:

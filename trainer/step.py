@@ -106,10 +106,10 @@ class Objective(nn.Module):
             Two float32 scalars: the loss of the tokens, and that with the teacher's loss.
         """
         sizes = self.model.config
-        units = unpack_units_on_device(images_packed, shape=(sizes.grid, sizes.grid))
-        smoothing = 0.0
-        if self.training:
-            smoothing = self._label_smoothing
+        smoothing = self._label_smoothing if self.training else 0.0
+        units = images_packed  # without an image, only their number matters
+        if sizes.has_image:
+            units = unpack_units_on_device(images_packed, shape=(sizes.grid, sizes.grid))
         if self.training and sizes.has_image:
             units = augment_units(
                 units,

@@ -170,9 +170,8 @@ class ShardLoader:
             pin_memory: Page-lock the tensors for asynchronous copies to a GPU.
             settings: Settings that determine the sequence: the fields of `LoaderSettings`
                 (`split`, `target`, `image_column`, `needs_image`, `items`, `min_length`,
-                `max_length`, `shuffle`,
-                `seed`, `bucket_window` and `drop_last`). If `split` is None, it is that of
-                `dataset`, or all.
+                `max_length`, `shuffle`, `seed`, `bucket_window` and `drop_last`). If `split` is
+                None, it is that of `dataset`, or all.
 
         Raises:
             ShardError: The dataset is missing or damaged, or has no such split.

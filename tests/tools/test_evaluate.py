@@ -114,7 +114,7 @@ def test_a_run_of_speech(shards, runs, tmp_path, capsys):
     assert "Table 4: quality of the speech" in printed
     row = next(line for line in printed.splitlines() if line.startswith("ours"))
     assert row.split()[:3] == ["ours", "shards", "val"]
-    assert "speech (speech)" in row
+    assert "image units, speech (speech)" in row
     assert "counter" in row
     names = {"scores.json", "tables.md", "tables.json", "tables.svg"}
     assert names <= {path.name for path in tmp_path.iterdir()}
@@ -153,9 +153,8 @@ def test_parts_that_fail_are_named_and_the_other_scores_stay(
         def transcribe(self, samples):
             raise RuntimeError("the recognizer is broken")
 
-    class NoJudge:
-        def __init__(self):
-            raise ValueError("DNSMOS needs speechmos")
+    def no_judge(name, device):
+        raise ValueError("DNSMOS needs speechmos")
 
     monkeypatch.setattr(evaluate_chain, "load_recognizer", lambda *a: Fails())
     result = evaluate.evaluate(options(shards, tmp_path / "units", topline="units"))
@@ -170,7 +169,7 @@ def test_parts_that_fail_are_named_and_the_other_scores_stay(
     assert "words" not in result
     assert "transcription is missing: the recognizer is broken" in capsys.readouterr().out
     monkeypatch.setattr(evaluate_chain, "load_recognizer", lambda *a: Recognizer())
-    monkeypatch.setattr(evaluate_chain, "Dnsmos", NoJudge)
+    monkeypatch.setattr(evaluate_chain, "load_predictor", no_judge)
     monkeypatch.setitem(sys.modules, "rapidfuzz.distance", None)
     assert main([*command, "--out", str(tmp_path / "a")]) == 0
     printed = capsys.readouterr().out

@@ -89,6 +89,7 @@ def test_it_describes_no_images(run, tmp_path):
         ({"target": "words"}, "target words"),
         ({"other_view": ("x",)}, "other-view"),
         ({"encoder_from": "x"}, "encoder-from"),
+        ({"teacher": ("x",)}, "teacher"),
         ({"freeze": "image"}, "freeze"),
         ({"crop_area": 0.5}, "crop-area"),
         ({"code_noise": 0.5}, "code-noise"),

@@ -132,9 +132,12 @@ def row_of(result: Mapping[str, Any]) -> Row:
         data=_data_name(result.get("data") or Path(result.get("shards", "-")).name),
         split=result.get("split") or "all",
         task=_task_of(result),
-        system=result["name"],
+        system=", ".join(filter(None, [result.get("input"), result["name"]])),
         recognizer=result.get("asr", "-"),
-        num_images=captions["num_items"],
+        num_images=max(
+            result.get(group, {}).get("num_items", 0)
+            for group in ("captions", "opinions", "likelihood")
+        ),
         scores=scores,
         intervals=intervals,
     )

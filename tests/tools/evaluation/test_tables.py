@@ -68,6 +68,9 @@ def test_our_row_is_in_the_block_of_its_dataset():
     assert (ours.task, ours.recognizer, ours.num_images) == (
         *("image to speech", "pocketsphinx", 1234),
     )
+    assert (ours.system, row_of(result(input="image units")).system) == (
+        *("run (speech)", "image units, run (speech)"),
+    )
     assert ours.scores["Bleu_4"] == pytest.approx(10)
     assert ours.intervals["Bleu_4"] == pytest.approx((5, 15))
     assert ours.scores["SpeechLMScore"] == 2.5
