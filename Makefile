@@ -1,4 +1,4 @@
-# make demo   tokenize the shipped images (or IMAGES=/some/folder) and print the storage table
+# make demo   tokenize and describe the shipped images (or IMAGES=/some/folder)
 # make test   run the tests
 # make check  formatting, lint, types and tests, as CI does
 #
@@ -26,7 +26,7 @@ CHECK_TESTS ?= test
 
 .PHONY: help
 help:
-	@echo "make demo    tokenize $(IMAGES) and print the storage table (IMAGES=/some/folder for yours)"
+	@echo "make demo    tokenize and describe $(IMAGES) (IMAGES=/some/folder for yours)"
 	@echo "make test    run the tests"
 	@echo "make check   formatting, lint, types and tests"
 	@echo "make format  let ruff rewrite the files"
@@ -49,6 +49,7 @@ demo: $(STAMP)
 	$(VENV)/bin/im2sp-verify $(DEMO_DIR)/shards
 	$(PY) tools/bitcount.py $(DEMO_DIR)/shards
 	$(PY) tools/reconstruct.py $(DEMO_DIR)/shards --images "$(IMAGES)" --out $(DEMO_DIR)/reconstructions.png
+	$(VENV)/bin/im2sp-speak "$(IMAGES)" --out $(DEMO_DIR)/spoken --text
 
 .PHONY: test
 test: $(STAMP)

@@ -159,6 +159,7 @@ def main(args: Sequence[str] | None = None) -> int:
         FeaturesConfig,
         _run,
         args,
+        out=lambda config: config.out,
         resume="run the same command again to resume",
     )
 

@@ -124,7 +124,11 @@ class Browser:
 
     def open(self, path: Path) -> None:
         """Open a page from disk and wait until it is loaded."""
-        found = self.call("Page.navigate", url=path.resolve().as_uri())
+        self.visit(path.resolve().as_uri())
+
+    def visit(self, url: str) -> None:
+        """Open a page and wait until it is loaded."""
+        found = self.call("Page.navigate", url=url)
         assert "errorText" not in found, found
         self.wait_for("Page.loadEventFired")
 
@@ -139,6 +143,12 @@ class Browser:
         found = self.call("Runtime.evaluate", expression=script, **flags)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
+
+    def choose(self, selector: str, file: Path) -> None:
+        """Choose a file in an input of the page."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file.resolve())])
 
     def press(self, key: str, code: int, text: str = "") -> None:
         """Press and release a key; `code` is its Windows key code."""

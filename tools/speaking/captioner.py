@@ -5,6 +5,7 @@ and refuses others by their fingerprint.
 """
 
 import hashlib
+import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -266,8 +267,19 @@ class Captioner:
         speech = self._models.get("speech")
         self.num_units = None if speech is None else speech.config.vocabulary.num_units
 
-    def describe(self, images: Sequence[NDArray[np.uint8]]) -> list[Description]:
-        """Describe images of the view, (S, S, 3) uint8, independently of each other."""
+    def describe(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        num_beams: int | None = None,
+        temperature: float | None = None,
+    ) -> list[Description]:
+        """Describe images of the view, (S, S, 3) uint8, independently of each other.
+
+        Args:
+            images: The images.
+            num_beams: Other beams than those of the captioner.
+            temperature: Sample with this temperature, from a random seed, instead of searching.
+        """
         if not images:
             return []
         image_units = self.view.crop_units(self.tokenizer.encode_uint8(np.stack(images)))
@@ -276,21 +288,32 @@ class Captioner:
             shown = self.tokenizer.decode(image_units).permute(0, 2, 3, 1)
             decoded = list((shown * 255).round().to(torch.uint8).numpy())
         on_device = image_units.to(self.tokenizer.device)
-        units = self._generated("speech", on_device) or [[]] * len(images)
+        settings = (num_beams, temperature)
+        units = self._generated("speech", on_device, *settings) or [[]] * len(images)
         texts: list[str | None] = [None] * len(images)
         if self._text_model is not None:
-            pieces = self._generated("text", on_device) or []
+            pieces = self._generated("text", on_device, *settings) or []
             texts = [_sentence(self._text_model.decode(ids)) for ids in pieces]
         parts = zip(units, texts, decoded, strict=True)
         return [Description(units=ids, text=text, decoded=shown) for ids, text, shown in parts]
 
-    def _generated(self, target: str, image_units: torch.Tensor) -> list[list[int]] | None:
+    def _generated(
+        self,
+        target: str,
+        image_units: torch.Tensor,
+        num_beams: int | None,
+        temperature: float | None,
+    ) -> list[list[int]] | None:
         """Units or text pieces of each image; None without a run of this target."""
         model = self._models.get(target)
         if model is None:
             return None
         max_tokens = min(self._max_tokens, model.config.max_positions)
-        return generate(model, image_units, self._num_beams[target], max_tokens)
+        if temperature is not None:
+            seed = random.getrandbits(32)
+            return generate(model, image_units, 1, max_tokens, temperature=temperature, seed=seed)
+        beams = num_beams or self._num_beams[target]
+        return generate(model, image_units, beams, max_tokens)
 
 
 def _sentence(text: str) -> str:

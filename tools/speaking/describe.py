@@ -29,6 +29,61 @@ class Found:
     """Sample rate of the waveform; None without a run of speech."""
 
 
+class Describer:
+    """Loaded captioners and the vocoder.
+
+    Attributes:
+        runs: The captioners; that of speech is first.
+        captioner: Their models.
+        vocoder: None without a run of speech.
+    """
+
+    def __init__(
+        self, names: Sequence[str | Path], vocoder: str = "compact", device: str | None = None
+    ) -> None:
+        """Load the runs of names (see `read_runs`) and the vocoder.
+
+        Raises:
+            ValueError: Weights are missing or do not fit.
+        """
+        self.runs = read_runs(names)
+        speech = self.runs[0] if self.runs[0].target == "speech" else None
+        self.vocoder: Vocoder | None = None
+        if speech is not None:
+            self.vocoder = load_vocoder(vocoder, device=device)
+            self.vocoder.check_units(None, speech.speech_fingerprint, f"the run {speech.name}")
+        self.captioner = Captioner(self.runs, device=device)
+        if speech is not None and self.vocoder is not None:
+            self.vocoder.check_units(self.captioner.num_units, None, f"the run {speech.name}")
+
+    def describe(
+        self, image: Image.Image, num_beams: int | None = None, temperature: float | None = None
+    ) -> tuple[Found, NDArray[np.uint8] | None]:
+        """Describe an upright RGB image.
+
+        Args:
+            image: The image.
+            num_beams: Beams of beam search; None for those of each run.
+            temperature: Sample with this temperature instead of searching.
+
+        Returns:
+            The description, and the (224, 224, 3) uint8 image decoded from its units, None if the
+            tokenizer has no decoder.
+        """
+        pixels = self.captioner.view.apply(image)
+        (found,) = self.captioner.describe([pixels], num_beams, temperature)
+        if self.vocoder is None:
+            none = Found(text=found.text, units=None, waveform=None, rate_hz=None)
+            return none, found.decoded
+        described = Found(
+            text=found.text,
+            units=found.units,
+            waveform=self.vocoder.synthesize(found.units),
+            rate_hz=self.vocoder.rate_hz,
+        )
+        return described, found.decoded
+
+
 def describe(
     image: str | Path | Image.Image,
     run: str | Path | Sequence[str | Path] = BUNDLED,
@@ -55,26 +110,8 @@ def describe(
     if run == BUNDLED:
         run = (BUNDLED, BUNDLED_TEXT)
     names = (run,) if isinstance(run, str | Path) else tuple(run)
-    captioner, voice = _models(names, vocoder, device)
     pixels = image if isinstance(image, Image.Image) else read_image(Path(image), name=str(image))
-    (found,) = captioner.describe([captioner.view.apply(pixels.convert("RGB"))])
-    if voice is None:
-        return Found(text=found.text, units=None, waveform=None, rate_hz=None)
-    waveform = voice.synthesize(found.units)
-    return Found(text=found.text, units=found.units, waveform=waveform, rate_hz=voice.rate_hz)
+    return _describer(names, vocoder, device).describe(pixels.convert("RGB"))[0]
 
 
-@lru_cache(maxsize=1)
-def _models(
-    names: tuple[str | Path, ...], vocoder: str, device: str | None
-) -> tuple[Captioner, Vocoder | None]:
-    """The captioner, and the vocoder if it generates speech."""
-    runs = read_runs(names)
-    voice = None
-    if runs[0].target == "speech":
-        voice = load_vocoder(vocoder, device=device)
-        voice.check_units(None, runs[0].speech_fingerprint, f"the run {runs[0].name}")
-    captioner = Captioner(runs, device=device)
-    if voice is not None:
-        voice.check_units(captioner.num_units, None, f"the run {runs[0].name}")
-    return captioner, voice
+_describer = lru_cache(maxsize=1)(Describer)

@@ -1,0 +1,60 @@
+"""`im2sp-demo`: a page in the browser that describes photographs.
+
+    im2sp-demo                                     # the bundled captioners
+    im2sp-demo --run runs/speech --run runs/text
+
+Drop a photograph on the page, or take one on a phone; the page shows what the units of the image
+keep, the sentence, and the sound. It is served to this machine only, and needs no network.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tyro
+
+from im2sp.shards.command_line import run_command
+from im2sp.tools.speaking.config import BUNDLED, BUNDLED_TEXT
+
+PROGRAM = "im2sp-demo"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Serve a page that describes photographs in sentences and speech, until Ctrl-C."""
+
+    port: int = 7860
+    """Port of the page, http://127.0.0.1:PORT; 0 for any that is free."""
+    run: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Captioners, as for im2sp-speak; by default compact and compact-text. Give the flag twice for
+    one of speech and one of text."""
+    vocoder: str = "compact"
+    """Vocoder, as for im2sp-speak."""
+    device: str | None = None
+    """torch device, such as cuda:1; by default CUDA if available."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, naming the flag, if a value cannot be used."""
+        if not 0 <= self.port < 65536:
+            raise ValueError(f"--port is {self.port}; expected 0 to 65535")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command; always leaves by SystemExit."""
+    sys.exit(run_command(PROGRAM, DemoConfig, _run, args))
+
+
+def _run(config: DemoConfig) -> None:
+    print(f"{PROGRAM}: loading the models ...", file=sys.stderr, flush=True)
+    from im2sp.tools.speaking.describe import Describer
+    from im2sp.tools.speaking.server import serve
+
+    describer = Describer(config.run or (BUNDLED, BUNDLED_TEXT), config.vocoder, config.device)
+    with serve(describer, config.port) as server:
+        host, port = server.server_address[:2]
+        print(f"http://{host!s}:{port}  (Ctrl-C ends it)", flush=True)
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
