@@ -12,6 +12,7 @@ import tyro
 from im2sp.pipeline.job.config import JobConfig
 from im2sp.shards.command_line import UsageError, print_error, run_command
 from im2sp.shards.errors import counted
+from im2sp.shards.stores import is_url
 
 if TYPE_CHECKING:
     from im2sp.pipeline.image_tokenizer.tokenizer import ImageTokenizer
@@ -66,7 +67,7 @@ class TokenizeConfig(JobConfig):
     def check_paths(self) -> None:
         """Raise `UsageError` for a path that does not exist."""
         for path in (self.image_root, self.audio_root, self.codebook, self.kmeans):
-            if path is not None and not path.exists():
+            if path is not None and not is_url(path) and not path.exists():
                 raise UsageError(f"{path}: no such file or folder")
         # Imported here, as it imports numpy and Pillow, which --help does not need.
         from im2sp.pipeline.sources.several import SourceError, expand_sources

@@ -5,6 +5,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from im2sp.shards.stores import StoreError, read_url, shown_url
+
 MAX_FILE_BYTES = 2**30
 """Largest file that is read into memory. Any reasonable image or clip is smaller."""
 DEFAULT_MAX_PIXELS = 2**28 // 3
@@ -15,6 +17,10 @@ DEFAULT_MAX_SECONDS = 3600.0
 
 class MediaError(ValueError):
     """An input cannot be used; the message says what was found. It becomes one reject."""
+
+
+class SourceError(ValueError):
+    """A source as a whole cannot be used; the message says what was found and what to do."""
 
 
 class ImageError(MediaError):
@@ -53,13 +59,19 @@ class Cell:
     """Path of the binary column: `image.bytes` is a field of the struct `image`."""
 
 
-Location = Path | ByteRange | Cell
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Url:
+    """File in an object store or on a web server."""
+
+    url: str
+    """Its URL."""
+
+    version: str = ""
+    """Whatever changes when the file does, as a listing states it; "" if unknown."""
+
+
+Location = Path | ByteRange | Cell | Url
 """Location of the content of an image or clip."""
-
-
-def file_of(location: Location) -> Path:
-    """File that holds the content."""
-    return location if isinstance(location, Path) else location.path
 
 
 def place_in_file(location: Location | None) -> list[int]:
@@ -79,6 +91,11 @@ def read_bytes(source: Location | bytes, max_bytes: int = MAX_FILE_BYTES) -> byt
         return source
     if isinstance(source, Cell):
         return _read_cell(source)
+    if isinstance(source, Url):
+        try:
+            return read_url(source.url, max_bytes)
+        except StoreError as error:
+            raise MediaError(str(error).removeprefix(f"{shown_url(source.url)}: ")) from None
     path = source.path if isinstance(source, ByteRange) else source
     try:
         status = os.stat(path)

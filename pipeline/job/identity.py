@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from im2sp.pipeline.decoding.media import ByteRange, Cell, Location, file_of, place_in_file
+from im2sp.pipeline.decoding.media import ByteRange, Cell, Location, Url, place_in_file
 from im2sp.pipeline.sources.items import SourceItem
 from im2sp.shards.files import atomic_file
 
@@ -27,9 +27,11 @@ def identities(items: Sequence[SourceItem]) -> NDArray[np.uint64]:
     """Digest of each input, (n,) uint64."""
     file_status = cache(_status)
 
-    def status(place: Location | None) -> tuple[int, ...]:
+    def status(place: Location | None) -> tuple[int | str, ...]:
         if place is None:
             return ()
+        if isinstance(place, Url):
+            return (place.version,)
         if isinstance(place, Path):
             return _status(place)
         return (*file_status(place.path), *place_in_file(place))
@@ -70,12 +72,16 @@ def changed_since(
         places += [(utterance.audio, "audio_file_bytes") for utterance in item.utterances]
         times_ns = [0]
         for place, kind in places:
-            if place is not None:
-                whole = _status if isinstance(place, Path) else file_status
-                size_bytes, time_ns = whole(file_of(place))
-                num_bytes[kind] += place.size_bytes if isinstance(place, ByteRange) else size_bytes
-                unknown |= {kind} if isinstance(place, Cell) else set()
+            if isinstance(place, Path):
+                size_bytes, time_ns = _status(place)
+                num_bytes[kind] += size_bytes
                 times_ns.append(time_ns)
+            elif isinstance(place, ByteRange):
+                num_bytes[kind] += place.size_bytes
+                times_ns.append(file_status(place.path)[1])
+            elif place is not None:
+                unknown.add(kind)
+                times_ns += [file_status(place.path)[1]] if isinstance(place, Cell) else []
         if max(times_ns) >= written_ns:
             changed.append(item.name)
     expected = {kind: raw[kind] for kind in num_bytes if kind in raw and kind not in unknown}

@@ -5,14 +5,14 @@ Members of a tar are read in place and never extracted.
 
 import json
 import os
-import tarfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
+from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
 
-from im2sp.pipeline.decoding.images import ByteRange
-from im2sp.pipeline.sources.captions import CaptionFiles, Place
+from im2sp.pipeline.containers.tars import tar_members
+from im2sp.pipeline.decoding.media import Url, read_bytes
+from im2sp.pipeline.sources.captions import MAX_CAPTION_BYTES, CaptionFiles
 from im2sp.pipeline.sources.items import (
     HIDDEN,
     LINKED_FOLDER,
@@ -24,20 +24,23 @@ from im2sp.pipeline.sources.items import (
     printable_utf8,
 )
 from im2sp.pipeline.sources.pairs import Found, items_of_found
-from im2sp.shards.files import open_regular
+from im2sp.shards.stores import (
+    StoredFile,
+    StoreError,
+    as_url,
+    check_url,
+    find_urls,
+    is_url,
+    shown_url,
+)
 
 _ARROW_STATE = "state.json"
-_COMPRESSIONS = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ\0": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-}
-"""Programs by the first bytes of what they write."""
 
 
-def list_media(path: Path, audio_root: Path | None) -> SourceListing:
+def list_media(path: Path | str, audio_root: Path | None) -> SourceListing:
     """List the images and clips of a folder, by path, or of an uncompressed tar, in its order.
+
+    The folder may be the URL of one in a store; a tar is local.
 
     The clips of an image are in the same folder or, with `audio_root` (a folder or tar), only
     there; the source's own clips are then ignored. A clip that matches no image is a separate item.
@@ -62,14 +65,61 @@ def list_media(path: Path, audio_root: Path | None) -> SourceListing:
             "expected x.wav or x_0.wav, x_1.wav and so on for x.jpg; check the audio root"
         )
     listed = dict(sorted(ignored.items()))
-    return SourceListing(kind="folder" if path.is_dir() else "tar", items=items, ignored=listed)
+    is_tar = not is_url(path) and Path(path).is_file()
+    return SourceListing(kind="tar" if is_tar else "folder", items=items, ignored=listed)
 
 
 def _find(
-    path: Path, kinds: Collection[str], ignored: Counter[str], texts: CaptionFiles | None = None
+    path: Path | str,
+    kinds: Collection[str],
+    ignored: Counter[str],
+    texts: CaptionFiles | None = None,
 ) -> list[Found]:
+    if is_url(path):
+        return _find_in_store(as_url(path), kinds, ignored, texts)
+    path = Path(path)
     find = _find_in_folder if path.is_dir() else _find_in_tar
     return find(path, kinds, ignored, texts)
+
+
+@lru_cache(maxsize=4)
+def stored_files(url: str) -> dict[str, StoredFile]:
+    """List the files below a folder in a store, by their paths relative to it.
+
+    Raises:
+        SourceError: The store cannot be listed, or there is no file.
+    """
+    try:
+        check_url(url)
+        found = find_urls(url)
+    except StoreError as error:
+        raise SourceError(str(error)) from None
+    start = len(url.rstrip("/")) + 1
+    files = {one.url[start:]: one for one in found if one.url[start:]}
+    if not files:
+        raise SourceError(f"{shown_url(url)}: no such file or folder; check the URL of the source")
+    return dict(sorted(files.items()))
+
+
+def _find_in_store(
+    url: str, kinds: Collection[str], ignored: Counter[str], texts: CaptionFiles | None
+) -> list[Found]:
+    """List all files below a folder in a store, as `_find_in_folder` does."""
+    found: list[Found] = []
+    for name, stored in stored_files(url).items():
+        kind, place = kind_of_name(name), Url(url=stored.url, version=stored.version)
+        shown = printable_utf8(name)
+        if _is_hidden(name):
+            ignored[HIDDEN] += 1
+        elif kind in kinds:
+            found.append(Found(name=name, shown=shown, place=place, kind=kind))
+        elif texts is None or not texts.add(name, shown, place):
+            count_ignored(name, ignored)
+    return found
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
 def _find_apart(audio_root: Path) -> list[Found]:
@@ -78,7 +128,7 @@ def _find_apart(audio_root: Path) -> list[Found]:
     Raises:
         SourceError: The audio root does not exist, or holds no clips.
     """
-    if not audio_root.exists():
+    if not is_url(audio_root) and not audio_root.exists():
         raise SourceError(
             f"{audio_root}: no such audio root; expected a folder or a .tar of audio files"
         )
@@ -128,18 +178,21 @@ def count_files(folder: Path, used: Collection[str]) -> dict[str, int]:
     return dict(sorted(ignored.items()))
 
 
-def find_containers(folder: Path) -> tuple[list[str], dict[str, int]] | None:
+def find_containers(folder: str) -> tuple[list[str], dict[str, int]] | None:
     """Return the tars or tables that make up a folder that holds no images and clips.
 
     That are its `.tar`s, else the `.arrow` files of `Dataset.save_to_disk`, else its `.parquet`s.
 
+    Args:
+        folder: Path, or URL of a folder in a store.
+
     Returns:
-        Paths in order, and counts of the other files by suffix; None if there are no such files, or
-        media beside them.
+        Their paths or URLs in order, and counts of the other files by suffix; None if there are no
+        such files, or media beside them.
     """
-    names: list[str] = []
     ignored: Counter[str] = Counter()
-    for name, _ in _walk(str(folder), "", ignored):
+    names: list[str] = []
+    for name in stored_files(folder) if is_url(folder) else _names_in(folder, ignored):
         if kind_of_name(name) != "other":
             return None
         names.append(name)
@@ -152,17 +205,22 @@ def find_containers(folder: Path) -> tuple[list[str], dict[str, int]] | None:
     found = found or [name for name in names if name.lower().endswith(".parquet")]
     for name in set(names).difference(found):
         count_ignored(name, ignored)
-    return (
-        ([f"{folder}/{name}" for name in found], dict(sorted(ignored.items()))) if found else None
-    )
+    places = [f"{folder.rstrip('/')}/{name}" for name in found]
+    return (places, dict(sorted(ignored.items()))) if found else None
 
 
-def _files_of_state(folder: Path, state: str) -> list[str]:
+def _names_in(folder: str, ignored: Counter[str]) -> Iterator[str]:
+    return (name for name, _ in _walk(folder, "", ignored))
+
+
+def _files_of_state(folder: str, state: str) -> list[str]:
     """Arrow files that a `state.json` of the datasets library lists, relative to the folder."""
+    path = f"{folder.rstrip('/')}/{state}"
     try:
-        listed = json.loads((folder / state).read_bytes())["_data_files"]
+        content = read_bytes(Url(url=path) if is_url(path) else Path(path), MAX_CAPTION_BYTES)
+        listed = json.loads(content)["_data_files"]
         return [os.path.join(os.path.dirname(state), one["filename"]) for one in listed]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return []
 
 
@@ -241,116 +299,10 @@ def _find_in_tar(
     for name, place in tar_members(path):
         kind = kind_of_name(name)
         shown = printable_utf8(f"{path.name}/{name}".rstrip("/"))
-        if any(part.startswith(".") and part not in (".", "..") for part in name.split("/")):
+        if _is_hidden(name):
             ignored[HIDDEN] += 1
         elif name == "" or kind in kinds:
             found.append(Found(name=name, shown=shown, place=place, kind=kind))
         elif texts is None or not texts.add(name, shown, place):
             count_ignored(name, ignored)
     return found
-
-
-def tar_members(path: Path) -> Iterator[tuple[str, Place]]:
-    """Yield name and place of every member but folders; the name "" is a cut or damaged rest.
-
-    Concatenated archives are read completely, as by `tar -i`.
-
-    Raises:
-        SourceError: The file cannot be opened, is compressed, or does not start like a tar.
-    """
-    size_bytes = path.stat().st_size
-    refuse_compressed(path)
-    places: dict[str, Place] = {}
-    with open_regular(path) as file:
-        start: int | None = 0
-        while start is not None:
-            file.seek(start)
-            try:
-                archive = tarfile.TarFile(fileobj=file)
-            except (OSError, tarfile.TarError, RecursionError) as error:
-                if start == 0:
-                    raise SourceError(
-                        f"{path}: not a tar that can be read in place ({error}); expected an "
-                        "uncompressed .tar; unpack or decompress it first"
-                    ) from None
-                yield "", _cut_at(start, str(error))
-                return
-            try:
-                for member in _members(archive):
-                    name = member.name.removeprefix("./")
-                    place = places[name] = _place(path, member, size_bytes, places)
-                    yield name, place
-            except (OSError, tarfile.TarError, ValueError, RecursionError) as error:
-                yield "", _cut_at(archive.offset, str(error))
-                return
-            start = _next_archive(file, archive.offset)
-            if start == archive.offset:
-                yield "", _cut_at(archive.offset, "not a member's header")
-                return
-
-
-def refuse_compressed(path: Path) -> None:
-    """Raise `SourceError` for a compressed file, in which no member can be read in place."""
-    with open(path, "rb") as file:
-        head = file.read(6)
-    for magic, program in _COMPRESSIONS.items():
-        if head.startswith(magic):
-            plain = f"{path.name.split('.')[0]}-plain.tar"
-            raise SourceError(
-                f"{path}: not a tar that can be read in place (compressed with {program}); "
-                f"decompress it first: {program} -dc {path.name} > {plain}"
-            )
-
-
-def _cut_at(offset: int, problem: str) -> str:
-    return f"the tar is cut or damaged at byte {offset:,}: {problem}"
-
-
-def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the members that are not folders.
-
-    Raises:
-        ValueError: A member's size is negative, so that the start of the next one is unknown.
-    """
-    for member in archive:
-        # Saves memory: tarfile would keep a record of every member.
-        archive.members = []  # pyright: ignore[reportAttributeAccessIssue] - not in typeshed
-        if member.size < 0:
-            raise ValueError(f"a member of {member.size:,} bytes")
-        if not member.isdir():
-            yield member
-
-
-def _place(
-    path: Path, member: tarfile.TarInfo, size_bytes: int, earlier: Mapping[str, Place]
-) -> Place:
-    """Location of a member's bytes (of a hard link, its target's), or why it is refused."""
-    if member.name.startswith("/") or ".." in member.name.split("/"):
-        return "its name leaves the archive"
-    if member.issym():
-        return f"a link (to {printable_utf8(member.linkname)}); links in a tar are not followed"
-    if member.islnk():
-        missing = f"a hard link to {printable_utf8(member.linkname)}, which does not come before it"
-        return earlier.get(member.linkname.removeprefix("./"), missing)
-    if member.issparse():
-        return "a sparse member; repack the tar without --sparse"
-    if not member.isreg():
-        return "not a regular file"
-    if member.offset_data + member.size > size_bytes:
-        return f"cut: the tar ends before its {member.size:,} bytes do"
-    return ByteRange(path=path, offset=member.offset_data, size_bytes=member.size)
-
-
-def _next_archive(file: BinaryIO, offset: int) -> int | None:
-    """Offset of the first block that is not zero; None if there is none.
-
-    An archive ends with blocks of zeros, after which another one may follow. `tarfile` also treats
-    a header that it cannot read as the end: then the result is `offset` itself.
-    """
-    file.seek(offset)
-    while chunk := file.read(tarfile.RECORDSIZE * 16):
-        rest = chunk.lstrip(b"\0")
-        if rest:
-            return offset + (len(chunk) - len(rest)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
-        offset += len(chunk)
-    return None

@@ -15,13 +15,11 @@ from im2sp.pipeline.sources.items import (
     strip_suffix,
 )
 from im2sp.pipeline.sources.pairs import Claim, Found, claim_clips, utterances_of_claims
+from im2sp.pipeline.sources.roots import NO_AUDIO_FILE, make_audio_finder, read_folder
 from im2sp.pipeline.sources.rows import (
-    NO_AUDIO_FILE,
     ImageNames,
     RowClip,
     clip_utterance,
-    make_audio_finder,
-    read_folder,
 )
 from im2sp.shards.files import read_regular
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from im2sp.pipeline.decoding.media import Location, place_in_file
+from im2sp.pipeline.decoding.media import Location, SourceError, place_in_file
 from im2sp.shards.files import read_json as read_json_file
 
 IMAGE_SUFFIXES = frozenset(
@@ -29,10 +29,6 @@ AUDIO_SUFFIXES = frozenset(
 HIDDEN = "(hidden)"
 NO_SUFFIX = "(no suffix)"
 LINKED_FOLDER = "(linked folder)"
-
-
-class SourceError(ValueError):
-    """A source as a whole cannot be used; the message says what was found and what to do."""
 
 
 def read_json(path: Path, expected: str) -> Any:
@@ -169,7 +165,7 @@ def count_ignored(name: str, ignored: Counter[str]) -> None:
     ignored[printable_utf8(os.path.splitext(name)[1].lower()) or NO_SUFFIX] += 1
 
 
-def nothing_found(path: Path, ignored: Counter[str]) -> str:
+def nothing_found(path: Path | str, ignored: Counter[str]) -> str:
     """Message for a source without any candidate."""
     others = ", ".join(f"{count} {suffix}" for suffix, count in ignored.most_common(5))
     return (

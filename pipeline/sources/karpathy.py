@@ -18,27 +18,28 @@ from im2sp.pipeline.sources.items import (
     split_name,
     strip_suffix,
 )
+from im2sp.pipeline.sources.roots import Resolver, make_resolver
 from im2sp.pipeline.sources.rows import (
-    Resolver,
     Row,
     check_some_audio,
     check_some_found,
     items_of_rows,
-    make_resolver,
 )
 from im2sp.pipeline.sources.spoken_coco import SPOKEN_COCO_FILES, add_spoken_coco
 
 _EXPECTED = 'a Karpathy file, {"images": [{"filename", "split", "sentences": [{"raw"}]}]}'
 
 
-def list_karpathy(path: Path, image_root: Path | None, audio_root: Path | None) -> SourceListing:
+def list_karpathy(
+    path: Path, image_root: Path | None, audio_root: Path | None, folder: Path
+) -> SourceListing:
     """List the images of a Karpathy file with their captions (`sentences[].raw`) and split.
 
     `split` is kept as written: COCO's `restval` stays `restval`, to be trained on or left out by
     choice. An image is located at `image_root/filepath/filename` (COCO has `filepath`) or, if that
     does not exist, at `image_root/filename`. The key is the file name without suffix; if two images
     share it, with suffix, and if they still do, with `filepath`. Speech comes from an `audio_root`
-    in the layout of Flickr8kAudio or SpokenCOCO.
+    in the layout of Flickr8kAudio or SpokenCOCO. Without an image root, `folder` is used.
 
     Raises:
         SourceError: The file has another form, lists no images, or none of them exists; or the
@@ -46,11 +47,11 @@ def list_karpathy(path: Path, image_root: Path | None, audio_root: Path | None) 
     """
     content = read_json(path, _EXPECTED)
     if isinstance(content, dict) and "annotations" in content:
-        return _list_coco(path, content, image_root, audio_root)
+        return _list_coco(path, content, image_root, audio_root, folder)
     images = list_under(path, content, "images", _EXPECTED)
     if not images:
         raise SourceError(f"{path}: lists no images; expected {_EXPECTED}")
-    root = path.parent if image_root is None else image_root
+    root = folder if image_root is None else image_root
     find = _either(make_resolver(root), lambda image: image.rsplit("/", 1)[-1])
     rows = [_row(f"images[{index}]", entry) for index, entry in enumerate(images)]
     items = items_of_rows(rows, find)
@@ -66,7 +67,11 @@ def list_karpathy(path: Path, image_root: Path | None, audio_root: Path | None) 
 
 
 def _list_coco(
-    path: Path, content: dict[str, Any], image_root: Path | None, audio_root: Path | None
+    path: Path,
+    content: dict[str, Any],
+    image_root: Path | None,
+    audio_root: Path | None,
+    folder: Path,
 ) -> SourceListing:
     """List COCO's `captions_NAME.json` (`images[].file_name`, `annotations[].caption`).
 
@@ -113,7 +118,7 @@ def _list_coco(
             row.captions.append(caption.strip())
     root = image_root
     if root is None:
-        root = path.parent.parent if path.parent.name == "annotations" else path.parent
+        root = folder.parent if folder.name == "annotations" else folder
     items = items_of_rows(rows, _either(make_resolver(root), lambda image: f"{name}/{image}"))
     check_some_found(path, items, root)
     return SourceListing(kind="coco", items=items, ignored={})

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from im2sp.pipeline.sources.files import count_files
 from im2sp.pipeline.sources.items import SourceError, SourceListing, clean_key
+from im2sp.pipeline.sources.roots import make_audio_finder
 from im2sp.pipeline.sources.rows import (
     Row,
     RowClip,
     check_some_audio,
     items_of_rows,
-    make_audio_finder,
 )
 from im2sp.shards.files import open_regular, read_regular
 

@@ -1,16 +1,13 @@
 """Conversion of rows (of a Karpathy file or source list) to items: keys, captions, paths."""
 
-import os
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from im2sp.pipeline.sources.captions import Place
-from im2sp.pipeline.sources.files import tar_members
 from im2sp.pipeline.sources.items import (
     SourceError,
     SourceItem,
@@ -22,11 +19,12 @@ from im2sp.pipeline.sources.items import (
     reject_repeated_keys,
     strip_suffix,
 )
-
-Resolver = Callable[[str], Place]
-"""Function from a path in a row to the file, or to the reason why it cannot be used."""
-
-NO_AUDIO_FILE = "no such audio file"
+from im2sp.pipeline.sources.roots import Resolver, path_problem
+from im2sp.shards.stores import (
+    is_url,
+    shown_url,
+    url_path,
+)
 
 
 class RowClip(NamedTuple):
@@ -120,7 +118,7 @@ def _identity(row: Row) -> tuple[str, str]:
 
 
 def _key_candidates(row: Row) -> tuple[str, ...]:
-    path = row.image or (row.speech[0].audio if row.speech else "")
+    path = path_of(row.image or (row.speech[0].audio if row.speech else ""))
     if row.error:
         # The row's name keeps an invalid row from changing the key of a valid one.
         return (f"{row.key or clean_key(strip_suffix(path))} ({row.where})",)
@@ -131,7 +129,7 @@ def _key_candidates(row: Row) -> tuple[str, ...]:
 
 def _item(row: Row, key: str, resolve: Resolver, find_audio: Resolver | None) -> SourceItem:
     first_path = row.image or (row.speech[0].audio if row.speech else "")
-    name = printable_utf8(first_path) or row.where
+    name = shown_path(first_path) or row.where
     place = None
     if row.image and not row.error:
         place = row.contents.get(row.image) or resolve(row.image)
@@ -163,7 +161,7 @@ def _find_clip(contents: dict[str, Place], find_audio: Resolver, name: str) -> P
 def clip_utterance(clip: RowClip, find_audio: Resolver) -> Utterance:
     """Convert a clip of a row; it is a reject if its file cannot be used."""
     place = find_audio(clip.audio)
-    name = printable_utf8(clip.audio)
+    name = shown_path(clip.audio)
     if isinstance(place, str):
         error = f"{clip.where}: {place}"
         return Utterance(audio=None, name=name, text=clip.text, error=error)
@@ -173,7 +171,7 @@ def clip_utterance(clip: RowClip, find_audio: Resolver) -> Utterance:
 def _contradiction(first: Row, row: Row) -> str | None:
     if row.image and first.image and row.image != first.image:
         where = first.image_where or first.where
-        return f"key {row.key!r} has another image in {where}: {first.image}"
+        return f"key {row.key!r} has another image in {where}: {shown_path(first.image)}"
     if row.split and first.split and row.split != first.split:
         return f"split {row.split!r}, but {first.split!r} in {first.where} for the same sample"
     return None
@@ -184,7 +182,7 @@ def _repeated_clip(first: Row, row: Row, clips: dict[tuple[int, str], str]) -> s
     for clip in row.speech:
         where = clips.get((id(first), clip.audio))
         if where is not None:
-            return f"audio {clip.audio!r} is already in {where} for the same sample"
+            return f"audio {shown_path(clip.audio)!r} is already in {where} for the same sample"
         clips[id(first), clip.audio] = row.where
     return None
 
@@ -206,145 +204,14 @@ def _text_problem(row: Row) -> str | None:
     return None
 
 
-def path_problem(path: str, what: str) -> str | None:
-    """Problem that excludes a file of this path; None if there is none."""
-    if "://" in path:
-        return f"{path!r} is an address; nothing is fetched, download it first"
-    return f"the {what} path holds a zero byte" if "\0" in path else None
+def path_of(name: str) -> str:
+    """Path in a row, for keys; of a URL the part that is one."""
+    return url_path(name) if is_url(name) else name
 
 
-def make_resolver(image_root: Path) -> Resolver:
-    """Return a function that finds images in `image_root`, a folder or an uncompressed tar.
-
-    Raises:
-        SourceError: The folder or tar does not exist.
-    """
-    if image_root.is_dir():
-        return lambda image: _find_file(image_root, image)
-    if image_root.is_file():
-        members = {os.path.normpath(name): place for name, place in tar_members(image_root) if name}
-        return lambda image: members.get(
-            os.path.normpath(image), f"no member {printable_utf8(image)} in {image_root.name}"
-        )
-    raise SourceError(f"{image_root}: no such image root; expected a folder or a .tar of images")
-
-
-def _find_file(image_root: Path, image: str) -> Path | str:
-    """Return the image's path (an absolute one is used as it is), or why it cannot be read."""
-    path = image_root / image
-    try:
-        if path.is_file():
-            return path
-        if path.exists():
-            return "not a regular file"
-        return "no such image file" + _spelling_hint(path)
-    except OSError as error:  # for example a name that is too long
-        return f"image file cannot be looked up: {error.strerror}"
-
-
-def _spelling_hint(path: Path) -> str:
-    """Hint at an existing file with a similar name; empty if there is none."""
-    if "\\" in path.name and (as_posix := Path(str(path).replace("\\", "/"))).is_file():
-        return f"; {as_posix} is there: write / for \\"
-    here = _names_by_folded(path.parent).get(_folded(path.name))
-    if here is None:
-        return ""
-    same_case = unicodedata.normalize("NFC", here) == unicodedata.normalize("NFC", path.name)
-    how = "in another Unicode form (NFC or NFD)" if same_case else "in other letter case"
-    return f"; {printable_utf8(here)} is there, {how}"
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-@lru_cache(maxsize=16)
-def _names_by_folded(folder: Path) -> dict[str, str]:
-    """Files of a folder, by their names in one Unicode form and letter case."""
-    try:
-        return {_folded(name): name for name in sorted(os.listdir(folder))}
-    except OSError:
-        return {}
-
-
-def check_some_found(path: Path, items: list[SourceItem], image_root: Path) -> None:
-    """Refuse a source of which no image can be used: the image root is wrong.
-
-    Raises:
-        SourceError: Every item is a reject.
-    """
-    if all(item.error for item in items):
-        reasons = Counter(item.error for item in items if item.error)
-        raise SourceError(
-            f"{path}: none of its {len(items)} images can be used in {image_root} (the first: "
-            f"{items[0].name}: {next(iter(reasons))}); give the folder that holds them as "
-            "--image-root"
-        )
-
-
-def make_audio_finder(audio_root: Path) -> Resolver:
-    """Return a function that finds clips in `audio_root`, a folder or an uncompressed tar.
-
-    With a folder, an absolute path is used as it is. Each folder is listed once, on first use, so
-    that hundreds of thousands of clips need no look-up each.
-
-    Raises:
-        SourceError: The folder or tar does not exist.
-    """
-    if audio_root.is_dir():
-        find = _FolderIndex(audio_root).find
-    elif audio_root.is_file():
-        members = {os.path.normpath(name): place for name, place in tar_members(audio_root) if name}
-        find = partial(_find_member, members, audio_root.name)
-    else:
-        raise SourceError(
-            f"{audio_root}: no such audio root; expected a folder or a .tar of audio files"
-        )
-    return lambda audio: path_problem(audio, "audio") or find(audio)
-
-
-def _find_member(members: dict[str, Place], tar: str, name: str) -> Place:
-    return members.get(os.path.normpath(name), f"no member {printable_utf8(name)} in {tar}")
-
-
-class _FolderIndex:
-    """Index of the files in folders; each folder is listed on first use."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = str(root)
-        self._folders: dict[str, dict[str, bool] | str] = {}
-
-    def find(self, name: str) -> Place:
-        """Return the path of a file below the root, or why it cannot be read."""
-        path = os.path.join(self._root, name)
-        folder, _, file_name = path.rpartition("/")
-        files = self._folders.get(folder)
-        if files is None:
-            files = self._folders[folder] = read_folder(folder or "/")
-        if isinstance(files, str):
-            return files
-        is_file = files.get(file_name)
-        if is_file:
-            return Path(path)
-        return NO_AUDIO_FILE if is_file is None else "not a regular file"
-
-
-def read_folder(folder: str) -> dict[str, bool] | str:
-    """List a folder: for each entry, True if it is a regular file; or why it cannot be listed."""
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name: _is_file(entry) for entry in entries}
-    except (FileNotFoundError, NotADirectoryError):
-        return NO_AUDIO_FILE
-    except OSError as error:  # for example a name that is too long
-        return f"audio file cannot be looked up: {error.strerror}"
-
-
-def _is_file(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_file()
-    except OSError:  # a circular link
-        return False
+def shown_path(name: str) -> str:
+    """Path in a row, for messages; of a URL without what may be secret."""
+    return printable_utf8(shown_url(name) if is_url(name) else name)
 
 
 class ImageNames:
@@ -368,6 +235,21 @@ class ImageNames:
         if len(indices) > 1:
             return f"{len(indices)} images are called {file_name}; give the path of one"
         return indices[0] if indices else None
+
+
+def check_some_found(path: Path, items: list[SourceItem], image_root: Path) -> None:
+    """Refuse a source of which no image can be used: the image root is wrong.
+
+    Raises:
+        SourceError: Every item is a reject.
+    """
+    if all(item.error for item in items):
+        reasons = Counter(item.error for item in items if item.error)
+        raise SourceError(
+            f"{path}: none of its {len(items)} images can be used in {image_root} (the first: "
+            f"{items[0].name}: {next(iter(reasons))}); give the folder that holds them as "
+            "--image-root"
+        )
 
 
 def check_some_audio(

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from im2sp.pipeline.decoding.media import Url
 from im2sp.pipeline.sources.items import (
     SourceError,
     SourceItem,
@@ -22,33 +23,29 @@ from im2sp.pipeline.sources.items import (
     reject_repeated_keys,
 )
 from im2sp.pipeline.sources.pairs import Found, items_of_found
+from im2sp.shards.stores import StoreError, as_url, is_url, match_urls, shown_url, url_path
 
 MAX_SOURCES = 1_000_000
 """Limit of the sources that one range may name."""
 
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*|-?\d+\.\.-?\d+(?:\.\.\d+)?)\}")
-_WILDCARDS = re.compile(r"[*?\[]")
 
 
 def expand_sources(sources: Sequence[str]) -> list[str]:
-    """Return the paths that sources name, in their order.
+    """Return the paths and URLs that sources name, in their order.
 
     `x/{0000..0099}.tar` is a range of numbers, `{a,b}` a list, both as in a shell; `*`, `?`, `[..]`
-    and `**` (any folders) select existing files, sorted by path. A path that exists is used as it
-    is.
+    and `**` (any folders) select existing files, sorted by path, also in a store but not on a web
+    server. A path that exists is used as it is.
 
     Raises:
         SourceError: A path does not exist, nothing matches, or a source is given twice.
     """
     paths: list[str] = []
     for source in sources:
-        found = [source] if os.path.exists(source) else list(_expand(source))
-        missing = [path for path in found if not os.path.exists(path)]
+        found = list(_expand(as_url(source) if is_url(source) else source))
+        missing = [path for path in found if not is_url(path) and not os.path.exists(path)]
         if missing:
-            if address := re.match(r"[a-z0-9+]{2,}:/", source):
-                raise SourceError(
-                    f"{source}: {address[0]}/ is an address; nothing is fetched, download it first"
-                )
             part = f" ({len(missing):,} of the {len(found):,} sources of {source})"
             raise SourceError(
                 f"{missing[0]}: no such file or folder{part if len(found) > 1 else ''}; check the "
@@ -63,23 +60,42 @@ def refuse_repeated(paths: Sequence[str]) -> None:
     """Raise `SourceError` for a source that is given twice."""
     seen: set[str] = set()
     for path in paths:
-        place = os.path.abspath(path)
+        place = path if is_url(path) else os.path.abspath(path)
         if place in seen:
-            raise SourceError(f"{path}: this source is given twice; give it once")
+            raise SourceError(f"{shown_source(path)}: this source is given twice; give it once")
         seen.add(place)
 
 
+def shown_source(path: str) -> str:
+    """Path or URL for messages, and for its suffix: a URL without its query."""
+    return shown_url(path) if is_url(path) else path
+
+
 def _expand(source: str) -> Iterator[str]:
+    if os.path.exists(source):
+        yield source
+        return
     for number, pattern in enumerate(_without_braces(source)):
         if number >= MAX_SOURCES:
-            raise SourceError(f"{source}: names more than {MAX_SOURCES:,} sources; give fewer")
-        if os.path.exists(pattern) or not _WILDCARDS.search(pattern):
-            yield pattern
-            continue
-        matches = sorted(glob.iglob(pattern, recursive=True))
-        if not matches:
-            raise SourceError(f"{pattern}: no file or folder matches; check the pattern")
-        yield from matches
+            raise SourceError(
+                f"{shown_source(source)}: names more than {MAX_SOURCES:,} sources; give fewer"
+            )
+        yield from _matches(pattern)
+
+
+def _matches(pattern: str) -> list[str]:
+    is_address = is_url(pattern)
+    # A question mark starts the query of a web address.
+    wildcards = "*" if is_address and pattern.startswith("http") else "*?["
+    if os.path.exists(pattern) or not any(sign in pattern for sign in wildcards):
+        return [pattern]
+    try:
+        matches = match_urls(pattern) if is_address else glob.iglob(pattern, recursive=True)
+    except StoreError as error:
+        raise SourceError(str(error)) from None
+    if not (found := sorted(matches)):
+        raise SourceError(f"{pattern}: no file or folder matches; check the pattern")
+    return found
 
 
 def _without_braces(pattern: str) -> Iterator[str]:
@@ -112,27 +128,34 @@ def prefixes(paths: Sequence[str]) -> list[str]:
     Their names without suffix; with parent folders or with suffix where these are equal.
     `["a/x.tar", "b/x.tar"]` -> `["a/x", "b/x"]`.
     """
-    absolute = [os.path.abspath(path).split(os.sep) for path in paths]
-    for depth in range(1, max(map(len, absolute)) + 1):
-        names = ["/".join(parts[-depth:]) for parts in absolute]
+    for names in _shortened(paths):
         for options in ([os.path.splitext(name)[0] for name in names], names):
             if len(set(options)) == len(options):
-                return [printable_utf8(option.strip("/")) for option in options]
-    raise AssertionError("refuse_repeated was not called")
+                return options
+    return [f"{number}/{name}" for number, name in enumerate(_shortened(paths)[0])]
+
+
+def _shortened(paths: Sequence[str]) -> list[list[str]]:
+    """Names of the sources: of their files alone, with one folder, with two, and so on."""
+    whole = [url_path(path) if is_url(path) else os.path.abspath(path) for path in paths]
+    parts = [printable_utf8(path).strip("/").split("/") for path in whole]
+    return [
+        ["/".join(one[-depth:]) for one in parts] for depth in range(1, max(map(len, parts)) + 1)
+    ]
 
 
 def list_files(paths: Sequence[str]) -> SourceListing:
     """List images and clips that are given as files; they pair by name as in a folder.
 
-    The key is the file name, with the folders that are not common to all files.
+    The key is the file name without suffix, with as many parent folders as make the names differ.
     """
-    folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    options = _shortened(paths)
+    names = next((one for one in options if len(set(one)) == len(one)), options[-1])
     found: list[Found] = []
-    for path in paths:
-        name = os.path.relpath(os.path.abspath(path), folder)
-        place = Path(path) if os.path.isfile(path) else "not a regular file"
-        kind = kind_of_name(name)
-        found.append(Found(name=name, shown=printable_utf8(name), place=place, kind=kind))
+    for path, name in zip(paths, names, strict=True):
+        is_file = is_url(path) or os.path.isfile(path)
+        place = (Url(url=path) if is_url(path) else Path(path)) if is_file else "not a regular file"
+        found.append(Found(name=name, shown=name, place=place, kind=kind_of_name(name)))
     return SourceListing(kind="files", items=items_of_found(found), ignored={})
 
 
@@ -159,11 +182,11 @@ def merge_listings(
         if path is None:
             items += listing.items
             continue
-        prefix, own_name = by_path[path], f"{Path(path).name}/"
-        shown = f"{prefix.removesuffix(Path(path).suffix)}{Path(path).suffix}"
+        prefix, suffix = by_path[path], os.path.splitext(shown_source(path).rstrip("/"))[1]
+        shown = f"{prefix.removesuffix(suffix)}{suffix}"
         notes += [f"{shown}: {note}" for note in listing.notes]
         # Names of members already start with that of their tar.
-        cut = own_name if listing.kind == "tar" else ""
+        cut = f"{os.path.basename(path)}/" if listing.kind == "tar" else ""
         items += [
             replace(
                 item,

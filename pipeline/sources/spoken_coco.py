@@ -12,12 +12,11 @@ from im2sp.pipeline.sources.items import (
     printable_utf8,
     read_json_list,
 )
+from im2sp.pipeline.sources.roots import Resolver, make_audio_finder
 from im2sp.pipeline.sources.rows import (
     ImageNames,
-    Resolver,
     RowClip,
     clip_utterance,
-    make_audio_finder,
 )
 
 SPOKEN_COCO_FILES = ("SpokenCOCO_train.json", "SpokenCOCO_val.json")

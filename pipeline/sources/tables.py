@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import TextIOWrapper
@@ -11,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from im2sp.pipeline.sources.columnar import Content, open_columnar, split_of_file
+from im2sp.pipeline.containers.columnar import Content, open_columnar
 from im2sp.pipeline.sources.items import (
     SourceError,
     SourceListing,
@@ -20,13 +21,12 @@ from im2sp.pipeline.sources.items import (
     split_name,
     strip_suffix,
 )
+from im2sp.pipeline.sources.roots import make_audio_finder, make_resolver
 from im2sp.pipeline.sources.rows import (
     Row,
     RowClip,
     check_some_audio,
     items_of_rows,
-    make_audio_finder,
-    make_resolver,
 )
 from im2sp.shards.files import open_regular
 
@@ -47,6 +47,8 @@ _EXPECTED = (
     "expected an 'image' column with paths, an 'audio' column or both and, optionally, 'key', "
     "'caption' (or 'captions', a list) and 'split'; name others with --columns FIELD=COLUMN"
 )
+
+_FILE_OF_SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(-\d+-of-\d+.*)?")
 
 
 class _Columns:
@@ -136,12 +138,14 @@ def list_table(
     image_root: Path | None,
     audio_root: Path | None,
     columns: Mapping[str, str] | None = None,
+    folder: Path | None = None,
 ) -> SourceListing:
     """List the samples of a source list; unused columns are named in the listing's notes.
 
-    Relative image paths start at `image_root`, by default the folder of the list; absolute ones are
-    used as they are. Audio paths likewise, with `audio_root`. A missing or empty key is derived
-    from the image path or, without an image, from the first audio path. `audio` is a path, paired
+    Relative image paths start at `image_root`, by default `folder`, that of the list; absolute ones
+    and URLs are used as they are. Audio paths likewise, with `audio_root`. A missing or empty key
+    is derived from the image path or, without an image, from the first audio path. `audio` is a
+    path, paired
     with the row's caption, or a list of paths, each paired with the caption at the same index.
     Rows that repeat a key and its image add captions and clips to the sample.
 
@@ -158,10 +162,11 @@ def list_table(
     known.check()
     if not rows:
         raise SourceError(f"{path}: holds no rows; {_EXPECTED}")
-    root = path.parent if image_root is None else image_root
+    folder = folder or path.parent
+    root = folder if image_root is None else image_root
     find_audio = None
     if audio_root is not None or any(row.speech for row in rows):
-        find_audio = make_audio_finder(path.parent if audio_root is None else audio_root)
+        find_audio = make_audio_finder(folder if audio_root is None else audio_root)
     items = items_of_rows(rows, make_resolver(root), find_audio)
     if audio_root is not None:
         unnamed = (
@@ -293,6 +298,16 @@ TABLE_READERS: dict[str, Callable[[Path, _Columns], Iterator[Row]]] = {
     ".arrow": _read_columnar,
 }
 """Reader of each kind of source list, by suffix."""
+
+
+def split_of_file(path: Path) -> str:
+    """Split that the datasets library's name of a file states: `train-00000-of-00002.parquet`.
+
+    For `save_to_disk`, the name of the folder states it. Empty for other names.
+    """
+    name = path.parent.name if path.stem.startswith("data-") else path.stem
+    found = _FILE_OF_SPLIT.fullmatch(name)
+    return split_name(found[1]) if found else ""
 
 
 def _is_missing(value: Any) -> bool:

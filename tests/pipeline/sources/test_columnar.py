@@ -10,7 +10,7 @@ import pytest
 
 from im2sp.pipeline.decoding.media import ByteRange, Cell, MediaError, read_bytes
 from im2sp.pipeline.sources import SourceError, list_source
-from im2sp.pipeline.sources.columnar import split_of_file
+from im2sp.pipeline.sources.tables import split_of_file
 from support.sources import png_bytes, write
 from support.speech_sources import write_sound
 

@@ -177,7 +177,7 @@ def test_broken_lines_are_rejects_that_name_their_line(tmp_path):
         b"[1]",
         b'{"key": "x"}',
         b'{"image": 5}',
-        b'{"image": "https://example.org/a.png"}',
+        b'{"image": "ftp://example.org/a.png"}',
         b'{"image": "b.png", "caption": {"raw": "x"}}',
         b'{"image": "b.png", "caption": "\\ud800"}',
         b'{"image": "b\\u0000.png"}',
@@ -201,7 +201,8 @@ def test_broken_lines_are_rejects_that_name_their_line(tmp_path):
         "line 4: found list, expected an object",
         "line 5: no image path",
         "line 6: image is int, expected a path",
-        "line 7: 'https://example.org/a.png' is an address; nothing is fetched, download it first",
+        "line 7: ftp://example.org/a.png: not a URL that is read; expected one of "
+        "http://, https://, s3://, gs://, hf://",
         "line 8: caption must be text or a list of texts",
         "line 9: the caption is not valid UTF-8 text",
         "line 10: the image path holds a zero byte",

@@ -120,8 +120,10 @@ def test_images_and_clips_are_sources(tmp_path, monkeypatch):
     assert [item.key for item in items] == ["b", "c"]
     assert [clip.name for clip in items[0].utterances] == ["b_0.wav"]
     items = list_source(["a.png", "x", "x/c.png"]).items
-    assert [item.key for item in items if not item.error] == ["a", "x/c", "x/b"]
-    assert items[-1].error == "its key 'x/c' is already that of x/c.png"
+    assert [item.key for item in items] == ["a", "c", "x/b", "x/c"]
+    (tmp_path / "y").mkdir()
+    (tmp_path / "y/c.png").touch()
+    assert [item.key for item in list_source(["x/c.png", "y/c.png"]).items] == ["x/c", "y/c"]
     os.mkfifo("pipe.png")
     assert [item.error for item in list_source("pipe.png").items] == ["not a regular file"]
 

@@ -80,7 +80,7 @@ def test_what_is_wrong_with_a_clip_is_its_reject_and_the_image_stays(tree, tmp_p
         {"text": "gone", "wav": "wavs/train/0/gone.wav"},
         {"text": "far", "wav": "nowhere/gone.wav"},
         {"text": "long", "wav": "n" * 5000 + "/x.wav"},
-        {"text": "net", "wav": "https://example.org/a.wav"},
+        {"text": "net", "wav": "ftp://example.org/a.wav"},
         {"text": "nul", "wav": "a\0.wav"},
         {"text": "again", "wav": wav},
         {"text": "Two DOGS"},
@@ -96,8 +96,8 @@ def test_what_is_wrong_with_a_clip_is_its_reject_and_the_image_stays(tree, tmp_p
         ("wavs/train/0/gone.wav", f"{where}[1]: no such audio file"),
         ("nowhere/gone.wav", f"{where}[2]: no such audio file"),
         ("n" * 5000 + "/x.wav", f"{where}[3]: audio file cannot be looked up: File name too long"),
-        ("https://example.org/a.wav", f"{where}[4]: 'https://example.org/a.wav' is an address; "
-         "nothing is fetched, download it first"),
+        ("ftp://example.org/a.wav", f"{where}[4]: ftp://example.org/a.wav: not a URL that is read; "
+         "expected one of http://, https://, s3://, gs://, hf://"),
         ("a\0.wav", f"{where}[5]: the audio path holds a zero byte"),
         (wav, f"{where}[6]: already in {where}[0] for the same image"),
         (f"{where}[7]", "expected an object with the clip's path under 'wav'"),

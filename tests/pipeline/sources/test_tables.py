@@ -149,11 +149,6 @@ def test_a_path_that_is_spelt_otherwise_is_explained(folder, name, hint):
     assert hint in error
 
 
-def test_an_address_as_source_is_named_so():
-    with pytest.raises(SourceError, match="is an address; nothing is fetched, download it first"):
-        list_source("https://example.org/a.tar")
-
-
 # COCO's captions_*.json
 
 

@@ -121,11 +121,12 @@ def test_contradictions_are_rejects_of_their_row(media):
 
 
 def test_clips_that_cannot_be_had_are_rejects_alone(media):
-    audio = ["gone.wav", "https://example.org/a.wav", "a\0.wav", "a", "a/0.wav", "x.png/b.wav"]
+    audio = ["gone.wav", "ftp://example.org/a.wav", "a\0.wav", "a", "a/0.wav", "x.png/b.wav"]
     path = jsonl(media / "m.jsonl", {"image": "x.png", "audio": audio})
     assert list(utterance_rejects_of(path).values()) == [
         "line 1: no such audio file",
-        "line 1: 'https://example.org/a.wav' is an address; nothing is fetched, download it first",
+        "line 1: ftp://example.org/a.wav: not a URL that is read; expected one of "
+        "http://, https://, s3://, gs://, hf://",
         "line 1: the audio path holds a zero byte",
         "line 1: not a regular file",
         "line 1: no such audio file",

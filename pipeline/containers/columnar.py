@@ -6,7 +6,6 @@ its value, in Arrow files the bytes' offset.
 """
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,10 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from im2sp.pipeline.decoding.media import ByteRange, Cell, Location
-from im2sp.pipeline.sources.items import SourceError, split_name
-
-_FILE_OF_SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(-\d+-of-\d+.*)?")
+from im2sp.pipeline.decoding.media import ByteRange, Cell, Location, SourceError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,15 +209,8 @@ def open_columnar(path: Path) -> ColumnarTable:
 
     Raises:
         pyarrow.ArrowException: It is not of its kind.
+        SourceError: It is not a regular file.
     """
+    if not path.is_file():
+        raise SourceError(f"{path}: not a regular file")
     return ParquetTable(path) if path.suffix.lower() == ".parquet" else ArrowTable(path)
-
-
-def split_of_file(path: Path) -> str:
-    """Split that the datasets library's name of a file states: `train-00000-of-00002.parquet`.
-
-    For `save_to_disk`, the name of the folder states it. Empty for other names.
-    """
-    name = path.parent.name if path.stem.startswith("data-") else path.stem
-    found = _FILE_OF_SPLIT.fullmatch(name)
-    return split_name(found[1]) if found else ""
