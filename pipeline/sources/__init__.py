@@ -184,7 +184,7 @@ def list_resolved(
         with local_copy(path) as copy:
             return list_local(copy, options, path)
     raise SourceError(
-        f"{shown_url(path)}: only im2sp-tokenize reads this kind from a store; download it"
+        f"{shown_url(path)}: a file of this kind is not read from a store; download it first"
     )
 
 

@@ -119,7 +119,7 @@ def test_json_files_in_a_store(put, tmp_path):
             b"",
             r"^memory://bucket/empty: holds no images and no audio files",
         ),
-        ("x.tar", b"", r"^memory://bucket/x\.tar: only im2sp-tokenize reads this kind from a"),
+        ("x.tar", b"", r"^memory://bucket/x\.tar: a file of this kind is not read from a"),
         ("*.gif", None, r"^memory://bucket/\*\.gif: no file or folder matches"),
     ],
 )
