@@ -99,6 +99,7 @@ class DatasetWriter:
         self._layout = Layout(kind=layout, samples_per_member=samples_per_member)
         check_int("samples_per_shard", samples_per_shard, 1, 1 << 40)
         self._samples_per_shard = samples_per_shard
+        self._is_part = part is not None
         self._number, self._num_parts = part or (0, 1)
         check_int("number of parts", self._num_parts, 1, MAX_PARTS)
         check_int("part", self._number, 0, self._num_parts - 1)
@@ -338,14 +339,14 @@ class DatasetWriter:
             raw=self._raw,
         )
         write_part(self.out, self._number, self._num_parts, part)
-        if self._num_parts == 1:
+        if not self._is_part:
             self.manifest = join_parts(self.out)
 
     def _abort(self, *failure: Any) -> None:
         if self._file is not None:
             self._file.__exit__(*failure)
-        for shard in self._shards:
-            (self.out / shard.file).unlink(missing_ok=True)
+        for path in shards_of_part(self.out, self._number, self._num_parts, self._layout):
+            path.unlink(missing_ok=True)
         if self._number == 0:
             (self.out / CODEBOOK_NAME).unlink(missing_ok=True)
         part_path(self.out, self._number, self._num_parts).unlink(missing_ok=True)

@@ -133,7 +133,7 @@ def split_samples(
                         writer.write_stored(batch.row(row) | {"split": name}, source.schema)
                 if number == 0 and source.split is None:
                     writer.add_raw(**source.manifest.raw)
-        return Manifest.read(Path(out)) if len(names) == 1 else join_parts(Path(out))
+        return join_parts(Path(out))
     except BaseException:
         drop_parts(Path(out), len(names))
         raise

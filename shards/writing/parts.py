@@ -151,7 +151,6 @@ def join_parts(out: str | Path) -> Manifest:
     manifest = _manifest_of(parts, rejects)
     write_card(out, manifest)
     manifest.write(out)
-    write_card(out, manifest)
     shutil.rmtree(parts_dir, ignore_errors=True)
     return manifest
 

@@ -68,13 +68,13 @@ def test_a_damaged_chunk_is_named(state, size):
 def test_a_chunk_is_read_once_to_make_a_shard(state, monkeypatch):
     state.write_chunk(0, batch_of("a", "b"), tally_of(2))
     state.write_chunk(1, batch_of("c"), tally_of(1))
-    read, names = type(state.dir).read_bytes, []
+    names = []
 
-    def read_bytes(path):
+    def read_regular(path):
         names.append(path.name)
-        return read(path)
+        return path.read_bytes()
 
-    monkeypatch.setattr(type(state.dir), "read_bytes", read_bytes)
+    monkeypatch.setattr("im2sp.pipeline.job.state.read_regular", read_regular)
     state.finish_shard(0, range(2), Layout())
     arrows = [name for name in names if name.endswith(".arrow")]
     assert arrows == ["chunk-000000.arrow", "chunk-000001.arrow"]

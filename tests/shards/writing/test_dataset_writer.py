@@ -14,6 +14,7 @@ from im2sp.shards import (
     ShardDataset,
     ShardError,
     UnitColumn,
+    files,
     fit_tables,
     join_parts,
     verify_dataset,
@@ -365,3 +366,31 @@ def test_one_writer_a_part(tmp_path: Path) -> None:
     with DatasetWriter(tmp_path, columns=GRID, part=(0, 2)):
         pass  # a part may have no samples
     assert join_parts(tmp_path).num_samples == 1
+
+
+def test_a_single_part_waits_to_be_joined_as_several_do(tmp_path: Path) -> None:
+    with DatasetWriter(tmp_path, columns=GRID, part=(0, 1)) as writer:
+        writer.write(key="a", image_units=CODES)
+    assert writer.manifest is None
+    assert not (tmp_path / "dataset.json").exists()
+    assert join_parts(tmp_path).num_samples == 1
+
+
+def test_a_writer_that_fails_behind_the_rename_of_a_shard_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    def write() -> None:
+        with DatasetWriter(tmp_path, columns=GRID, samples_per_shard=1) as writer:
+            for key in "ab":
+                writer.write(key=key, image_units=CODES)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "fsync_path", fail)
+        with pytest.raises(OSError, match="No space left"):
+            write()
+    assert not list(tmp_path.glob("*.arrow"))
+    write()
+    assert len(ShardDataset(tmp_path)) == 2
