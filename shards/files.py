@@ -247,7 +247,9 @@ def read_regular(path: Path, max_bytes: int = MAX_READ_BYTES) -> bytes:
         OSError: As for `open_regular`, or the file has more than `max_bytes`.
     """
     with open_regular(path) as file:
-        data = file.read(max_bytes + 1)
+        data = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
+        while len(data) <= max_bytes and (more := file.read(1 << 20)):  # it grows
+            data += more
     if len(data) > max_bytes:
         raise OSError(errno.EFBIG, f"larger than {max_bytes:,} bytes", str(path))
     return data

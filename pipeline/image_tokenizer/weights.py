@@ -123,7 +123,7 @@ def _stack_from_shapes(
 ) -> TransformerConfig:
     layers = f"{stack}.transformer.layers."
     indices = {int(name[len(layers) :].split(".")[0]) for name in shapes if name.startswith(layers)}
-    if max(indices) + 1 != len(indices):
+    if indices and max(indices) + 1 != len(indices):
         raise ValueError(f"{stack} has {len(indices)} layers, one of them numbered {max(indices)}")
     inner_width = shapes[f"{layers}0.0.fn.to_qkv.weight"][0] // 3
     # A missing output projection identifies a single head, whose width need not be 64.

@@ -14,6 +14,7 @@ Every file is written whole or not at all and depends only on the source and the
 dataset has the same bytes however often its job was interrupted.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -301,6 +302,9 @@ class JobState:
             raise self._damage(name, error) from None
 
     def _damage(self, name: str, error: object) -> JobError:
+        """The error to raise; an error of the system, not of the file, is raised as it is."""
+        if isinstance(error, OSError) and error.errno not in (errno.ENOENT, errno.EINVAL):
+            raise error
         return JobError(
             f"{self.dir / name}: the record of the unfinished job is damaged ({error}); start over "
             "with --overwrite"

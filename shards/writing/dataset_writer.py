@@ -345,11 +345,10 @@ class DatasetWriter:
     def _abort(self, *failure: Any) -> None:
         if self._file is not None:
             self._file.__exit__(*failure)
-        for path in shards_of_part(self.out, self._number, self._num_parts, self._layout):
+        ours = shards_of_part(self.out, self._number, self._num_parts, self._layout)
+        codebooks = [self.out / CODEBOOK_NAME] if self._number == 0 else []
+        for path in (*ours, *codebooks, part_path(self.out, self._number, self._num_parts)):
             path.unlink(missing_ok=True)
-        if self._number == 0:
-            (self.out / CODEBOOK_NAME).unlink(missing_ok=True)
-        part_path(self.out, self._number, self._num_parts).unlink(missing_ok=True)
 
 
 def fit_tables(columns: Columns, samples: Iterable[Mapping[str, Any]]) -> dict[str, NDArray[Any]]:

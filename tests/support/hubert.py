@@ -128,6 +128,9 @@ class _Stand:
         self.__dict__.update(state)
 
 
+_REPLACED = []
+
+
 def stand_in(module, name, **state):
     """An object whose pickle names `module.name` and has that state."""
     parts = module.split(".")
@@ -137,11 +140,19 @@ def stand_in(module, name, **state):
             sys.modules[path] = types.ModuleType(path)
             sys.modules[path].__dict__["made_up"] = True
     held = sys.modules[module].__dict__
-    return held.setdefault(name, type(name, (_Stand,), {"__module__": module}))(**state)
+    if not issubclass(held.get(name, object), _Stand):  # absent, or of the library itself
+        _REPLACED.append((held, name, held.get(name)))
+        held[name] = type(name, (_Stand,), {"__module__": module})
+    return held[name](**state)
 
 
 def forget_stand_ins():
-    """Remove the stand-in modules."""
+    """Remove the stand-in classes and modules."""
+    while _REPLACED:
+        held, name, original = _REPLACED.pop()
+        held.pop(name)
+        if original is not None:
+            held[name] = original
     for name, module in list(sys.modules.items()):
         if getattr(module, "__dict__", {}).get("made_up"):
             del sys.modules[name]

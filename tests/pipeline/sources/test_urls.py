@@ -136,11 +136,13 @@ def test_folders_of_containers_in_a_store_are_known(put):
     for name in ("train/state.json", "train/data-0.arrow", "train/cache-1.arrow", "x.json"):
         put(f"saved/{name}", b'{"_data_files": [{"filename": "data-0.arrow"}]}')
     with pytest.raises(
-        SourceError, match=r"^memory://bucket/saved/train/data-0\.arrow: only im2sp"
+        SourceError, match=r"^memory://bucket/saved/train/data-0\.arrow: a file of this kind"
     ):
         list_source("memory://bucket/saved")
     put("hub/data/a.parquet")
-    with pytest.raises(SourceError, match=r"^memory://bucket/hub/data/a\.parquet: only im2sp-to"):
+    with pytest.raises(
+        SourceError, match=r"^memory://bucket/hub/data/a\.parquet: a file of this k"
+    ):
         list_source("memory://bucket/hub")
 
 
