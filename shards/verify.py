@@ -171,7 +171,7 @@ class _Check:
             num_lines += 1
             try:
                 parse_json(line)
-            except (ValueError, RecursionError):
+            except ValueError:
                 self._add(REJECTS_NAME, f"line {number}", "not JSON", "one JSON object a line")
         if num_lines != manifest.num_rejects:
             self._add(REJECTS_NAME, "", f"{num_lines} lines", f"{manifest.num_rejects}")

@@ -4,7 +4,6 @@ A `.txt` holds one caption a line. A `.json` is that of img2dataset: an object w
 `captions`, a list; it is read if there is no `.txt`. Other files of these suffixes are ignored.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from im2sp.pipeline.sources.items import (
     is_utf8,
     strip_suffix,
 )
+from im2sp.shards.files import parse_json
 
 Place = Location | str
 """Location of a file's content, or why it cannot be read."""
@@ -106,8 +106,8 @@ def _captions(suffix: str, content: bytes) -> tuple[str, ...]:
 
 def _json_captions(content: bytes) -> list[str]:
     try:
-        entry: Any = json.loads(content)
-    except (ValueError, RecursionError):
+        entry: Any = parse_json(content)
+    except ValueError:
         return []
     if not isinstance(entry, dict):
         return []

@@ -1,7 +1,6 @@
 """A source list: a `.jsonl`, `.csv`, `.parquet` or `.arrow` table of images, clips and captions."""
 
 import csv
-import json
 import math
 import re
 from collections import deque
@@ -28,7 +27,7 @@ from im2sp.pipeline.sources.rows import (
     check_some_audio,
     items_of_rows,
 )
-from im2sp.shards.files import open_regular
+from im2sp.shards.files import open_regular, parse_json
 
 FIELDS: dict[str, tuple[str, ...]] = {
     "key": ("key",),
@@ -188,8 +187,8 @@ def _read_jsonl(path: Path, columns: _Columns) -> Iterator[Row]:
                 continue
             where = f"line {number}"
             try:
-                entry = json.loads(text)
-            except (ValueError, RecursionError) as error:
+                entry = parse_json(text)
+            except ValueError as error:
                 yield Row(where=where, error=f"not JSON: {error}")
                 continue
             if not isinstance(entry, dict):

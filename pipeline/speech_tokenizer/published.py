@@ -146,7 +146,7 @@ def _read_config(path: Path, fixed: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON object; values that differ from those of `fixed` are refused."""
     try:
         config = read_json(path)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise WeightsError(f"{path}: not JSON: {error}") from None
     if not isinstance(config, dict):
         raise WeightsError(f"{path}: a {type(config).__name__}, expected a JSON object")

@@ -12,7 +12,6 @@ bytes, and one for everything else, sorted by name:
     000000042.speech_units   all utterances' coded units, concatenated
 """
 
-import json
 import tarfile
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from pyarrow import ipc
 from im2sp.shards.columns.own import checked_value
 from im2sp.shards.columns.units import UnitColumn
 from im2sp.shards.errors import ShardError, memory_limit
+from im2sp.shards.files import parse_json
 from im2sp.shards.layouts.arrow import WriteBatch, read_stream
 from im2sp.shards.layouts.shard_info import BatchInfo
 from im2sp.shards.layouts.sink import Sink
@@ -227,8 +227,8 @@ def _load_json(stem: str, data: object) -> dict[str, Any]:
     """The object in a .json member; the webdataset library may have parsed it already."""
     if isinstance(data, bytes):
         try:
-            data = json.loads(data)
-        except (ValueError, RecursionError) as error:
+            data = parse_json(data)
+        except ValueError as error:
             raise ShardError(f"sample {stem}: its .json is not JSON ({error})") from None
     if not isinstance(data, dict):
         raise ShardError(f"sample {stem}: its .json holds no object")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from im2sp.shards import Manifest, Sample, ShardDataset, ShardError, verify_dataset
+from im2sp.shards import BatchInfo, Manifest, Sample, ShardDataset, ShardError, verify_dataset
 from support.columns import LAYOUTS, make_rows, write_rows
 
 Make = Callable[..., list[Sample]]
@@ -166,15 +166,14 @@ def test_forged_batch_ranges_with_right_checksums(
             ShardDataset(dataset_dir)[0]
 
 
-def test_forged_batches_never_crash(dataset_dir: Path, forge: Callable[..., None]) -> None:
-    """Random damage with an updated crc32: refused or read, no other exception."""
-    manifest = Manifest.read(dataset_dir)
-    path = dataset_dir / manifest.shards[0].file
+def num_forged_refused(
+    path: Path, batch: BatchInfo, forge: Callable[..., None], *, num_copies: int, seed: int
+) -> int:
+    """Damage a batch at random and update its crc32; the number of copies that are refused."""
     data = path.read_bytes()
-    batch = manifest.shards[0].batches[0]
-    rng = random.Random(0)
+    rng = random.Random(seed)
     num_refused = 0
-    for _ in range(150):
+    for _ in range(num_copies):
         broken = bytearray(data)
         for _ in range(rng.randint(1, 3)):
             place = rng.randrange(batch.offset, batch.offset + batch.size_bytes)
@@ -185,15 +184,23 @@ def test_forged_batches_never_crash(dataset_dir: Path, forge: Callable[..., None
         def fit(text: dict[str, Any], crc32: int = zlib.crc32(content)) -> None:
             text["shards"][0]["batches"][0]["crc32"] = crc32
 
-        forge(dataset_dir, fit)
+        forge(path.parent, fit)
         try:
-            dataset = ShardDataset(dataset_dir)
+            dataset = ShardDataset(path.parent)
             for i in range(batch.num_samples):
                 _ = dataset[i]
         except ShardError:
             num_refused += 1
-        verify_dataset(dataset_dir)
-    assert num_refused > 25
+        verify_dataset(path.parent)
+    return num_refused
+
+
+def test_forged_batches_never_crash(dataset_dir: Path, forge: Callable[..., None]) -> None:
+    """Random damage with an updated crc32: refused or read, no other exception."""
+    manifest = Manifest.read(dataset_dir)
+    path = dataset_dir / manifest.shards[0].file
+    batch = manifest.shards[0].batches[0]
+    assert num_forged_refused(path, batch, forge, num_copies=150, seed=0) > 25
 
 
 def test_a_wrong_codec_in_the_manifest_is_found(
@@ -229,29 +236,7 @@ def test_forged_batches_of_version_2_never_crash(
     dataset = write_rows(tmp_path, make_rows(18), **LAYOUTS[layout])
     shard = dataset.manifest.shards[0]
     path, batch = tmp_path / shard.file, shard.batches[0]
-    data = path.read_bytes()
-    rng = random.Random(1)
-    num_refused = 0
-    for _ in range(80):
-        broken = bytearray(data)
-        for _ in range(rng.randint(1, 3)):
-            place = rng.randrange(batch.offset, batch.offset + batch.size_bytes)
-            broken[place] = rng.choice([0, 127, 128, 255, rng.randrange(256)])
-        path.write_bytes(broken)
-        content = bytes(broken[batch.offset : batch.offset + batch.size_bytes])
-
-        def fit(text: dict[str, Any], crc32: int = zlib.crc32(content)) -> None:
-            text["shards"][0]["batches"][0]["crc32"] = crc32
-
-        forge(tmp_path, fit)
-        try:
-            dataset = ShardDataset(tmp_path)
-            for i in range(batch.num_samples):
-                _ = dataset[i]
-        except ShardError:
-            num_refused += 1
-        verify_dataset(tmp_path)
-    assert num_refused > 5
+    assert num_forged_refused(path, batch, forge, num_copies=80, seed=1) > 5
 
 
 @pytest.mark.parametrize(

@@ -25,15 +25,15 @@ def read_batches(folder: Path, target: Any) -> None:
         assert batch.keys
 
 
-def read_all(folder: Path) -> None:
-    """Read a dataset in each way."""
+def read_all(folder: Path) -> str:
+    """Read a dataset in each way; what the refusals say, one after the other."""
     messages = [
         refusal(lambda: verify_dataset(folder), ShardError),
         refusal(lambda: read_samples(folder), ShardError),
         # A loader that is left without samples is no fault of the format.
         *(refusal(partial(read_batches, folder, each), ValueError) for each in ("text", "speech")),
     ]
-    assert not any("\n" in message for message in messages)
+    return "; ".join(messages)
 
 
 def test_shards(
@@ -57,7 +57,7 @@ def test_shards(
                 batch["crc32"] = zlib.crc32(part)
 
         forge(tmp_path, make_fit)
-        read_all(tmp_path)
+        assert "\n" not in read_all(tmp_path)
 
 
 def test_the_manifest(
@@ -72,4 +72,4 @@ def test_the_manifest(
     for data in mutations(json.dumps(content).encode(), 5):
         text = b'{"manifest_sha256":"' + b"0" * 64 + b'",' + data[1:]
         path.write_bytes(text.replace(b"0" * 64, hashlib.sha256(text).hexdigest().encode(), 1))
-        read_all(tmp_path)
+        assert "\n" not in read_all(tmp_path)

@@ -142,7 +142,7 @@ def _scores(where: str, given: Any) -> dict[str, int]:
 def _read(path: Path, form: str, what: str) -> dict[str, Any]:
     try:
         content = read_json(path)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as JSON ({error}); expected {what}") from None
     found = content.get("form") if isinstance(content, dict) else None
     if found != form:

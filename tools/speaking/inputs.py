@@ -163,7 +163,7 @@ def _listed_units(path: Path, limit: int | None) -> Units:
 def _row_clip(line: bytes) -> Clip:
     try:
         row = parse_json(line)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"not JSON ({error})") from None
     if not isinstance(row, dict) or not isinstance(row.get("key"), str) or "units" not in row:
         raise ValueError('expected {"key": text, "units": [numbers]}')
