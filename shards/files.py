@@ -10,14 +10,22 @@ import shutil
 import socket
 import stat
 import tomllib
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, AnyStr, BinaryIO
+
+from im2sp.shards.errors import memory_limit
 
 TMP_SUFFIX = ".tmp"
-MAX_READ_BYTES = 4 << 30
-"""Limit of files that are read whole, such as lists of captions."""
+MAX_READ_BYTES = 1 << 30
+"""Limit of files that are read whole, such as manifests and lists of captions."""
+MAX_SETTINGS_BYTES = 4_000_000
+"""Limit of files of settings."""
+MAX_LINE = 1 << 24
+"""Limit of a line, in bytes or characters."""
+_CONTAINER_BYTES = 72
+"""Memory of an empty list or object in another one."""
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 _TEMPORARY = re.compile(r"(.+)\.im2sp-[0-9a-f]{8}\.tmp")
 _NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -231,13 +239,20 @@ def open_regular(path: Path) -> BinaryIO:
     Raises:
         OSError: It cannot be opened, or is not a regular file.
     """
+    _check_regular(path, os.stat(path))  # opening a device can have effects
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    mode = os.fstat(fd).st_mode
-    if not stat.S_ISREG(mode):
+    try:
+        _check_regular(path, os.fstat(fd))  # it may be another file by now
+    except OSError:
         os.close(fd)
-        kind = _KINDS.get(stat.S_IFMT(mode), "a device")
-        raise OSError(errno.EINVAL, f"found {kind}, expected a file", str(path))
+        raise
     return open(fd, "rb")
+
+
+def _check_regular(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
+        raise OSError(errno.EINVAL, f"found {kind}, expected a file", str(path))
 
 
 def read_regular(path: Path, max_bytes: int = MAX_READ_BYTES) -> bytes:
@@ -247,42 +262,65 @@ def read_regular(path: Path, max_bytes: int = MAX_READ_BYTES) -> bytes:
         OSError: As for `open_regular`, or the file has more than `max_bytes`.
     """
     with open_regular(path) as file:
-        data = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
-        while len(data) <= max_bytes and (more := file.read(1 << 20)):  # it grows
-            data += more
-    if len(data) > max_bytes:
-        raise OSError(errno.EFBIG, f"larger than {max_bytes:,} bytes", str(path))
-    return data
+        size_bytes = os.fstat(file.fileno()).st_size
+        if size_bytes > max_bytes:
+            message = f"{size_bytes:,} bytes, expected at most {max_bytes:,}"
+            raise OSError(errno.EFBIG, message, str(path))
+        return file.read(size_bytes)
 
 
-def read_text(path: Path) -> str:
+def lines_of(file: IO[AnyStr]) -> Iterator[AnyStr]:
+    """Lines of an open file, of at most `MAX_LINE` bytes or characters.
+
+    Raises:
+        OSError: A line is longer.
+    """
+    while line := file.readline(MAX_LINE):
+        if len(line) == MAX_LINE:
+            message = f"a line of more than {MAX_LINE:,} bytes"
+            raise OSError(errno.EFBIG, message, str(file.name))
+        yield line
+
+
+def read_text(path: Path, max_bytes: int = MAX_READ_BYTES) -> str:
     """Text of a regular UTF-8 file, without a byte order mark.
 
     Raises:
         OSError: As for `read_regular`.
         ValueError: It is not UTF-8.
     """
-    return read_regular(path).decode("utf-8-sig")
+    return read_regular(path, max_bytes).decode("utf-8-sig")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, max_bytes: int = MAX_READ_BYTES) -> Any:
     """Content of a regular JSON file.
 
     Raises:
         OSError: As for `read_regular`.
-        ValueError: It is not JSON, or nested too deeply.
+        ValueError: As for `parse_json`.
     """
-    return parse_json(read_regular(path))
+    return parse_json(read_regular(path, max_bytes))
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, parse_constant: Callable[[str], object] | None = None) -> Any:
     """Value of a JSON text, with or without a byte order mark.
 
+    Args:
+        text: The text.
+        parse_constant: As for `json.loads`.
+
     Raises:
-        ValueError: It is not JSON, or nested too deeply.
+        ValueError: It is not JSON, is nested too deeply, or has so many lists and objects that they
+            take more than `memory_limit`.
     """
+    marks = ("[", "{") if isinstance(text, str) else (b"[", b"{")
+    num = sum(text.count(mark) for mark in marks)  # pyright: ignore[reportArgumentType]  # of the same type
+    if num * _CONTAINER_BYTES > memory_limit(len(text)):
+        raise ValueError(f"{num:,} lists and objects in {len(text):,} bytes")
+    if isinstance(text, str):
+        text = text.removeprefix("\ufeff")
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=parse_constant)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -295,6 +333,6 @@ def read_toml(path: Path) -> dict[str, Any]:
         ValueError: It is not TOML, or nested too deeply.
     """
     try:
-        return tomllib.loads(read_text(path))
+        return tomllib.loads(read_text(path, MAX_SETTINGS_BYTES))
     except RecursionError:
         raise ValueError("nested too deeply") from None

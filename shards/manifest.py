@@ -6,7 +6,6 @@ to the file is detected. Every field is described in `docs/FORMAT.md`.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Self, cast
 
 from im2sp.shards.errors import ShardError
-from im2sp.shards.files import atomic_file, is_plain_name, read_regular
+from im2sp.shards.files import atomic_file, is_plain_name, parse_json, read_regular
 from im2sp.shards.layouts.shard_info import (
     Layout,
     ShardInfo,
@@ -199,8 +198,8 @@ class Manifest:
     def from_bytes(cls, data: bytes) -> Self:
         """Read the bytes of a `dataset.json`; see `read`."""
         try:
-            content: Any = json.loads(data, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
+            content: Any = parse_json(data, _refuse_constant)
+        except ValueError as error:
             raise ShardError(f"{MANIFEST_NAME}: not JSON ({error}); {ADVICE}") from None
         if not isinstance(content, dict) or cast(Any, content).get("format") != FORMAT_NAME:
             raise ShardError(

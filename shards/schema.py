@@ -16,12 +16,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from im2sp.shards.coding import Columns, HuffmanCodec, PackedCodec, make_codecs
-from im2sp.shards.columns.arrays import array_of
+from im2sp.shards.columns.arrays import array_of, check_items
 from im2sp.shards.columns.codecs import TABLES, Tables, check_params, choose, make
 from im2sp.shards.columns.own import OWN_TYPES, checked_value
 from im2sp.shards.columns.stored import StoredUnits
 from im2sp.shards.columns.units import UnitColumn, column_of_json, column_to_json
 from im2sp.shards.errors import ShardError
+from im2sp.shards.files import parse_json
 
 FORMAT_VERSIONS = (1, 2)
 MAX_BATCH_ROWS = 256
@@ -232,7 +233,10 @@ class Schema:
             return None
         kind = self._types[name]
         if not isinstance(kind, UnitColumn):
-            return checked_value(kind, value)
+            checked = checked_value(kind, value)
+            if isinstance(checked, list):
+                check_items(len(cast(list[str], checked)))
+            return checked
         stored = self.units[name]
         if not kind.many:
             return stored.encode(value)
@@ -244,6 +248,7 @@ class Schema:
                 coded.append(stored.encode(array))
             except ShardError as error:
                 raise ShardError(f"array {number}: {error}") from None
+        check_items(len(coded))
         return coded
 
     def decode_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -346,8 +351,8 @@ def schema_of_arrow(arrow: pa.Schema) -> Schema:
 def note_of_arrow(arrow: pa.Schema) -> Any:
     """Parsed JSON note from the metadata of an Arrow schema, None if there is none."""
     try:
-        return json.loads((arrow.metadata or {}).get(METADATA_KEY, b""))
-    except (ValueError, RecursionError):
+        return parse_json((arrow.metadata or {}).get(METADATA_KEY, b""))
+    except ValueError:
         return None
 
 
@@ -385,7 +390,10 @@ def batch_of_rows(rows: Sequence[Mapping[str, Any]], arrow: pa.Schema) -> pa.Rec
 
 def compact_json(content: object) -> str:
     """Canonical JSON: no blanks, sorted keys."""
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    try:
+        return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except RecursionError:
+        raise ShardError("JSON nested too deeply") from None
 
 
 ARROW_SCHEMA = Schema(1, DEFAULT_COLUMNS).arrow

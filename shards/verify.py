@@ -13,7 +13,7 @@ from pyarrow import ipc
 from im2sp.shards.codebook import CODEBOOK_NAME, codebook_name, read_tensors
 from im2sp.shards.columns.units import UnitColumn
 from im2sp.shards.errors import ShardError
-from im2sp.shards.files import TMP_SUFFIX, parse_json, read_regular
+from im2sp.shards.files import TMP_SUFFIX, lines_of, open_regular, parse_json
 from im2sp.shards.layouts.arrow import arrow_errors
 from im2sp.shards.layouts.batch import Batch
 from im2sp.shards.layouts.shard_info import ShardInfo
@@ -157,24 +157,28 @@ class _Check:
         manifest = self._manifest
         if manifest.rejects_sha256 is None and not manifest.num_rejects:
             return
+        digest, number = hashlib.sha256(), 0
+        first_bad = num_bad = 0
         try:
-            data = read_regular(self._dir / REJECTS_NAME)
+            with open_regular(self._dir / REJECTS_NAME) as file:
+                for number, line in enumerate(lines_of(file), 1):
+                    digest.update(line)
+                    try:
+                        parse_json(line)
+                    except ValueError:
+                        first_bad, num_bad = first_bad or number, num_bad + 1
         except OSError as error:
             problem = "missing" if isinstance(error, FileNotFoundError) else str(error.strerror)
             self._add(REJECTS_NAME, "", problem, f"{manifest.num_rejects} lines")
             return
-        found = hashlib.sha256(data).hexdigest()
+        found = digest.hexdigest()
         if manifest.rejects_sha256 not in (None, found):
             self._add(REJECTS_NAME, "", f"sha256 {found}", f"{manifest.rejects_sha256}")
-        num_lines = 0
-        for number, line in enumerate(data.splitlines(), 1):
-            num_lines += 1
-            try:
-                parse_json(line)
-            except ValueError:
-                self._add(REJECTS_NAME, f"line {number}", "not JSON", "one JSON object a line")
-        if num_lines != manifest.num_rejects:
-            self._add(REJECTS_NAME, "", f"{num_lines} lines", f"{manifest.num_rejects}")
+        if num_bad:
+            more = f", nor are {num_bad - 1} other lines" if num_bad > 1 else ""
+            self._add(REJECTS_NAME, f"line {first_bad}", f"not JSON{more}", "one object a line")
+        if number != manifest.num_rejects:
+            self._add(REJECTS_NAME, "", f"{number} lines", f"{manifest.num_rejects}")
 
     def stale_files(self) -> None:
         """Report temporary files of a killed run as notes."""

@@ -109,7 +109,7 @@ def read_rows(paths: Sequence[Path], data: str | None) -> list[Row]:
             )
         for file in files:
             try:
-                content = json.loads(file.read_text("utf-8"))
+                content = read_json(file)
                 if content.get("form") == SCORES_FORM:
                     rows += rows_of_opinions(content, data or "-")
                 else:

@@ -17,7 +17,7 @@ import tyro
 
 from im2sp.shards import MANIFEST_NAME, ShardDataset
 from im2sp.shards.command_line import run_command
-from im2sp.shards.files import atomic_file
+from im2sp.shards.files import atomic_file, read_text
 from im2sp.trainer.text import fit_text_model
 
 
@@ -37,7 +37,7 @@ def read_captions(source: Path, split: str | None) -> Iterator[str]:
     if split is not None:
         raise ValueError(f"{source}: a text file has no splits; leave out --split")
     try:
-        text = source.read_text("utf-8")
+        text = read_text(source)
     except UnicodeDecodeError as error:
         raise ValueError(f"{source}: not UTF-8 text ({error.reason} at {error.start})") from None
     yield from (line.strip() for line in text.splitlines() if line.strip())

@@ -31,7 +31,7 @@ from im2sp.pipeline.sources.items import read_json_list
 from im2sp.pipeline.speech_tokenizer.tokenizer import load_speech_tokenizer
 from im2sp.shards import MANIFEST_NAME
 from im2sp.shards.command_line import run_command
-from im2sp.shards.files import atomic_file
+from im2sp.shards.files import atomic_file, read_text
 from im2sp.tools.engines.flite import RATE_HZ, VOICES, FliteError, find_flite, speak
 
 AUDIO_NAME = ".spoken"
@@ -180,7 +180,7 @@ def _check_record(lines: Sequence[Line], folder: Path) -> None:
     record = json.dumps({"num_captions": len(lines), "sha256": digest.hexdigest()}) + "\n"
     path = folder / RECORD_NAME
     if path.exists():
-        if path.read_text("utf-8") != record:
+        if read_text(path) != record:
             raise ValueError(
                 f"{folder}: contains other captions or voices; give another folder, or remove it"
             )

@@ -24,7 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from im2sp.shards.files import atomic_dir, read_json, remove_leftovers, temporary_path
+from im2sp.shards.files import (
+    MAX_SETTINGS_BYTES,
+    atomic_dir,
+    read_json,
+    remove_leftovers,
+    temporary_path,
+)
 
 MODEL_NAME = "model.safetensors"
 TRAINED_NAME = "trained.safetensors"
@@ -117,7 +123,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     place = path / STATE_NAME
     try:
-        content = read_json(place)
+        content = read_json(place, MAX_SETTINGS_BYTES)
     except OSError as error:
         raise CheckpointError(f"{place}: {error.strerror}") from None
     except ValueError as error:

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from im2sp.shards.files import atomic_file
+from im2sp.shards.files import atomic_file, parse_json
 from im2sp.trainer.model_config import ModelConfig
 
 SIDE = 7
@@ -69,7 +69,7 @@ def read_header(path: Path) -> dict[str, Any]:
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+            header = parse_json((file.metadata() or {}).get(METADATA_KEY, "{}"))
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path}: cannot be read: {error}; write it again") from None
     if header.get("form") != FORM:

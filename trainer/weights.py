@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from im2sp.shards.files import atomic_file, parse_json, read_json
+from im2sp.shards.files import MAX_SETTINGS_BYTES, atomic_file, parse_json, read_json
 from im2sp.shards.weights import describe, read_weights
 from im2sp.shards.weights.hub import CONFIG_FILE, find_model
 from im2sp.shards.weights.pickles import WeightsError
@@ -376,7 +376,7 @@ def _git_config(path: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        settings = read_json(file)
+        settings = read_json(file, MAX_SETTINGS_BYTES)
     except ValueError as error:
         raise WeightsError(f"{file}: not JSON ({error})") from None
     fixed = {

@@ -5,7 +5,6 @@ values holds the content itself. It is not read when the table is listed: a row 
 its value, in Arrow files the bytes' offset.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from im2sp.pipeline.decoding.media import ByteRange, Cell, Location, SourceError
+from im2sp.shards.files import open_regular, parse_json
+from im2sp.shards.layouts.arrow import is_compressed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +59,7 @@ class ColumnarTable:
     def features(self) -> dict[str, str]:
         """Columns by the field, `image` or `audio`, that the datasets library records for them."""
         try:
-            stored = json.loads((self.schema.metadata or {})[b"huggingface"])
+            stored = parse_json((self.schema.metadata or {})[b"huggingface"])
             kinds = {name: one.get("_type") for name, one in stored["info"]["features"].items()}
         except (KeyError, ValueError, TypeError, AttributeError):
             return {}
@@ -86,6 +87,7 @@ class ParquetTable(ColumnarTable):
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        open_regular(path).close()
         self._file = pq.ParquetFile(path, pre_buffer=False, buffer_size=2**16)
         self.schema = self._file.schema_arrow
 
@@ -151,26 +153,23 @@ class ArrowTable(ColumnarTable):
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        open_regular(path).close()
         self._file: Any = pa.memory_map(str(path))
         self._bytes: Any = self._file.read_buffer()
+        # The file format is a stream between a magic number and a footer.
         is_file = self._bytes.slice(0, 6).to_pybytes() == b"ARROW1"
-        self._reader: Any = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(self._bytes)
-        self.schema = self._reader.schema
+        self._stream: Any = self._bytes.slice(8) if is_file else self._bytes
+        with pa.ipc.open_stream(self._stream) as reader:
+            self.schema = reader.schema
 
     def __exit__(self, *exception: object) -> None:
-        self._reader = self._bytes = None
+        self._stream = self._bytes = None
         self._file.close()
 
     def entries(self, columns: list[str], num_rows: int | None = None) -> Iterator[dict[str, Any]]:
         """Yield the values of some columns in each row; content has its offset in the file."""
-        is_file = isinstance(self._reader, pa.ipc.RecordBatchFileReader)
-        batches = self._reader
-        if is_file:
-            batches = map(self._reader.get_batch, range(self._reader.num_record_batches))
-        else:
-            batches = pa.ipc.open_stream(self._bytes)
         row = 0
-        for batch in batches:
+        for batch in self._batches():
             held = [name for name in columns if self.is_content(name)]
             others = [name for name in columns if name not in held]
             values = batch.select(others).to_pylist() if others else [{} for _ in range(len(batch))]
@@ -180,6 +179,21 @@ class ArrowTable(ColumnarTable):
                 row += 1
                 if row == num_rows:
                     return
+
+    def _batches(self) -> Iterator[Any]:
+        """Yield the record batches; a compressed one is refused before it is read."""
+        messages: Any = pa.ipc.MessageReader.open_stream(self._stream)
+        with pa.ipc.open_stream(self._stream) as reader:
+            for message in messages:
+                if message.type != "schema" and is_compressed(message):
+                    raise SourceError(
+                        f"{self._path}: its record batches are compressed, so that no value can be "
+                        "read in place; write it without compression, or as Parquet"
+                    )
+                if message.type == "record batch":
+                    batch = reader.read_next_batch()
+                    batch.validate(full=True)
+                    yield batch
 
     def _contents(self, column: str, array: Any) -> Iterator[Content | str]:
         """Yield the content in each row of a column, or the path in a row without content."""
@@ -191,11 +205,6 @@ class ArrowTable(ColumnarTable):
         is_large = pa.types.is_large_binary(array.type)
         _, offsets, data = array.buffers()
         start = data.address - self._bytes.address if data is not None and data.size else 0
-        if not 0 <= start <= self._bytes.size:
-            raise SourceError(
-                f"{self._path}: its record batches are compressed, so that no value can be read in "
-                "place; write it without compression, or as Parquet"
-            )
         ends = np.frombuffer(offsets, np.int64 if is_large else np.int32)
         ends = ends[array.offset : array.offset + len(array) + 1].astype(int) + start
         for index, (path, is_empty) in enumerate(zip(paths, array.is_null(), strict=True)):

@@ -60,9 +60,12 @@ def tar_members(path: Path) -> Iterator[tuple[str, MemberPlace]]:
 
 
 def refuse_compressed(path: Path) -> None:
-    """Raise `SourceError` for a compressed file, in which no member can be read in place."""
-    with open_regular(path) as file:
-        head = file.read(6)
+    """Raise `SourceError` for an unreadable file, or a compressed one without places of members."""
+    try:
+        with open_regular(path) as file:
+            head = file.read(6)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror}") from None
     for magic, program in _COMPRESSIONS.items():
         if head.startswith(magic):
             plain = f"{path.name.split('.')[0]}-plain.tar"

@@ -3,7 +3,6 @@
 Members of a tar are read in place and never extracted.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -24,6 +23,7 @@ from im2sp.pipeline.sources.items import (
     printable_utf8,
 )
 from im2sp.pipeline.sources.pairs import Found, items_of_found
+from im2sp.shards.files import parse_json
 from im2sp.shards.stores import (
     StoredFile,
     StoreError,
@@ -218,7 +218,7 @@ def _files_of_state(folder: str, state: str) -> list[str]:
     path = f"{folder.rstrip('/')}/{state}"
     try:
         content = read_bytes(Url(url=path) if is_url(path) else Path(path), MAX_CAPTION_BYTES)
-        listed = json.loads(content)["_data_files"]
+        listed = parse_json(content)["_data_files"]
         return [os.path.join(os.path.dirname(state), one["filename"]) for one in listed]
     except (ValueError, KeyError, TypeError):
         return []

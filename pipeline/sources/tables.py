@@ -27,7 +27,7 @@ from im2sp.pipeline.sources.rows import (
     check_some_audio,
     items_of_rows,
 )
-from im2sp.shards.files import open_regular, parse_json
+from im2sp.shards.files import lines_of, open_regular, parse_json
 
 FIELDS: dict[str, tuple[str, ...]] = {
     "key": ("key",),
@@ -181,13 +181,12 @@ def list_table(
 def _read_jsonl(path: Path, columns: _Columns) -> Iterator[Row]:
     """Read one JSON object per line; blank lines are skipped."""
     with open_regular(path) as file:
-        for number, line in enumerate(file, start=1):
-            text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if not text.strip():
+        for number, line in enumerate(lines_of(file), start=1):
+            if not line.strip():
                 continue
             where = f"line {number}"
             try:
-                entry = parse_json(text)
+                entry = parse_json(line)
             except ValueError as error:
                 yield Row(where=where, error=f"not JSON: {error}")
                 continue
@@ -201,7 +200,7 @@ def _read_jsonl(path: Path, columns: _Columns) -> Iterator[Row]:
 def _read_csv(path: Path, columns: _Columns) -> Iterator[Row]:
     """Read a header line and comma-separated rows, UTF-8; quoted fields may hold line breaks."""
     with TextIOWrapper(open_regular(path), "utf-8-sig", "surrogateescape", "") as file:
-        records = _csv_records(file)
+        records = _csv_records(lines_of(file))
         _, header = next(records, (1, []))
         if isinstance(header, str):
             raise SourceError(f"{path}: not CSV ({header}); {_EXPECTED}")

@@ -26,7 +26,7 @@ from im2sp.pipeline.tensors import (
     read_weights,
     tensors_fingerprint,
 )
-from im2sp.shards.files import parse_json, read_json
+from im2sp.shards.files import MAX_SETTINGS_BYTES, parse_json, read_json
 from im2sp.shards.weights.hub import CONFIG_FILE, find_weights
 from im2sp.shards.weights.pickles import WeightsError
 
@@ -172,7 +172,7 @@ def _config_settings(path: Path) -> VocoderSettings:
             " same folder"
         )
     try:
-        config = read_json(config_path)
+        config = read_json(config_path, MAX_SETTINGS_BYTES)
     except ValueError as error:
         raise WeightsError(f"{config_path}: not JSON: {error}") from None
     if not isinstance(config, dict):

@@ -7,7 +7,7 @@ in the manifest, and list it in `CODECS`. Readers refuse unknown codec names.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -259,8 +259,10 @@ def _make_codec(column: str, params: Mapping[str, Any]) -> PackedCodec | VarintC
     unknown = set(rest) - {field.name for field in fields(codec_class)}
     if unknown:
         raise ShardError(f"column {column}: codec {name} has no parameter {sorted(unknown)}")
-    if isinstance(rest.get("shape"), list):
-        rest["shape"] = tuple(rest["shape"])
+    if "shape" in rest:
+        if not isinstance(rest["shape"], list):
+            raise ShardError(f"column {column}: shape is {rest['shape']!r}, expected a list")
+        rest["shape"] = tuple(cast(list[int], rest["shape"]))
     try:
         if name == "packed" and "bits" in rest:
             check_int("bits", rest["bits"], 1, 16)

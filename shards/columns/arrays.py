@@ -14,9 +14,17 @@ from numpy.typing import NDArray
 
 from im2sp.shards.errors import ShardError
 
+MAX_ITEMS = 65_536
+"""Most values of a list: utterances or captions of a sample."""
 _NO_OFFSETS = np.zeros(1, np.int32)
 _NO_BYTES = np.zeros(0, np.uint8)
 _DTYPES: dict[str, Any] = {"bool": np.bool_, "int64": np.int64, "double": np.float64}
+
+
+def check_items(num: int) -> None:
+    """Refuse lists whose values take much more memory than their bytes, if these are short."""
+    if num > MAX_ITEMS:
+        raise ShardError(f"a list of {num} values, expected at most {MAX_ITEMS}")
 
 
 def array_of(values: list[Any], type_: pa.DataType) -> pa.Array:
@@ -114,6 +122,7 @@ def view_of(array: pa.Array) -> View:
     if array.values.null_count or array.values.offset:
         raise ShardError("nulls inside a list")
     offsets = _numbers(buffers[1], np.int32, num + 1)
+    check_items(int(np.diff(offsets).max(initial=0)))
     return Lists(offsets, _values(len(array.values), buffers[3], buffers[4], None), valid)
 
 

@@ -72,18 +72,28 @@ def _batch_of_message(message: ipc.Message, schema: pa.Schema) -> pa.RecordBatch
     """
     if message.type != "record batch":
         raise ShardError(f"an Arrow {message.type}, expected a record batch")
-    if _is_compressed(message.metadata.to_pybytes()):
+    if is_compressed(message):
         raise ShardError("a compressed Arrow record batch; the format has uncompressed ones only")
     batch = ipc.read_record_batch(message, schema)
     batch.validate(full=True)
     return batch
 
 
-def _is_compressed(metadata: bytes) -> bool:
-    """True if a verified flatbuffer `Message` with a `RecordBatch` has the field `compression`."""
-    header = _field(metadata, struct.unpack_from("<I", metadata)[0], 2)
-    batch = header + struct.unpack_from("<I", metadata, header)[0]
+def is_compressed(message: ipc.Message) -> bool:
+    """True if the body of a record batch or dictionary is compressed, which Arrow expands unasked.
+
+    Arrow has verified the metadata, a flatbuffer: a `Message` whose field 2 is a `RecordBatch`, or
+    a `DictionaryBatch` whose field 1 is one. Field 3 of a `RecordBatch` is the compression.
+    """
+    metadata = message.metadata.to_pybytes()
+    batch = _table(metadata, _field(metadata, _table(metadata, 0), 2))
+    if message.type == "dictionary":
+        batch = _table(metadata, _field(metadata, batch, 1))
     return _field(metadata, batch, 3) != batch or b"ARROW:experimental_compression" in metadata
+
+
+def _table(metadata: bytes, place: int) -> int:
+    return place + struct.unpack_from("<I", metadata, place)[0]
 
 
 def _field(metadata: bytes, table: int, number: int) -> int:

@@ -12,6 +12,7 @@ bytes, and one for everything else, sorted by name:
     000000042.speech_units   all utterances' coded units, concatenated
 """
 
+import re
 import tarfile
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from typing import Any, cast
 import pyarrow as pa
 from pyarrow import ipc
 
+from im2sp.shards.columns.arrays import check_items
 from im2sp.shards.columns.own import checked_value
 from im2sp.shards.columns.units import UnitColumn
 from im2sp.shards.errors import ShardError, memory_limit
@@ -40,6 +42,7 @@ from im2sp.shards.schema import (
 )
 
 BLOCK = 512
+_STEM = re.compile(r"[0-9]{9,}")
 
 
 @contextmanager
@@ -97,6 +100,8 @@ def read_plain(data: pa.Buffer, schema: Schema) -> pa.RecordBatch:
         if members and member_stem != stem:
             rows.append(row_of_members(stem, members, schema))
             members = {}
+        if member in members or not _STEM.fullmatch(member_stem):
+            raise ShardError(f"tar member {name!r}: expected each NNNNNNNNN.COLUMN once")
         stem = member_stem
         members[member] = content
     rows.append(row_of_members(stem, members, schema))
@@ -240,6 +245,7 @@ def _cut(stem: str, name: str, data: bytes, sizes: object) -> list[bytes]:
     numbers = cast(list[Any], sizes) if isinstance(sizes, list) else [-1]
     if not all(type(n) is int and n >= 0 for n in numbers) or sum(numbers) != len(data):
         raise ShardError(f"sample {stem}: {name}_sizes do not add up to the member's {len(data)}")
+    check_items(len(numbers))
     return [data[start:end] for start, end in pairwise(accumulate(numbers, initial=0))]
 
 
@@ -289,7 +295,7 @@ def list_members(data: pa.Buffer) -> list[Member]:
         position += BLOCK
         member = Member(name=header.name, offset=position, size_bytes=header.size)
         position += member.padded_size_bytes
-        if not header.isreg() or header.size < 0 or position > len(raw):
+        if header.type != tarfile.REGTYPE or header.size < 0 or position > len(raw):
             raise ShardError(f"tar member {header.name!r}: not a plain file, or truncated")
         members.append(member)
     return members

@@ -28,15 +28,15 @@ def compression_of(head: bytes) -> str | None:
     return next((kind for start, kind in _HEADS.items() if head.startswith(start)), None)
 
 
-def decompress(path: Path, kind: str) -> bytes:
+def decompress(path: Path, kind: str, bytes_a_byte: int = BYTES_A_BYTE) -> bytes:
     """Content of a compressed file.
 
     Raises:
-        ValueError: It is damaged or cut, or has more than `BASE_BYTES` and `BYTES_A_BYTE` times the
+        ValueError: It is damaged or cut, or has more than `BASE_BYTES` and `bytes_a_byte` times the
             size of the file.
     """
     data = read_regular(path)
-    limit = BASE_BYTES + BYTES_A_BYTE * len(data)
+    limit = BASE_BYTES + bytes_a_byte * len(data)
     try:
         if kind in ("zlib", "gzip"):
             inflater = zlib.decompressobj(_ZLIB_OR_GZIP)

@@ -14,7 +14,7 @@ from typing import Any
 
 from im2sp.shards.columns.units import UnitColumn
 from im2sp.shards.errors import counted
-from im2sp.shards.files import atomic_file
+from im2sp.shards.files import atomic_file, read_regular
 from im2sp.shards.manifest import Manifest
 
 CARD_NAME = "README.md"
@@ -40,11 +40,9 @@ def write_card(dataset_dir: Path, manifest: Manifest) -> bool:
 
 def _is_own(path: Path) -> bool:
     """True if im2sp wrote the file and nobody has edited it."""
-    if not path.is_file():
-        return False
     try:
-        text = path.read_bytes().decode()
-    except UnicodeDecodeError:
+        text = read_regular(path).decode()
+    except (OSError, UnicodeDecodeError):
         return False
     found = _MARK.search(text)
     return found is not None and _sealed(text.replace(found[1], _ZEROS, 1)) == text

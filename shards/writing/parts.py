@@ -21,7 +21,7 @@ from typing import Any
 
 from im2sp.shards.codebook import CODEBOOK_NAME
 from im2sp.shards.errors import ShardError, counted
-from im2sp.shards.files import atomic_file
+from im2sp.shards.files import atomic_file, read_json
 from im2sp.shards.layouts.shard_info import BatchInfo, Layout, ShardInfo
 from im2sp.shards.manifest import (
     MANIFEST_NAME,
@@ -81,7 +81,7 @@ def read_part(path: Path) -> Part:
         ShardError: It is damaged.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         shards: list[ShardInfo] = []
         for shard in content.pop("shards"):
             shard["batches"] = tuple(BatchInfo(**batch) for batch in shard["batches"])

@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from im2sp.shards import ShardError, verify_dataset
 from im2sp.shards.files import (
     atomic_dir,
     atomic_file,
+    lines_of,
     open_regular,
     output_lock,
+    parse_json,
     read_json,
     read_regular,
     read_text,
@@ -137,8 +140,34 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "file")
     (tmp_path / "file").write_bytes(b"12345")
     assert read_regular(tmp_path / "link", max_bytes=5) == b"12345"
-    with pytest.raises(OSError, match="larger than 4 bytes"):
+    with pytest.raises(OSError, match="5 bytes, expected at most 4"):
         read_regular(tmp_path / "file", max_bytes=4)
+
+
+def test_sparse_files_and_endless_lines_take_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "sparse"
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)
+    tracemalloc.start()
+    for read in (read_regular, read_text, read_json):
+        with pytest.raises(OSError, match="1,099,511,627,776 bytes, expected at most 1,073,741,82"):
+            read(path)
+    with pytest.raises(OSError, match="bytes, expected at most 4,000,000"):
+        read_toml(path)
+    with open_regular(path) as file, pytest.raises(OSError, match="a line of more than 16,777,216"):
+        list(lines_of(file))
+    assert tracemalloc.get_traced_memory()[1] < 64_000_000
+    tracemalloc.stop()
+    path.write_bytes(b"a\nb\r\nc")
+    with open(path, newline="") as file:
+        assert list(lines_of(file)) == ["a\n", "b\r\n", "c"]
+
+
+def test_json_of_many_empty_lists(tmp_path: Path) -> None:
+    for text in ("[" + "[]," * 3_000_000 + "0]", b"[" + b"{}," * 3_000_000 + b"0]"):
+        with pytest.raises(ValueError, match="3,000,00. lists and objects in 9,00"):
+            parse_json(text)
+    assert parse_json("\ufeff[[]]") == [[]]
 
 
 def test_a_byte_order_mark_is_skipped_and_deep_nesting_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from im2sp.shards.files import atomic_file
+from im2sp.shards.files import atomic_file, read_json
 from im2sp.tools.engines.flite import RATE_HZ, VOICES, FliteError, Spoken, speak
 
 UNLABELLED = 255
@@ -70,7 +70,7 @@ def read_captions(path: Path, split: str) -> list[str]:
         ValueError: It is not such a file, or has no caption of this split.
     """
     try:
-        images = json.loads(path.read_bytes())["images"]
+        images = read_json(path)["images"]
         captions = [
             sentence["raw"]
             for image in images

@@ -9,7 +9,7 @@ from typing import Any
 
 from im2sp.shards import REJECTS_NAME, ShardDataset, ShardError
 from im2sp.shards.errors import counted
-from im2sp.shards.files import parse_json
+from im2sp.shards.files import lines_of, open_regular, parse_json
 from im2sp.tools.inspection.measure import measure
 from im2sp.tools.inspection.sizes import codebook_bytes, part_bytes, total_bytes
 
@@ -67,8 +67,8 @@ def _reasons(dataset_dir: Path) -> list[dict[str, Any]]:
     kinds: Counter[str] = Counter()
     examples: dict[str, dict[str, str]] = {}
     try:
-        with open(path, encoding="utf-8") as file:
-            for line in file:
+        with open_regular(path) as file:
+            for line in lines_of(file):
                 row = parse_json(line)
                 reason, name = str(row["reason"]), str(row["file"])
                 kind = re.sub(r"\d[\d,.]*(?<![,.])", "N", reason)

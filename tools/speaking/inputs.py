@@ -12,7 +12,7 @@ from im2sp.pipeline.sources import list_source
 from im2sp.pipeline.sources.items import SourceItem, assign_keys, clean_key, strip_suffix
 from im2sp.pipeline.sources.tables import TABLE_READERS
 from im2sp.shards import MANIFEST_NAME, ShardDataset
-from im2sp.shards.files import open_regular, parse_json
+from im2sp.shards.files import lines_of, open_regular, parse_json
 
 Reject = dict[str, str]
 _SOURCE_SUFFIXES = (".tar", ".json", *TABLE_READERS)
@@ -130,7 +130,8 @@ def read_units(path: Path, split: str | None, limit: int | None) -> Units:
 
 def _array(path: Path) -> list[int]:
     try:
-        found = np.load(path)
+        open_regular(path).close()
+        found = np.load(path, mmap_mode="r")
     except (ValueError, EOFError) as error:
         raise ValueError(f"--units {path}: not a .npy file of numbers ({error})") from None
     if not isinstance(found, np.ndarray) or found.ndim != 1 or found.dtype.kind not in "iu":
@@ -145,7 +146,7 @@ def _listed_units(path: Path, limit: int | None) -> Units:
     rejects: list[Reject] = []
     seen: set[str] = set()
     with open_regular(path) as file:
-        for number, line in enumerate(itertools.islice(file, limit), 1):
+        for number, line in enumerate(itertools.islice(lines_of(file), limit), 1):
             if not line.strip():
                 continue
             try:

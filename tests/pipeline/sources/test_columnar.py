@@ -165,11 +165,17 @@ def test_damage_is_named(tmp_path):
         list_source(path)
 
 
-def test_compressed_arrow_files_are_refused(tmp_path):
-    columns = {"image": struct_of(*[bytes(1000)] * 4)}
-    path = write_arrow(tmp_path / "t.arrow", columns, compression="zstd")
+@pytest.mark.parametrize("is_file", [False, True])
+def test_compressed_arrow_files_are_refused_before_they_are_expanded(tmp_path, is_file):
+    table = pa.table({"image": struct_of(*[bytes(1000)] * 4), "caption": ["a" * (1 << 24)] * 4})
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    path, new = tmp_path / "t.arrow", pa.ipc.new_file if is_file else pa.ipc.new_stream
+    with new(path, table.schema, options=options) as writer:
+        writer.write_table(table)
+    before = pa.default_memory_pool().max_memory()
     with pytest.raises(SourceError, match=r"t\.arrow: its record batches are compressed"):
         list_source(path)
+    assert pa.default_memory_pool().max_memory() == before
 
 
 def test_the_file_format_of_arrow(tmp_path):
@@ -229,3 +235,27 @@ def test_folders_of_the_datasets_library(tmp_path):
 )
 def test_splits_by_the_names_of_files(tmp_path, name, split):
     assert split_of_file(tmp_path / name) == split
+
+
+def test_arrow_files_that_are_not_sound(tmp_path):
+    """Offsets that point outside the file; Arrow does not check them when it reads."""
+    path = write_arrow(tmp_path / "t.arrow", {"caption": pa.array(["one", "two"])})
+    data = path.read_bytes()
+    offsets = np.array([0, 3, 6], np.int32).tobytes()
+    assert data.count(offsets) == 1
+    for wrong in ([0, 1 << 30, 6], [0, -5, 6], [1 << 20, 1 << 20, 1 << 20]):
+        path.write_bytes(data.replace(offsets, np.array(wrong, np.int32).tobytes()))
+        with pytest.raises(SourceError, match=r"t\.arrow: .*(not a|damaged)"):
+            list_source(path)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".jsonl", ".csv", ".json", ".tar"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_source_that_is_no_file(tmp_path, suffix, kind):
+    path = tmp_path / f"x{suffix}"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(SourceError, match=rf"x{suffix}: "):
+        list_source(path)

@@ -2,10 +2,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from im2sp.shards import DEFAULT_COLUMNS, ShardDataset, ShardError, expand_members, verify_dataset
-from support.crafted import craft_plain, plain_json, signed
+from im2sp.shards import (
+    DEFAULT_COLUMNS,
+    Sample,
+    ShardDataset,
+    ShardError,
+    encode_batch,
+    expand_members,
+    verify_dataset,
+)
+from support.crafted import PLAIN, craft, craft_plain, plain_json, signed, tar_of
 
 
 def check_refused(folder: Path, message: str) -> None:
@@ -69,3 +78,38 @@ def test_names_of_shards_that_no_file_can_have(tmp_path: Path) -> None:
         content["shards"][0]["file"] = name
         (tmp_path / "dataset.json").write_bytes(signed(content))
         check_refused(tmp_path, "shard file: .* expected a plain file name")
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [("000000000.json", plain_json(0)), ("000000000.json", plain_json(1))],
+        [(name, bytes(1274)) for name in ("000000000.image_units",) * 2],
+        [(".json", plain_json(0))],
+        [("a.json", plain_json(0))],
+    ],
+    ids=str,
+)
+def test_members_that_occur_twice_or_have_other_names(tmp_path: Path, members: Any) -> None:
+    craft_plain(tmp_path, members, 1)
+    check_refused(tmp_path, r"tar member .*: expected each NNNNNNNNN\.COLUMN once")
+
+
+@pytest.mark.parametrize("kind", [b"S", b"7", b"\0", b"1", b"2", b"3", b"6", b"x", b"L"])
+def test_other_kinds_of_members(tmp_path: Path, kind: bytes) -> None:
+    data = bytearray(tar_of([("000000000.json", plain_json(0))]))
+    data[156:157] = kind
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    craft(tmp_path, bytes(data) + bytes(1024), [(0, len(data), 1)], layout=PLAIN)
+    check_refused(tmp_path, "tar member '000000000.json': not a plain file, or truncated")
+
+
+def test_lists_of_many_empty_values(tmp_path: Path) -> None:
+    for changes in ({"speech_units_sizes": [0] * 65_537}, {"captions": [""] * 65_537}):
+        craft_plain(tmp_path, [("000000000.json", plain_json(0, **changes))], 1)
+        check_refused(tmp_path, "a list of 65537 values, expected at most 65536")
+    with pytest.raises(ShardError, match="a list of 65537 values"):
+        encode_batch([Sample(key="a", captions=[""] * 65_537)])
+    with pytest.raises(ShardError, match="a list of 65537 values"):
+        encode_batch([Sample(key="a", speech_units=[np.zeros(0, np.uint16)] * 65_537)])
