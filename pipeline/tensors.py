@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from im2sp.shards import weights as weight_files
-from im2sp.shards.weights import describe, named_arrays
+from im2sp.shards.weights import describe
 from im2sp.shards.weights.pickles import WeightsError
 from im2sp.shards.weights.rebuild import BFLOAT16
 
@@ -30,7 +30,6 @@ __all__ = [
     "describe",
     "finite_float32",
     "float32_products",
-    "named_tensors",
     "read_weights",
     "state_fingerprint",
     "tensors_fingerprint",
@@ -80,13 +79,9 @@ def float32_products(precision: str, device: torch.device) -> Generator[None]:
 class Weights(weight_files.Weights):
     """Content of a weights file, with tensors."""
 
-    def tensors(self) -> dict[str, Tensor]:
-        """See `weight_files.named_arrays`.
-
-        Raises:
-            WeightsError: Modules are nested endlessly.
-        """
-        return {name: as_tensor(array) for name, array in self.arrays().items()}
+    def tensors(self, content: Any = None) -> dict[str, Tensor]:
+        """See `weight_files.Weights.arrays`."""
+        return {name: as_tensor(array) for name, array in self.arrays(content).items()}
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
@@ -108,11 +103,6 @@ def read_weights(path: str | Path) -> Weights:
             other than data.
     """
     return Weights(**vars(weight_files.read_weights(path)))
-
-
-def named_tensors(content: Any) -> dict[str, Tensor]:
-    """Return the tensors in a file's content; see `weight_files.named_arrays`."""
-    return {name: as_tensor(array) for name, array in named_arrays(content).items()}
 
 
 def checked_tensor(

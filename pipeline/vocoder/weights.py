@@ -22,7 +22,6 @@ from im2sp.pipeline.tensors import (
     Weights,
     checked_tensor,
     describe,
-    named_tensors,
     read_weights,
     tensors_fingerprint,
 )
@@ -154,7 +153,7 @@ def _generator_tensors(weights: Weights) -> dict[str, Tensor]:
     content = weights.content
     if isinstance(content, dict) and "generator" in content:
         content = content["generator"]
-    tensors = named_tensors(content)
+    tensors = weights.tensors(content)
     if not any(name.startswith("conv_pre.") for name in tensors):
         raise WeightsError(
             f"{weights.path}: holds {describe(weights.content)}, expected the generator of a unit"

@@ -14,6 +14,7 @@ that all packages can use it; callers convert the arrays to torch tensors.
 import io
 import json
 import mmap
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,15 +23,21 @@ from typing import Any
 
 import numpy as np
 
+from im2sp.shards.errors import memory_limit
+from im2sp.shards.files import open_regular
 from im2sp.shards.weights.compressed import compression_of, decompress
-from im2sp.shards.weights.pickles import Record, RefusedGlobalError, WeightsError
+from im2sp.shards.weights.pickles import Budget, Record, RefusedGlobalError, WeightsError
 from im2sp.shards.weights.rebuild import BFLOAT16
 from im2sp.shards.weights.torch_files import TorchZip, read_pickles
 
 # First instructions of pickles that name no protocol: a global, a mark, a list, a dict.
 _OLD_PICKLE_STARTS = frozenset({b"c", b"(", b"]", b"}"})
 MAX_MODULE_DEPTH = 100
-MAX_TENSORS = 1_000_000
+MAX_TENSORS = 100_000
+# Parts of a checkpoint that hold its tensors.
+_PARTS = ("state_dict", "model", "module")
+# Memory of the header of safetensors per byte of it, while it is parsed.
+_HEADER_FACTOR = 24
 
 
 @dataclass(frozen=True)
@@ -46,14 +53,19 @@ class Weights:
     content: Any
     metadata: dict[str, str] = field(default_factory=dict)
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Named arrays of the content; see `named_arrays`.
+    def arrays(self, content: Any = None) -> dict[str, np.ndarray]:
+        """Named arrays of the content, or of a part of it; see `named_arrays`.
 
         Raises:
-            WeightsError: A module nested without end.
+            WeightsError: A module nested without end, or more numbers than `memory_limit` allows.
         """
         with _one_line_errors(self.path):
-            return named_arrays(self.content)
+            arrays = named_arrays(self.content if content is None else content)
+            # As float32, to which models convert them; several may share the file's numbers.
+            taken = sum(max(array.nbytes, 4 * array.size) for array in arrays.values())
+            if taken > memory_limit(self.path.stat().st_size):
+                raise ValueError(f"its {len(arrays)} tensors have {taken:,} bytes, shared in part")
+            return arrays
 
 
 def read_weights(path: str | Path) -> Weights:
@@ -64,27 +76,37 @@ def read_weights(path: str | Path) -> Weights:
             line.
     """
     path = Path(path)
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "nothing"
-        raise WeightsError(f"{path}: found {found} here, expected a weights file")
-    with _one_line_errors(path), path.open("rb") as file:
+    try:
+        file = open_regular(path)
+    except OSError as error:
+        found = str(error.strerror).partition(",")[0]
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            found = "found nothing"
+        raise WeightsError(f"{path}: {found} here, expected a weights file") from None
+    with _one_line_errors(path), file:
         head = file.read(16)
         header_bytes = int.from_bytes(head[:8], "little")
-        if head[8:9] == b"{" and header_bytes < path.stat().st_size:
+        file_bytes = os.fstat(file.fileno()).st_size
+        if head[8:9] == b"{" and header_bytes < file_bytes:
+            if header_bytes * _HEADER_FACTOR > memory_limit(file_bytes):
+                raise ValueError(f"a header of {header_bytes:,} bytes in {file_bytes:,} bytes")
             return _read_safetensors(path)
         if head.startswith(b"\x93NUMPY"):
             return Weights(path, "npy", np.load(path, mmap_mode="c", allow_pickle=False))
         if head.startswith(b"PK\x03\x04"):
-            return Weights(path, "torch zip", TorchZip(file, map_bytes(path)).load())
+            zipped = TorchZip(file, map_bytes(path))
+            return Weights(path, "torch zip", zipped.load(Budget(file_bytes)))
         if (compression := compression_of(head)) is not None:
             data = decompress(path, compression)
             if not data.startswith(b"\x80"):
                 raise ValueError(f"{compression} data without a pickle in them")
-            form, content = read_pickles(io.BytesIO(data), np.frombuffer(data, np.uint8))
+            budget = Budget(file_bytes, taken_bytes=len(data))
+            form, content = read_pickles(io.BytesIO(data), np.frombuffer(data, np.uint8), budget)
             return Weights(path, f"{form}, {compression}", content)
         if head.startswith(b"\x80") or head[:1] in _OLD_PICKLE_STARTS:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped_file:
-                return Weights(path, *read_pickles(mapped_file, map_bytes(path)))
+                budget = Budget(file_bytes)
+                return Weights(path, *read_pickles(mapped_file, map_bytes(path), budget))
         raise ValueError(f"not a weights file: it starts with {_describe_head(head)}")
 
 
@@ -159,24 +181,33 @@ def named_arrays(content: Any) -> dict[str, np.ndarray]:
     Raises:
         ValueError: A module nested without end.
     """
-    lone = _as_numbers(content)
-    if lone is not None:
-        return {"": lone}
+    for _ in range(MAX_MODULE_DEPTH):
+        parts = (content.get(key) for key in _PARTS) if isinstance(content, dict) else ()
+        part = next((part for part in parts if isinstance(part, dict | Record)), None)
+        if part is None:
+            break
+        content = part
+    else:
+        raise ValueError("its state is nested endlessly")
     if isinstance(content, Record):
         return module_arrays(content)
-    if not isinstance(content, dict):
-        return {}
-    for key in ("state_dict", "model", "module"):
-        if isinstance(content.get(key), dict | Record):
-            return named_arrays(content[key])
-    named = {name: _as_numbers(value) for name, value in content.items() if isinstance(name, str)}
-    return {name: array for name, array in named.items() if array is not None}
+    named = content if isinstance(content, dict) else {"": content}
+    converted: dict[int, np.ndarray | None] = {}
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in named.items():
+        if not isinstance(name, str) or not isinstance(value, np.ndarray):
+            continue
+        if id(value) not in converted:  # the same array may have several names
+            converted[id(value)] = _as_numbers(value)
+        if (array := converted[id(value)]) is not None:
+            arrays[name] = array
+    return arrays
 
 
-def _as_numbers(value: Any) -> np.ndarray | None:
+def _as_numbers(value: np.ndarray) -> np.ndarray | None:
     """The array in native byte order; None if torch lacks its type."""
-    if not isinstance(value, np.ndarray) or value.dtype == BFLOAT16:
-        return value if isinstance(value, np.ndarray) else None
+    if value.dtype == BFLOAT16:
+        return value
     if value.dtype.kind not in "fiub" or value.dtype.itemsize > 8:
         return None
     return value.astype(value.dtype.newbyteorder("="), copy=False)
@@ -185,21 +216,22 @@ def _as_numbers(value: Any) -> np.ndarray | None:
 def module_arrays(module: Record) -> dict[str, np.ndarray]:
     """Parameters and buffers of a pickled `nn.Module`, by dotted name."""
     arrays: dict[str, np.ndarray] = {}
-    waiting: list[tuple[str, Any, int]] = [("", module, 0)]
-    num_seen = 0
+    waiting: list[tuple[str, Record, int]] = [("", module, 0)]
+    num_seen = name_size = 0
     while waiting:
         prefix, current, depth = waiting.pop()
         num_seen += 1
-        if depth > MAX_MODULE_DEPTH or num_seen > MAX_TENSORS:
+        if depth > MAX_MODULE_DEPTH or max(num_seen, name_size // 64) > MAX_TENSORS:
             raise ValueError("its modules are nested too deeply or endlessly")
-        if not isinstance(current, Record):
-            continue
         for table in ("_parameters", "_buffers"):
             for name, value in _dict(current.state.get(table)).items():
-                if isinstance(value, np.ndarray):
-                    arrays[f"{prefix}{name}"] = value
+                if isinstance(name, str) and isinstance(value, np.ndarray):
+                    name_size += len(prefix) + len(name)
+                    arrays[prefix + name] = value
         for name, child in _dict(current.state.get("_modules")).items():
-            waiting.append((f"{prefix}{name}.", child, depth + 1))
+            if isinstance(name, str) and isinstance(child, Record):
+                name_size += len(prefix) + len(name)
+                waiting.append((f"{prefix}{name}.", child, depth + 1))
     return arrays
 
 
@@ -209,7 +241,10 @@ def _dict(value: Any) -> dict[Any, Any]:
 
 def describe(content: Any) -> str:
     """Short description of a file's content, for messages."""
-    tensors = named_arrays(content)
+    try:
+        tensors = named_arrays(content)
+    except ValueError as error:
+        return f"no tensors: {error}"
     if list(tensors) == [""]:
         return f"one tensor of shape {list(tensors[''].shape)}"
     if tensors:

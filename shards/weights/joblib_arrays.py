@@ -72,7 +72,7 @@ def _read_array(file: ReadableFile, file_bytes: int, state: Any) -> np.ndarray:
     if not isinstance(kind, NumpyType):
         raise ValueError("a joblib array of something other than numbers")
     if order not in ("C", "F"):
-        raise ValueError(f"a joblib array in an unknown order {str(order)[:20]!r}")
+        raise ValueError("a joblib array in an unknown order, expected C or F")
     shape = element_counts(state.get("shape", ()), "shape")
     if state.get("numpy_array_alignment_bytes") is not None:
         (padding_bytes,) = file.read(1)

@@ -144,12 +144,37 @@ def make_set(values: Any) -> set[Any]:
     return set(values)
 
 
+class Budget:
+    """Memory that the values of a file may take together.
+
+    Args:
+        file_bytes: Size of the file.
+        taken_bytes: Memory that is taken already.
+    """
+
+    def __init__(self, file_bytes: int, taken_bytes: int = 0) -> None:
+        self.limit_bytes = self.left_bytes = BASE_BYTES + BYTES_A_BYTE * file_bytes - taken_bytes
+
+    def charge(self, size_bytes: int) -> None:
+        """Count memory.
+
+        Raises:
+            ValueError: The values exceed the limit.
+        """
+        self.left_bytes -= size_bytes
+        if self.left_bytes < 0:
+            raise ValueError(
+                f"its values need more than {self.limit_bytes:,} bytes, the limit for a file of its"
+                " size"
+            )
+
+
 class InertUnpickler:
     """Stack machine; one instance reads one pickle.
 
     Args:
         file: Open at the start of the pickle; left right after its last byte.
-        file_bytes: Size of the whole file, which the limit of memory is a multiple of.
+        budget: Memory for the values of all pickles of the file.
         rebuilders: Dotted name of a global -> function that is called instead. A rebuilder
             checks its own arguments and raises ValueError.
         persistent_load: Resolves a persistent id; None refuses them.
@@ -160,7 +185,7 @@ class InertUnpickler:
     def __init__(
         self,
         file: ReadableFile,
-        file_bytes: int,
+        budget: Budget,
         rebuilders: Mapping[str, Rebuilder],
         persistent_load: Callable[[Any], Any] | None = None,
         state_setters: Mapping[type, Callable[[Any, Any], Any]] | None = None,
@@ -171,21 +196,7 @@ class InertUnpickler:
         self.state_setters = state_setters or {}
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-        self.limit_bytes = BASE_BYTES + BYTES_A_BYTE * file_bytes
-        self.left_bytes = self.limit_bytes
-
-    def charge(self, size_bytes: int) -> None:
-        """Count memory.
-
-        Raises:
-            ValueError: The values of the pickle exceed the limit.
-        """
-        self.left_bytes -= size_bytes
-        if self.left_bytes < 0:
-            raise ValueError(
-                f"its values need more than {self.limit_bytes:,} bytes, the limit for a file of its"
-                " size"
-            )
+        self.charge = budget.charge
 
     def load(self) -> Any:
         """Run the pickle and return its value.

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from im2sp.shards.weights.pickles import GlobalName, Rebuilder, make_set
+from im2sp.shards.weights.pickles import GlobalName, Rebuilder, check_key, make_set
 
 BFLOAT16 = np.dtype("V2")
 STORAGE_DTYPES = {
@@ -149,9 +149,15 @@ def _rebuild_from_type(function: Any, _kind: Any, arguments: Any, _state: Any) -
 
 
 def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
-    pairs = [tuple(pair) for pair in pairs]
-    make_set(key for key, _ in pairs)
-    return dict(pairs)
+    if isinstance(pairs, dict):
+        return dict(pairs)
+    found: dict[Any, Any] = {}
+    for pair in pairs:
+        if type(pair) not in (tuple, list) or len(pair) != 2:
+            raise TypeError("a dictionary of something other than pairs")
+        check_key(pair[0])
+        found[pair[0]] = pair[1]
+    return found
 
 
 def _default_dict(*_factory: Any) -> dict[Any, Any]:
@@ -221,7 +227,7 @@ REBUILDERS: dict[str, Rebuilder] = {
     **TENSOR_REBUILDERS,
     "collections.OrderedDict": _ordered_dict,
     "collections.defaultdict": _default_dict,
-    "collections.Counter": lambda counts=(): dict(counts),
+    "collections.Counter": _ordered_dict,
     "builtins.set": lambda values=(): make_set(values),
     "builtins.frozenset": lambda values=(): make_set(values),
     "_codecs.encode": _encode,

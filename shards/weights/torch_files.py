@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from im2sp.shards.errors import memory_limit
 from im2sp.shards.weights.joblib_arrays import JOBLIB_REBUILDERS, joblib_setters
-from im2sp.shards.weights.pickles import InertUnpickler, ReadableFile, Rebuilder
+from im2sp.shards.weights.pickles import Budget, InertUnpickler, ReadableFile, Rebuilder
 from im2sp.shards.weights.rebuild import (
     REBUILDERS,
     STATE_SETTERS,
@@ -27,6 +28,8 @@ from im2sp.shards.weights.rebuild import (
     storage_dtype,
 )
 
+# Place in the record that ends a zip, and memory of an entry of the directory per byte of it.
+_DIRECTORY_BYTES, _ENTRY_FACTOR = 5, 20
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 LEGACY_HEAD = b"\x80\x02\x8a\x0a"
@@ -76,14 +79,25 @@ class StorageTable:
 
 def unpickle(
     file: ReadableFile,
-    file_bytes: int,
+    budget: Budget,
     table: StorageTable | None = None,
     rebuilders: Mapping[str, Rebuilder] = REBUILDERS,
     state_setters: Mapping[type, Callable[[Any, Any], Any]] = STATE_SETTERS,
 ) -> Any:
-    """Read one pickle at the position of a file of `file_bytes`."""
+    """Read one pickle at the file's position."""
     load = None if table is None else table.persistent_load
-    return InertUnpickler(file, file_bytes, rebuilders, load, state_setters).load()
+    return InertUnpickler(file, budget, rebuilders, load, state_setters).load()
+
+
+def check_zip_directory(file: Any, file_bytes: int) -> None:
+    """Refuse a zip whose directory would take much more memory than the file has.
+
+    Raises:
+        ValueError: There are more entries than `memory_limit` allows for.
+    """
+    end = zipfile._EndRecData(file)  # pyright: ignore[reportAttributeAccessIssue]  # what ZipFile uses
+    if end is not None and end[_DIRECTORY_BYTES] * _ENTRY_FACTOR > memory_limit(file_bytes):
+        raise ValueError(f"a zip whose directory has {end[_DIRECTORY_BYTES]:,} bytes")
 
 
 class TorchZip:
@@ -91,6 +105,7 @@ class TorchZip:
 
     def __init__(self, file: Any, mapped: np.ndarray) -> None:
         self.mapped = mapped
+        check_zip_directory(file, mapped.size)
         with zipfile.ZipFile(file) as archive:
             self.members = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in self.members if name.endswith("/data.pkl")]
@@ -119,44 +134,44 @@ class TorchZip:
             raise ValueError(f"storage {key[:40]!r} has {data.size} bytes, expected {size_bytes}")
         return data[:size_bytes]
 
-    def load(self) -> Any:
+    def load(self, budget: Budget) -> Any:
         """Read the content."""
         if self.root + "byteorder" in self.members:
             order = self.member("byteorder")[:10].tobytes()
             if order != b"little":
                 raise ValueError(f"byte order {order!r}, expected b'little'")
         pickled = io.BytesIO(self.member("data.pkl").tobytes())
-        size = self.mapped.size
-        return unpickle(pickled, size, StorageTable(self.find, size))
+        return unpickle(pickled, budget, StorageTable(self.find, self.mapped.size))
 
 
-def read_pickles(file: ReadableFile, mapped: np.ndarray) -> tuple[str, Any]:
+def read_pickles(file: ReadableFile, mapped: np.ndarray, budget: Budget) -> tuple[str, Any]:
     """Format name and content of a legacy torch file, a plain pickle or a joblib pickle.
 
     Tensors in a plain pickle are complete nested torch files; arrays in a joblib pickle are
     embedded between its instructions (see `joblib_arrays`).
     """
     if mapped[: len(LEGACY_HEAD)].tobytes() == LEGACY_HEAD:
-        magic = unpickle(file, mapped.size)
+        magic = unpickle(file, budget)
         if type(magic) is int and magic == LEGACY_MAGIC:
-            return "torch before 1.6", _read_legacy(file, mapped)
+            return "torch before 1.6", _read_legacy(file, mapped, budget)
     file.seek(0)
     nested = {
         **REBUILDERS,
         **JOBLIB_REBUILDERS,
-        "torch.storage._load_from_bytes": _load_from_bytes,
+        "torch.storage._load_from_bytes": lambda data: _load_from_bytes(data, budget),
     }
-    return "pickle", unpickle(file, mapped.size, None, nested, joblib_setters(file, mapped))
+    return "pickle", unpickle(file, budget, None, nested, joblib_setters(file, mapped))
 
 
-def _load_from_bytes(data: Any) -> Any:
+def _load_from_bytes(data: Any, budget: Budget) -> Any:
     if type(data) is not bytes or not data:
         raise TypeError("a tensor that is not bytes")
+    budget.charge(len(data))
     file, mapped = io.BytesIO(data), np.frombuffer(bytearray(data), np.uint8)
     if data.startswith(b"PK\x03\x04"):
-        found = TorchZip(file, mapped).load()
-    elif data.startswith(LEGACY_HEAD) and unpickle(file, len(data)) == LEGACY_MAGIC:
-        found = _read_legacy(file, mapped)
+        found = TorchZip(file, mapped).load(budget)
+    elif data.startswith(LEGACY_HEAD) and unpickle(file, budget) == LEGACY_MAGIC:
+        found = _read_legacy(file, mapped, budget)
     else:
         raise ValueError("a tensor that is not a torch file")
     if not isinstance(found, np.ndarray | Storage):
@@ -164,24 +179,23 @@ def _load_from_bytes(data: Any) -> Any:
     return found
 
 
-def _read_legacy(file: ReadableFile, mapped: np.ndarray) -> Any:
+def _read_legacy(file: ReadableFile, mapped: np.ndarray, budget: Budget) -> Any:
     """Read protocol, system, content, keys, and each storage's count and bytes.
 
     Tensors precede their storages in the file, so the content is read twice: first to get the
     sizes of the storages, then to build the tensors.
     """
-    size = mapped.size
-    protocol, system = unpickle(file, size), unpickle(file, size)
+    protocol, system = unpickle(file, budget), unpickle(file, budget)
     if protocol != LEGACY_PROTOCOL or not isinstance(system, dict):
         raise ValueError("a torch file from before 1.6, of an unknown version")
     if system.get("little_endian") is not True:
         raise ValueError("a file of a big-endian machine, expected little-endian")
     start = file.tell()
-    sizes = StorageTable(lambda _key, _size_bytes: np.empty(0, np.uint8), size)
+    sizes = StorageTable(lambda _key, _size_bytes: np.empty(0, np.uint8), mapped.size)
     placeholder: Rebuilder = lambda *_: np.empty(0)  # noqa: E731
     without_tensors = dict.fromkeys(TENSOR_REBUILDERS, placeholder)
-    unpickle(file, size, sizes, {**REBUILDERS, **without_tensors})
-    keys = unpickle(file, size)
+    unpickle(file, budget, sizes, {**REBUILDERS, **without_tensors})
+    keys = unpickle(file, budget)
     position = file.tell()
     found: dict[str, np.ndarray] = {}
     for key in keys:
@@ -197,4 +211,4 @@ def _read_legacy(file: ReadableFile, mapped: np.ndarray) -> Any:
         found[key] = mapped[position + 8 : end]
         position = end
     file.seek(start)
-    return unpickle(file, size, StorageTable(lambda key, _: found[key], size))
+    return unpickle(file, budget, StorageTable(lambda key, _: found[key], mapped.size))

@@ -12,7 +12,6 @@ from im2sp.pipeline.tensors import (
     check_precision,
     describe,
     float32_products,
-    named_tensors,
     read_weights,
 )
 from im2sp.shards.weights.pickles import Record, WeightsError
@@ -83,7 +82,7 @@ def test_plain_pickles_of_every_protocol(tmp_path, protocol):
     }
     path.write_bytes(pickle.dumps(content, protocol))
     found = read_weights(path).content
-    assert set(named_tensors(found)) == set(module.state_dict())
+    assert set(read_weights(path).tensors()) == set(module.state_dict())
     for array, expected in zip(found["arrays"], content["arrays"], strict=True):
         np.testing.assert_array_equal(array, expected)
     np.testing.assert_array_equal(found["big_endian"], [0, 1, 2])
@@ -101,9 +100,7 @@ def test_safetensors_and_npy(tmp_path):
     assert weights.metadata == {"im2sp": "{}"}
     assert all(torch.equal(weights.tensors()[name], tensors[name]) for name in tensors)
     np.save(tmp_path / "x.npy", np.ones((2, 3), dtype=np.float32))
-    assert torch.equal(
-        named_tensors(read_weights(tmp_path / "x.npy").content)[""], torch.ones(2, 3)
-    )
+    assert torch.equal(read_weights(tmp_path / "x.npy").tensors()[""], torch.ones(2, 3))
 
 
 def test_arrays_in_another_byte_order_or_type(tmp_path):

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from im2sp.pipeline.tensors import named_tensors, read_weights
-from im2sp.shards.weights.pickles import GlobalName, InertUnpickler, Record, WeightsError
+from im2sp.pipeline.tensors import read_weights
+from im2sp.shards.weights import named_arrays
+from im2sp.shards.weights.pickles import Budget, GlobalName, InertUnpickler, Record, WeightsError
 
 
 class Call:
@@ -183,7 +184,7 @@ def test_modules_that_hold_themselves_are_refused():
     module = Record(GlobalName("torch.nn", "Module"))
     module.state["_modules"] = {"inner": module}
     with pytest.raises(ValueError, match="nested too deeply or endlessly"):
-        named_tensors(module)
+        named_arrays(module)
 
 
 def test_modules_shared_again_and_again_are_refused():
@@ -194,12 +195,12 @@ def test_modules_shared_again_and_again_are_refused():
         outer.state["_modules"] = {"a": module, "b": module}
         module = outer
     with pytest.raises(ValueError, match="nested too deeply or endlessly"):
-        named_tensors(module)
+        named_arrays(module)
 
 
 def test_objects_of_other_classes_are_records():
     stream = io.BytesIO(b"\x80\x02cenhancing.modules\nViTVQ\n)\x81}X\x01\x00\x00\x00aK\x01sb.")
-    record = InertUnpickler(stream, 100, {}).load()
+    record = InertUnpickler(stream, Budget(100), {}).load()
     assert str(record.kind) == "enhancing.modules.ViTVQ"
     assert record.state == {"a": 1}
 
