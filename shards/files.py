@@ -310,8 +310,8 @@ def parse_json(text: str | bytes, parse_constant: Callable[[str], object] | None
         parse_constant: As for `json.loads`.
 
     Raises:
-        ValueError: It is not JSON, is nested too deeply, or has so many lists and objects that they
-            take more than `memory_limit`.
+        ValueError: It is not JSON, is nested too deeply, or has more lists and objects than
+            `memory_limit` allows for a text of its size.
     """
     marks = ("[", "{") if isinstance(text, str) else (b"[", b"{")
     num = sum(text.count(mark) for mark in marks)  # pyright: ignore[reportArgumentType]  # of the same type

@@ -233,10 +233,10 @@ class Schema:
             return None
         kind = self._types[name]
         if not isinstance(kind, UnitColumn):
-            checked = checked_value(kind, value)
+            checked: Any = checked_value(kind, value)
             if isinstance(checked, list):
                 check_items(len(cast(list[str], checked)))
-            return checked
+            return cast(Any, checked)
         stored = self.units[name]
         if not kind.many:
             return stored.encode(value)

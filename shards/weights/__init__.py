@@ -26,7 +26,8 @@ import numpy as np
 from im2sp.shards.errors import memory_limit
 from im2sp.shards.files import open_regular
 from im2sp.shards.weights.compressed import compression_of, decompress
-from im2sp.shards.weights.pickles import Budget, Record, RefusedGlobalError, WeightsError
+from im2sp.shards.weights.opcodes import Budget
+from im2sp.shards.weights.pickles import Record, RefusedGlobalError, WeightsError
 from im2sp.shards.weights.rebuild import BFLOAT16
 from im2sp.shards.weights.torch_files import TorchZip, read_pickles
 

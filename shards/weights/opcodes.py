@@ -1,4 +1,4 @@
-"""Tables of the pickle instructions: what they push, and upper bounds of the memory they take."""
+"""Pickle instructions: what they push, upper bounds of their memory, and the limit of it."""
 
 import pickletools
 from collections.abc import Callable
@@ -35,3 +35,31 @@ COSTS = {
     "EMPTY_SET": 240,
 }
 """Upper bounds of the bytes that an instruction takes, `VALUE_BYTES` for others."""
+BASE_BYTES = 56 << 20
+BYTES_A_BYTE = 7
+"""The values of a file may take `BASE_BYTES`, and `BYTES_A_BYTE` times its size."""
+
+
+class Budget:
+    """Memory that the values of a file may take together.
+
+    Args:
+        file_bytes: Size of the file.
+        taken_bytes: Memory that is taken already.
+    """
+
+    def __init__(self, file_bytes: int, taken_bytes: int = 0) -> None:
+        self.limit_bytes = self.left_bytes = BASE_BYTES + BYTES_A_BYTE * file_bytes - taken_bytes
+
+    def charge(self, size_bytes: int) -> None:
+        """Count memory.
+
+        Raises:
+            ValueError: The values exceed the limit.
+        """
+        self.left_bytes -= size_bytes
+        if self.left_bytes < 0:
+            raise ValueError(
+                f"its values need more than {self.limit_bytes:,} bytes, the limit for a file of its"
+                " size"
+            )

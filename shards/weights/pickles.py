@@ -7,10 +7,9 @@ be called, and they are replaced by functions of `rebuild.py`. An object of any 
 the standard library becomes a `Record` of its state. Everything else is refused by name.
 
 Nothing is imported, no attribute is looked up on a value from the file, and recursion does not
-depend on the file. An upper bound of the memory is counted with every instruction: a file whose
-values need more than `BASE_BYTES` and `BYTES_A_BYTE` times its size is refused. That bounds the
-time as well, since a pickle can copy what it has built only by calls, which are counted by their
-results.
+depend on the file. An upper bound of the memory is counted with every instruction (`Budget`): a
+file whose values need more is refused. That bounds the time as well, since a pickle can copy what
+it has built only by calls, which are counted by their results.
 """
 
 # The content of a pickle has no static type, and the table of steps is part of the class.
@@ -100,8 +99,6 @@ _PYTHON2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 _PYTHON2_ONLY = frozenset(
     {"commands", "exceptions", "popen2", "thread", "cPickle", "StringIO", "urllib2", "posixfile"}
 )
-BASE_BYTES = 56 << 20
-BYTES_A_BYTE = 7
 _DOTTED_NAME = re.compile(r"\w+(\.\w+)*", re.UNICODE)
 
 
@@ -144,31 +141,6 @@ def make_set(values: Any) -> set[Any]:
     return set(values)
 
 
-class Budget:
-    """Memory that the values of a file may take together.
-
-    Args:
-        file_bytes: Size of the file.
-        taken_bytes: Memory that is taken already.
-    """
-
-    def __init__(self, file_bytes: int, taken_bytes: int = 0) -> None:
-        self.limit_bytes = self.left_bytes = BASE_BYTES + BYTES_A_BYTE * file_bytes - taken_bytes
-
-    def charge(self, size_bytes: int) -> None:
-        """Count memory.
-
-        Raises:
-            ValueError: The values exceed the limit.
-        """
-        self.left_bytes -= size_bytes
-        if self.left_bytes < 0:
-            raise ValueError(
-                f"its values need more than {self.limit_bytes:,} bytes, the limit for a file of its"
-                " size"
-            )
-
-
 class InertUnpickler:
     """Stack machine; one instance reads one pickle.
 
@@ -185,7 +157,7 @@ class InertUnpickler:
     def __init__(
         self,
         file: ReadableFile,
-        budget: Budget,
+        budget: opcodes.Budget,
         rebuilders: Mapping[str, Rebuilder],
         persistent_load: Callable[[Any], Any] | None = None,
         state_setters: Mapping[type, Callable[[Any, Any], Any]] | None = None,
@@ -196,6 +168,8 @@ class InertUnpickler:
         self.state_setters = state_setters or {}
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        # By id, values that their state replaced, and what replaced them.
+        self.replaced: dict[int, tuple[Any, Any]] = {}
         self.charge = budget.charge
 
     def load(self) -> Any:
@@ -248,7 +222,8 @@ class InertUnpickler:
         elif name in opcodes.CONSTANTS:
             self.stack.append(opcodes.CONSTANTS[name]())
         elif name in opcodes.GETS:
-            self.stack.append(self.memo[int(argument)])
+            value = self.memo[int(argument)]
+            self.stack.append(self.replaced.get(id(value), (None, value))[1])
         elif name in opcodes.PUTS:
             top = self.stack[-1]
             self.memo[len(self.memo) if name == "MEMOIZE" else int(argument)] = top
@@ -362,6 +337,9 @@ class InertUnpickler:
         if setter is not None:
             self.stack.pop()
             self._push_built(setter(target, state))
+            if self.stack[-1] is not target:
+                self.charge(opcodes.ENTRY_BYTES + opcodes.VALUE_BYTES)
+                self.replaced[id(target)] = target, self.stack[-1]
         elif isinstance(target, Record):
             parts = state if type(state) is tuple and len(state) == 2 else (state,)
             if all(part is None or type(part) is dict for part in parts):

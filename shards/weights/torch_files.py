@@ -13,13 +13,15 @@ import io
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from im2sp.shards.errors import memory_limit
 from im2sp.shards.weights.joblib_arrays import JOBLIB_REBUILDERS, joblib_setters
-from im2sp.shards.weights.pickles import Budget, InertUnpickler, ReadableFile, Rebuilder
+from im2sp.shards.weights.opcodes import Budget
+from im2sp.shards.weights.pickles import InertUnpickler, ReadableFile, Rebuilder
 from im2sp.shards.weights.rebuild import (
     REBUILDERS,
     STATE_SETTERS,
@@ -155,15 +157,12 @@ def read_pickles(file: ReadableFile, mapped: np.ndarray, budget: Budget) -> tupl
         if type(magic) is int and magic == LEGACY_MAGIC:
             return "torch before 1.6", _read_legacy(file, mapped, budget)
     file.seek(0)
-    nested = {
-        **REBUILDERS,
-        **JOBLIB_REBUILDERS,
-        "torch.storage._load_from_bytes": lambda data: _load_from_bytes(data, budget),
-    }
+    load = partial(_load_from_bytes, budget)
+    nested = {**REBUILDERS, **JOBLIB_REBUILDERS, "torch.storage._load_from_bytes": load}
     return "pickle", unpickle(file, budget, None, nested, joblib_setters(file, mapped))
 
 
-def _load_from_bytes(data: Any, budget: Budget) -> Any:
+def _load_from_bytes(budget: Budget, data: Any) -> Any:
     if type(data) is not bytes or not data:
         raise TypeError("a tensor that is not bytes")
     budget.charge(len(data))

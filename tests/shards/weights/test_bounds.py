@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from im2sp.shards.weights import describe, pickles, read_weights
+from im2sp.shards.weights import describe, opcodes, read_weights
 from im2sp.shards.weights.pickles import WeightsError
 
 TEXT = b"X" + struct.pack("<I", 1024) + b"a" * 1024 + b"q\x00"
@@ -125,7 +125,7 @@ def test_a_pickle_that_copies_what_it_holds_is_refused(tmp_path, name):
 
 @pytest.mark.parametrize("instruction", [b"]", b"}", b"\x8f", b"N", b"K\x01q\x00"])
 def test_many_small_values_are_counted(tmp_path, monkeypatch, instruction):
-    monkeypatch.setattr(pickles, "BASE_BYTES", 1 << 20)
+    monkeypatch.setattr(opcodes, "BASE_BYTES", 1 << 20)
     path = tmp_path / "km.bin"
     path.write_bytes(b"\x80\x04" + instruction * 200_000 + b".")
     tracemalloc.start()

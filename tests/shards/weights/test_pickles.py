@@ -11,7 +11,8 @@ from torch import nn
 
 from im2sp.pipeline.tensors import read_weights
 from im2sp.shards.weights import named_arrays
-from im2sp.shards.weights.pickles import Budget, GlobalName, InertUnpickler, Record, WeightsError
+from im2sp.shards.weights.opcodes import Budget
+from im2sp.shards.weights.pickles import GlobalName, InertUnpickler, Record, WeightsError
 
 
 class Call:
@@ -263,4 +264,17 @@ def test_a_module_is_read_although_its_class_is_gone(tmp_path):
     tensors = read_weights(path).tensors()
     assert {name: tensor.tolist() for name, tensor in tensors.items()} == {
         name: tensor.tolist() for name, tensor in module.state_dict().items()
+    }
+
+
+def test_an_array_with_two_names_and_a_type_of_two_arrays(tmp_path):
+    """Pickles refer to an array, and to its type with the byte order, before they have a state."""
+    first, second = np.arange(3, dtype=">f4"), np.arange(5, dtype=">f4")
+    path = tmp_path / "weights"
+    path.write_bytes(pickle.dumps({"a": first, "b": first, "c": second}))
+    arrays = read_weights(path).arrays()
+    assert {name: array.tolist() for name, array in arrays.items()} == {
+        "a": [0, 1, 2],
+        "b": [0, 1, 2],
+        "c": [0, 1, 2, 3, 4],
     }
