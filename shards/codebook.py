@@ -43,6 +43,14 @@ def tensors_to_bytes(tensors: Mapping[str, NDArray[Any]]) -> bytes:
     return safetensors.numpy.save({name: np.ascontiguousarray(t) for name, t in tensors.items()})
 
 
+def parse_tensors(data: bytes) -> dict[str, NDArray[Any]]:
+    """Undo `tensors_to_bytes`; raises `ShardError` if the bytes are damaged."""
+    try:
+        return safetensors.numpy.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ShardError(f"not a safetensors file: {error}") from None
+
+
 def read_tensors(path: Path, sha256: str) -> dict[str, NDArray[Any]]:
     """Read and check all tensors.
 
@@ -60,9 +68,9 @@ def read_tensors(path: Path, sha256: str) -> dict[str, NDArray[Any]]:
     if found != sha256:
         raise ShardError(f"{path}: sha256 {found} != {sha256} in dataset.json; {ADVICE}")
     try:
-        tensors = safetensors.numpy.load(data)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ShardError(f"{path}: not a safetensors file: {error}; {ADVICE}") from None
+        tensors = parse_tensors(data)
+    except ShardError as error:
+        raise ShardError(f"{path}: {error}; {ADVICE}") from None
     for name, tensor in tensors.items():
         is_codebook = name.rpartition(".")[2] == _TENSOR
         if is_codebook and (tensor.dtype != np.float32 or tensor.ndim != 2):

@@ -14,7 +14,6 @@ from im2sp.shards.errors import counted
 
 if TYPE_CHECKING:
     from im2sp.pipeline.image_tokenizer.tokenizer import ImageTokenizer
-    from im2sp.pipeline.job.speech_coding import SpeechCoding
     from im2sp.pipeline.sources.items import SourceListing
     from im2sp.pipeline.speech_tokenizer.tokenizer import SpeechTokenizer
     from im2sp.shards import Layout
@@ -170,7 +169,7 @@ def describe_job(
     listing: "SourceListing",
     image_tokenizer: "ImageTokenizer | None",
     speech_tokenizer: "SpeechTokenizer | None",
-    coding: "SpeechCoding | None",
+    coding: str | None,
 ) -> dict[str, Any]:
     """Return all that determines the bytes of the dataset; no time, host name or local path."""
     tokenizers = [one for one in (image_tokenizer, speech_tokenizer) if one is not None]
@@ -205,7 +204,7 @@ def describe_job(
         if speech_tokenizer.waveform_eps is not None:
             job["speech_tokenizer"]["waveform_eps"] = speech_tokenizer.waveform_eps
         job["settings"]["max_audio_s"] = float(config.max_audio_s)
-        job["settings"]["speech_codec"] = coding.label
+        job["settings"]["speech_codec"] = coding
     return job
 
 
@@ -217,8 +216,8 @@ def check_image_tokenizer(config: JobConfig, tokenizer: "ImageTokenizer") -> Non
             f"image tokenizer {tokenizer.name}: one unit covers {patch_px}x{patch_px} pixels; "
             f"shards hold 28x28 units of views such as {config.view}, which need 8x8"
         )
-    if tokenizer.num_codes > 8192:
+    if tokenizer.num_codes > 65536:
         raise JobError(
-            f"image tokenizer {tokenizer.name}: has {tokenizer.num_codes} codes; shards hold ids "
-            "of 13 bits, at most 8192"
+            f"image tokenizer {tokenizer.name}: has {tokenizer.num_codes} codes; im2sp-tokenize "
+            "encodes to at most 65,536"
         )

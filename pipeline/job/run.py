@@ -5,20 +5,18 @@ and each finished chunk is stored in the job folder (`state`). A shard is writte
 chunks are done, and the manifest last. The content of a chunk depends only on the source and the
 settings, so neither interruptions nor the number of workers change a byte of the result.
 
-Chunks store speech in plain codes. Shards use tables fitted to the first shard's worth of speech,
-so shards before the first one with speech are written after it.
+Each shard is a part of the dataset (`DatasetWriter`), and the parts are joined at the end. Chunks
+store speech in plain codes. Shards use tables fitted to the first shard's worth of speech, so
+shards before the first one with speech are written after it.
 """
 
 import errno
-import hashlib
 import itertools
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +25,7 @@ from tqdm import tqdm
 
 from im2sp.pipeline.decoding.audio import SAMPLE_RATE_HZ
 from im2sp.pipeline.job import config as job_config
+from im2sp.pipeline.job.columns import columns_of_job, schema_of, speech_coding, tables_of
 from im2sp.pipeline.job.config import JobConfig, JobError, check_image_tokenizer, describe_job
 from im2sp.pipeline.job.decode_pool import IMAGES_PER_TASK, Decoded, DecodePool, media_of
 from im2sp.pipeline.job.encode import MediaEncoder
@@ -37,28 +36,12 @@ from im2sp.pipeline.job.identity import (
     write_identities,
 )
 from im2sp.pipeline.job.output import check_output, prepare_output
-from im2sp.pipeline.job.speech_coding import (
-    CodedColumns,
-    SpeechCoding,
-    fit_columns,
-    recode,
-    speech_coding,
-)
 from im2sp.pipeline.job.state import JobState, Tally
 from im2sp.pipeline.sources import list_source
 from im2sp.pipeline.sources.items import SourceItem, SourceListing, has_images, has_speech, narrowed
-from im2sp.shards import (
-    CODEBOOK_NAME,
-    DEFAULT_COLUMNS,
-    MANIFEST_NAME,
-    REJECTS_NAME,
-    Manifest,
-    encode_batch,
-    write_codebook,
-)
+from im2sp.shards import MANIFEST_NAME, DatasetWriter, Manifest, ShardError, join_parts
 from im2sp.shards.errors import counted
-from im2sp.shards.files import atomic_file
-from im2sp.shards.writing.card import write_card
+from im2sp.shards.schema import batch_of_rows
 
 if TYPE_CHECKING:
     from im2sp.pipeline.image_tokenizer.tokenizer import ImageTokenizer
@@ -93,8 +76,8 @@ class _Tokenizers:
 
     image: "ImageTokenizer | None"
     speech: "SpeechTokenizer | None"
-    coding: SpeechCoding | None
-    """Coding of speech; None if there is no speech."""
+    coding: str | None
+    """Coding of speech, `huffman` or `plain`; None if there is no speech."""
 
 
 def run_job(
@@ -152,7 +135,7 @@ def _drop_changed(config: JobConfig, state: JobState, items: list[SourceItem]) -
     digests = identities(items)
     before = read_identities(state.dir, len(items))
     if before is None:
-        state.forget(None)
+        state.forget(None, _shards(config, len(items)))
     elif len(changed := np.flatnonzero(before != digests)):
         if not config.quiet:
             print(
@@ -163,8 +146,17 @@ def _drop_changed(config: JobConfig, state: JobState, items: list[SourceItem]) -
         has_changed_speech = any(items[index].utterances for index in changed)
         chunks = sorted({int(index) // job_config.CHUNK_SIZE for index in changed})
         # Tables are fitted to speech: with other speech every shard may change.
-        state.forget(None if has_changed_speech else chunks, config.chunks_per_shard)
+        state.forget(None if has_changed_speech else chunks, _shards(config, len(items)))
     write_identities(state.dir, digests)
+
+
+def _shards(config: JobConfig, num_items: int) -> list[range]:
+    """Chunks of each shard; at least one shard."""
+    num_chunks = -(-num_items // job_config.CHUNK_SIZE)
+    size = config.chunks_per_shard
+    return [
+        range(first, min(first + size, num_chunks)) for first in range(0, max(num_chunks, 1), size)
+    ]
 
 
 def _check_unchanged(config: JobConfig, items: list[SourceItem], finished: Manifest) -> None:
@@ -230,17 +222,13 @@ class _Run:
     ) -> None:
         self.config, self.loaded, self.state, self.job = config, loaded, state, job
         self.listing, self.items = listing, listing.items
-        num_chunks = -(-len(self.items) // job_config.CHUNK_SIZE)
-        self.shards = [
-            range(first, min(first + config.chunks_per_shard, num_chunks))
-            for first in range(0, num_chunks, config.chunks_per_shard)
-        ]
+        self.shards = _shards(config, len(self.items))
         self.encoder = MediaEncoder(loaded.image, loaded.speech, config.view_name)
-        coding = loaded.coding
-        self.chunk_columns = DEFAULT_COLUMNS if coding is None else coding.chunk_columns
-        self.columns = DEFAULT_COLUMNS if coding is None else coding.columns
-        if self.columns is None:
-            self.columns = state.read_columns()
+        self.columns = columns_of_job(loaded.image, loaded.speech, loaded.coding)
+        has_tables = schema_of(self.columns).needs_tables
+        plain = job_config.PLAIN
+        self.chunk_schema = schema_of(columns_of_job(loaded.image, loaded.speech, plain))
+        self.tables: dict[str, Any] | None = state.read_tables() if has_tables else {}
         self.num_refused = 0
 
     def run(self, pool: DecodePool) -> JobResult:
@@ -248,7 +236,7 @@ class _Run:
         todo = [
             chunk
             for shard, chunks in enumerate(self.shards)
-            if not self.state.has_shard(shard)
+            if not self.state.has_shard(shard, len(self.shards))
             for chunk in chunks
             if not self.state.has_chunk(chunk)
         ]
@@ -260,21 +248,21 @@ class _Run:
             decoded = self._clocked(pool.decode(media), bar)
             self._begin_s = time.monotonic()
             for shard, chunks in enumerate(self.shards):
-                if self.state.has_shard(shard):
+                if self.state.has_shard(shard, len(self.shards)):
                     self.state.drop_chunks(chunks)
                     continue
                 for chunk in chunks:
                     if not self.state.has_chunk(chunk):
                         self._encode_chunk(chunk, decoded, bar)
                 waiting.append(shard)
-                if self._find_columns(chunks):
+                if self._find_tables(chunks):
                     self._finish(waiting)
-            if self.columns is None:  # no accepted clip to fit tables to
-                self.columns = self.chunk_columns
+            if self.tables is None:  # no accepted clip to fit tables to
+                self.tables = tables_of(self.columns, [], self.chunk_schema)
             self._finish(waiting)
             encode_s = time.monotonic() - self._begin_s
         return JobResult(
-            manifest=self._publish(self.columns),
+            manifest=self._publish(),
             listing=self.listing,
             num_encoded=self.encoder.num_images,
             num_utterances=self.encoder.num_utterances,
@@ -291,22 +279,41 @@ class _Run:
             yield first.pop()  # not bound to a name, which would keep a clip alive
         yield from decoded
 
-    def _find_columns(self, chunks: range) -> bool:
-        """Fit the shards' codecs to the first speech, if it is there; True if they are known."""
-        if self.columns is None and self.state.count(chunks).num_utterances:
-            assert self.loaded.speech is not None
-            read_batches = partial(self.state.read_batches, chunks)
-            self.columns = fit_columns(read_batches, self.loaded.speech.num_units)
-            self.state.write_columns(self.columns)
-        return self.columns is not None
+    def _find_tables(self, chunks: range) -> bool:
+        """Fit the coding tables to the first speech, if it is there; True if they are known."""
+        if self.tables is None and self.state.count(chunks).num_utterances:
+            batches = self.state.read_batches(chunks)
+            self.tables = tables_of(self.columns, batches, self.chunk_schema)
+            self.state.write_tables(self.tables)
+        return self.tables is not None
 
     def _finish(self, shards: list[int]) -> None:
         """Write shards whose chunks are complete, and empty the list."""
-        assert self.columns is not None
+        has_speech = self.loaded.speech is not None
         for shard in shards:
-            coded = partial(recode, columns=self.columns)
-            self.state.finish_shard(shard, self.shards[shard], self.config.shard_layout, coded)
+            chunks, writer = self.shards[shard], self._writer(shard)
+            self.state.finish_shard(writer, chunks, self.chunk_schema, has_speech=has_speech)
         shards.clear()
+
+    def _writer(self, shard: int) -> DatasetWriter:
+        """Writer of a shard, as a part of the dataset."""
+        image, layout = self.loaded.image, self.config.shard_layout
+        records = {
+            "image_units": self.job.get("image_tokenizer"),
+            "speech_units": self.job.get("speech_tokenizer"),
+        }
+        return DatasetWriter(
+            self.config.dataset_dir,
+            columns=self.columns,
+            layout=layout.kind,
+            samples_per_member=layout.samples_per_member,
+            samples_per_shard=self.config.chunks_per_shard * job_config.CHUNK_SIZE,
+            tokenizers={name: record for name, record in records.items() if record is not None},
+            codebooks={} if image is None else {"image_units": image.codebook.numpy()},
+            tables=self.tables,
+            settings=self.job["settings"],
+            part=(shard, len(self.shards)),
+        )
 
     def _bar(self, todo: list[int]) -> "tqdm[Any]":
         left = sum(len(self._items(chunk)) for chunk in todo)
@@ -343,45 +350,18 @@ class _Run:
 
         samples = encoder.encode(self._items(chunk), decoded, tally, show)
         self.num_refused += len(tally.rejects)
-        self.state.write_chunk(chunk, encode_batch(samples, self.chunk_columns), tally)
+        schema = self.chunk_schema
+        rows = [
+            schema.encode_row({name: sample[name] for name in schema.arrow.names})
+            for sample in samples
+        ]
+        self.state.write_chunk(chunk, batch_of_rows(rows, schema.arrow), tally)
 
-    def _publish(self, columns: CodedColumns) -> Manifest:
-        """Write the files of the dataset as a whole, the manifest last."""
-        tally = Tally()
-        shards = []
-        for index in range(len(self.shards)):
-            shard, counts = self.state.read_shard(index)
-            tally.add(counts)
-            shards += [] if shard is None else [shard]
-        dataset_dir = self.config.dataset_dir
-        rejects = "".join(json.dumps(row) + "\n" for row in tally.rejects).encode()
-        with atomic_file(dataset_dir / REJECTS_NAME) as file:
-            file.write(rejects)
-        image_tokenizer = None
-        if self.loaded.image is not None:
-            image_tokenizer = {
-                **self.job["image_tokenizer"],
-                "codebook_file": CODEBOOK_NAME,
-                "codebook_sha256": write_codebook(dataset_dir, self.loaded.image.codebook.numpy()),
-            }
-        splits: dict[str, int] = {}
-        for shard in shards:
-            for name, count in shard.splits.items():
-                splits[name] = splits.get(name, 0) + count
-        manifest = Manifest(
-            num_samples=sum(shard.num_samples for shard in shards),
-            splits=splits,
-            layout=self.config.shard_layout,
-            columns=columns,
-            shards=shards,
-            image_tokenizer=image_tokenizer,
-            speech_tokenizer=self.job.get("speech_tokenizer"),
-            raw=tally.raw(has_speech=self.loaded.speech is not None),
-            num_rejects=len(tally.rejects),
-            rejects_sha256=hashlib.sha256(rejects).hexdigest(),
-            settings=self.job["settings"],
-        )
-        write_card(dataset_dir, manifest)
-        manifest.write(dataset_dir)
+    def _publish(self) -> Manifest:
+        """Join the shards; the manifest is written last."""
+        try:
+            manifest = join_parts(self.config.dataset_dir)
+        except ShardError as error:
+            raise JobError(f"{error}; or start over with --overwrite") from None
         self.state.remove()
         return manifest

@@ -7,9 +7,9 @@ All of it is stored in `OUT/.im2sp-job/`, which is removed when the dataset is c
     stale.json         files of a former dataset, while --overwrite removes them
     chunk-000012.arrow samples of inputs 12 x 256 and up
     chunk-000012.json  their rejects and counts, and the checksum of the samples; written last
-    codecs.json        codecs of the shards, once they are fitted to speech
-    shard-00000.json   a finished shard: its `ShardInfo`, rejects and counts; its chunks are removed
+    tables.safetensors coding tables of the shards, once they are fitted to speech
 
+A finished shard is a part of the dataset (`im2sp.shards.writing.parts`); its chunks are removed.
 Every file is written whole or not at all and depends only on the source and the settings, so a
 dataset has the same bytes however often its job was interrupted.
 """
@@ -17,9 +17,10 @@ dataset has the same bytes however often its job was interrupted.
 import errno
 import json
 import os
+import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,8 +29,8 @@ from typing import Any
 import pyarrow as pa
 
 from im2sp.pipeline.job.config import JobError
-from im2sp.shards import BatchInfo, Layout, ShardError, ShardInfo, write_shard
-from im2sp.shards.coding import make_codecs
+from im2sp.shards import DatasetWriter, Layout, ShardError
+from im2sp.shards.codebook import parse_tensors, tensors_to_bytes
 from im2sp.shards.files import (
     TMP_SUFFIX,
     atomic_file,
@@ -38,8 +39,12 @@ from im2sp.shards.files import (
     read_json,
     read_regular,
 )
+from im2sp.shards.layouts.batch import Batch
+from im2sp.shards.schema import Schema
+from im2sp.shards.writing.parts import PARTS_DIR, drop_part, part_path
 
 JOB_DIR_NAME = ".im2sp-job"
+TABLES_NAME = "tables.safetensors"
 
 
 @dataclass(kw_only=True)
@@ -139,6 +144,7 @@ class JobState:
         if stale:
             self._write("stale.json", stale)
         (self.dir / "job.json").unlink(missing_ok=True)
+        shutil.rmtree(self.dataset_dir / PARTS_DIR, ignore_errors=True)
         for path in self.dir.iterdir():
             if path.name not in ("lock", "lock.held", "stale.json"):
                 path.unlink()
@@ -149,27 +155,24 @@ class JobState:
 
     def remove(self) -> None:
         """Remove the job folder of a finished dataset."""
+        shutil.rmtree(self.dataset_dir / PARTS_DIR, ignore_errors=True)
         shutil.rmtree(self.dir)
 
-    def forget(self, chunks: Sequence[int] | None, chunks_per_shard: int = 1) -> None:
-        """Drop what was made of some chunks, their shards included, or of all for None."""
+    def forget(self, chunks: Sequence[int] | None, shards: Sequence[range]) -> None:
+        """Drop what was made of some chunks, their shards included, or of all for None.
+
+        Args:
+            chunks: Numbers of the chunks.
+            shards: Chunks of each shard.
+        """
+        for index, held in enumerate(shards):
+            if chunks is None or any(chunk in held for chunk in chunks):
+                drop_part(self.dataset_dir, index, len(shards))
         for path in self.dir.iterdir():
-            kind, _, number = path.stem.partition("-")
-            if path.suffix == TMP_SUFFIX:
-                path.unlink()
-            elif kind == "shard":
-                index = int(number)
-                held = range(index * chunks_per_shard, (index + 1) * chunks_per_shard)
-                if chunks is not None and not any(chunk in held for chunk in chunks):
-                    continue
-                shard, _ = self.read_shard(index)
-                path.unlink()
-                if shard is not None:
-                    (self.dataset_dir / shard.file).unlink(missing_ok=True)
-            elif chunks is None:
-                if kind == "chunk" or path.name == "codecs.json":
-                    path.unlink()
-            elif kind == "chunk" and int(number) in chunks:
+            found = re.match(r"chunk-(\d+)", path.name)
+            is_of_chunk = found is not None and (chunks is None or int(found[1]) in chunks)
+            is_of_all = chunks is None and path.name == TABLES_NAME
+            if is_of_chunk or is_of_all or path.suffix == TMP_SUFFIX:
                 path.unlink()
 
     def has_chunk(self, index: int) -> bool:
@@ -204,45 +207,41 @@ class JobState:
             yield self._read_chunk(chunk)
 
     def finish_shard(
-        self,
-        index: int,
-        chunks: range,
-        layout: Layout,
-        recode: Callable[[pa.RecordBatch], pa.RecordBatch] = lambda batch: batch,
+        self, writer: DatasetWriter, chunks: range, schema: Schema, *, has_speech: bool
     ) -> None:
         """Write a shard from its chunks, then remove them.
 
         Args:
-            index: Number of the shard.
+            writer: Writer of the part of the dataset.
             chunks: Numbers of its chunks.
-            layout: Layout of the shard.
-            recode: Function applied to each chunk's samples before they are written.
+            schema: Schema of the chunks.
+            has_speech: The dataset has speech, so that audio is counted.
         """
-        info = None
-        if any(self._read_record(chunk)[0] for chunk in chunks):
-            path = self.dataset_dir / f"{index:05d}{layout.suffix}"
-            info = write_shard(path, map(recode, self.read_batches(chunks)), layout)
-        record = {
-            "shard": None if info is None else asdict(info),
-            "tally": asdict(self.count(chunks)),
-        }
-        self._write(f"shard-{index:05d}.json", record)
+        with writer:
+            for batch in self.read_batches(chunks):
+                views = Batch(batch, schema)
+                for row in range(views.num_samples):
+                    writer.write_stored(views.row(row), schema)
+            tally = self.count(chunks)
+            for reject in tally.rejects:
+                writer.reject(**reject)
+            writer.add_raw(**tally.raw(has_speech=has_speech))
         self.drop_chunks(chunks)
 
-    def write_columns(self, columns: dict[str, dict[str, Any]]) -> None:
-        """Store the codecs of the shards."""
-        self._write("codecs.json", columns)
+    def write_tables(self, tables: dict[str, Any]) -> None:
+        """Store the coding tables of the shards."""
+        with atomic_file(self.dir / TABLES_NAME) as file:
+            file.write(tensors_to_bytes(tables))
 
-    def read_columns(self) -> dict[str, dict[str, Any]] | None:
-        """Return the codecs of the shards; None if they are not fitted yet."""
-        if not (self.dir / "codecs.json").exists():
+    def read_tables(self) -> dict[str, Any] | None:
+        """Return the coding tables of the shards; None if they are not fitted yet."""
+        path = self.dir / TABLES_NAME
+        if not path.exists():
             return None
-        columns = self._read("codecs.json")
         try:
-            make_codecs(columns)
-        except (ShardError, TypeError) as error:
-            raise self._damage("codecs.json", error) from None
-        return columns
+            return parse_tensors(read_regular(path))
+        except (ShardError, OSError, ValueError) as error:
+            raise self._damage(TABLES_NAME, error) from None
 
     def drop_chunks(self, chunks: range) -> None:
         """Remove the chunks of a finished shard that still exist."""
@@ -250,25 +249,16 @@ class JobState:
             for suffix in (".json", ".arrow"):
                 self._chunk(chunk, suffix).unlink(missing_ok=True)
 
-    def has_shard(self, index: int) -> bool:
+    def has_shard(self, index: int, num_shards: int) -> bool:
         """True if a shard is finished."""
-        return (self.dir / f"shard-{index:05d}.json").exists()
-
-    def read_shard(self, index: int) -> tuple[ShardInfo | None, Tally]:
-        """Return a finished shard; its info is None if all of its inputs were refused."""
-        record = self._read(f"shard-{index:05d}.json")
-        shard = record["shard"]
-        if shard is not None:
-            shard["batches"] = tuple(BatchInfo(**batch) for batch in shard["batches"])
-            shard = ShardInfo(**shard)
-        return shard, Tally(**record["tally"])
+        return part_path(self.dataset_dir, index, num_shards).exists()
 
     def _read_chunk(self, index: int) -> pa.RecordBatch:
         """Return the samples of a chunk; reads its file once."""
         num_samples, crc32, _ = self._read_record(index)
         path = self._chunk(index, ".arrow")
+        data = read_regular(path)
         try:
-            data = read_regular(path)
             if zlib.crc32(data) != crc32:
                 raise ValueError("its checksum differs from that in its .json")
             with pa.ipc.open_stream(data) as reader:
@@ -298,7 +288,7 @@ class JobState:
     def _read(self, name: str) -> Any:
         try:
             return read_json(self.dir / name)
-        except (OSError, ValueError) as error:
+        except (FileNotFoundError, ValueError) as error:
             raise self._damage(name, error) from None
 
     def _damage(self, name: str, error: object) -> JobError:

@@ -280,7 +280,7 @@ def test_what_cannot_work_touches_nothing(draw, make_fake_tokenizer, tmp_path):
     draw(tmp_path / "p", 1)
     for name, value, message in [
         ("patch_size_px", 16, "one unit covers 16x16"),
-        ("num_codes", 9000, "9000 codes"),
+        ("num_codes", 70_000, "70000 codes"),
     ]:
         tokenizer = make_fake_tokenizer()
         setattr(tokenizer, name, value)

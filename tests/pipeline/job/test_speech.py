@@ -14,7 +14,6 @@ from im2sp.pipeline.job.run import JobConfig, run_job
 from im2sp.pipeline.job.state import JobError
 from im2sp.pipeline.job.summary import summary, summary_json
 from im2sp.shards import (
-    DEFAULT_COLUMNS,
     ShardDataset,
     ShardError,
     deduplicate,
@@ -125,7 +124,8 @@ def test_layouts_and_codecs_hold_the_same(spoken, fake_tokenizer, fake_speech, t
     for name, codec in (("h", "packed" if layout is PLAIN else "huffman"), ("p", "packed")):
         check_sound(tmp_path / name)
         assert ShardDataset(tmp_path / name).manifest.columns["speech_units"]["codec"] == codec
-    assert ShardDataset(tmp_path / "p").manifest.columns == DEFAULT_COLUMNS
+    columns = ShardDataset(tmp_path / "p").columns
+    assert [columns[name].coding for name in sorted(columns)] == ["varint", "packed", "packed"]
     same_samples(ShardDataset(tmp_path / "h"), ShardDataset(tmp_path / "p"))
 
 
@@ -138,8 +138,9 @@ def test_speech_alone_needs_no_images_and_has_no_codebook(speak, fake_speech, tm
     assert all(sample.image_units is None for sample in dataset)
     assert sum(len(sample.speech_units) for sample in dataset) == 4
     assert sorted(path.name for path in out.iterdir()) == [
-        "00000.arrow", "README.md", "dataset.json", "rejects.jsonl",
+        "00000.arrow", "README.md", "codebook.safetensors", "dataset.json", "rejects.jsonl",
     ]  # fmt: skip
+    assert sorted(dataset.tensors()) == ["durations.lengths", "speech_units.lengths"]
     assert dataset.manifest.image_tokenizer is None
     assert dataset.manifest.raw["num_images"] == 0
     with pytest.raises(ShardError, match="names no codebook"):
@@ -155,7 +156,7 @@ def test_images_alone_need_no_speech_tokenizer(twenty, fake_tokenizer, tmp_path)
     run(twenty, tmp_path / "out", fake_tokenizer, not_needed)
     manifest = ShardDataset(tmp_path / "out").manifest
     assert manifest.speech_tokenizer is None
-    assert manifest.columns == DEFAULT_COLUMNS
+    assert list(manifest.columns) == ["image_units"]
     assert set(manifest.raw) == {"num_images", "image_file_bytes"}
     assert set(manifest.settings) == {"source", "device", "max_pixels", "samples_per_shard"}
 
@@ -226,7 +227,7 @@ def test_where_no_clip_is_good_there_are_no_tables(
     result = run(source, tmp_path / "out", fake_tokenizer, fake_speech, samples_per_shard=4)
     check_sound(tmp_path / "out")
     assert (len(ShardDataset(tmp_path / "out")), result.manifest.num_rejects) == (6, 2)
-    assert result.manifest.columns == DEFAULT_COLUMNS
+    assert result.manifest.columns["speech_units"]["codec"] == "huffman"
     assert result.manifest.raw["audio_samples"] == 0
     assert "6 images and 0 utterances, 0.00 hours" in summary(source, tmp_path / "out", result)
 

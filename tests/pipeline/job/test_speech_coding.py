@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
+from im2sp.pipeline.job.columns import speech_coding
 from im2sp.pipeline.job.run import JobConfig, run_job
-from im2sp.pipeline.job.speech_coding import speech_coding
 from im2sp.pipeline.job.state import JobError, JobState
-from im2sp.shards import DEFAULT_COLUMNS, Layout, Manifest, ShardDataset, verify_dataset
+from im2sp.shards import Layout, Manifest, ShardDataset, verify_dataset
 from support.kills import PLACES, Killed, stop_at
 
 PLAIN = Layout(kind="webdataset", samples_per_member=1)
@@ -84,19 +84,20 @@ def test_tables_are_those_of_the_first_shard_with_speech(
     run(spoken, tmp_path / "first", fake_tokenizer, fake_speech)
     first = Manifest.read(tmp_path / "first")
     assert first.columns == Manifest.read(tmp_path / "all").columns
-    assert first.columns["speech_units"]["num_ids"] == 200
+    assert first.columns["speech_units"]["num_codes"] == 200
+    assert first.codebook == Manifest.read(tmp_path / "all").codebook
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"speech_units": {"codec": "new"}}'])
-def test_damaged_codecs_are_named(tmp_path, text):
+@pytest.mark.parametrize("data", [b"", b"{}", b"\xff" * 99])
+def test_damaged_tables_are_named(tmp_path, data):
     state = JobState(tmp_path)
     state.dir.mkdir()
-    assert state.read_columns() is None
-    state.write_columns(DEFAULT_COLUMNS)
-    assert state.read_columns() == DEFAULT_COLUMNS
-    (state.dir / "codecs.json").write_text(text)
-    with pytest.raises(JobError, match=r"codecs.json: .* damaged .*--overwrite"):
-        state.read_columns()
+    assert state.read_tables() is None
+    state.write_tables({"durations.lengths": np.arange(3, dtype=np.uint8)})
+    assert state.read_tables()["durations.lengths"].tolist() == [0, 1, 2]
+    (state.dir / "tables.safetensors").write_bytes(data)
+    with pytest.raises(JobError, match=r"tables.safetensors: .* damaged .*--overwrite"):
+        state.read_tables()
 
 
 CHANGES = {
@@ -130,7 +131,7 @@ def test_changed_settings_are_refused_and_nothing_is_touched(
     assert files_of(out) == before
     run(spoken, out, fake_tokenizer, speech, overwrite=True, **settings)
     assert verify_dataset(out) == []
-    assert (out / "codebook.safetensors").exists() == (change != "images")
+    assert (out / "codebook.safetensors").exists()  # of images, and of coded speech
 
 
 # Codecs by name -----------------------------------------------------------------------------------
@@ -143,10 +144,8 @@ def test_large_vocabularies(spoken, fake_tokenizer, fake_speech, tmp_path, num_u
     fake_speech.num_units = num_units
     fake_speech.encode = lambda waveform: real(waveform).astype(int) * 331 % num_units
     run(spoken, tmp_path / "p", fake_tokenizer, fake_speech, speech_codec="plain")
-    assert Manifest.read(tmp_path / "p").columns["speech_units"] == {
-        "codec": "packed",
-        "bits": bits,
-    }
+    column = ShardDataset(tmp_path / "p").columns["speech_units"]
+    assert (column.coding, column.num_codes, column.bits) == ("packed", num_units, bits)
     if num_units <= 1024:
         run(spoken, tmp_path / "h", fake_tokenizer, fake_speech)
         assert units_of(tmp_path / "h") == units_of(tmp_path / "p")
@@ -161,8 +160,7 @@ def test_large_vocabularies(spoken, fake_tokenizer, fake_speech, tmp_path, num_u
 
 def test_the_plain_layout_has_plain_codecs(tmp_path):
     for codec in ("huffman", "plain"):
-        coding = speech_coding(codec, PLAIN, 200)
-        assert (coding.label, coding.columns) == ("plain", DEFAULT_COLUMNS)
+        assert speech_coding(codec, PLAIN, 200) == "plain"
     with pytest.raises(ValueError, match="--speech-codec is x; expected one of huffman, plain"):
         JobConfig(source=tmp_path, dataset_dir=tmp_path, speech_codec="x")
 

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from im2sp.pipeline.job.state import JobError, JobState, Tally
-from im2sp.shards import Layout, Sample, encode_batch
+from im2sp.shards import DatasetWriter, UnitColumn
+from im2sp.shards.schema import Schema, batch_of_rows, entries_of
+from im2sp.shards.writing.parts import part_path, read_part
 
 JOB = {"layout": {"kind": "arrow", "samples_per_member": 256}, "settings": {"max_pixels": 7}}
 
@@ -16,9 +18,22 @@ def state(tmp_path):
     return JobState(tmp_path)
 
 
+COLUMNS = {"image_units": UnitColumn((28, 28), 8192)}
+SCHEMA = Schema(2, entries_of(COLUMNS))
+UNITS = np.arange(784, dtype=np.uint16).reshape(28, 28)
+
+
 def batch_of(*keys):
-    units = np.arange(784, dtype=np.uint16).reshape(28, 28)
-    return encode_batch([Sample(key=key, image_units=units) for key in keys])
+    rows = [
+        SCHEMA.encode_row({"key": key, "split": "", "captions": [], "image_units": UNITS})
+        for key in keys
+    ]
+    return batch_of_rows(rows, SCHEMA.arrow)
+
+
+def finish(state, num_chunks, index=0):
+    writer = DatasetWriter(state.dataset_dir, columns=COLUMNS, part=(index, 2))
+    state.finish_shard(writer, range(num_chunks), SCHEMA, has_speech=False)
 
 
 def tally_of(num_images, *names):
@@ -36,24 +51,26 @@ def test_the_job_is_kept(state):
 
 def test_chunks_become_a_shard_with_their_counts(state, tmp_path):
     state.write_chunk(0, batch_of("a", "b"), tally_of(2, "x.jpg"))
-    state.write_chunk(1, encode_batch([]), tally_of(0, "y.jpg", "z.jpg"))
+    state.write_chunk(1, batch_of(), tally_of(0, "y.jpg", "z.jpg"))
     state.write_chunk(2, batch_of("c"), tally_of(1))
     assert [state.has_chunk(index) for index in range(4)] == [True, True, True, False]
-    state.finish_shard(0, range(3), Layout())
+    finish(state, 3)
     assert not any(state.has_chunk(index) for index in range(3))
-    assert state.has_shard(0)
-    shard, tally = state.read_shard(0)
-    assert shard is not None
-    assert (shard.file, shard.num_samples, len(shard.batches)) == ("00000.arrow", 3, 2)
-    assert tally == tally_of(3, "x.jpg", "y.jpg", "z.jpg")
+    assert state.has_shard(0, 2)
+    part = read_part(part_path(tmp_path, 0, 2))
+    (shard,) = part.shards
+    assert (shard.file, shard.num_samples, len(shard.batches)) == ("00000.arrow", 3, 1)
+    tally = tally_of(3, "x.jpg", "y.jpg", "z.jpg")
+    assert (part.rejects, part.raw) == (tally.rejects, tally.raw(has_speech=False))
     assert (tmp_path / "00000.arrow").stat().st_size == shard.size_bytes
 
 
 def test_a_shard_of_refused_inputs_alone_has_no_file(state, tmp_path):
-    state.write_chunk(0, encode_batch([]), tally_of(0, "x.jpg"))
-    state.finish_shard(0, range(1), Layout())
-    assert state.read_shard(0) == (None, tally_of(0, "x.jpg"))
-    assert os.listdir(tmp_path) == [".im2sp-job"]
+    state.write_chunk(0, batch_of(), tally_of(0, "x.jpg"))
+    finish(state, 1)
+    part = read_part(part_path(tmp_path, 0, 2))
+    assert (part.shards, part.rejects) == ([], tally_of(0, "x.jpg").rejects)
+    assert sorted(os.listdir(tmp_path)) == [".im2sp-job", ".im2sp-parts"]
 
 
 @pytest.mark.parametrize("size", [0, 1, 500, -1])
@@ -62,7 +79,7 @@ def test_a_damaged_chunk_is_named(state, size):
     path = state.dir / "chunk-000000.arrow"
     path.write_bytes(path.read_bytes()[:size] if size >= 0 else b"garbage" * 100)
     with pytest.raises(JobError, match=r"chunk-000000.arrow: .* damaged .*--overwrite"):
-        state.finish_shard(0, range(1), Layout())
+        finish(state, 1)
 
 
 def test_a_chunk_is_read_once_to_make_a_shard(state, monkeypatch):
@@ -75,7 +92,7 @@ def test_a_chunk_is_read_once_to_make_a_shard(state, monkeypatch):
         return path.read_bytes()
 
     monkeypatch.setattr("im2sp.pipeline.job.state.read_regular", read_regular)
-    state.finish_shard(0, range(2), Layout())
+    finish(state, 2)
     arrows = [name for name in names if name.endswith(".arrow")]
     assert arrows == ["chunk-000000.arrow", "chunk-000001.arrow"]
 
@@ -85,7 +102,7 @@ def test_a_damaged_record_of_a_chunk_is_named(state, text):
     state.write_chunk(0, batch_of("a"), tally_of(1))
     (state.dir / "chunk-000000.json").write_text(text)
     with pytest.raises(JobError, match=r"chunk-000000.json: .* damaged .*--overwrite"):
-        state.finish_shard(0, range(1), Layout())
+        finish(state, 1)
 
 
 def test_a_flipped_bit_in_a_chunk_is_found(state):
@@ -95,7 +112,7 @@ def test_a_flipped_bit_in_a_chunk_is_found(state):
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(JobError, match=r"chunk-000000.arrow: .* damaged \(its checksum"):
-        state.finish_shard(0, range(1), Layout())
+        finish(state, 1)
 
 
 def test_a_chunk_without_its_record_is_not_there(state):
@@ -116,11 +133,11 @@ def test_beginning_drops_what_was_there(state, tmp_path):
     state.begin(JOB, [])
     state.write_chunk(0, batch_of("a"), tally_of(1))
     state.write_chunk(1, batch_of("b"), tally_of(1))
-    state.finish_shard(0, range(1), Layout())
+    finish(state, 1)
     (tmp_path / "notes.txt").write_text("mine")
     state.begin({**JOB, "more": 1}, ["00000.arrow", "gone.arrow"])
     assert state.read_job() == {**JOB, "more": 1}
-    assert not state.has_shard(0)
+    assert not state.has_shard(0, 2)
     assert not state.has_chunk(1)
     assert sorted(os.listdir(tmp_path)) == [".im2sp-job", "notes.txt"]
     assert os.listdir(state.dir) == ["job.json"]
