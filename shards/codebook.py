@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from im2sp.shards.errors import ShardError
 from im2sp.shards.files import atomic_file, read_regular
-from im2sp.shards.manifest import ADVICE
+from im2sp.shards.manifest import ADVICE, Manifest
 
 CODEBOOK_NAME = "codebook.safetensors"
 _TENSOR = "codebook"
@@ -72,10 +72,26 @@ def read_tensors(path: Path, sha256: str) -> dict[str, NDArray[Any]]:
     except ShardError as error:
         raise ShardError(f"{path}: {error}; {ADVICE}") from None
     for name, tensor in tensors.items():
-        is_codebook = name.rpartition(".")[2] == _TENSOR
-        if is_codebook and (tensor.dtype != np.float32 or tensor.ndim != 2):
+        if _is_codebook(name) and (tensor.dtype != np.float32 or tensor.ndim != 2):
             raise ShardError(
                 f"{path}: {name} is {tensor.dtype} of shape {tensor.shape}; expected float32 "
                 "(rows, width)"
             )
     return tensors
+
+
+def table_bytes(dataset_dir: Path, manifest: Manifest) -> int:
+    """Bytes of the coding tables in the file; the rest of it are codebooks.
+
+    Raises:
+        ShardError: The file is missing or damaged.
+    """
+    name, sha256 = manifest.codebook_file, manifest.codebook_sha256
+    if manifest.format_version == 1 or name is None or sha256 is None:
+        return 0
+    tensors = read_tensors(dataset_dir / name, sha256)
+    return sum(tensor.nbytes for name, tensor in tensors.items() if not _is_codebook(name))
+
+
+def _is_codebook(name: str) -> bool:
+    return name.rpartition(".")[2] == _TENSOR

@@ -174,6 +174,7 @@ def describe_job(
     """Return all that determines the bytes of the dataset; no time, host name or local path."""
     tokenizers = [one for one in (image_tokenizer, speech_tokenizer) if one is not None]
     job: dict[str, Any] = {
+        "format_version": 2,
         "image_tokenizer": None,
         "layout": {
             "kind": config.layout,

@@ -144,6 +144,7 @@ def _job_of(manifest: Manifest) -> dict[str, Any]:
     speech_tokenizer = manifest.speech_tokenizer
     layout = manifest.layout
     return {
+        "format_version": 2,  # a finished dataset of version 1 holds the same samples
         "image_tokenizer": image_tokenizer,
         "speech_tokenizer": None if speech_tokenizer is None else dict(speech_tokenizer),
         "layout": {"kind": layout.kind, "samples_per_member": layout.samples_per_member},
@@ -161,6 +162,7 @@ def _check_same(dataset_dir: Path, before: dict[str, Any], now: dict[str, Any], 
 
 
 _LABELS = {
+    "format_version": "version of the format",
     "image_tokenizer.name": "--image-tokenizer",
     "image_tokenizer.fingerprint": "fingerprint of the image tokenizer",
     "image_tokenizer.precision": "--precision",

@@ -8,6 +8,7 @@ from typing import Any
 from im2sp.pipeline.decoding.audio import SAMPLE_RATE_HZ
 from im2sp.pipeline.job.run import JobResult
 from im2sp.shards import MANIFEST_NAME, REJECTS_NAME
+from im2sp.shards.codebook import table_bytes
 from im2sp.shards.errors import counted
 
 _RAW_IMAGE_BITS = 224 * 224 * 24
@@ -134,8 +135,9 @@ def _an(noun: str) -> str:
 
 
 def size_bytes(dataset_dir: Path, result: JobResult) -> int:
-    """Bytes on disk of all files but the codebook, which a dataset has once."""
+    """Bytes on disk of all but the codebook, which a dataset has once."""
     names = [MANIFEST_NAME, REJECTS_NAME]
     paths = [dataset_dir / name for name in names]
     files = sum(path.stat().st_size for path in paths if path.is_file())
+    files += table_bytes(dataset_dir, result.manifest)
     return files + sum(shard.size_bytes for shard in result.manifest.shards)

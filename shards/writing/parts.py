@@ -92,13 +92,21 @@ def read_part(path: Path) -> Part:
 
 
 def drop_part(out: Path, number: int, num_parts: int) -> None:
-    """Remove a finished part and its shards; nothing if it is not there."""
+    """Remove a finished part and its shards; nothing if it is not there.
+
+    If it is killed, the lock file shows the next writer of the part that the shards left are its own.
+    """
     path = part_path(out, number, num_parts)
     if path.exists():
         part = read_part(path)
+        lock_path = path.with_suffix(".lock")
+        is_locked = lock_path.exists()
+        lock_path.touch()
         path.unlink()
         for shard in part.shards:
             (out / shard.file).unlink(missing_ok=True)
+        if not is_locked:
+            lock_path.unlink()
 
 
 def drop_parts(out: Path, num_parts: int) -> None:

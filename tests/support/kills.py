@@ -9,6 +9,13 @@ class Killed(BaseException):
     """Simulated kill; never caught."""
 
 
+class Died(BaseException):
+    """End of the process without clean-up, as by `kill -9`, when it is raised as a class."""
+
+    def __init__(self):
+        os._exit(9)
+
+
 PLACES = {
     "before os.replace": (os, "replace", False),
     "after os.replace": (os, "replace", True),

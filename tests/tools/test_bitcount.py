@@ -10,7 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from im2sp.shards import Layout, Sample, UnitColumn, fit_durations_codec, fit_speech_codec
+from im2sp.shards import (
+    DatasetWriter,
+    Layout,
+    Sample,
+    ShardDataset,
+    UnitColumn,
+    fit_durations_codec,
+    fit_speech_codec,
+)
 from im2sp.shards.coding import make_codecs
 from im2sp.shards.schema import DEFAULT_COLUMNS
 from im2sp.tools.bitcount import count_bits, main
@@ -277,6 +285,22 @@ def test_the_size_of_the_images_is_given_or_recorded(tmp_path, capsys):
     assert row["image_units_of_raw"] == 256 * 14 / (256 * 256 * 24)
     assert main([str(tmp_path), "--image-size", "256x256"]) == 0
     assert "raw pixels (256 x 256 x 24 bits)" in capsys.readouterr().out
+
+
+def test_tables_of_version_2_are_counted_apart_from_the_codebook(tmp_path):
+    columns = {
+        "image_units": UnitColumn(shape=(2,), num_codes=4),
+        "speech_units": UnitColumn(shape=(None,), num_codes=20, many=True, coding="coded"),
+    }
+    vectors = {"image_units": np.zeros((4, 3), np.float32)}
+    with DatasetWriter(tmp_path / "set", columns=columns, codebooks=vectors) as writer:
+        writer.write(key="a", image_units=[1, 2], speech_units=[[1, 2, 3]])
+    tables = ShardDataset(tmp_path / "set").tensors()["speech_units.lengths"].nbytes
+    count = count_bits(tmp_path / "set")
+    names = [path for path in (tmp_path / "set").iterdir() if path.suffix != ".md"]
+    assert count.parts["tables"] == tables > 0
+    assert count.total_bytes + count.codebook_bytes == sum(path.stat().st_size for path in names)
+    assert 4 * 3 * 4 < count.codebook_bytes < 400
 
 
 @pytest.mark.parametrize("size", ["256", "256x", "0x5", "-1x3", "1e3x2"])

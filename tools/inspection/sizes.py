@@ -5,17 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from im2sp.shards import Manifest, ShardError
+from im2sp.shards.codebook import table_bytes
 from im2sp.shards.files import read_json, read_regular
 from im2sp.shards.manifest import MANIFEST_NAME, REJECTS_NAME
 
 
 def total_bytes(dataset_dir: Path, manifest: Manifest) -> int:
-    """Bytes of the manifest, the shards and the list of rejects.
+    """Bytes of the manifest, the shards, coding tables and the list of rejects.
 
     Raises:
         ShardError: A file is missing or of another size than in the manifest.
     """
-    total = file_bytes(dataset_dir / MANIFEST_NAME)
+    total = file_bytes(dataset_dir / MANIFEST_NAME) + table_bytes(dataset_dir, manifest)
     total += sum(file_bytes(dataset_dir / s.file, s.size_bytes) for s in manifest.shards)
     if manifest.num_rejects or manifest.rejects_sha256 is not None:
         total += file_bytes(dataset_dir / REJECTS_NAME)
@@ -23,9 +24,9 @@ def total_bytes(dataset_dir: Path, manifest: Manifest) -> int:
 
 
 def codebook_bytes(dataset_dir: Path, manifest: Manifest) -> int:
-    """Bytes of the codebook's file, 0 if there is none."""
+    """Bytes of the codebook's file without coding tables, 0 if there is none."""
     name = manifest.codebook_file
-    return file_bytes(dataset_dir / name) if name else 0
+    return file_bytes(dataset_dir / name) - table_bytes(dataset_dir, manifest) if name else 0
 
 
 def part_bytes(dataset_dir: Path, manifest: Manifest, values: dict[str, int]) -> dict[str, int]:
@@ -70,12 +71,12 @@ def checksum_bytes(node: Any) -> int:
 
 
 def _table_bytes(dataset_dir: Path, manifest: Manifest) -> int:
-    """Bytes of the coding tables in `dataset.json` and in each shard's metadata."""
+    """Bytes of the coding tables; in version 1 in `dataset.json` and in each shard's metadata."""
     tables = {
         columns["lengths"].encode() for columns in manifest.columns.values() if "lengths" in columns
     }
     if not tables:
-        return 0
+        return table_bytes(dataset_dir, manifest)
     total = 0
     for name in (MANIFEST_NAME, *(shard.file for shard in manifest.shards)):
         data = read_regular(dataset_dir / name)

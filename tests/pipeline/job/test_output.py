@@ -9,6 +9,7 @@ from im2sp.shards import DEFAULT_COLUMNS, Layout, Manifest, Sample, encode_batch
 
 TOKENIZER = {"name": "t", "fingerprint": "ab" * 32, "precision": "fp32", "view": "squash-224"}
 JOB = {
+    "format_version": 2,
     "image_tokenizer": TOKENIZER,
     "layout": {"kind": "arrow", "samples_per_member": 256},
     "settings": {"source": {"num_items": 3, "sha256": "c" * 64}},

@@ -1,6 +1,7 @@
 """Jobs that are killed, run out of disk, or find something in their output folder."""
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -14,7 +15,7 @@ from im2sp.pipeline.job.state import JobError
 from im2sp.pipeline.job.summary import summary
 from im2sp.pipeline.sources import SourceError
 from im2sp.shards import files, verify_dataset
-from support.kills import PLACES, Killed, stop_at
+from support.kills import PLACES, Died, Killed, stop_at
 
 PACKED = {"layout": "webdataset", "samples_per_member": 3}
 PLAIN = {"layout": "webdataset", "samples_per_member": 1}
@@ -86,6 +87,59 @@ def test_an_overwrite_killed_anywhere_ends_with_the_same_bytes(
             assert files_of(out) == expected, (place, stop)
             settings["overwrite"] = True
         assert stop >= 6
+
+
+@pytest.mark.usefixtures("inline_pool", "small_chunks", "no_fsync")
+@pytest.mark.parametrize("place", ["before os.replace", "before removing"])
+def test_a_process_that_dies_anywhere_leaves_a_job_that_can_be_resumed(
+    twenty, fake_tokenizer, tmp_path, monkeypatch, files_of, place
+):
+    run(twenty, tmp_path / "whole", fake_tokenizer)
+    expected = files_of(tmp_path / "whole")
+    for stop in range(99):
+        out = tmp_path / f"out{stop}"
+        child = os.fork()
+        if child == 0:
+            stop_at(monkeypatch, PLACES[place], stop, Died)
+            try:
+                run(twenty, out, fake_tokenizer)
+            finally:
+                os._exit(0)
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+            break
+        run(twenty, out, fake_tokenizer)
+        assert files_of(out) == expected, stop
+        shutil.rmtree(out)
+    assert stop >= 12
+
+
+@pytest.mark.usefixtures("inline_pool", "small_chunks", "no_fsync")
+@pytest.mark.parametrize("place", ["after os.replace", "before removing", "after removing"])
+def test_a_job_killed_while_it_drops_what_changed_ends_with_the_same_bytes(
+    twenty, fake_tokenizer, tmp_path, monkeypatch, files_of, place
+):
+    begun = tmp_path / "begun"
+    undo = stop_at(monkeypatch, (fake_tokenizer, "encode_uint8", False), 4, Killed())
+    with pytest.raises(Killed):
+        run(twenty, begun, fake_tokenizer)
+    undo()
+    assert (begun / "00000.arrow").exists()
+    shutil.copy(twenty / "005.png", twenty / "000.png")
+    run(twenty, tmp_path / "whole", fake_tokenizer)
+    expected = files_of(tmp_path / "whole")
+    for stop in range(60):
+        out = tmp_path / f"out{stop}"
+        shutil.copytree(begun, out)
+        undo = stop_at(monkeypatch, PLACES[place], stop, Killed())
+        try:
+            run(twenty, out, fake_tokenizer)
+            break
+        except Killed:
+            undo()
+        run(twenty, out, fake_tokenizer)
+        assert files_of(out) == expected, stop
+        shutil.rmtree(out)
+    assert stop >= 6
 
 
 @pytest.mark.usefixtures("inline_pool", "small_chunks", "no_fsync")
@@ -235,6 +289,30 @@ def test_changed_settings_are_refused_and_nothing_is_touched(
     assert "start over with --overwrite" in str(caught.value)
     assert files_of(out) == before
     run(twenty, out, tokenizer, overwrite=True, **settings)
+    check_sound(out)
+
+
+@pytest.mark.usefixtures("inline_pool")
+def test_an_unfinished_job_of_version_0_1_is_refused_and_can_be_replaced(
+    twenty, fake_tokenizer, tmp_path, files_of, monkeypatch
+):
+    out = tmp_path / "out"
+    undo = stop_at(monkeypatch, (os, "replace", True), 4, Killed())
+    with pytest.raises(Killed):
+        run(twenty, out, fake_tokenizer)
+    undo()
+    path = out / ".im2sp-job/job.json"
+    job = json.loads(path.read_bytes())
+    del job["format_version"]
+    path.write_text(json.dumps(job))
+    (out / "00000.arrow").write_bytes(b"its first shard")
+    before = files_of(out)
+    with pytest.raises(
+        JobError, match=r"unfinished job .*\(version of the format: none there, 2 now\); choose"
+    ):
+        run(twenty, out, fake_tokenizer)
+    assert files_of(out) == before
+    run(twenty, out, fake_tokenizer, overwrite=True)
     check_sound(out)
 
 
