@@ -94,7 +94,7 @@ def read_part(path: Path) -> Part:
 def drop_part(out: Path, number: int, num_parts: int) -> None:
     """Remove a finished part and its shards; nothing if it is not there.
 
-    If it is killed, the lock file shows the next writer of the part that the shards left are its own.
+    If it is killed, the lock file shows the next writer of the part that its shards are its own'.
     """
     path = part_path(out, number, num_parts)
     if path.exists():

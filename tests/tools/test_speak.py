@@ -12,7 +12,7 @@ from PIL import Image
 import im2sp
 from im2sp.pipeline.cli import main as tokenize
 from im2sp.pipeline.vocoder.weights import load_weights, vocoder_bytes
-from im2sp.shards import DEFAULT_COLUMNS, ShardDataset, encode_batch, write_shard
+from im2sp.shards import DatasetWriter, ShardDataset, UnitColumn
 from im2sp.tools.export_captioner import main as export
 from im2sp.tools.listening.build import read_spoken
 from im2sp.tools.speak import main
@@ -59,29 +59,23 @@ def with_speech(image_shards, folder):
     """The dataset of the pictures with speech units of the same kind for each."""
     dataset = ShardDataset(image_shards)
     rng = np.random.default_rng(0)
-    samples = []
-    for sample in dataset:
-        units = rng.integers(0, NUM_UNITS, rng.integers(20, 30)).astype(np.uint16)
-        durations = rng.integers(1, 4, len(units)).astype(np.uint16)
-        samples.append(
-            dataclasses.replace(
-                sample, speech_units=[units], durations=[durations], captions=["a <b>"]
-            )
-        )
-    folder.mkdir()
-    shard = write_shard(folder / "00000.arrow", [encode_batch(samples)])
-    name = dataset.manifest.codebook_file
-    (folder / name).write_bytes((image_shards / name).read_bytes())
-    dataclasses.replace(
-        dataset.manifest,
-        num_rejects=0,
-        num_samples=len(samples),
-        shards=(shard,),
-        columns=DEFAULT_COLUMNS,
-        speech_tokenizer={
+    columns = dataset.columns | {
+        "speech_units": UnitColumn((None,), NUM_UNITS, many=True),
+        "durations": UnitColumn((None,), 65536, many=True, coding="varint"),
+    }
+    tokenizers = {
+        "image_units": dataset.manifest.image_tokenizer,
+        "speech_units": {
             "name": "test", "fingerprint": SPEECH_FINGERPRINT, "num_units": NUM_UNITS
         },
-    ).write(folder)  # fmt: skip
+    }  # fmt: skip
+    codebooks = {"image_units": dataset.codebook()}
+    with DatasetWriter(folder, columns=columns, tokenizers=tokenizers, codebooks=codebooks) as out:
+        for sample in dataset:
+            units = rng.integers(0, NUM_UNITS, rng.integers(20, 30))
+            durations = [rng.integers(1, 4, len(units))]
+            speech = {"speech_units": [units], "durations": durations, "captions": ["a <b>"]}
+            out.write(**{**sample, **speech})
     return folder
 
 
