@@ -57,7 +57,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
     assert config.shards is not None
     dataset = ShardDataset(config.shards, config.split)
-    items, num_without = judged_samples(dataset, config.topline, config.limit)
+    image_column = "image_units"
+    if config.run is not None:
+        from im2sp.trainer.transfer import unit_columns_of
+
+        image_column = unit_columns_of(config.run).get("image", image_column)
+    items, num_without = judged_samples(dataset, config.topline, config.limit, image_column)
     if not items:
         needed = "an image and a caption" if config.topline is None else "speech and two captions"
         raise ValueError(f"{config.shards}: no sample of split {config.split!r} has {needed}")

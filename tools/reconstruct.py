@@ -156,8 +156,14 @@ def make_sheet(config: ReconstructConfig) -> str:
     record = dataset.manifest.image_tokenizer
     with_units = (s for s in dataset if s.image_units is not None)
     samples = list(itertools.islice(with_units, config.num_images))
-    if record is None or not samples:
+    if not samples:
         raise ShardError(f"{config.shards}: holds no image units")
+    if record is None or "fingerprint" not in record or "view" not in record:
+        made_by = (record or {}).get("name", "no known tokenizer")
+        raise ShardError(
+            f"{config.shards}: its image units are of {made_by},"
+            " which im2sp cannot decode to pixels; expected a dataset of im2sp-tokenize"
+        )
     keys = [sample.key for sample in samples]
     name = config.image_tokenizer or record["name"]
     decoded = decode_samples(samples, record, name, config.codebook)

@@ -20,7 +20,10 @@ from im2sp.shards.files import read_toml as read_toml_file
 CONFIG_NAME = "config.toml"
 MAX_TOKENS = 1024
 """Positions of the decoder: BOS and the ids of a text."""
+MAX_UNITS = 1 << 14
+"""Positions of the decoder, at most, for a target that is a column of units."""
 MAX_CHARACTERS = 512
+_NAMED_TARGETS = ("speech", "text", "words")
 
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {
@@ -76,12 +79,17 @@ class TrainConfig:
     recipe: Literal["paper"] | None = None
     """Base settings; overridden by --config, then by flags. paper: those of the paper's code."""
 
-    target: Literal["speech", "text", "words"] = "speech"
+    target: str = "speech"
     """Prediction target of the model:
     - speech: speech units
     - text: the captions
     - words: which words the captions contain (bag-of-words pre-training of the image encoder, for
-      --init-from or --encoder-from of another run; not a captioner)"""
+      --init-from or --encoder-from of another run; not a captioner)
+    - the name of any other column of units. Units of several codebooks, as 8 x T, are read frame by
+      frame, T x 8, and each codebook has its own tokens."""
+    image_column: str = "image_units"
+    """Column with the units of the images, of any fixed shape. Vectors of the units are those of
+    its codebook, or learned if the dataset has none."""
     without_image: bool = False
     """Train a language model of the speech units or captions: the decoder alone, without images.
     Samples without an image are used, too. For im2sp-evaluate --speech-lm."""
@@ -99,8 +107,8 @@ class TrainConfig:
     items: Literal["all", "one"] = "all"
     """Utterances or captions per image and epoch: all, or one drawn at random."""
     max_length: int | None = None
-    """Maximum length of an utterance in units (default 1023) or of a caption in characters (default
-    512); longer ones are skipped and counted."""
+    """Maximum length of an utterance or array in units (default 1023, or the size of a fixed shape)
+    or of a caption in characters (default 512); longer ones are skipped and counted."""
     bucket_window: int = 16
     """Batches among which items are sorted by length to save padding; 0 disables it."""
     loader_threads: int = 1
@@ -221,8 +229,11 @@ class TrainConfig:
         _check("learning_rate", rate, 0 < rate < math.inf, "more than 0")
         betas = self.betas
         _check("betas", betas, all(0 <= beta < 1 for beta in betas), "each 0 up to below 1")
-        is_short = (self.max_length or 0) < MAX_TOKENS
-        _check("max_length", self.max_length, is_short, f"at most {MAX_TOKENS - 1}")
+        if self.target == "speech_units":
+            object.__setattr__(self, "target", "speech")
+        limit = MAX_TOKENS if self.target in _NAMED_TARGETS else MAX_UNITS
+        is_short = (self.max_length or 0) < limit
+        _check("max_length", self.max_length, is_short, f"at most {limit - 1}")
         horizon = self.schedule_steps
         is_within = horizon is None or horizon >= self.steps
         _check("schedule_steps", horizon, is_within, f"at least --steps, {self.steps}")
@@ -250,10 +261,20 @@ class TrainConfig:
 
     @property
     def longest(self) -> int:
-        """Maximum length of an utterance in units, or of a caption in characters."""
+        """Maximum length in units or characters, unless the shape of the units is fixed."""
         if self.max_length is not None:
             return self.max_length
-        return MAX_TOKENS - 1 if self.target == "speech" else MAX_CHARACTERS
+        return MAX_CHARACTERS if self.target in ("text", "words") else MAX_TOKENS - 1
+
+    @property
+    def unit_columns(self) -> dict[str, str]:
+        """Kind of unit that the run uses (image, speech or target) -> its column."""
+        columns = {} if self.without_image else {"image": self.image_column}
+        if self.target == "speech":
+            columns["speech"] = "speech_units"
+        elif self.target not in _NAMED_TARGETS:
+            columns["target"] = self.target
+        return columns
 
 
 def _check(name: str, value: object, is_sound: bool, expected: str) -> None:

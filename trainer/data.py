@@ -1,27 +1,21 @@
 """Batches of tokens from shards, for training and validation."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from im2sp.shards import LoaderBatch, ShardDataset, ShardError, ShardLoader
+from im2sp.shards import LoaderBatch, ShardDataset, ShardError, ShardLoader, check_columns
 from im2sp.trainer.config import MAX_TOKENS, TrainConfig
 from im2sp.trainer.ranks import Ranks
+from im2sp.trainer.sources import check_fingerprints, fingerprints, longest_of
 from im2sp.trainer.teacher import Teacher
 from im2sp.trainer.text import TextModel
 from im2sp.trainer.unit_pieces import UnitPieces
 from im2sp.trainer.vocabulary import Vocabulary
-
-VAL_NAMES = ("val", "validation", "valid", "dev")
-"""Splits to validate on without being asked, the first that there is."""
-_DEFAULT_NUM_UNITS = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +23,7 @@ class TokenBatch:
     """Input of the model: B images and N texts."""
 
     images_packed: Tensor
-    """(B, 1274) uint8; unpacked on the model's device."""
+    """(B, bytes) uint8; unpacked on the model's device."""
     tokens: Tensor
     """(N, T) int64: BOS, ids, EOS, PAD."""
     owner: Tensor
@@ -42,38 +36,39 @@ class TokenBatch:
     """Features of the teacher, (B, C) and (B, 49, K) float16, if there is one."""
 
     def to(self, device: torch.device) -> tuple[Tensor, ...]:
-        """The tensors on a device: images, tokens, owner, and features if any."""
+        """The tensors on a device: image units (B, *shape), tokens, owner, and features if any."""
         tensors = (self.images_packed, self.tokens, self.owner, *self.features)
         if device.type == "cuda":
             tensors = tuple(tensor.pin_memory() for tensor in tensors)
-        return tuple(tensor.to(device, non_blocking=True) for tensor in tensors)
+        images, *others = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        return replace(self.source, images_packed=images).image_units, *others
 
 
 class OtherViews:
-    """Augmented copies of the images, in memory: 1,274 bytes for each image and view.
+    """Augmented copies of the images, in memory: packed, 1,274 bytes for 28 x 28 units of 13 bits.
 
     The copy is drawn from seed, epoch and key, so it depends neither on the batch nor on the
     process, and a resumed run draws the same.
     """
 
-    def __init__(self, datasets: Sequence[ShardDataset], seed: int) -> None:
+    def __init__(
+        self, datasets: Sequence[ShardDataset], seed: int, image_column: str = "image_units"
+    ) -> None:
         self._seed = seed
         self._rows: dict[str, list[tuple[int, int]]] = {}
         """Key -> row of the table and number of the view, from 1, of each copy."""
-        size_bytes = datasets[0].schema.size_bytes("image_units") or 0
-        tables: list[NDArray[np.uint8]] = [np.empty((0, size_bytes), np.uint8)]
+        tables: list[Tensor] = []
         first = 0
         for view, dataset in enumerate(datasets, 1):
-            for number in range(dataset.num_batches):
-                batch = dataset.batch(number)
-                images = batch.views["image_units"]
-                tables.append(images.data.copy())
-                for row in range(batch.num_samples):
-                    if images.valid is None or images.valid[row]:
-                        key = batch.keys.text(row)
-                        self._rows.setdefault(key, []).append((first + row, view))
-                first += batch.num_samples
-        self._table = torch.from_numpy(np.concatenate(tables))
+            copies = ShardLoader(
+                dataset, batch_size=256, target="images", shuffle=False, image_column=image_column
+            )
+            for batch in copies:
+                for row, key in enumerate(batch.keys):
+                    self._rows.setdefault(key, []).append((first + row, view))
+                tables.append(batch.images_packed)
+                first += len(batch.keys)
+        self._table = torch.cat(tables)
 
     def mix(
         self, images_packed: Tensor, keys: Sequence[str], epoch: int
@@ -81,7 +76,7 @@ class OtherViews:
         """Each image or one of its copies, all equally likely.
 
         Returns:
-            (B, 1274) uint8, and the number of the view of each, 0 for the image itself.
+            (B, bytes) uint8, and the number of the view of each, 0 for the image itself.
         """
         drawn = [self._draw(key, epoch) for key in keys]
         places = [place for place, one in enumerate(drawn) if one is not None]
@@ -135,6 +130,8 @@ class TokenBatches:
             lengths = torch.tensor([len(row) for row in rows], dtype=torch.int32)
             filled = [torch.tensor(row, dtype=torch.int32) for row in rows]
             ids = pad_sequence(filled, batch_first=True) if rows else ids
+        elif self._vocabulary.num_codebooks > 1:
+            ids = self._vocabulary.in_time(ids, lengths)
         images_packed, views = batch.images_packed, [0] * len(batch.keys)
         if self._other_views is not None:
             images_packed, views = self._other_views.mix(images_packed, batch.keys, batch.epoch)
@@ -149,22 +146,6 @@ class TokenBatches:
         )
 
 
-def open_train(config: TrainConfig) -> ShardDataset:
-    """The training samples.
-
-    Raises:
-        ShardError: The dataset is missing or damaged, or has no such split.
-        ValueError: It has splits, but none called train, and none was named.
-    """
-    splits = ShardDataset(config.shards).manifest.splits
-    split = config.split
-    if split is None and "train" in splits:
-        split = "train"
-    if split is None and set(splits) - {""}:
-        raise ValueError(f"{config.shards}: has splits {sorted(splits)}; give one with --split")
-    return ShardDataset(config.shards, split)
-
-
 def open_other_views(config: TrainConfig, dataset: ShardDataset) -> OtherViews | None:
     """The augmented copies of `--other-view`; None if it is not given.
 
@@ -174,11 +155,13 @@ def open_other_views(config: TrainConfig, dataset: ShardDataset) -> OtherViews |
     """
     if not config.other_view:
         return None
-    expected = fingerprints(dataset, "text")
+    columns = {"image": config.image_column}
+    expected = fingerprints(dataset, columns)
     others = [ShardDataset(path) for path in config.other_view]
     for other in others:
         place = f"--other-view {other.path}"
-        check_fingerprints(fingerprints(other, "text"), expected, place, str(dataset.path))
+        check_columns([dataset, other], columns.values())
+        check_fingerprints(fingerprints(other, columns), expected, place, str(dataset.path))
         batches = map(other.batch, range(other.num_batches))
         theirs = {batch.keys.text(row) for batch in batches for row in range(batch.num_samples)}
         # Usually the first sample matches; no more samples are decoded than needed.
@@ -187,7 +170,7 @@ def open_other_views(config: TrainConfig, dataset: ShardDataset) -> OtherViews |
                 f"{place}: none of its {len(other)} images is among the {len(dataset)} of"
                 f" {dataset.path}; the keys must be equal"
             )
-    return OtherViews(others, config.seed)
+    return OtherViews(others, config.seed, config.image_column)
 
 
 def open_teacher(config: TrainConfig, dataset: ShardDataset) -> Teacher | None:
@@ -199,79 +182,10 @@ def open_teacher(config: TrainConfig, dataset: ShardDataset) -> Teacher | None:
     if not config.teacher:
         return None
     datasets = [dataset, *map(ShardDataset, config.other_view)]
-    views = [str((one.manifest.image_tokenizer or {}).get("view")) for one in datasets]
+    records = [one.manifest.tokenizer_of(config.image_column) or {} for one in datasets]
+    views = [str(record.get("view")) for record in records]
     keys = [sample.key for sample in dataset]
     return Teacher(config.teacher, views, keys)
-
-
-def open_val(config: TrainConfig) -> ShardDataset | None:
-    """The validation samples; None if none are named and there is no split val.
-
-    Raises:
-        ShardError: The dataset is missing or damaged, or has no such split.
-        ValueError: As for `open_train`.
-    """
-    path = config.val_shards or config.shards
-    splits = ShardDataset(path).manifest.splits
-    split = config.val_split
-    if split is None:
-        split = next((name for name in VAL_NAMES if name in splits), None)
-    if split is None and config.val_shards is None:
-        return None
-    if split is None and set(splits) - {""}:
-        raise ValueError(f"{path}: has splits {sorted(splits)}; give one with --val-split")
-    return ShardDataset(path, split)
-
-
-def fingerprints(
-    dataset: ShardDataset, target: str, *, has_image: bool = True
-) -> dict[str, str | None]:
-    """Kind of unit that a run uses -> fingerprint of its tokenizer, None if unknown."""
-    records = tokenizer_records(dataset, target, has_image=has_image)
-    return {kind: _fingerprint(record) for kind, record in records.items()}
-
-
-def tokenizer_records(
-    dataset: ShardDataset, target: str, *, has_image: bool = True
-) -> dict[str, dict[str, Any]]:
-    """Kind of unit that a run uses -> record of its tokenizer in the manifest (name, view ..)."""
-    manifest = dataset.manifest
-    found: dict[str, dict[str, Any]] = {}
-    if has_image:
-        found["image"] = dict(manifest.image_tokenizer or {})
-    if target == "speech":
-        found["speech"] = dict(manifest.speech_tokenizer or {})
-    return found
-
-
-def check_fingerprints(
-    found: Mapping[str, str | None], expected: Mapping[str, str | None], place: str, other: str
-) -> None:
-    """Refuse units of another tokenizer.
-
-    Args:
-        found: Fingerprints of one dataset.
-        expected: Required fingerprints; only kinds in both are compared.
-        place: The dataset, for the message.
-        other: Owner of the required fingerprints, for the message.
-
-    Raises:
-        ValueError: They differ.
-    """
-    for kind, fingerprint in expected.items():
-        if kind in found and found[kind] != fingerprint:
-            raise ValueError(
-                f"{place}: its {kind} units have the fingerprint {_short(found[kind])}, those of"
-                f" {other} {_short(fingerprint)}; units of different tokenizers cannot be mixed:"
-                " tokenize with the same one, or start a separate run with another --out"
-            )
-
-
-def speech_vocabulary(dataset: ShardDataset) -> Vocabulary:
-    """The vocabulary of a dataset's speech units."""
-    record = dataset.manifest.speech_tokenizer or {}
-    num_units = record.get("num_units", _DEFAULT_NUM_UNITS)
-    return Vocabulary(kind="speech", num_ids=num_units)
 
 
 def make_loader(
@@ -292,10 +206,11 @@ def make_loader(
     return ShardLoader(
         dataset,
         batch_size=config.batch_size,
-        target="speech" if config.target == "speech" else "text",
+        target="text" if config.target == "words" else config.target,
+        image_column=config.image_column,
         needs_image=not config.without_image,
         items=config.items if is_train else "all",
-        max_length=config.longest,
+        max_length=longest_of(config, dataset),
         shuffle=is_train,
         seed=config.seed,
         epochs=None if is_train else 1,
@@ -317,23 +232,3 @@ def make_val_loader(dataset: ShardDataset, config: TrainConfig, ranks: Ranks) ->
         raise ValueError(
             f"validation: {error}; name another --val-split, or another dataset with --val-shards"
         ) from None
-
-
-def captions_of(dataset: ShardDataset) -> Iterator[str]:
-    """All captions, image by image: the input for fitting a text model."""
-    for sample in dataset:
-        yield from (caption for caption in sample.captions if caption)
-
-
-def utterances_of(dataset: ShardDataset) -> Iterator[list[int]]:
-    """The units of all utterances, image by image: the input for fitting unit pieces."""
-    for sample in dataset:
-        yield from (units.tolist() for units in sample.speech_units if len(units))
-
-
-def _fingerprint(record: Mapping[str, Any] | None) -> str | None:
-    return (record or {}).get("fingerprint")
-
-
-def _short(fingerprint: str | None) -> str:
-    return fingerprint[:12] if fingerprint else "(none)"

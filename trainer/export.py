@@ -34,13 +34,13 @@ def export_model(
     The text model of a captioner of text is written first, to `path` with the suffix `.model`.
 
     Args:
-        checkpoint: Checkpoint of a run with the target speech or text.
+        checkpoint: Checkpoint of a run with any target but words.
         path: The file.
         precision: Precision of the stored tensors; computation is in float32 in any case.
 
     Returns:
-        The notes: step, scores, and the fingerprint and record of the tokenizer of each kind of
-        unit.
+        The notes: step, scores, and for each kind of unit the fingerprint and record of its
+        tokenizer and its column.
 
     Raises:
         ValueError: The checkpoint's target is words.
@@ -59,6 +59,7 @@ def export_model(
         "scores": state["scores"],
         "fingerprints": state["fingerprints"],
         "tokenizers": state.get("tokenizers", {}),
+        "unit_columns": state.get("unit_columns", {"image": "image_units"}),
     }
     if model.config.vocabulary.kind == "text":
         notes["text_model_sha256"] = state["text_model_sha256"]

@@ -16,6 +16,8 @@ import safetensors.torch
 import torch
 from tqdm import tqdm
 
+from im2sp.shards import check_columns
+from im2sp.shards.codebook import codebook_name
 from im2sp.trainer.checkpoint import (
     HEADS_NAME,
     MODEL_NAME,
@@ -29,26 +31,30 @@ from im2sp.trainer.checkpoint import (
 from im2sp.trainer.config import CONFIG_NAME, TrainConfig, to_toml, write_config
 from im2sp.trainer.data import (
     TokenBatches,
-    check_fingerprints,
-    fingerprints,
     make_loader,
     make_val_loader,
     open_other_views,
     open_teacher,
-    open_train,
-    open_val,
-    speech_vocabulary,
-    tokenizer_records,
 )
 from im2sp.trainer.metrics import MetricsLog, draw_curves
 from im2sp.trainer.ranks import Ranks, init_distributed, use_tf32
 from im2sp.trainer.scoring import generated_bleu
 from im2sp.trainer.setup import (
+    check_grid,
     check_same_units,
     find_checkpoint,
     find_text_model,
     images_of_a_step,
     text_model_sha256,
+)
+from im2sp.trainer.sources import (
+    check_fingerprints,
+    fingerprints,
+    longest_of,
+    open_train,
+    open_val,
+    target_vocabulary,
+    tokenizer_records,
 )
 from im2sp.trainer.step import StepRecord, TrainStep
 from im2sp.trainer.teacher import TeacherHeads
@@ -133,24 +139,30 @@ class _Run:
         warn, log = log, (lambda _: None) if config.quiet else log
         config.out.mkdir(parents=True, exist_ok=True)
         dataset, val = open_train(config), open_val(config)
-        has_image = not config.without_image
-        self.fingerprints = fingerprints(dataset, config.target, has_image=has_image)
-        self.tokenizers = tokenizer_records(dataset, config.target, has_image=has_image)
+        columns = config.unit_columns
+        self.fingerprints = fingerprints(dataset, columns)
+        self.tokenizers = tokenizer_records(dataset, columns)
         if val is not None:
-            found = fingerprints(val, config.target, has_image=has_image)
+            check_columns([dataset, val], columns.values())
+            found = fingerprints(val, columns)
             check_fingerprints(found, self.fingerprints, str(val.path), str(dataset.path))
         other_views = open_other_views(config, dataset)
         checkpoint = find_checkpoint(config, ranks, warn)
         check_same_units(self.fingerprints, checkpoint, config)
+        vocabulary = target_vocabulary(config, dataset)
         # Made before a text model is fitted, as they report missing captions.
         self.train_loader = make_loader(dataset, config, ranks, is_train=True)
+        check_grid(config, self.train_loader.image_column)
         val_loader = None if val is None else make_val_loader(val, config, ranks)
         text_model = find_text_model(config, dataset, checkpoint, ranks)
         self.text_model, self.text_model_sha256 = text_model, text_model_sha256(text_model)
-        vocabulary = text_model.vocabulary if text_model else speech_vocabulary(dataset)
+        vocabulary = text_model.vocabulary if text_model else vocabulary
+        assert vocabulary is not None
         units = Units(
             vocabulary,
             self.fingerprints,
+            None if config.without_image else self.train_loader.image_column,
+            longest_of(config, dataset),
             self.text_model_sha256,
             text_model.log_odds if isinstance(text_model, WordBag) else None,
         )
@@ -162,8 +174,11 @@ class _Run:
         if val_loader is not None:
             self.val_batches = TokenBatches(val_loader, vocabulary, text_model)
         if checkpoint is None:
-            codebook = torch.from_numpy(dataset.codebook()) if has_image else torch.empty(1, 1)
-            model = first_model(config, units, codebook, warn)
+            codebook = None
+            if not config.without_image:
+                codebook = dataset.tensors().get(codebook_name(config.image_column))
+            rows = None if codebook is None else torch.from_numpy(codebook)
+            model = first_model(config, units, rows, warn)
         else:
             trained = checkpoint.path / (TRAINED_NAME if config.ema else MODEL_NAME)
             model = load_model(trained)
@@ -215,7 +230,8 @@ class _Run:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         total = sum(p.numel() for p in model.parameters())
         loader, vocabulary = self.train_loader, model.config.vocabulary
-        what = {"speech": "speech units", "text": "text pieces"}.get(vocabulary.kind, "words")
+        names = {"speech": "speech units", "text": "text pieces", "units": config.target}
+        what = names.get(vocabulary.kind, vocabulary.kind)
         split = f" ({loader.dataset.split})" if loader.dataset.split else ""
         return (
             f"{total / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trainable, for "
@@ -341,6 +357,7 @@ class _Run:
             "images_a_step": self.images_a_step,
             "fingerprints": self.fingerprints,
             "tokenizers": self.tokenizers,
+            "unit_columns": config.unit_columns,
             "text_model_sha256": self.text_model_sha256,
         }
         writers = {

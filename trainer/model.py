@@ -4,10 +4,9 @@
                                                       GIT decoder ─ next token
                                        BOS, tokens ────────┘
 
-The encoder is SeiT's: the codebook vectors form an image of `code_width` channels, which a ViT
-reads in place of pixels. The decoder is GIT's: BERT layers over the image states followed by the
-text, where an image state attends to image states only, and a text token to the image and to the
-text up to itself.
+The encoder is SeiT's (see `encoder`). The decoder is GIT's: BERT layers over the image states
+followed by the text, where an image state attends to image states only, and a text token to the
+image and to the text up to itself.
 
 So the states of the image inside the decoder do not depend on the text, and `Prefix`, a prefix
 cache with the keys and values of every layer, is computed once per image: for all of its captions
@@ -24,69 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from im2sp.trainer.attention import attention, dropout
-from im2sp.trainer.model_config import ModelConfig, StackConfig
+from im2sp.trainer.attention import Layer, attention, dropout
+from im2sp.trainer.encoder import ImageEncoder
+from im2sp.trainer.model_config import ModelConfig
 
-ENCODER_EPS, PROJECTION_EPS, DECODER_EPS = 1e-6, 1e-5, 1e-12
-# Lower bound of a column's deviation, so that an almost constant column is not amplified.
-CODE_STD_FLOOR = 1e-4
+PROJECTION_EPS, DECODER_EPS = 1e-5, 1e-12
 INIT_STD = 0.02
 Prefix = list[tuple[Tensor, Tensor]]
 """Keys and values (B, H, P, K) of the image states in each layer of the decoder."""
-
-
-class Layer(nn.Module):
-    """Attention and a two-layer perceptron, the parts common to encoder and decoder layers."""
-
-    def __init__(self, config: StackConfig, eps: float) -> None:
-        super().__init__()
-        self.heads = config.heads
-        self.to_qkv = nn.Linear(config.width, 3 * config.width)
-        self.to_out = nn.Linear(config.width, config.width)
-        self.attention_norm = nn.LayerNorm(config.width, eps=eps)
-        self.mlp_in = nn.Linear(config.width, config.mlp_width)
-        self.mlp_out = nn.Linear(config.mlp_width, config.width)
-        self.mlp_norm = nn.LayerNorm(config.width, eps=eps)
-
-    def split_heads(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(B, T, n * D) -> n times (B, H, T, K)."""
-        width = self.to_out.in_features
-        parts = x.unflatten(-1, (x.shape[-1] // width, self.heads, -1))
-        return parts.permute(2, 0, 3, 1, 4).unbind()
-
-    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(B, T, D) -> three times (B, H, T, K)."""
-        return self.split_heads(self.to_qkv(x))
-
-    def join_heads(self, attended: Tensor) -> Tensor:
-        """(B, H, T, K) -> (B, T, D), through the output Linear."""
-        return self.to_out(attended.transpose(1, 2).flatten(2))
-
-    def perceptron(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
-        return self.mlp_out(F.gelu(self.mlp_in(x)))
-
-
-class EncoderLayer(Layer):
-    """A ViT layer as in timm (pre-norm)."""
-
-    def __init__(self, config: StackConfig, eps: float, drop_p: float = 0.0) -> None:
-        """`drop_p` is the probability that an image skips one of the two branches in training."""
-        super().__init__(config, eps)
-        self.drop_p = drop_p
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, P, D) -> (B, P, D)."""
-        q, k, v = self.queries_keys_values(self.attention_norm(x))
-        x = x + self._kept(self.join_heads(attention(q, k, v, None, 0.0)))
-        return x + self._kept(self.perceptron(self.mlp_norm(x)))
-
-    def _kept(self, branch: Tensor) -> Tensor:
-        """A branch (B, P, D), zero for some images in training, and scaled up for the others."""
-        if not (self.training and self.drop_p):
-            return branch
-        kept = torch.rand(len(branch), 1, 1, device=branch.device) >= self.drop_p
-        return branch * (kept / (1 - self.drop_p)).to(branch.dtype)
 
 
 class DecoderLayer(Layer):
@@ -113,71 +57,6 @@ class DecoderLayer(Layer):
         both = F.linear(x, self.to_qkv.weight[width:], self.to_qkv.bias[width:])
         k, v = self.split_heads(both)
         return k, v
-
-
-def conv_stem(code_width: int, width: int, stride: int) -> nn.Sequential:
-    """Convolutions of 3x3 and GELU, then one of 1x1: (B, code_width, R, R) to (B, width, R/s, R/s).
-
-    The first keeps the grid, each further one halves it; channels double up to `width`. A ViT
-    behind such a stem needs less data and is easier to train (Xiao et al., "Early Convolutions
-    Help Transformers See Better", 2021). The paper uses batch norms; two or three layers with He
-    initialisation do not need them, and so an image's states do not depend on its batch.
-
-    Args:
-        code_width: Input channels.
-        width: Output channels; at least `stride`.
-        stride: A power of 2.
-    """
-    halvings = stride.bit_length() - 1
-    channels, layers = code_width, list[nn.Module]()
-    for number in range(halvings + 1):
-        wider = width >> (halvings - number)
-        layers += [nn.Conv2d(channels, wider, 3, 2 if number else 1, padding=1), nn.GELU()]
-        channels = wider
-    return nn.Sequential(*layers, nn.Conv2d(channels, width, 1))
-
-
-class ImageEncoder(nn.Module):
-    """SeiT's ViT over image units, without the final norm and the classifier head."""
-
-    def __init__(self, config: ModelConfig, codebook: Tensor) -> None:
-        super().__init__()
-        stack = config.encoder
-        self.normalise_codebook = config.normalise_codebook
-        self.standardise_codebook = config.standardise_codebook
-        self.register_buffer("codebook", codebook)
-        stride = config.stem_stride
-        if config.conv_stem:
-            self.stem = conv_stem(config.code_width, stack.width, stride)
-        else:
-            self.stem = nn.Conv2d(
-                config.code_width, stack.width, 2 * stride, stride, padding=stride // 2
-            )
-        self.cls = nn.Parameter(torch.zeros(1, 1, stack.width))
-        self.positions = nn.Parameter(torch.zeros(1, config.num_states, stack.width))
-        # From 0 in the first layer to the full rate in the last.
-        last = max(1, stack.depth - 1)
-        drop_ps = [config.stochastic_depth * i / last for i in range(stack.depth)]
-        self.layers = nn.ModuleList(EncoderLayer(stack, ENCODER_EPS, p) for p in drop_ps)
-
-    def vectors(self) -> Tensor:
-        """(num_codes, code_width) float32: the codebook after normalisation, if any."""
-        rows = self.get_buffer("codebook")
-        if self.normalise_codebook:
-            rows = F.normalize(rows, dim=-1)
-        if self.standardise_codebook:
-            rows = (rows - rows.mean(0)) / rows.std(0).clamp(min=CODE_STD_FLOOR)
-        return rows
-
-    def forward(self, image_units: Tensor) -> Tensor:
-        """(B, grid, grid) int64 -> (B, P, D)."""
-        codes = F.embedding(image_units, self.vectors())
-        patches = self.stem(codes.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
-        x = torch.cat((self.cls.to(patches.dtype).expand(len(patches), -1, -1), patches), 1)
-        x = x + self.positions
-        for layer in self.layers:
-            x = layer(x)
-        return x
 
 
 class Decoder(nn.Module):
@@ -238,17 +117,14 @@ class Im2SpModel(nn.Module):
     Args:
         config: Sizes.
         codebook: (num_codes, code_width) float32, the vectors of the image units. Copied; saved
-            with the weights, not trained. Not used without an image.
+            with the weights, not trained. Not used without an image, or if vectors are learned.
     """
 
-    def __init__(self, config: ModelConfig, codebook: Tensor) -> None:
+    def __init__(self, config: ModelConfig, codebook: Tensor | None = None) -> None:
         super().__init__()
         self.config = config
         if config.has_image:
-            shape, expected = tuple(codebook.shape), (config.num_codes, config.code_width)
-            if shape != expected:
-                raise ValueError(f"the codebook has shape {shape}, expected {expected}")
-            self.encoder = ImageEncoder(config, codebook.detach().float().clone())
+            self.encoder = ImageEncoder(config, codebook)
             self.projection = nn.Linear(config.encoder.width, config.decoder.width)
             self.projection_norm = nn.LayerNorm(config.decoder.width, eps=PROJECTION_EPS)
         self.decoder = Decoder(config)
@@ -261,9 +137,11 @@ class Im2SpModel(nn.Module):
                     nn.init.kaiming_normal_(module.weight)
         nn.init.trunc_normal_(self.encoder.cls, std=INIT_STD)
         nn.init.trunc_normal_(self.encoder.positions, std=INIT_STD)
+        if config.learned_codes:
+            self.encoder.embedding.reset()
 
     def encode(self, image_units: Tensor) -> tuple[Tensor, Tensor]:
-        """States of the encoder, and projected ones: (B, grid, grid) int64 -> twice (B, P, D).
+        """States of the encoder, and projected ones: (B, *shape) int64 -> twice (B, P, D).
 
         Without an image there are none: P is 0, and only B matters.
         """
@@ -278,7 +156,7 @@ class Im2SpModel(nn.Module):
         """Prefix cache of images for the decoder.
 
         Args:
-            image_units: (B, grid, grid) int64.
+            image_units: (B, *shape) int64.
         """
         return self.decoder.prefix(self.encode(image_units)[1])
 
@@ -286,7 +164,7 @@ class Im2SpModel(nn.Module):
         """Logits of the next tokens, for one text per image.
 
         Args:
-            image_units: (B, grid, grid) int64.
+            image_units: (B, *shape) int64.
             tokens: (B, T) int64, starting with BOS; T at most `config.max_positions`.
 
         Returns:
@@ -311,7 +189,7 @@ class Im2SpModel(nn.Module):
         states.
 
         Args:
-            image_units: (B, grid, grid) int64.
+            image_units: (B, *shape) int64.
             tokens: (N, T) int64: BOS, ids, EOS, PAD up to T.
             owner: (N,) int64, row of the image that each text belongs to.
             label_smoothing: Share of the target distribution that is spread over all tokens.
@@ -347,7 +225,7 @@ class Im2SpModel(nn.Module):
         Visual Features from Large Weakly Supervised Data" (2016).
 
         Args:
-            image_units: (B, grid, grid) int64.
+            image_units: (B, *shape) int64.
             tokens: (N, T) int64: BOS, ids of words, EOS, PAD up to T.
             owner: (N,) int64, row of the image that each text belongs to.
             projected: Projected states of `encode`, if they are known.

@@ -1,6 +1,7 @@
 """Configuration of a model, and the presets."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -39,18 +40,23 @@ class ModelConfig:
     """GIT's layers over image and text."""
     has_image: bool = True
     """False for a language model of the tokens: no encoder, no image states."""
-    grid: int = 28
-    """Rows and columns of image units; a multiple of `stem_stride`."""
+    grid: int | tuple[int, ...] = 28
+    """Shape of an image's units: (rows, columns), multiples of `stem_stride`; a number for a
+    square; or (units,), a line."""
     stem_stride: int = SEIT_STEM_STRIDE
-    """Rows and columns of image units per image state; even. The stem's kernel is twice as large.
-    SeiT uses 2; 4 gives a quarter of the states, for less than half the cost."""
+    """Rows and columns of image units per image state: 1 (a state for each unit), or an even
+    number; the stem's kernel is then twice as large. SeiT uses 2; 4 gives a quarter of the states,
+    for less than half the cost. A line has 1."""
     conv_stem: bool = False
     """True for a stem of several small convolutions instead of SeiT's single large one (see
     `model.conv_stem`); it needs far fewer images. For strides that are powers of 2."""
     num_codes: int = 8192
-    """Rows of the codebook."""
+    """Rows of the codebook: image units are below it."""
     code_width: int = 32
     """Columns of the codebook."""
+    learned_codes: bool = False
+    """True for vectors of codes that are trained (`encoder.CodeEmbedding`) instead of a codebook.
+    """
     normalise_codebook: bool = False
     """True to scale rows to length 1 before use; the paper's code does not."""
     standardise_codebook: bool = False
@@ -71,30 +77,47 @@ class ModelConfig:
         for name in ("num_codes", "code_width", "max_positions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.stem_stride < 2 or self.stem_stride % 2:
-            raise ValueError(
-                f"stem_stride is {self.stem_stride}, expected an even number of at least 2"
-            )
+        if not isinstance(self.grid, int):  # a list if it comes from JSON
+            object.__setattr__(self, "grid", tuple(self.grid))
+        if self.stem_stride < 1 or (self.stem_stride > 1 and self.stem_stride % 2):
+            raise ValueError(f"stem_stride is {self.stem_stride}, expected 1 or an even number")
         is_power = self.stem_stride & (self.stem_stride - 1) == 0
         if self.conv_stem and not (is_power and self.stem_stride <= self.encoder.width):
             raise ValueError(
                 f"stem_stride is {self.stem_stride}, expected a power of 2 for a conv_stem, at most"
                 f" the encoder's width, {self.encoder.width}"
             )
-        if self.grid < self.stem_stride or self.grid % self.stem_stride:
+        if not 1 <= len(self.shape) <= 2:
+            raise ValueError(f"grid is {self.grid}, expected one or two axes")
+        for size in self.shape:
+            if size < self.stem_stride or size % self.stem_stride:
+                raise ValueError(
+                    f"grid is {self.grid}, expected a multiple of stem_stride, {self.stem_stride}"
+                )
+        if len(self.shape) == 1 and (self.stem_stride > 1 or self.conv_stem):
             raise ValueError(
-                f"grid is {self.grid}, expected a multiple of stem_stride, {self.stem_stride}"
+                f"grid is {self.grid}, a line; expected stem_stride 1 and no conv_stem"
             )
         for name in ("dropout", "attention_dropout", "stochastic_depth"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected [0, 1)")
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of an image's units: one or two axes."""
+        return (self.grid, self.grid) if isinstance(self.grid, int) else self.grid
+
+    @property
+    def rows_columns(self) -> tuple[int, int]:
+        """Rows and columns of image units; a line has one column."""
+        return self.shape[0], (*self.shape, 1)[1]
+
+    @property
     def num_states(self) -> int:
         """Number of image states: CLS and one for each square of `stem_stride` units."""
         if not self.has_image:
             return 0
-        return 1 + (self.grid // self.stem_stride) ** 2
+        return 1 + math.prod(size // self.stem_stride for size in self.shape)
 
 
 Preset = Literal["tiny", "mini", "midi", "small", "base"]
@@ -112,31 +135,48 @@ PRESETS: dict[str, tuple[StackConfig, StackConfig]] = {
 """Encoder and decoder: for tests, for an hour or for hours on a CPU, for a GPU, and the paper's."""
 _CONV_STEM: dict[str, Any] = {"stem_stride": 4, "conv_stem": True}
 _STEMS = {"mini": _CONV_STEM, "midi": _CONV_STEM}
+_MIN_PLACES = 7
+"""Rows and columns of image states, as many as a stride of 4 leaves of 28 x 28 units."""
 
 
-def preset_config(
-    preset: Preset,
-    vocabulary: Vocabulary,
-    *,
-    num_codes: int = 8192,
-    code_width: int = 32,
-    normalise_codebook: bool = False,
-    standardise_codebook: bool = False,
-) -> ModelConfig:
-    """The configuration of a preset for a given vocabulary and codebook."""
+def preset_config(preset: Preset, vocabulary: Vocabulary, **settings: Any) -> ModelConfig:
+    """The configuration of a preset for a given vocabulary.
+
+    The stride of the stem is that of the preset, halved until it divides the grid and leaves at
+    least 7 rows and columns of states; 1 for a line.
+
+    Args:
+        preset: Sizes of encoder and decoder.
+        vocabulary: Meaning of the output tokens.
+        settings: Other fields of the configuration, such as `grid` and `num_codes`.
+    """
     if preset not in PRESETS:
         raise ValueError(f"preset {preset!r}, expected one of {', '.join(PRESETS)}")
     encoder, decoder = PRESETS[preset]
+    stem = _STEMS.get(preset, {"stem_stride": SEIT_STEM_STRIDE, "conv_stem": False})
+    grid = settings.get("grid", ModelConfig.grid)
+    shape = (grid, grid) if isinstance(grid, int) else tuple(grid)
+    if len(shape) == 1:
+        stem = {"stem_stride": 1, "conv_stem": False}
+    stride = stem["stem_stride"]
+    while stride > 1 and any(size % stride or size // stride < _MIN_PLACES for size in shape):
+        stride //= 2
+    stem = {**stem, "stem_stride": stride}
     return ModelConfig(
-        vocabulary=vocabulary,
-        encoder=encoder,
-        decoder=decoder,
-        num_codes=num_codes,
-        code_width=code_width,
-        normalise_codebook=normalise_codebook,
-        standardise_codebook=standardise_codebook,
-        **_STEMS.get(preset, {}),
+        vocabulary=vocabulary, encoder=encoder, decoder=decoder, **{**stem, **settings}
     )
+
+
+def grid_of(shape: Sequence[int | None]) -> int | tuple[int, ...]:
+    """The `grid` of a fixed shape of units; more than two axes are read as a line.
+
+    >>> grid_of((28, 28)), grid_of((16, 24)), grid_of((32,)), grid_of((4, 8, 8))
+    (28, (16, 24), (32,), (256,))
+    """
+    sizes = tuple(size for size in shape if size is not None)
+    if len(sizes) > 2:
+        return (math.prod(sizes),)
+    return sizes[0] if len(sizes) == 2 and sizes[0] == sizes[1] else sizes
 
 
 def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:

@@ -4,7 +4,6 @@ from collections.abc import Hashable, Iterable, Sequence
 
 import torch
 
-from im2sp.shards import unpack_units_on_device
 from im2sp.trainer.bleu import NUM_SUMS, bleu, bleu_sums, words_of
 from im2sp.trainer.data import TokenBatch
 from im2sp.trainer.generation import generate
@@ -43,8 +42,7 @@ def generated_bleu(
     for batch in batches:
         num_images += len(batch.images_packed)
         if len(batch.images_packed):
-            packed = batch.images_packed.to(ranks.device)
-            units = unpack_units_on_device(packed, shape=(sizes.grid, sizes.grid))
+            units, *_ = batch.to(ranks.device)
             longest = min(sizes.max_positions, _LENGTH_FACTOR * batch.tokens.shape[1])
             found = generate(model, units, max_tokens=longest)
             for ids, references in zip(found, _references(model, batch), strict=True):

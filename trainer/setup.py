@@ -3,12 +3,17 @@
 import hashlib
 from collections.abc import Callable
 
-from im2sp.shards import ShardDataset
+from im2sp.shards import ShardDataset, UnitColumn
 from im2sp.shards.files import atomic_file, read_regular, read_toml
 from im2sp.trainer.checkpoint import Checkpoint, newest_whole, read_checkpoint, step_dir
 from im2sp.trainer.config import CONFIG_NAME, TrainConfig, differences
-from im2sp.trainer.data import captions_of, check_fingerprints, speech_vocabulary, utterances_of
 from im2sp.trainer.ranks import Ranks
+from im2sp.trainer.sources import (
+    captions_of,
+    check_fingerprints,
+    speech_vocabulary,
+    utterances_of,
+)
 from im2sp.trainer.text import (
     TEXT_MODEL_NAME,
     TextModel,
@@ -81,6 +86,23 @@ def check_same_units(
                 break
 
 
+def check_grid(config: TrainConfig, image: UnitColumn | None) -> None:
+    """Refuse settings that need rows and columns of image units, where there are none.
+
+    Raises:
+        ValueError: Names the setting and the column.
+    """
+    needs_grid = {"crop-area": config.crop_area < 1, "teacher": bool(config.teacher)}
+    if image is not None and len(image.shape) == 2:
+        return
+    for flag, is_given in needs_grid.items():
+        if is_given:
+            raise ValueError(
+                f"--{flag} needs rows and columns of image units, but the column"
+                f" {config.image_column} has the shape {image.shape if image else None}"
+            )
+
+
 def find_text_model(
     config: TrainConfig, dataset: ShardDataset, checkpoint: Checkpoint | None, ranks: Ranks
 ) -> TextModel | UnitPieces | None:
@@ -92,7 +114,7 @@ def find_text_model(
     Raises:
         ValueError: It cannot be read or fitted, or differs from the one the run started with.
     """
-    if config.target == "speech" and not config.unit_pieces:
+    if config.target not in ("text", "words") and not config.unit_pieces:
         return None
     num_units = speech_vocabulary(dataset).num_ids
     path = config.out / (UNITS_MODEL_NAME if config.unit_pieces else TEXT_MODEL_NAME)

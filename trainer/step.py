@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from im2sp.shards import unpack_units_on_device
 from im2sp.trainer.augment import augment_units
 from im2sp.trainer.average import Average
 from im2sp.trainer.config import TrainConfig
@@ -80,7 +79,7 @@ class StepRecord:
 
 
 class Objective(nn.Module):
-    """Loss of packed images and tokens, with augmentation and label smoothing in training."""
+    """Loss of images and tokens, with augmentation and label smoothing in training."""
 
     def __init__(
         self, model: Im2SpModel, config: TrainConfig, heads: TeacherHeads | None = None
@@ -92,12 +91,12 @@ class Objective(nn.Module):
         self._label_smoothing = config.label_smoothing
 
     def forward(
-        self, images_packed: Tensor, tokens: Tensor, owner: Tensor, *features: Tensor
+        self, units: Tensor, tokens: Tensor, owner: Tensor, *features: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Loss of a batch.
 
         Args:
-            images_packed: (B, bytes) uint8.
+            units: (B, *shape) int64, units of the images; without an image only B matters.
             tokens: (N, T) int64.
             owner: (N,) int64.
             features: (B, C) and (B, 49, K), features of the teacher, if there is one.
@@ -107,9 +106,6 @@ class Objective(nn.Module):
         """
         sizes = self.model.config
         smoothing = self._label_smoothing if self.training else 0.0
-        units = images_packed  # without an image, only their number matters
-        if sizes.has_image:
-            units = unpack_units_on_device(images_packed, shape=(sizes.grid, sizes.grid))
         if self.training and sizes.has_image:
             units = augment_units(
                 units,

@@ -194,7 +194,8 @@ class TeacherHeads(nn.Module):
     def __init__(self, sizes: ModelConfig, features: Features) -> None:
         """New heads, from torch's generator; features are standardised by the given ones."""
         super().__init__()
-        self._grid = sizes.grid // sizes.stem_stride
+        rows, columns = sizes.rows_columns
+        self._grid = (rows // sizes.stem_stride, columns // sizes.stem_stride)
         self.pooled = nn.Linear(sizes.decoder.width, features.widths[0])
         self.places = nn.Linear(sizes.encoder.width, features.widths[1])
         for name, (mean, std) in zip(("pooled", "places"), features.moments(), strict=True):
@@ -213,7 +214,7 @@ class TeacherHeads(nn.Module):
         Returns:
             A float32 scalar, the sum of the mean losses of pooled features and places.
         """
-        grid = states[:, 1:].transpose(1, 2).unflatten(-1, (self._grid, self._grid))
+        grid = states[:, 1:].transpose(1, 2).unflatten(-1, self._grid)
         at_places = F.adaptive_avg_pool2d(grid, SIDE).flatten(2).transpose(1, 2)
         loss_pooled = self._loss("pooled", self.pooled(projected.mean(1)), pooled)
         return loss_pooled + self._loss("places", self.places(at_places), places)

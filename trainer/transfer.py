@@ -8,17 +8,25 @@ from typing import Any
 
 import torch
 
+from im2sp.shards import UnitColumn
 from im2sp.shards.files import read_regular
 from im2sp.shards.weights.hub import find_beside
 from im2sp.trainer.checkpoint import named_checkpoint
-from im2sp.trainer.config import TrainConfig
+from im2sp.trainer.config import MAX_TOKENS, TrainConfig
 from im2sp.trainer.export import find_notes, text_model_path
 from im2sp.trainer.model import Im2SpModel
-from im2sp.trainer.model_config import PRESETS, SEIT_STEM_STRIDE, preset_config
+from im2sp.trainer.model_config import PRESETS, SEIT_STEM_STRIDE, grid_of, preset_config
 from im2sp.trainer.text import GIT_NAME, TextModel, read_text_model
 from im2sp.trainer.unit_pieces import UNITS_MODEL_NAME, UnitPieces
 from im2sp.trainer.vocabulary import Vocabulary
-from im2sp.trainer.weights import BUNDLED, is_own, load_model, use_encoder, with_image_side
+from im2sp.trainer.weights import (
+    BUNDLED,
+    codebook_of,
+    is_own,
+    load_model,
+    use_encoder,
+    with_image_side,
+)
 
 _DEFAULT_PRESET = "small"
 _OF_VOCABULARY = ("decoder.embedding.weight", "decoder.output_bias")
@@ -26,11 +34,15 @@ _OF_VOCABULARY = ("decoder.embedding.weight", "decoder.output_bias")
 
 @dataclass(frozen=True)
 class Units:
-    """Meaning of a run's tokens: the vocabulary, and the tokenizers of its units."""
+    """Units of a run: tokens and the tokenizers behind them, and the images' units."""
 
     vocabulary: Vocabulary
     fingerprints: Mapping[str, str | None]
     """Kind of unit -> fingerprint of its tokenizer."""
+    image: UnitColumn | None
+    """Column of the images; None without images."""
+    longest: int
+    """Maximum number of ids of a text."""
     text_model_sha256: str | None = None
     """Checksum of the text model, bag of words or unit pieces, if any."""
     log_odds: Sequence[float] | None = None
@@ -50,6 +62,11 @@ def former_state(init_from: str | None) -> Mapping[str, Any]:
         return find_notes(path) or {}
     found = named_checkpoint(path)
     return found.state if found else {}
+
+
+def unit_columns_of(run: str | Path) -> Mapping[str, str]:
+    """Kind of unit (image, speech or target) -> column, of a run or exported file."""
+    return former_state(str(run)).get("unit_columns", {"image": "image_units"})
 
 
 def former_text_model(init_from: str | None, target: str) -> TextModel | None:
@@ -81,7 +98,7 @@ def former_unit_pieces(init_from: str | None, num_units: int) -> UnitPieces | No
 def first_model(
     config: TrainConfig,
     units: Units,
-    codebook: torch.Tensor,
+    codebook: torch.Tensor | None,
     warn: Callable[[str], object] = lambda _: None,
 ) -> Im2SpModel:
     """The initial model of a run, on the CPU.
@@ -91,7 +108,7 @@ def first_model(
     Args:
         config: Settings.
         units: Units of the run.
-        codebook: (num_codes, code_width) float32; not used without an image.
+        codebook: (num_codes, code_width) float32 vectors of the image units; None to learn them.
         warn: Called with a message if a text model's embedding cannot be kept.
 
     Raises:
@@ -100,18 +117,18 @@ def first_model(
     torch.manual_seed(config.seed)
     if config.init_from is None:
         is_seit = config.encoder_from is not None and not is_own(config.encoder_from)
+        if is_seit and codebook is None:
+            raise ValueError(_needs_codebook("--encoder-from", config.encoder_from))
+        settings = _image_settings(units.image, codebook) | _dropouts(config)
+        if is_seit:  # its encoder includes SeiT's stem, and was trained on the unchanged rows
+            settings |= {"stem_stride": SEIT_STEM_STRIDE, "conv_stem": False}
+            settings["standardise_codebook"] = False
         sizes = preset_config(
             config.preset or _DEFAULT_PRESET,
             units.vocabulary,
-            num_codes=codebook.shape[0],
-            code_width=codebook.shape[1],
-            # SeiT's encoder was trained on the unchanged rows.
-            standardise_codebook=not is_seit,
+            max_positions=max(MAX_TOKENS, units.longest + 1),
+            **settings,
         )
-        has_image = not config.without_image
-        sizes = dataclasses.replace(sizes, has_image=has_image, **_dropouts(config))
-        if is_seit:  # its encoder includes SeiT's stem
-            sizes = dataclasses.replace(sizes, stem_stride=SEIT_STEM_STRIDE, conv_stem=False)
         model = Im2SpModel(sizes, codebook)
         _set_odds(model, units)
         if config.encoder_from is None:
@@ -120,10 +137,13 @@ def first_model(
             use_encoder(model, config.encoder_from)
             return model
         other = load_model(config.encoder_from, codebook, device="cpu")
+        check_image(units.image, other, f"--encoder-from {config.encoder_from}")
         return with_image_side(model, other, f"--preset {config.preset or _DEFAULT_PRESET}")
-    rows = None if config.without_image else codebook
-    origin = load_model(config.init_from, rows, encoder=config.encoder_from, device="cpu")
-    _check_sizes(config, origin)
+    if codebook is None and not config.without_image and not is_own(config.init_from):
+        raise ValueError(_needs_codebook("--init-from", config.init_from))
+    origin = load_model(config.init_from, codebook, encoder=config.encoder_from, device="cpu")
+    _check_sizes(config, units, origin)
+    check_image(units.image, origin, f"--init-from {config.init_from}")
     state = former_state(config.init_from)
     kinds = {origin.config.vocabulary.kind, units.vocabulary.kind}
     if kinds == {"text"} and not _is_same(units, origin.config.vocabulary, state):
@@ -133,6 +153,39 @@ def first_model(
             f" --text-model (of a GIT: {GIT_NAME} beside its weights)"
         )
     return transferred(origin, units, state, _dropouts(config))
+
+
+def _image_settings(image: UnitColumn | None, codebook: torch.Tensor | None) -> dict[str, Any]:
+    """Fields of the model's configuration that follow from the images' units."""
+    if image is None:
+        return {"has_image": False}
+    settings: dict[str, Any] = {"grid": grid_of(image.shape), "num_codes": image.num_codes}
+    if codebook is None:
+        return settings | {"learned_codes": True}
+    rows, width = codebook.shape
+    return settings | {"num_codes": rows, "code_width": width, "standardise_codebook": True}
+
+
+def _needs_codebook(flag: str, weights: object) -> str:
+    return (
+        f"{flag} {weights}: published weights need the codebook of the image units, which the"
+        " dataset does not hold; give a run of im2sp-train, or write the dataset with codebooks="
+    )
+
+
+def check_image(image: UnitColumn | None, origin: Im2SpModel, place: str) -> None:
+    """Refuse weights of an image encoder of another shape or number of codes."""
+    sizes = origin.config
+    if image is None or (grid_of(image.shape), image.num_codes) == (sizes.grid, sizes.num_codes):
+        return
+    raise ValueError(
+        f"{place}: takes images of {_shown(sizes.shape)} units of {sizes.num_codes:,} codes, but"
+        f" those of the dataset are {_shown(image.shape)} of {image.num_codes:,}"
+    )
+
+
+def _shown(shape: Sequence[int | None]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _dropouts(config: TrainConfig) -> dict[str, float]:
@@ -160,9 +213,7 @@ def transferred(
         vocabulary=units.vocabulary,
         **dropouts,
     )
-    has_image = sizes.has_image
-    rows = origin.encoder.get_buffer("codebook") if has_image else torch.empty(1, 1)
-    model = Im2SpModel(sizes, rows)
+    model = Im2SpModel(sizes, codebook_of(origin))
     _set_odds(model, units)
     kept = origin.state_dict()
     if not _is_same(units, origin.config.vocabulary, state):
@@ -184,13 +235,14 @@ def _is_same(units: Units, vocabulary: Vocabulary, state: Mapping[str, Any]) -> 
     """True if tokens mean the same in both; unknown fingerprints of published weights match."""
     if units.vocabulary != vocabulary:
         return False
-    if vocabulary.kind != "speech":
+    if vocabulary.kind in ("text", "words"):
         return units.text_model_sha256 == state.get("text_model_sha256", units.text_model_sha256)
-    ours = units.fingerprints.get("speech")
-    return state.get("fingerprints", {}).get("speech", ours) == ours
+    kind = "speech" if vocabulary.kind == "speech" else "target"
+    ours = units.fingerprints.get(kind)
+    return state.get("fingerprints", {}).get(kind, ours) == ours
 
 
-def _check_sizes(config: TrainConfig, origin: Im2SpModel) -> None:
+def _check_sizes(config: TrainConfig, units: Units, origin: Im2SpModel) -> None:
     if origin.config.has_image == config.without_image:
         kind = "a captioner" if config.without_image else "a language model without images"
         raise ValueError(
@@ -201,8 +253,8 @@ def _check_sizes(config: TrainConfig, origin: Im2SpModel) -> None:
         raise ValueError(
             f"--preset {config.preset}: {config.init_from} has other sizes, {found}; omit --preset"
         )
-    if config.longest >= origin.config.max_positions:
+    if units.longest >= origin.config.max_positions:
         raise ValueError(
-            f"--max-length {config.longest}: {config.init_from} has"
+            f"--max-length {units.longest}: {config.init_from} has"
             f" {origin.config.max_positions} positions; give a smaller --max-length"
         )

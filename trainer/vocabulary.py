@@ -1,6 +1,6 @@
 """Mapping of special tokens, speech units and text pieces to the model's tokens.
 
-An *id* is a speech unit, a unit piece, or a text piece; a *token* is its index in the embedding and
+An *id* is a unit, a unit piece, or a text piece; a *token* is its index in the embedding and
 the output. No other module adds an offset. The layouts:
 
     layout    PAD  BOS  EOS   id -> token                           number of tokens
@@ -14,14 +14,17 @@ is read as unit 100.
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-Kind = Literal["speech", "text", "words"]
+Kind = Literal["speech", "text", "words", "units"]
 Layout = Literal["im2sp", "git", "original"]
 _SPECIALS: dict[str, tuple[int, int, int]] = {
     "im2sp": (0, 1, 2),
@@ -36,14 +39,23 @@ _LAST_LOW_UNIT = 100
 class Vocabulary:
     """Mapping of ids and special tokens to the model's tokens."""
 
-    kind: Literal["speech", "text", "words"]
-    """Meaning of an id: a speech unit, a text piece, or a word of a bag of words."""
+    kind: Literal["speech", "text", "words", "units"]
+    """Meaning of an id: a speech unit, a text piece, a word of a bag of words, or a unit of another
+    column."""
     num_ids: int
     """Ids are 0 to num_ids - 1."""
     layout: Literal["im2sp", "git", "original"] = "im2sp"
     """Row of the table in this module's docstring."""
     pieces: tuple[tuple[int, ...], ...] | None = None
     """Speech units of each id, if ids are unit pieces (`unit_pieces`); `decode` returns units."""
+    shape: tuple[int | None, ...] | None = None
+    """Shape of the arrays of units of the kind units, at most one axis None, which is time.
+
+    The other axes are then codebooks: a sequence has the units of all codebooks at the first time,
+    then those at the second, and so on; code c of codebook k is the id `k * num_codes + c`. Without
+    an axis of None the order is raster, and ids are codes. (Copet et al., "Simple and Controllable
+    Music Generation" (2023), call the first order flattening: slower than their delay pattern, and
+    at least as good.)"""
 
     def __post_init__(self) -> None:
         """Refuse values that are not in the table."""
@@ -60,6 +72,13 @@ class Vocabulary:
                 )
             # Lists if they come from JSON.
             object.__setattr__(self, "pieces", tuple(map(tuple, self.pieces)))
+        if self.shape is not None:
+            object.__setattr__(self, "shape", tuple(self.shape))  # a list if it comes from JSON
+            if self.kind != "units" or self.num_ids % self.num_codebooks:
+                raise ValueError(
+                    f"arrays of the shape {self.shape} for {self.num_ids} ids of kind"
+                    f" {self.kind!r}, expected kind 'units' and as many ids of each codebook"
+                )
         least = {"im2sp": 1, "git": self.eos + 1, "original": self.eos + 1 - _NUM_SPECIALS}
         if self.num_ids < least[self.layout]:
             raise ValueError(
@@ -93,6 +112,54 @@ class Vocabulary:
         if self.pieces is None:
             return self.num_ids
         return 1 + max(unit for piece in self.pieces for unit in piece)
+
+    @property
+    def num_codebooks(self) -> int:
+        """Units at one time; 1 without a time axis."""
+        if self.shape is None or None not in self.shape:
+            return 1
+        return math.prod(size for size in self.shape if size is not None)
+
+    def in_time(self, units: Tensor, lengths: Tensor) -> Tensor:
+        """Ids of arrays of several codebooks, in the order of `shape`.
+
+        Args:
+            units: (N, S) integers: units of N arrays in raster order.
+            lengths: (N,) integers in [0, S], the units of each array.
+
+        Returns:
+            (N, S) int64; values from a row's length on mean nothing.
+        """
+        shape, num = self.shape or (), self.num_codebooks
+        after = math.prod(size for size in shape[shape.index(None) :] if size is not None)
+        place = torch.arange(units.shape[1], device=units.device)
+        time, book = place // num, place % num
+        times = (lengths.to(units.device).long() // num)[:, None]
+        source = (book // after * times + time) * after + book % after
+        ids = units.long().gather(1, source.clamp(max=max(0, units.shape[1] - 1)))
+        return ids + book * (self.num_ids // num)
+
+    def array(self, ids: Sequence[int]) -> NDArray[np.int64]:
+        """The array of units of `shape` whose ids these are, as `decode` returns them.
+
+        An unfinished last time is left out, and an id counts as one of the codebook of its place.
+
+        Raises:
+            ValueError: The ids are not units of arrays, or too few for a fixed shape.
+        """
+        shape = self.shape
+        if shape is None:
+            raise ValueError(f"ids of kind {self.kind!r} are no arrays; expected kind 'units'")
+        num = self.num_codebooks
+        codes = np.asarray(ids, np.int64) % (self.num_ids // num)
+        if None not in shape:
+            size = math.prod(size for size in shape if size is not None)
+            if codes.size < size:
+                raise ValueError(f"{codes.size} ids, expected {size} for the shape {shape}")
+            return codes[:size].reshape([size for size in shape if size is not None])
+        fixed = [size for size in shape if size is not None]
+        in_time = codes[: codes.size // num * num].reshape(-1, *fixed)
+        return np.moveaxis(in_time, 0, shape.index(None))
 
     def place(self, ids: Tensor) -> Tensor:
         """Tokens of ids: int64, same shape. The ids are not checked; use `encode` for that."""

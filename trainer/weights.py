@@ -181,6 +181,13 @@ def is_own(path: str | Path) -> bool:
     return METADATA_KEY in read_tensors(_find(path))[1]
 
 
+def codebook_of(model: Im2SpModel) -> Tensor | None:
+    """The codebook of a model; None without an image, or if its vectors are learned."""
+    config = model.config
+    is_held = config.has_image and not config.learned_codes
+    return model.encoder.get_buffer("codebook") if is_held else None
+
+
 def with_image_side(model: Im2SpModel, other: Im2SpModel, name: str) -> Im2SpModel:
     """Combine the image encoder, codebook and projection of `other` with the decoder of `model`.
 
@@ -207,7 +214,7 @@ def with_image_side(model: Im2SpModel, other: Im2SpModel, name: str) -> Im2SpMod
         dropout=own.dropout,
         attention_dropout=own.attention_dropout,
     )
-    mixed = Im2SpModel(sizes, other.encoder.get_buffer("codebook"))
+    mixed = Im2SpModel(sizes, codebook_of(other))
     kept = {n: t for n, t in model.state_dict().items() if n.startswith("decoder.")}
     mixed.load_state_dict(other.state_dict() | kept)
     return mixed

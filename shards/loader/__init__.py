@@ -84,12 +84,14 @@ class LoaderBatch:
     """(N,) int32, ascending: row in `images_packed` of each utterance's or caption's image."""
     texts: BatchTexts
     """Keys and captions, read on first use."""
-    image_column: UnitColumn
-    """Column of the images."""
+    image_column: UnitColumn | None
+    """Column of the images; None if the dataset has none and none is needed."""
 
     @property
     def image_units(self) -> Tensor:
-        """(B, *shape) int64, unpacked on the device of `images_packed`."""
+        """(B, *shape) int64, unpacked on the device of `images_packed`; (B, 0) without images."""
+        if self.image_column is None:
+            return self.images_packed.long()
         shape = tuple(size or 0 for size in self.image_column.shape)
         return unpack_units_on_device(self.images_packed, self.image_column.bits, shape)
 
@@ -138,7 +140,7 @@ class ShardLoader:
         settings: Settings that determine the sequence.
         num_samples: Samples in an epoch, over all ranks.
         steps_per_epoch: Steps in an epoch, the same on all ranks.
-        image_column: Column of the images.
+        image_column: Column of the images; None if there is none and none is needed.
         skipped: Items and samples left out of every epoch: reason -> number. An image without
             items of the target, or only with items that are too long or too short, is left out
             with them.

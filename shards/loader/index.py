@@ -5,6 +5,7 @@ cache). It takes 4 bytes a sample; if lengths are needed, 12 more and 4 for each
 """
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ class LoaderIndex:
     Attributes:
         batches: All batches of the dataset; they keep the mapped files open.
         places: (n,) uint32: batch << 8 | row of each sample.
-        image_column: Column of the images.
+        image_column: Column of the images; None if there is none and none is needed.
         images: Buffers of the image rows of all batches, see `kernels.add_buffers`.
         items: Buffers of the target's column, if it has units.
         captions: Buffers of the captions.
@@ -54,7 +55,9 @@ class LoaderIndex:
             )
         self.max_length = LONGEST if settings.max_length is None else settings.max_length
         self.skipped: dict[str, int] = {}
-        self.image_column = _image_column(dataset, settings.image_column)
+        self.image_column: UnitColumn | None = None
+        if settings.needs_image or settings.image_column in dataset.columns:
+            self.image_column = _image_column(dataset, settings.image_column)
         self._target = settings.target_column
         self._noun = "captions" if self._target == "captions" else f"arrays of {self._target}"
         if self._target == "speech_units":
@@ -62,7 +65,9 @@ class LoaderIndex:
         if settings.is_of_units:
             _check_target(dataset, self._target)
         self.batches = [dataset.batch(number) for number in range(dataset.num_batches)]
-        self.images = _column([batch.views[settings.image_column] for batch in self.batches])
+        self.images = kernels.new_column()
+        if self.image_column is not None:
+            self.images = _column([batch.views[settings.image_column] for batch in self.batches])
         self.captions = _column([batch.captions for batch in self.batches])
         self.max_captions = _max_items([batch.captions for batch in self.batches])
         self.items, self.max_items = self.captions, self.max_captions
@@ -124,12 +129,14 @@ class LoaderIndex:
 
     def _rows_with_image(self, batch: Batch) -> NDArray[np.int64]:
         """Rows of the split that have an image, or all of them if none is needed."""
-        valid = batch.views[self._settings.image_column].valid
         is_in = np.ones(batch.num_samples, np.bool_)
         if self._settings.split is not None:
             is_in = _is_text(batch.splits, self._settings.split)
         rows = np.flatnonzero(is_in)
-        if valid is None or not self._settings.needs_image:
+        if not self._settings.needs_image:
+            return rows
+        valid = batch.views[self._settings.image_column].valid
+        if valid is None:
             return rows
         with_image = np.flatnonzero(is_in & valid)
         self._counts["samples without image"] += rows.size - with_image.size
@@ -220,6 +227,33 @@ def _image_column(dataset: ShardDataset, name: str) -> UnitColumn:
             f"sample; it has {sorted(dataset.columns)}"
         )
     return column
+
+
+def check_columns(datasets: Sequence[ShardDataset], names: Iterable[str]) -> None:
+    """Refuse datasets that cannot be read together.
+
+    Args:
+        datasets: The datasets.
+        names: Columns that need the same shape and number of codes in all of them.
+
+    Raises:
+        ValueError: They differ; names the column and two datasets.
+    """
+    for name in names:
+        described = [_described(dataset.columns.get(name)) for dataset in datasets]
+        for dataset, one in zip(datasets, described, strict=True):
+            if one != described[0]:
+                raise ValueError(
+                    f"{dataset.path}: column {name} is {one}, but in {datasets[0].path}"
+                    f" {described[0]}; datasets that are used together need equal columns"
+                )
+
+
+def _described(kind: UnitColumn | str | None) -> str:
+    if not isinstance(kind, UnitColumn):
+        return f"of the type {kind}" if kind else "absent"
+    many = "any number of " if kind.many else ""
+    return f"{many}{kind.shape} of {kind.num_codes:,} codes"
 
 
 def _check_target(dataset: ShardDataset, name: str) -> None:

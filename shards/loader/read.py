@@ -60,10 +60,11 @@ class SampleReader:
         self._dataset = dataset
         self._index = index
         self._settings = settings
-        column = index.image_column
-        self._image_size_bytes = packed_size_bytes(column.num_fixed, column.bits)
-        images = dataset.schema.units[settings.image_column]
-        self._images = None if images.size_bytes else images
+        self._image_size_bytes, self._images = 0, None
+        if (column := index.image_column) is not None:
+            self._image_size_bytes = packed_size_bytes(column.num_fixed, column.bits)
+            images = dataset.schema.units[settings.image_column]
+            self._images = None if images.size_bytes else images
         self._limit_bytes = memory_limit(sum(s.size_bytes for s in dataset.manifest.shards))
         if settings.is_of_units:
             self._decoder = UnitsDecoder(dataset.schema.units[settings.target_column])
@@ -73,6 +74,8 @@ class SampleReader:
         if self._images is not None:
             return self._coded_images(samples, self._images)
         images = np.empty((samples.size, self._image_size_bytes), np.uint8)
+        if self._index.image_column is None:
+            return images
         places = self._index.places[samples]
         num = kernels.gather_rows(places, self._index.images, images)
         assert num == places.size, "the index names a row that its batch lacks"
@@ -80,7 +83,7 @@ class SampleReader:
 
     def _coded_images(self, samples: NDArray[np.int64], images: StoredUnits) -> NDArray[np.uint8]:
         """Images of a coded column, decoded and packed."""
-        column = self._index.image_column
+        column = images.column
         items = self._items(
             samples, self._index.images, 1, (NO_LENGTHS, 0, LONGEST, False, _NO_KEY)
         )

@@ -17,6 +17,7 @@ from im2sp.tools.evaluation import chain as evaluate_chain
 from im2sp.tools.evaluation import stages as evaluate_stages
 from im2sp.tools.evaluation.stages import StageFolder
 from im2sp.trainer.loop import train
+from support.any_units import write_any
 from support.evaluation import CANDIDATES, REFERENCES
 from support.speech import install_flite
 from support.training import make_config, make_shards
@@ -126,10 +127,29 @@ def test_a_run_of_speech(shards, runs, tmp_path, capsys):
             assert sf.info(tmp_path / row["file"]).duration == row["duration_s"]
 
 
-def test_a_run_of_words_is_refused(shards, tmp_path):
-    train(make_config(shards, tmp_path / "run", target="words", steps=1, checkpoint_every=1))
-    with pytest.raises(ValueError, match="run: trained with --target words, which generates no"):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target": "words"}, "run: trained with --target words, which makes neither captions nor"),
+        ({"target": "image_units"}, "run: trained with --target image_units, which makes neither"),
+        ({"without_image": True}, "run: a language model without images cannot describe any"),
+    ],
+)
+def test_a_run_that_describes_nothing_is_refused(shards, tmp_path, settings, message):
+    train(make_config(shards, tmp_path / "run", steps=1, checkpoint_every=1, **settings))
+    with pytest.raises(ValueError, match=message):
         evaluate.evaluate(options(shards, tmp_path / "a", run=str(tmp_path / "run")))
+
+
+def test_a_run_on_units_of_another_tokenizer(shards, tmp_path):
+    own = write_any(tmp_path / "own")
+    train(make_config(own, tmp_path / "run", image_column="line", target="text", text_pieces=30))
+    found = evaluate.evaluate(options(own, tmp_path / "a", run=str(tmp_path / "run")))
+    assert found["captions"]["num_items"] == 2
+    train(make_config(own, tmp_path / "grid", target="text", text_pieces=30, steps=1))
+    message = "takes images of 16 x 16 units of 16,384 codes, but those of the dataset are 28 x 28"
+    with pytest.raises(ValueError, match=message):
+        evaluate.evaluate(options(shards, tmp_path / "b", run=str(tmp_path / "grid")))
 
 
 def test_a_run_of_text_is_scored_directly_or_spoken(shards, runs, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from im2sp.shards import (
     write_shard,
 )
 from im2sp.tools.reconstruct import decode_samples, main, psnr
+from support.any_units import write_any
 
 IMAGES = Path(__file__).resolve().parents[2] / "docs/demo-images"
 KEYS = sorted(path.stem for path in IMAGES.glob("*.jpg"))
@@ -137,6 +138,11 @@ def test_a_dataset_without_image_units_is_refused(tmp_path, grey, capsys):
     write_dataset(tmp_path, [])
     assert main([str(tmp_path), "--out", str(tmp_path / "sheet.png")]) == 1
     assert "holds no image units" in capsys.readouterr().err
+    write_any(tmp_path / "a")
+    write_any(tmp_path / "b", tokenizers={"image_units": {"name": "LlamaGen"}})
+    for name, made_by in (("a", "no known tokenizer"), ("b", "LlamaGen")):
+        assert main([str(tmp_path / name), "--out", str(tmp_path / "sheet.png")]) == 1
+        assert f"its image units are of {made_by}, which im2sp cannot de" in capsys.readouterr().err
 
 
 def test_no_dataset_is_exit_code_1_and_wrong_usage_2(tmp_path, capsys):

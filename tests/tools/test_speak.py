@@ -24,6 +24,7 @@ from im2sp.trainer.cli import main as train
 from im2sp.trainer.export import text_model_path
 from im2sp.trainer.weights import BUNDLED
 from support import hostile
+from support.any_units import write_any
 from support.training import SPEECH_FINGERPRINT, make_shards
 from support.vocoder import make_config, random_generator, save_published
 
@@ -572,7 +573,19 @@ def test_runs_that_are_refused(made, tmp_path, capsys):
     assert "holds no checkpoint; expected the --out of im2sp-train, or one of its step" in message
     unknown = train_tiny(make_shards(tmp_path / "shards"), tmp_path / "unknown")
     message = refusal(capsys, 1, made, out, picture, run=unknown)
-    assert "does not record the image tokenizer and view of its images" in message
+    assert (
+        "describes units of the column image_units by test, which im2sp cannot make from pix"
+        in message
+    )
+    strange = train_tiny(write_any(tmp_path / "any"), tmp_path / "strange", "--target", "text")
+    message = refusal(capsys, 1, made, out, picture, run=strange)
+    assert (
+        "units of the column image_units by a tokenizer that is not recorded, which im" in message
+    )
+    target = ["--image-column", "line", "--target", "audio_units"]
+    strange = train_tiny(tmp_path / "any", tmp_path / "audio", *target)
+    message = refusal(capsys, 1, made, out, picture, run=strange)
+    assert "generates units of the column audio_units, which im2sp cannot turn into so" in message
     assert not out.exists()
 
 

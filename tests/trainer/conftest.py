@@ -43,7 +43,7 @@ def make_batch():
     def make(model, num_images=3, num_texts=7, seed=1):
         config, vocabulary = model.config, model.config.vocabulary
         generator = torch.Generator().manual_seed(seed)
-        size = (num_images, config.grid, config.grid)
+        size = (num_images, *config.shape)
         image_units = torch.randint(0, config.num_codes, size, generator=generator)
         lengths = torch.randint(1, 12, (num_texts,), generator=generator)
         ids = torch.randint(0, vocabulary.num_ids, (num_texts, 12), generator=generator)

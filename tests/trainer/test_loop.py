@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from im2sp.shards import ShardLoader, files
-from im2sp.trainer.data import TokenBatches, speech_vocabulary
+from im2sp.trainer.data import TokenBatches
 from im2sp.trainer.loop import train
 from im2sp.trainer.metrics import read_metrics
+from im2sp.trainer.sources import speech_vocabulary
 from im2sp.trainer.step import DivergedError, StepRecord
 from support.training import make_config, make_samples, make_shards, weights_of
 

@@ -160,8 +160,11 @@ def test_presets():
     ("changes", "message"),
     [
         ({"grid": 27}, "grid is 27, expected a multiple of stem_stride, 2"),
+        ({"grid": (28, 9)}, r"grid is \(28, 9\), expected a multiple of stem_stride, 2"),
+        ({"grid": (4, 4, 4)}, r"grid is \(4, 4, 4\), expected one or two axes"),
+        ({"grid": (32,)}, r"grid is \(32,\), a line; expected stem_stride 1 and no conv_stem"),
         ({"stem_stride": 8}, "grid is .*, expected a multiple of stem_stride, 8"),
-        ({"stem_stride": 3}, "stem_stride is 3, expected an even number of at least 2"),
+        ({"stem_stride": 3}, "stem_stride is 3, expected 1 or an even number"),
         ({"stem_stride": 14, "conv_stem": True}, "stem_stride is 14, expected a power of 2 for a"),
         (
             {"stem_stride": 128, "grid": 128, "conv_stem": True},

@@ -52,7 +52,7 @@ def measure(
     device = next(model.parameters()).device
     config = model.config
     generator = torch.Generator().manual_seed(1)
-    size = (batch_size, config.grid, config.grid)
+    size = (batch_size, *config.shape)
     image_units = torch.randint(0, config.num_codes, size, generator=generator).to(device)
     reference = git_from(model)
     results: dict[str, list[list[int]]] = {}

@@ -35,7 +35,7 @@ CAPTIONS = 5
 def make_batch(config: ModelConfig, num_images: int, num_ids: int) -> tuple[Tensor, Tensor, Tensor]:
     """Image units, tokens and image index; captions have equal length, without padding."""
     generator = torch.Generator().manual_seed(1)
-    size = (num_images, config.grid, config.grid)
+    size = (num_images, *config.shape)
     image_units = torch.randint(0, config.num_codes, size, generator=generator)
     shape = (CAPTIONS * num_images, num_ids)
     ids = torch.randint(0, config.vocabulary.num_ids, shape, generator=generator)

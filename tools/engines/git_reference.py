@@ -56,7 +56,7 @@ def git_config(model: Im2SpModel) -> GitConfig:
             "intermediate_size": 8,
             "num_hidden_layers": 1,
             "num_attention_heads": config.encoder.heads,
-            "image_size": config.grid // 2,  # one patch a state, and CLS
+            "image_size": config.shape[0] // 2,  # one patch a state, and CLS
             "patch_size": 1,
             "layer_norm_eps": PROJECTION_EPS,
         },

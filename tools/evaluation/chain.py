@@ -15,7 +15,7 @@ import numpy as np
 import soundfile as sf
 from tqdm import tqdm
 
-from im2sp.shards import Sample, ShardDataset
+from im2sp.shards import Sample, ShardDataset, UnitColumn
 from im2sp.shards.files import atomic_file
 from im2sp.tools.engines.asr import RATE_HZ, load_recognizer
 from im2sp.tools.engines.flite import speak
@@ -57,7 +57,7 @@ class Chain:
 
 
 def judged_samples(
-    dataset: ShardDataset, topline: Topline | None, limit: int | None
+    dataset: ShardDataset, topline: Topline | None, limit: int | None, image_column: str
 ) -> tuple[list[Judged], int]:
     """Samples that can be scored, and the number of the others.
 
@@ -71,7 +71,8 @@ def judged_samples(
             break
         captions = [caption for caption in sample.captions if caption.strip()]
         if topline is None:
-            is_whole, text = sample.image_units is not None and len(captions) > 0, None
+            has_image = image_column in dataset.columns and sample[image_column] is not None
+            is_whole, text = has_image and len(captions) > 0, None
         else:
             text = sample.captions[0] if sample.captions else ""
             captions = [caption for caption in sample.captions[1:] if caption.strip()]
@@ -294,16 +295,26 @@ class _Model:
         from im2sp.trainer import load_model
         from im2sp.trainer.export import text_model_path
         from im2sp.trainer.text import read_text_model
+        from im2sp.trainer.transfer import check_image, unit_columns_of
 
         assert config.run is not None
         self._config = config
         self._model = load_model(config.run, config.codebook, device=config.device)
-        kind = self._model.config.vocabulary.kind
-        if kind == "words":
+        kind, columns = self._model.config.vocabulary.kind, unit_columns_of(config.run)
+        if kind not in ("speech", "text"):
             raise ValueError(
-                f"{config.run}: trained with --target words, which generates no captions;"
-                " give a run of im2sp-train --target speech or text"
+                f"{config.run}: trained with --target {columns.get('target', kind)}, which makes"
+                " neither captions nor speech; give a run of im2sp-train --target speech or text"
             )
+        if not self._model.config.has_image:
+            raise ValueError(
+                f"{config.run}: a language model without images cannot describe any; give it as"
+                " --speech-lm"
+            )
+        self._image_column = columns["image"]
+        image = dataset.columns.get(self._image_column)
+        assert isinstance(image, UnitColumn)
+        check_image(image, self._model, str(config.run))
         self.kind: Literal["speech", "text"] = kind
         self._max_tokens = min(config.max_tokens, self._model.config.max_positions)
         self.inputs: dict[str, Any] = {
@@ -324,7 +335,7 @@ class _Model:
         device = next(self._model.parameters()).device
         for start in range(0, len(items), BATCH_IMAGES):
             batch = items[start : start + BATCH_IMAGES]
-            images = np.stack([np.asarray(item.sample.image_units) for item in batch])
+            images = np.stack([item.sample[self._image_column] for item in batch])
             units = torch.from_numpy(images.astype(np.int64)).to(device)
             found = generate(self._model, units, self._config.num_beams, self._max_tokens)
             for item, ids in zip(batch, found, strict=True):

@@ -88,13 +88,16 @@ def read_run(name_or_path: str | Path) -> Run:
     path = BUNDLED.get(str(name_or_path), Path(name_or_path))
     if path.is_file():
         name = path.name if str(name_or_path) not in BUNDLED else str(name_or_path)
-        return _run(name, path, read_notes(path), read_notes(path)["tokenizers"]["image"])
+        notes = read_notes(path)
+        _check_units(path, notes)
+        return _run(name, path, notes, notes["tokenizers"]["image"])
     found = find_step(path)
     if "image" not in found.state["fingerprints"]:
         raise ValueError(
             f"{found.path}: a language model without images cannot describe any; expected a"
             " captioner"
         )
+    _check_units(found.path, found.state)
     record = found.state.get("tokenizers", {}).get("image") or _record_of_shards(found.path)
     fingerprint = found.state["fingerprints"]["image"]
     is_same = record.get("fingerprint") == fingerprint
@@ -105,6 +108,23 @@ def read_run(name_or_path: str | Path) -> Run:
         )
     name = (path.resolve().parent if is_step(path) else path.resolve()).name
     return _run(name, found.path, found.state, record)
+
+
+def _check_units(path: Path, state: Mapping[str, Any]) -> None:
+    """Refuse runs whose units im2sp can neither make from pixels nor turn into sound or text."""
+    columns, records = state.get("unit_columns", {}), state.get("tokenizers", {})
+    if "target" in columns:
+        raise ValueError(
+            f"{path}: generates units of the column {columns['target']}, which im2sp cannot turn"
+            " into sound or text; generate them from image units with im2sp.trainer.generate"
+        )
+    image = records.get("image")
+    if image is not None and (image.get("fingerprint") is None or image.get("view") not in VIEWS):
+        raise ValueError(
+            f"{path}: describes units of the column {columns.get('image', 'image_units')} by"
+            f" {image.get('name') or 'a tokenizer that is not recorded'}, which im2sp cannot make"
+            " from pixels; describe image units with im2sp.trainer.generate"
+        )
 
 
 def _run(
