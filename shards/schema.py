@@ -5,7 +5,6 @@ Version 1 has six fixed columns. In version 2 a dataset declares its columns; `k
 """
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from im2sp.shards.coding import Columns, HuffmanCodec, PackedCodec, make_codecs
 from im2sp.shards.columns.arrays import array_of, check_items
 from im2sp.shards.columns.codecs import TABLES, Tables, check_params, choose, make
+from im2sp.shards.columns.names import BUILT_IN, check_column_name, check_meaning
 from im2sp.shards.columns.own import OWN_TYPES, checked_value
 from im2sp.shards.columns.stored import StoredUnits
 from im2sp.shards.columns.units import UnitColumn, column_of_json, column_to_json
@@ -35,13 +35,8 @@ DEFAULT_COLUMNS: dict[str, dict[str, Any]] = {
 }
 """Default codecs of the coded columns in version 1."""
 
-BUILT_IN = {"key": "string", "split": "string", "captions": "list of string"}
-"""Columns of every dataset, and their types."""
 _V1_NAMES = ("key", "split", "image_units", "speech_units", "durations", "captions")
 _V1_NULLABLE = ("image_units", "durations")
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
-_RESERVED = {*BUILT_IN, "arrow", "format", "json"}
-SIZES_SUFFIX = "_sizes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,18 +121,19 @@ class Schema:
 
     def _parsed(self, name: str, entry: Mapping[str, Any]) -> UnitColumn | str:
         check_column_name(name)
+        column: UnitColumn | str
         if "type" in entry:
-            type_name = entry["type"]
-            if not isinstance(type_name, str) or type_name not in OWN_TYPES or len(entry) > 1:
+            column = entry["type"]
+            if not isinstance(column, str) or column not in OWN_TYPES or len(entry) > 1:
                 raise ShardError(
-                    f"column {name}: type {type_name!r}, expected one of {', '.join(OWN_TYPES)}"
+                    f"column {name}: type {column!r}, expected one of {', '.join(OWN_TYPES)}"
                 )
-            return type_name
-        try:
-            column, params = column_of_json(entry, check_params)
-        except ShardError as error:
-            raise ShardError(f"column {name}: {error}") from None
-        self._params[name] = params
+        else:
+            try:
+                column, self._params[name] = column_of_json(entry, check_params)
+            except ShardError as error:
+                raise ShardError(f"column {name}: {error}") from None
+        check_meaning(name, column)
         return column
 
     @property
@@ -287,15 +283,6 @@ def sample_of(values: Mapping[str, Any]) -> Sample:
         durations=columns.get("durations"),
         columns=columns,
     )
-
-
-def check_column_name(name: str) -> None:
-    """Refuse names that are no names of tar members, or that the format uses."""
-    if not _NAME.fullmatch(name) or name in _RESERVED or name.endswith(SIZES_SUFFIX):
-        raise ShardError(
-            f"column {name!r}: expected a name of lower-case letters, digits and _, that starts "
-            f"with a letter, does not end with {SIZES_SUFFIX} and is none of {sorted(_RESERVED)}"
-        )
 
 
 def entries_of(columns: Mapping[str, UnitColumn | str]) -> dict[str, dict[str, Any]]:

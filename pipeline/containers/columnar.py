@@ -42,6 +42,15 @@ class ColumnarTable:
     def __exit__(self, *exception: object) -> None:
         raise AssertionError("a subclass closes its file")
 
+    def batches(self) -> Iterator[Any]:
+        """Yield the record batches.
+
+        Raises:
+            SourceError: One is compressed in the file, which is refused before it is read.
+            pyarrow.ArrowException: The file is damaged.
+        """
+        raise AssertionError("a subclass reads its file")
+
     def entries(self, columns: list[str], num_rows: int | None = None) -> Iterator[dict[str, Any]]:
         """Yield the values of some columns in each row, `Content` for those with content.
 
@@ -93,6 +102,10 @@ class ParquetTable(ColumnarTable):
 
     def __exit__(self, *exception: object) -> None:
         self._file.close()
+
+    def batches(self) -> Iterator[Any]:
+        """Yield the rows in batches of at most 256."""
+        return self._file.iter_batches(256)
 
     def entries(self, columns: list[str], num_rows: int | None = None) -> Iterator[dict[str, Any]]:
         """Yield the values of some columns in each row; content is not read."""
@@ -169,7 +182,7 @@ class ArrowTable(ColumnarTable):
     def entries(self, columns: list[str], num_rows: int | None = None) -> Iterator[dict[str, Any]]:
         """Yield the values of some columns in each row; content has its offset in the file."""
         row = 0
-        for batch in self._batches():
+        for batch in self.batches():
             held = [name for name in columns if self.is_content(name)]
             others = [name for name in columns if name not in held]
             values = batch.select(others).to_pylist() if others else [{} for _ in range(len(batch))]
@@ -180,8 +193,8 @@ class ArrowTable(ColumnarTable):
                 if row == num_rows:
                     return
 
-    def _batches(self) -> Iterator[Any]:
-        """Yield the record batches; a compressed one is refused before it is read."""
+    def batches(self) -> Iterator[Any]:
+        """Yield the record batches as they are in the file."""
         messages: Any = pa.ipc.MessageReader.open_stream(self._stream)
         with pa.ipc.open_stream(self._stream) as reader:
             for message in messages:

@@ -7,9 +7,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from im2sp.shards.columns.arrays import Lists, Rows, Values, View, view_of
+from im2sp.shards.columns.names import BUILT_IN
 from im2sp.shards.columns.stored import StoredUnits
 from im2sp.shards.errors import ShardError
-from im2sp.shards.schema import BUILT_IN, Sample, Schema, sample_of
+from im2sp.shards.schema import Sample, Schema, sample_of
 
 
 class Batch:

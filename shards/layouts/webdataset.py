@@ -24,6 +24,7 @@ import pyarrow as pa
 from pyarrow import ipc
 
 from im2sp.shards.columns.arrays import check_items
+from im2sp.shards.columns.names import BUILT_IN, SIZES_SUFFIX
 from im2sp.shards.columns.own import checked_value
 from im2sp.shards.columns.units import UnitColumn
 from im2sp.shards.errors import ShardError, memory_limit
@@ -32,8 +33,6 @@ from im2sp.shards.layouts.arrow import WriteBatch, read_stream
 from im2sp.shards.layouts.shard_info import BatchInfo
 from im2sp.shards.layouts.sink import Sink
 from im2sp.shards.schema import (
-    BUILT_IN,
-    SIZES_SUFFIX,
     Schema,
     batch_of_rows,
     compact_json,

@@ -171,6 +171,11 @@ def test_missing_and_repeated(tmp_path: Path) -> None:
         ({"columns": {"Image": "string"}}, "column 'Image': expected a name of lower-case"),
         ({"columns": {"key": "string"}}, "column 'key': expected a name .* none of"),
         ({"columns": {"a_sizes": "string"}}, "does not end with _sizes"),
+        ({"columns": {"image_units": "string"}}, "image_units: expected one array of units a"),
+        (
+            {"columns": {"speech_units": UnitColumn((None,), 200)}},
+            "column speech_units: expected a list of arrays of one axis .* such as audio_units",
+        ),
         ({"columns": {"x": "str"}}, "column x: 'str', expected a UnitColumn or one of string, bo"),
         ({"layout": "zip"}, "layout kind: 'zip'"),
         ({"samples_per_member": 0}, "samples_per_member: 0"),
