@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from im2sp.pipeline.job.config import JobConfig
-from im2sp.shards.command_line import UsageError, print_error, run_command
-from im2sp.shards.errors import counted
+from im2sp.shards.command_line import UsageError, print_message, run_command
+from im2sp.shards.errors import counted, log
 from im2sp.shards.stores import is_url
 
 if TYPE_CHECKING:
@@ -102,14 +102,14 @@ def _run(config: TokenizeConfig) -> int:
         print(summary(config.sources_name, config.dataset_dir, result))
     num_rejects = result.manifest.num_rejects
     if num_rejects and not result.manifest.num_samples:
-        print_error(
+        print_message(
             PROGRAM,
             f"every input of {config.sources_name} was refused; see "
             f"{config.dataset_dir / 'rejects.jsonl'} for the reasons",
         )
         return 1
     if config.max_rejects is not None and num_rejects > config.max_rejects:
-        print_error(
+        print_message(
             PROGRAM,
             f"{counted(num_rejects, 'input')} refused, --max-rejects allows "
             f"{config.max_rejects}; see {config.dataset_dir / 'rejects.jsonl'}",
@@ -176,7 +176,7 @@ def _log_tokenizer(
 
 def _log(config: TokenizeConfig, line: str) -> None:
     if not config.quiet:
-        print(line, file=sys.stderr, flush=True)
+        log(line)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Common code of all commands: flags, signals, one-line errors, exit codes, `--version`.
+"""Common code of all commands: flags, signals, streams, one-line errors, exit codes, `--version`.
 
 A command consists of a frozen dataclass of its settings, whose field docstrings are the help, and a
-function that takes it. `ValueError` in `__post_init__` is wrong usage.
+function that takes it. `ValueError` in `__post_init__` is wrong usage. Control characters in what
+it prints are escaped. A closed stdout or stderr, or one without a reader, does not stop the work.
 
 | exit code | meaning |
 | --- | --- |
@@ -9,26 +10,27 @@ function that takes it. `ValueError` in `__post_init__` is wrong usage.
 | 1 | failed, with one line on stderr |
 | 2 | wrong usage |
 | 130, 143 | interrupted by Ctrl-C, terminated by SIGTERM |
-| 141 | the reader of the output, such as `head`, closed the pipe; nothing is printed |
 """
 
 import ast
 import dataclasses
 import inspect
+import io
 import os
 import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, cast, get_type_hints
+from typing import Annotated, Any, TextIO, TypeVar, Union, cast, get_type_hints
 
 import tyro
 
 from im2sp import __version__
+from im2sp.shards.errors import log, shown
 from im2sp.shards.files import output_lock
 
 Config = TypeVar("Config")
@@ -36,10 +38,6 @@ Config = TypeVar("Config")
 
 class UsageError(ValueError):
     """Invalid command line."""
-
-
-class _Terminated(BaseException):
-    """SIGTERM was received."""
 
 
 def run_command(
@@ -70,26 +68,32 @@ def run_command(
         The exit code.
     """
     args = sys.argv[1:] if args is None else args
-    try:
-        with _sigterm_raises():
-            if "--version" in args:
-                print(f"im2sp {__version__}")
-                return 0
-            config = parse(args) if parse else parse_flags(program, config_type, args)
-            folder = out(config)
-            with nullcontext() if folder is None else _held(folder):
-                code = run(config) or 0
-            sys.stdout.flush()
+    signals = _Signals()
+    with _standard_streams() as streams:
+        try:
+            with signals.raised():
+                if "--version" in args:
+                    print(f"im2sp {__version__}")
+                    return 0
+                config = parse(args) if parse else parse_flags(program, config_type, args)
+                for stream in streams:
+                    stream.is_escaped = True
+                folder = out(config)
+                with nullcontext() if folder is None else _held(folder):
+                    code = run(config) or 0
+                sys.stdout.flush()
+                return code
+        except SystemExit as left:  # --help or an unknown flag; tyro has printed it
+            return left.code if isinstance(left.code, int) else 0
+        except BaseException as error:
+            # An interrupt may surface as another exception, such as that of an import it stopped.
+            code, message = signals.ending() or _explained(error)
+            if code in (130, 143):
+                message += f"; {resume}" * bool(resume)
+            elif isinstance(error, MemoryError) or message.startswith("no memory left"):
+                message += f"; {memory_advice}" * bool(memory_advice)
+            print_message(program, message)
             return code
-    except SystemExit as left:  # --help or an unknown flag; tyro has printed it
-        return left.code if isinstance(left.code, int) else 0
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except (Exception, KeyboardInterrupt, _Terminated) as error:
-        code, message = _explained(error, resume, memory_advice)
-        print_error(program, message)
-        return code
 
 
 @contextmanager
@@ -101,56 +105,191 @@ def _held(folder: Path) -> Generator[None]:
         yield
 
 
-def print_error(program: str, message: str) -> None:
+def print_message(program: str, message: str) -> None:
     """Print `program: message` on stderr, in one line."""
-    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    log(f"{program}: {' '.join(message.split())}")
 
 
-def _explained(error: BaseException, resume: str, memory_advice: str) -> tuple[int, str]:
+def _explained(error: BaseException) -> tuple[int, str]:
     """Exit code and message of an expected exception; others are re-raised."""
-    if isinstance(error, KeyboardInterrupt | _Terminated):
-        code, word = (143, "terminated") if isinstance(error, _Terminated) else (130, "interrupted")
-        return code, f"{word}; {resume}" if resume else word
-    if isinstance(error, UsageError):
-        return 2, str(error)
     if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
         error = error.__context__  # torch.save on a full disk
-    if isinstance(error, OSError):
-        return (
-            1,
-            f"{error.filename}: {error.strerror}"
-            if error.filename
-            else error.strerror or str(error),
-        )
-    if isinstance(error, MemoryError):
-        message = str(error) or "no memory left"
-    elif isinstance(error, ValueError):
-        return 1, str(error)
-    # torch's out-of-memory errors on a GPU and on the CPU; torch is not imported here.
-    elif type(error).__name__ == "OutOfMemoryError":
-        message = f"no memory left on the device: {str(error).splitlines()[0]}"
-    elif isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
-        message = f"no memory left: {str(error).splitlines()[0]}"
-    else:
-        raise error
-    return 1, f"{message}; {memory_advice}" if memory_advice else message
+    match error:
+        case KeyboardInterrupt():
+            return 130, "interrupted"
+        case UsageError():
+            return 2, str(error)
+        case OSError():
+            message = error.strerror or str(error)
+            return 1, f"{error.filename}: {message}" if error.filename else message
+        case MemoryError():
+            return 1, str(error) or "no memory left"
+        case ValueError():
+            return 1, str(error)
+        # torch's out-of-memory errors on a GPU and on the CPU; torch is not imported here.
+        case RuntimeError() if type(error).__name__ == "OutOfMemoryError":
+            return 1, f"no memory left on the device: {str(error).splitlines()[0]}"
+        case RuntimeError() if "can't allocate memory" in str(error):
+            return 1, f"no memory left: {str(error).splitlines()[0]}"
+        case _:
+            raise error
+
+
+# Signals and streams ------------------------------------------------------------------------------
+
+
+class _Interrupted(KeyboardInterrupt):
+    """A signal; it is sent again if code that catches every exception, or a destructor, drops it.
+
+    Args:
+        number: Its number.
+        signals: What receives it.
+    """
+
+    def __init__(self, number: int, signals: "_Signals") -> None:
+        super().__init__()
+        self._number = number
+        self._signals = signals
+
+    def __del__(self) -> None:
+        if self._signals.is_open:  # an exception in this method would be dropped, too
+            main = threading.main_thread().ident
+            again = threading.Timer(0.01, signal.pthread_kill, (main, self._number))
+            again.daemon = True
+            again.start()
+
+
+class _Signals:
+    """Ctrl-C and SIGTERM as exceptions, so that files and processes are cleaned up."""
+
+    _ENDINGS: Mapping[int, tuple[int, str]] = {
+        signal.SIGINT: (130, "interrupted"),
+        signal.SIGTERM: (143, "terminated"),
+    }
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self._last: int | None = None
+
+    def ending(self) -> tuple[int, str] | None:
+        """Exit code and message of the last signal, if one came."""
+        return None if self._last is None else self._ENDINGS[self._last]
+
+    @contextmanager
+    def raised(self) -> Generator[None]:
+        """Raise signals inside; handlers are restored after it."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in self._ENDINGS}
+        hook, sys.unraisablehook = sys.unraisablehook, self._pass_on(sys.unraisablehook)
+        self.is_open = True
+        try:
+            for number, handler in before.items():
+                if handler is not signal.SIG_IGN:  # as nohup sets it
+                    signal.signal(number, self._stop)
+            yield
+        finally:
+            self.is_open = False
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            sys.unraisablehook = hook
+
+    def _stop(self, number: int, _: object) -> None:
+        self._last = number
+        raise _Interrupted(number, self)
+
+    @staticmethod
+    def _pass_on(hook: Callable[[Any], object]) -> Callable[[Any], None]:
+        """A hook of exceptions in destructors that does not print signals."""
+
+        def passed_on(unraisable: Any) -> None:
+            if not issubclass(unraisable.exc_type, _Interrupted):
+                hook(unraisable)
+
+        return passed_on
+
+
+_CURSOR = re.compile(r"\r|(?:\x1b\[A)+")
+"""Movements of the cursor with which a progress bar starts a line."""
+
+
+class _Stream:
+    """Standard stream that escapes control characters and ignores the end of its reader.
+
+    Args:
+        stream: The stream itself.
+        is_log: It is stderr: progress bars may move the cursor, and no error of it stops the work.
+    """
+
+    is_escaped = False
+    """Escape what is written; see `shown`."""
+
+    def __init__(self, stream: TextIO, *, is_log: bool) -> None:
+        self._stream = stream
+        self._is_log = is_log
+
+    def write(self, text: str) -> int:
+        """Write text; once the reader is gone, write nothing."""
+        safe = text
+        if self.is_escaped:
+            cursor = _CURSOR.match(text) if self._is_log else None
+            start = cursor[0] if cursor else ""
+            safe = start + shown(text[len(start) :], "\n")
+        with self._discarded():
+            self._stream.write(safe)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        with self._discarded():
+            self._stream.flush()
+
+    @contextmanager
+    def _discarded(self) -> Generator[None]:
+        """Discard the rest of the output after an error; a reader that is gone is none."""
+        try:
+            yield
+        except OSError as error:
+            with suppress(OSError, ValueError):  # a test's stand-in has no descriptor
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self._stream.fileno())
+                os.close(null)
+            if not (self._is_log or isinstance(error, BrokenPipeError)):
+                raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextmanager
-def _sigterm_raises() -> Generator[None]:
-    """Turn SIGTERM into an exception so that files and processes are cleaned up."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def terminate(*_: object) -> None:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
+def _standard_streams() -> Generator[tuple[_Stream, _Stream]]:
+    """Make stdout and stderr usable where they are closed, or cannot encode a character."""
+    before = sys.stdout, sys.stderr
+    out, err = _opened(sys.stdout, 1), _opened(sys.stderr, 2)
+    streams = _Stream(out, is_log=False), _Stream(err, is_log=True)
+    sys.stdout, sys.stderr = cast(tuple[TextIO, TextIO], streams)
     try:
-        yield
+        yield streams
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for stream in streams:
+            with suppress(OSError, ValueError):
+                stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _opened(stream: TextIO | None, number: int) -> TextIO:
+    """The stream itself, or one that discards everything if the caller closed it (`2>&-`)."""
+    if stream is None:
+        null = os.open(os.devnull, os.O_RDWR)
+        try:
+            os.fstat(number)
+        except OSError:  # no file of ours may take its place
+            os.dup2(null, number)
+        return open(null, "w")
+    if hasattr(stream, "reconfigure"):
+        cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")
+    return stream
 
 
 # Flags --------------------------------------------------------------------------------------------

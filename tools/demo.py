@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from im2sp.shards.command_line import run_command
+from im2sp.shards.command_line import print_message, run_command
 from im2sp.tools.speaking.config import BUNDLED, BUNDLED_TEXT
 
 PROGRAM = "im2sp-demo"
@@ -45,7 +45,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _run(config: DemoConfig) -> None:
-    print(f"{PROGRAM}: loading the models ...", file=sys.stderr, flush=True)
+    print_message(PROGRAM, "loading the models ...")
     from im2sp.tools.speaking.describe import Describer
     from im2sp.tools.speaking.server import serve
 

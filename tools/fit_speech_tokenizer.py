@@ -34,6 +34,7 @@ from im2sp.pipeline.sources import list_source
 from im2sp.pipeline.speech_tokenizer.tokenizer import load_speech_tokenizer
 from im2sp.pipeline.speech_tokenizer.weights import HubertWeights, speech_tokenizer_bytes
 from im2sp.shards.command_line import run_command
+from im2sp.shards.errors import log
 from im2sp.shards.files import atomic_file
 from im2sp.tools.engines.flite import VOICES
 from im2sp.tools.fitting.hubert_trainer import Crops, Recipe, Trainer
@@ -77,7 +78,7 @@ def read_recordings(sources: Sequence[Path]) -> list[tuple[str, np.ndarray]]:
                 try:
                     waveform = read_audio(utterance.audio, name=utterance.name)
                 except AudioError as error:
-                    print(f"skipped: {error}", file=sys.stderr)
+                    log(f"skipped: {error}")
                     continue
                 recordings.append((utterance.name, waveform))
     return recordings

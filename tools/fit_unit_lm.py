@@ -12,12 +12,13 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
-from im2sp.shards.command_line import run_command
+from im2sp.shards.command_line import print_message, run_command
 from im2sp.trainer.config import TrainConfig
 
 
@@ -62,9 +63,6 @@ def main(args: Sequence[str] | None = None) -> int:
 def _run(config: FitUnitLMConfig) -> None:
     from im2sp.trainer.loop import train
 
-    def log(line: str) -> None:
-        print(f"fit_unit_lm: {line}", file=sys.stderr, flush=True)
-
     settings = TrainConfig(
         shards=config.shards,
         out=config.out,
@@ -79,7 +77,7 @@ def _run(config: FitUnitLMConfig) -> None:
         device=config.device,
         quiet=config.quiet,
     )
-    result = train(settings, log)
+    result = train(settings, partial(print_message, "fit_unit_lm"))
     # The loss counts the end of an utterance, too.
     likelihood = -result.scores["loss"] if result.scores else None
     found = {"out": str(result.out), "step": result.best_step, "val_log_likelihood": likelihood}

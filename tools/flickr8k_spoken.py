@@ -31,6 +31,7 @@ from im2sp.pipeline.sources.items import read_json_list
 from im2sp.pipeline.speech_tokenizer.tokenizer import load_speech_tokenizer
 from im2sp.shards import MANIFEST_NAME
 from im2sp.shards.command_line import run_command
+from im2sp.shards.errors import log
 from im2sp.shards.files import atomic_file, read_text
 from im2sp.tools.engines.flite import RATE_HZ, VOICES, FliteError, find_flite, speak
 
@@ -216,7 +217,7 @@ def make_dataset(config: SpokenConfig) -> str:
         return f"{config.out}: a complete dataset exists; nothing done (--overwrite replaces it)"
     mute = speak_lines(lines, audio, num_workers=config.num_workers, quiet=config.quiet)
     for wav in mute:
-        print(f"no speech from flite for {wav}; skipped", file=sys.stderr)
+        log(f"no speech from flite for {wav}; skipped")
     job = JobConfig(
         source=config.captions,
         dataset_dir=config.out,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from im2sp.shards.command_line import run_command
+from im2sp.shards.errors import log
 
 if TYPE_CHECKING:
     from im2sp.shards import ShardDataset
@@ -99,10 +100,7 @@ def _write_page(
     from im2sp.tools.inspection.media import MediaConfig, show_samples
     from im2sp.tools.inspection.page import page
 
-    def log(line: str) -> None:
-        if not config.quiet:
-            print(line, file=sys.stderr)
-
+    report = (lambda _: None) if config.quiet else log
     media = show_samples(
         dataset,
         MediaConfig(
@@ -112,12 +110,12 @@ def _write_page(
             vocoder=config.vocoder,
             device=config.device,
         ),
-        log,
+        report,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         file.write(page(found, media).encode())
-    log(f"{path}: {len(media.shown)} samples")
+    report(f"{path}: {len(media.shown)} samples")
 
 
 if __name__ == "__main__":

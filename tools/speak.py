@@ -4,9 +4,10 @@ import dataclasses
 import json
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
-from im2sp.shards.command_line import print_error, run_command
+from im2sp.shards.command_line import print_message, run_command
 from im2sp.tools.speaking.config import SpeakConfig
 
 if TYPE_CHECKING:
@@ -21,9 +22,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _run(config: SpeakConfig) -> int:
-    def log(line: str) -> None:
-        print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
-
+    log = partial(print_message, PROGRAM)
     if not config.quiet:
         log("loading the models ...")
     from im2sp.tools.speaking.run import speak
@@ -34,7 +33,7 @@ def _run(config: SpeakConfig) -> int:
     elif not config.quiet:
         print(_summary(result))
     if not result.num_spoken:
-        print_error(PROGRAM, f"nothing was described; see {result.out / 'rejects.jsonl'}")
+        print_message(PROGRAM, f"nothing was described; see {result.out / 'rejects.jsonl'}")
         return 1
     return 0
 

@@ -5,9 +5,10 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
-from im2sp.shards.command_line import UsageError, parse_flags, run_command
+from im2sp.shards.command_line import UsageError, parse_flags, print_message, run_command
 from im2sp.trainer.config import TrainConfig, with_files
 
 if TYPE_CHECKING:
@@ -54,9 +55,7 @@ def _run(config: TrainConfig) -> None:
         if path is not None and not path.exists():
             raise UsageError(f"{path}: no such file or folder")
 
-    def log(line: str) -> None:
-        print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
-
+    log = partial(print_message, PROGRAM)
     if not config.quiet and _is_first():
         log(f"reading {config.shards} ...")
     from im2sp.trainer.loop import train

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from im2sp.pipeline.decoding.media import ByteRange, SourceError, shown
+from im2sp.pipeline.decoding.media import ByteRange, SourceError
+from im2sp.shards.errors import shown
 from im2sp.shards.files import open_regular
 
 MemberPlace = ByteRange | str

@@ -45,11 +45,11 @@ from im2sp.pipeline.decoding.media import (
     read_bytes,
     refusal,
     seems_to_be,
-    shown,
 )
 from im2sp.pipeline.decoding.mp3 import check_mp3, is_mp3_frame
 from im2sp.pipeline.decoding.ogg import check_ogg
 from im2sp.pipeline.decoding.wav import check_wav
+from im2sp.shards.errors import shown
 
 __all__ = [
     "ByteRange",

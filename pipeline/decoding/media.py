@@ -5,6 +5,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from im2sp.shards.errors import shown
 from im2sp.shards.stores import StoreError, read_url, shown_url
 
 MAX_FILE_BYTES = 2**30
@@ -141,19 +142,6 @@ def refusal(name: str, error: Exception) -> str:
         return f"{shown(name)}: decoding needs more memory than there is"
     detail = " ".join(str(error).split()) or type(error).__name__
     return f"{shown(name)}: cannot be decoded: {detail}"
-
-
-def shown(name: str) -> str:
-    r"""Return `name` on one line: control characters and broken UTF-8 as backslash escapes.
-
-    shown("line\nbreak.jpg") == "line\\nbreak.jpg"; accents, spaces and quotes stay.
-    """
-    if name.isprintable():
-        return name
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
-        for char in name
-    )
 
 
 _MAGICS = (

@@ -22,6 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
+from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
 from types import ModuleType
 from typing import Any
@@ -32,9 +33,10 @@ from PIL import Image
 
 from im2sp.pipeline.decoding.audio import DEFAULT_MAX_SECONDS, read_audio
 from im2sp.pipeline.decoding.images import read_image
-from im2sp.pipeline.decoding.media import MediaError, read_bytes, shown
+from im2sp.pipeline.decoding.media import MediaError, read_bytes
 from im2sp.pipeline.decoding.views import VIEWS
 from im2sp.pipeline.sources.items import SourceItem, Utterance
+from im2sp.shards.errors import shown
 
 Medium = SourceItem | Utterance
 """Unit of decoding: the image of an input, or one of its clips."""
@@ -278,7 +280,9 @@ class _Worker(SpawnProcess):
     """A process that `terminate` kills at once; decoding has no state that could be lost."""
 
     def start(self) -> None:
-        # The mask is inherited: Ctrl-C reaches only the parent, which then ends its workers.
+        # The mask is inherited: Ctrl-C reaches only the parent, which then ends its workers. The
+        # start of the tracker would lift it.
+        resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         # A worker would import the program's main module, of which it needs nothing.
         main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")

@@ -40,7 +40,7 @@ from im2sp.pipeline.job.state import JobState, Tally
 from im2sp.pipeline.sources import list_source
 from im2sp.pipeline.sources.items import SourceItem, SourceListing, has_images, has_speech, narrowed
 from im2sp.shards import MANIFEST_NAME, DatasetWriter, Manifest, ShardError, join_parts
-from im2sp.shards.errors import counted
+from im2sp.shards.errors import counted, log
 from im2sp.shards.schema import batch_of_rows
 
 if TYPE_CHECKING:
@@ -138,10 +138,9 @@ def _drop_changed(config: JobConfig, state: JobState, items: list[SourceItem]) -
         state.forget(None, _shards(config, len(items)))
     elif len(changed := np.flatnonzero(before != digests)):
         if not config.quiet:
-            print(
+            log(
                 f"{counted(len(changed), 'input')} changed since the job began (the first: "
-                f"{items[changed[0]].name}); encoding again",
-                file=sys.stderr,
+                f"{items[changed[0]].name}); encoding again"
             )
         has_changed_speech = any(items[index].utterances for index in changed)
         chunks = sorted({int(index) // job_config.CHUNK_SIZE for index in changed})

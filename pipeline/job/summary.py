@@ -9,7 +9,7 @@ from im2sp.pipeline.decoding.audio import SAMPLE_RATE_HZ
 from im2sp.pipeline.job.run import JobResult
 from im2sp.shards import MANIFEST_NAME, REJECTS_NAME
 from im2sp.shards.codebook import table_bytes
-from im2sp.shards.errors import counted
+from im2sp.shards.errors import counted, shown
 
 _RAW_IMAGE_BITS = 224 * 224 * 24
 _RAW_SAMPLE_BITS = 16
@@ -79,7 +79,7 @@ def summary(source: str, dataset_dir: Path, result: JobResult) -> str:
             f"tokenizer {_named(speech)}, layer {speech['layer']}, "
             f"{counted(speech['num_units'], 'speech unit')}"
         )
-    return "\n".join(lines)
+    return "\n".join(map(shown, lines))
 
 
 def _splits(splits: Mapping[str, int]) -> str:

@@ -1,16 +1,20 @@
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pytest
+from tqdm import tqdm
 
 from im2sp import __version__
-from im2sp.shards.command_line import UsageError, parse_flags, run_command
+from im2sp.shards.command_line import UsageError, parse_flags, print_message, run_command
+from im2sp.shards.errors import shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,15 +192,133 @@ def test_our_own_mistakes_are_not_hidden() -> None:
         run([], fail)
 
 
-def test_a_closed_pipe_ends_it_quietly(tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import sys\nfrom dataclasses import dataclass\n"
-        "from im2sp.shards.command_line import run_command\n"
-        "@dataclass(frozen=True)\nclass Config:\n    '''Doc.'''\n"
-        "def run(_):\n    for i in range(100_000):\n        print(i)\n"
-        "sys.exit(run_command('prog', Config, run, []))\n"
-    )
-    command = f"{sys.executable} {program} | head -n 1; exit ${{PIPESTATUS[0]}}"
+# Streams -----------------------------------------------------------------------------------------
+
+HOSTILE = "a\x1b[2J\x07\r\x9b\u202eb\udc80é"
+SHOWN = "a\\u001b[2J\\u0007\\r\\u009b\\u202eb\\udc80é"
+
+
+def test_no_control_character_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    def show(_: Config) -> None:
+        print(HOSTILE)
+        with tqdm([HOSTILE], desc=HOSTILE, file=sys.stderr) as bar:
+            bar.set_postfix_str(HOSTILE)
+            tqdm.write(HOSTILE, file=sys.stdout)
+            with tqdm([1, 2], position=1) as below:
+                list(below)
+        print(HOSTILE, file=sys.stderr)
+        print_message("prog", f"{HOSTILE}\n{HOSTILE}")
+        raise ValueError(HOSTILE)
+
+    assert run([], show) == 1
+    out, err = capsys.readouterr()
+    assert out == f"{SHOWN}\n{SHOWN}\n"
+    said = "a\\u001b[2J\\u0007 \\u009b\\u202eb\\udc80é"
+    assert err.endswith(f"\nprog: {said} {said}\nprog: {said}\n")
+    bars = err.replace("\x1b[A", "").replace("\n", "").replace("\r", "")
+    assert bars.isprintable()
+    assert f"\r{SHOWN}:   0%" in err
+    assert "\x1b[A" in err
+
+
+def test_shown() -> None:
+    assert shown("line\nbreak\t.jpg") == "line\\nbreak\\t.jpg"
+    text = json.dumps({"key": HOSTILE}, ensure_ascii=False)
+    assert json.loads(shown(text)) == {"key": HOSTILE}
+
+
+PROGRAM = """
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from im2sp.shards.command_line import print_message, run_command
+from tqdm import tqdm
+@dataclass(frozen=True)
+class Config:
+    'Doc.'
+def run(_):
+    for i in tqdm(range(5_000), mininterval=0):
+        print(i)
+    print_message("prog", "end")
+    Path(sys.argv[1]).touch()
+sys.exit(run_command('prog', Config, run, sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("redirected", "kept"),
+    [
+        ("| head -n 1", "0\n"),
+        ("2>&1 | head -c 0", ""),
+        ("<&- >&- 2>&-", ""),
+        ("2>/dev/full", None),
+        ("--help | head -c 0", ""),
+    ],
+)
+def test_streams_that_nobody_reads(redirected: str, kept: str | None, tmp_path: Path) -> None:
+    program, done = tmp_path / "program.py", tmp_path / "done"
+    program.write_text(PROGRAM)
+    command = f"{sys.executable} {program} {done} {redirected}; exit ${{PIPESTATUS[0]}}"
     ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert (ended.stdout, ended.stderr, ended.returncode) == ("0\n", "", 141)
+    assert ended.returncode == 0
+    assert ended.stdout == ("".join(f"{i}\n" for i in range(5_000)) if kept is None else kept)
+    assert "Traceback" not in ended.stderr
+    assert "rror" not in ended.stderr
+    assert done.exists() != ("--help" in redirected)
+
+
+def test_a_full_disk_under_stdout_is_one_line(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, program, tmp_path / "done"],
+            stdout=full, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == "prog: No space left on device"
+
+
+# Interrupts --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", ["tyro", "numpy"])
+def test_an_interrupt_during_imports_is_one_line(module: str, tmp_path: Path) -> None:
+    (tmp_path / f"{module}.py").write_text(
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    signal.pause()\n"
+        "except BaseException:\n    raise ImportError('cannot import') from None\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "im2sp.shards.cli", tmp_path],
+        capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])},
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr.count("\n")) == (130, 1)
+    assert ended.stderr.endswith(": interrupted\n")
+
+
+class Interrupting:
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def drop_in_a_destructor() -> None:
+    Interrupting()
+
+
+def drop_by_a_bare_except() -> None:
+    with suppress(BaseException):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("drop", [drop_in_a_destructor, drop_by_a_bare_except])
+def test_an_interrupt_that_is_dropped_is_sent_again(
+    drop: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: Config) -> None:
+        drop()
+        signal.pause()
+
+    assert run([], fail) == 130
+    assert capsys.readouterr().err == "prog: interrupted\n"

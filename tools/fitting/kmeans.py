@@ -1,6 +1,5 @@
 """k-means by scikit-learn (extra `fit`), and a uniform sample of rows that arrive in batches."""
 
-import sys
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from im2sp.pipeline.speech_tokenizer.weights import MAX_UNITS
+from im2sp.shards.errors import log
 
 # Rows whose distances are in memory at once.
 PIECE_ROWS = 4096
@@ -71,7 +71,7 @@ def fit_kmeans(
     if restarts < 1 or max_rounds < 1:
         raise ValueError(f"k-means: {restarts} restarts of {max_rounds} rounds, expected 1 or more")
     if not quiet:
-        print(f"k-means: {num_centroids} centroids for {len(table)} rows", file=sys.stderr)
+        log(f"k-means: {num_centroids} centroids for {len(table)} rows")
     model: Any = cast(Any, KMeans)(
         num_centroids, init=init, n_init=restarts, max_iter=max_rounds, random_state=seed
     )

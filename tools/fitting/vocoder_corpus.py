@@ -5,7 +5,6 @@ A corpus (`speech_corpus`) gets two more files: `texts.json` (texts of its clips
 """
 
 import json
-import sys
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from im2sp.pipeline.decoding.audio import AudioError, read_audio
 from im2sp.pipeline.sources import list_source
 from im2sp.pipeline.speech_tokenizer.tokenizer import CHUNK_SAMPLES, SpeechTokenizer
 from im2sp.shards import ShardDataset
+from im2sp.shards.errors import log
 from im2sp.shards.files import atomic_file
 from im2sp.tools.fitting.speech_corpus import Corpus, Manner, make_corpus, read_captions
 from im2sp.tools.fitting.vocoder_trainer import Batch, Recipe
@@ -94,10 +94,10 @@ def read_recordings(
                     try:
                         waveform = read_audio(utterance.audio, name=utterance.name)
                     except AudioError as error:
-                        print(f"skipped: {error}", file=sys.stderr)
+                        log(f"skipped: {error}")
                         continue
                     if len(waveform) > CHUNK_SAMPLES:
-                        print(f"skipped: {utterance.name} is over 100 s long", file=sys.stderr)
+                        log(f"skipped: {utterance.name} is over 100 s long")
                         continue
                     texts.append(utterance.text)
                     yield utterance.name, waveform

@@ -13,6 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from im2sp.pipeline import Vocoder
+from im2sp.shards.errors import shown
 from im2sp.tools.engines.asr import Recognizer
 from im2sp.tools.speaking.config import SpeakConfig
 from im2sp.tools.speaking.inputs import Clip, Reject
@@ -125,7 +126,7 @@ class Output:
         if not (self._config.quiet or self._config.json):
             for text, what in ((one.text, ""), (transcript, " (transcript)")):
                 if text is not None:
-                    tqdm.write(f"{clip.key}{what}: {text}", file=sys.stdout)
+                    tqdm.write(shown(f"{clip.key}{what}: {text}"), file=sys.stdout)
         row = {"key": clip.key, "text": one.text, "wav": wav, "duration_s": duration_s}
         row |= {"transcript": transcript, "units": clip.units}
         if clip.durations is not None:
