@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from im2sp.pipeline.job.config import JobConfig
-from im2sp.shards.command_line import UsageError, print_message, run_command
+from im2sp.shards.command_line import UsageError, check_folder, print_message, run_command
 from im2sp.shards.errors import counted, log
 from im2sp.shards.stores import is_url
 
@@ -78,8 +78,7 @@ class TokenizeConfig(JobConfig):
             expand_sources(self.sources)
         except SourceError as error:
             raise UsageError(str(error)) from None
-        if self.dataset_dir.exists() and not self.dataset_dir.is_dir():
-            raise UsageError(f"--out {self.dataset_dir}: not a folder")
+        check_folder(self.dataset_dir)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -98,11 +98,16 @@ def run_command(
 
 @contextmanager
 def _held(folder: Path) -> Generator[None]:
+    check_folder(folder)
+    with output_lock(folder):
+        yield
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `UsageError` if `--out` is there and no folder."""
     if os.path.lexists(folder) and not folder.is_dir():
         what = "not a folder" if folder.exists() else "a link to nothing"
         raise UsageError(f"--out {folder}: {what}")
-    with output_lock(folder):
-        yield
 
 
 def print_message(program: str, message: str) -> None:

@@ -42,16 +42,19 @@ def find_checkpoint(
     checkpoint = read_checkpoint(step_dir(config.out, step))
     former = read_toml(checkpoint.path / CONFIG_NAME)
     changed = differences(config, former)
+    advice = f"give another --out, or --config {checkpoint.path / CONFIG_NAME}"
     num_images, expected = images_of_a_step(config, ranks), checkpoint.state["images_a_step"]
     if num_images != expected:
+        batch_size, rest = divmod(expected, num_images // config.batch_size)
+        if not (changed or rest):
+            advice = f"give --batch-size {batch_size}, or another --out"
         changed.append(
             f"images per step was {expected} and is {num_images}"
             " (batch_size x grad_accumulation x processes)"
         )
     if changed:
         raise ValueError(
-            f"{config.out}: contains a run with other settings: {'; '.join(changed)};"
-            f" give another --out, or --config {checkpoint.path / CONFIG_NAME}"
+            f"{config.out}: contains a run with other settings: {'; '.join(changed)}; {advice}"
         )
     return checkpoint
 

@@ -15,6 +15,8 @@ from im2sp.pipeline.sources.captions import MAX_CAPTION_BYTES, CaptionFiles
 from im2sp.pipeline.sources.items import (
     HIDDEN,
     LINKED_FOLDER,
+    SPOKEN,
+    SPOKEN_LIST,
     SourceError,
     SourceListing,
     count_ignored,
@@ -166,7 +168,31 @@ def _find_in_folder(
         place = _file_problem(entry) or path
         found.append(Found(name=name, shown=shown, place=place, kind=kind))
     found.sort(key=lambda one: one.name)
-    return found
+    return _without_spoken(base, found, ignored)
+
+
+def _without_spoken(base: str, found: list[Found], ignored: Counter[str]) -> list[Found]:
+    """Leave out what im2sp-speak wrote, unless there is nothing else."""
+    written: dict[str, Collection[str]] = {}
+    kept: list[Found] = []
+    for one in found:
+        folder, _, name = one.name.rpartition("/")
+        if folder not in written:
+            written[folder] = _spoken_files(os.path.join(base, folder))
+        if name not in written[folder]:
+            kept.append(one)
+    if not kept or len(kept) == len(found):
+        return found
+    ignored[SPOKEN] += len(found) - len(kept)
+    return kept
+
+
+def _spoken_files(folder: str) -> Collection[str]:
+    """Names of the files that im2sp-speak wrote into a folder."""
+    try:
+        return set(parse_json(read_bytes(Path(folder, SPOKEN_LIST), MAX_CAPTION_BYTES))["files"])
+    except (ValueError, KeyError, TypeError):
+        return ()
 
 
 def count_files(folder: Path, used: Collection[str]) -> dict[str, int]:

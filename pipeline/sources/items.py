@@ -29,6 +29,9 @@ AUDIO_SUFFIXES = frozenset(
 HIDDEN = "(hidden)"
 NO_SUFFIX = "(no suffix)"
 LINKED_FOLDER = "(linked folder)"
+SPOKEN = "(output of im2sp-speak)"
+SPOKEN_LIST = ".im2sp-speak.json"
+"""File in which im2sp-speak lists the files that it wrote into a folder."""
 
 
 def read_json(path: Path, expected: str) -> Any:

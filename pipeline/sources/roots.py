@@ -1,6 +1,7 @@
 """Folders, tars and stores in which the paths of rows are found."""
 
 import os
+import sys
 import unicodedata
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -9,7 +10,7 @@ from pathlib import Path
 from im2sp.pipeline.containers.tars import tar_members
 from im2sp.pipeline.decoding.media import SourceError, Url
 from im2sp.pipeline.sources.captions import Place
-from im2sp.pipeline.sources.items import printable_utf8
+from im2sp.pipeline.sources.items import is_utf8, printable_utf8
 from im2sp.shards.stores import StoreError, as_url, check_url, is_url, join_url
 
 Resolver = Callable[[str], Place]
@@ -49,7 +50,7 @@ def _join(root: str, name: str) -> Place:
 
 def _find_file(image_root: Path, image: str) -> Path | str:
     """Return the image's path (an absolute one is used as it is), or why it cannot be read."""
-    path = image_root / image
+    path = image_root / file_system_name(image)
     try:
         if path.is_file():
             return path
@@ -61,28 +62,47 @@ def _find_file(image_root: Path, image: str) -> Path | str:
 
 
 def _spelling_hint(path: Path) -> str:
-    """Hint at an existing file with a similar name; empty if there is none."""
-    if "\\" in path.name and (as_posix := Path(str(path).replace("\\", "/"))).is_file():
-        return f"; {as_posix} is there: write / for \\"
-    here = _names_by_folded(path.parent).get(_folded(path.name))
-    if here is None:
+    """Hint at an existing file whose path is spelt otherwise; empty if there is none."""
+    wanted = Path(str(path).replace("\\", "/"))
+    found = _similar(wanted)
+    if found is None:
         return ""
-    same_case = unicodedata.normalize("NFC", here) == unicodedata.normalize("NFC", path.name)
-    how = "in another Unicode form (NFC or NFD)" if same_case else "in other letter case"
-    return f"; {printable_utf8(here)} is there, {how}"
+    hints = ["write / for \\"] if wanted != path else []
+    if found != wanted:
+        same_case = _normal(str(found)) == _normal(str(wanted))
+        hints.append(
+            "in another Unicode form (NFC or NFD)" if same_case else "in other letter case"
+        )
+    return f"; {printable_utf8(str(found))} is there, {', '.join(hints)}"
 
 
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
+def _similar(path: Path) -> Path | None:
+    """Return the existing path that is equal but for Unicode form and letter case, if any."""
+    if os.path.exists(path):
+        return path
+    folder = _similar(path.parent) if path != path.parent else None
+    name = folder and _names_by_folded(folder).get(_normal(path.name).casefold())
+    return folder / name if folder and name else None
+
+
+def _normal(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 @lru_cache(maxsize=16)
 def _names_by_folded(folder: Path) -> dict[str, str]:
     """Files of a folder, by their names in one Unicode form and letter case."""
     try:
-        return {_folded(name): name for name in sorted(os.listdir(folder))}
+        return {_normal(name).casefold(): name for name in sorted(os.listdir(folder))}
     except OSError:
         return {}
+
+
+def file_system_name(name: str) -> str:
+    """Return the path as the operating system has it: UTF-8, also in a locale of ASCII."""
+    if sys.getfilesystemencoding() == "utf-8" or not is_utf8(name):
+        return name
+    return os.fsdecode(name.encode("utf-8"))
 
 
 def make_audio_finder(audio_root: Path) -> Resolver:
@@ -131,17 +151,18 @@ class _FolderIndex:
 
     def find(self, name: str) -> Place:
         """Return the path of a file below the root, or why it cannot be read."""
-        path = os.path.join(self._root, name)
+        path = os.path.join(self._root, file_system_name(name))
         folder, _, file_name = path.rpartition("/")
         files = self._folders.get(folder)
         if files is None:
             files = self._folders[folder] = read_folder(folder or "/")
-        if isinstance(files, str):
-            return files
-        is_file = files.get(file_name)
+        is_file = None if isinstance(files, str) else files.get(file_name)
         if is_file:
             return Path(path)
-        return NO_AUDIO_FILE if is_file is None else "not a regular file"
+        if is_file is not None:
+            return "not a regular file"
+        reason = files if isinstance(files, str) else NO_AUDIO_FILE
+        return reason + _spelling_hint(Path(path)) * (reason == NO_AUDIO_FILE)
 
 
 def read_folder(folder: str) -> dict[str, bool] | str:

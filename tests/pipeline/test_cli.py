@@ -198,6 +198,13 @@ def test_missing_paths_are_2(tokenize, pictures, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_out_has_to_be_a_folder(tokenize, pictures, tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    for place, what in ((tmp_path / "out", "a link to nothing"), (Path(__file__), "not a folder")):
+        code, out, err = tokenize(pictures, "--out", place)
+        assert (code, out, err) == (2, "", f"im2sp-tokenize: --out {place}: {what}\n")
+
+
 def check_one_line(shown, message):
     code, out, err = shown
     assert (code, out) == (1, "")

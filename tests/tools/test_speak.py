@@ -264,6 +264,12 @@ def test_the_same_command_again_gives_the_same_files(made, pictures, tmp_path, c
     assert (result["num_inputs"], result["num_spoken"], result["num_rejects"]) == (1, 1, 0)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first
     assert rows_of(out / "spoken.jsonl")[0]["transcript"] is None
+    # Below or beside its inputs: what it wrote is no input.
+    (tmp_path / "in").mkdir()
+    Image.open(IMAGES / "dunes.jpg").save(tmp_path / "in/dunes.png")
+    for place in ("in/spoken", "in", "in"):
+        assert speak(made, tmp_path / place, tmp_path / "in", "--json") == 0
+        assert json.loads(capsys.readouterr().out)["num_inputs"] == 1
     # Speaking its own table again: other files go, the sound is the same.
     table = tmp_path / "copy.jsonl"
     table.write_bytes(first["spoken.jsonl"])
@@ -431,6 +437,10 @@ def test_units_of_a_list(made, tmp_path, capsys):
         "u.jsonl:12": "not JSON (Expecting value: line 1 column 1 (char 0))",
     }
     assert "<img" not in (out / "index.html").read_text()
+    path = path.rename(tmp_path / "U.JSONL")
+    path.write_text("\n\n" + "".join(json.dumps(rows[n]) + "\n \n" for n in (0, 1, 2)))
+    assert speak(made, out, "--units", path, "--limit", 2, run=None) == 0
+    assert "described 2 of 2 inputs" in capsys.readouterr().out
     path.write_text('{"key": "x", "units": []}\n')
     assert speak(made, out, "--units", path, run=None) == 1
     assert "im2sp-speak: nothing was described; see " in capsys.readouterr().err

@@ -157,6 +157,9 @@ def test_other_settings_are_refused(shards, whole, tmp_path):
     with pytest.raises(ValueError, match=r"learning_rate was 0.0005 and is 0.001; seed was 0"):
         resumed(shards, out, seed=1, learning_rate=1e-3)
     with pytest.raises(ValueError, match=r"images per step was 2 and is 4 \(batch_size x"):
+        resumed(shards, out, grad_accumulation=2, seed=1)
+    # Another number of processes or of parts, and nothing else: the batch has to fit.
+    with pytest.raises(ValueError, match=r"processes\); give --batch-size 1, or another --out$"):
         resumed(shards, out, grad_accumulation=2)
     assert not (out / "step-000006").exists()
 

@@ -118,9 +118,9 @@ def read_units(path: Path, split: str | None, limit: int | None) -> Units:
         return _dataset_units(path, split, limit)
     if split is not None:
         raise ValueError(f"--split applies to a dataset, {path} is a file")
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         return Units(clips=[checked_clip(path.stem, _array(path))], rejects=[])
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         return _listed_units(path, limit)
     raise ValueError(
         f"--units {path}: expected a .jsonl with key and units, a .npy, or a folder with"
@@ -146,9 +146,8 @@ def _listed_units(path: Path, limit: int | None) -> Units:
     rejects: list[Reject] = []
     seen: set[str] = set()
     with open_regular(path) as file:
-        for number, line in enumerate(itertools.islice(lines_of(file), limit), 1):
-            if not line.strip():
-                continue
+        lines = ((number, line) for number, line in enumerate(lines_of(file), 1) if line.strip())
+        for number, line in itertools.islice(lines, limit):
             try:
                 clip = _row_clip(line)
                 if clip.key in seen:

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from im2sp.pipeline.sources.items import SPOKEN_LIST
 from im2sp.shards.errors import counted
 from im2sp.shards.files import atomic_file, is_plain_name, read_json
 
-LIST_NAME = ".im2sp-speak.json"
 PAGE_NAME = "index.html"
 SPOKEN_NAME = "spoken.jsonl"
 REJECTS_NAME = "rejects.jsonl"
@@ -190,13 +190,13 @@ class SpeechFolder:
 
     def _list(self, names: Iterable[str]) -> None:
         content = {"form": _FORM, "files": sorted(names)}
-        with atomic_file(self.path / LIST_NAME) as file:
+        with atomic_file(self.path / SPOKEN_LIST) as file:
             file.write(json.dumps(content, indent=1).encode() + b"\n")
 
 
 def _own_names(path: Path) -> set[str]:
     """Names of files that an earlier run wrote, completely or partly."""
-    place = path / LIST_NAME
+    place = path / SPOKEN_LIST
     try:
         content = read_json(place)
         names = content["files"] if content["form"] == _FORM else None

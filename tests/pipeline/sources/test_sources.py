@@ -2,6 +2,8 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -328,3 +330,37 @@ def test_the_shared_broken_folder(shared_data):
     assert len(set(keys)) == len(keys)
     assert sum(item.image is not None for item in listing.items) == 64
     assert {"dup/a.jpg", "dup/a.png", "plain_16k.flac", "plain_16k.wav"} <= set(keys)
+
+
+# Output of im2sp-speak
+
+
+def test_what_im2sp_speak_wrote_is_no_input(tmp_path):
+    write(tmp_path, "a.jpg", "spoken/a.jpg", "spoken/a.units.jpg", "spoken/a.wav", "spoken/own.jpg")
+    content = {"form": "im2sp-speak 1", "files": ["a.jpg", "a.units.jpg", "a.wav"]}
+    (tmp_path / "spoken/.im2sp-speak.json").write_text(json.dumps(content))
+    listing = list_source(tmp_path)
+    assert [item.key for item in listing.items] == ["a", "spoken/own"]
+    assert listing.ignored["(output of im2sp-speak)"] == 3
+    (tmp_path / "spoken/own.jpg").unlink()
+    assert [item.key for item in list_source(tmp_path / "spoken").items] == ["a", "a.units"]
+    for text in ("[", "[]", '{"files": 3}'):
+        (tmp_path / "spoken/.im2sp-speak.json").write_text(text)
+        assert len(list_source(tmp_path).items) == 3
+
+
+def test_paths_beyond_ascii_in_a_locale_of_ascii(tmp_path):
+    write(tmp_path, "é.png", "ü/x.png")
+    rows = [{"image": name} for name in ("é.png", "ü/x.png", "gone é.png")]
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    program = (
+        "import sys; from im2sp.pipeline.sources import list_source; "
+        "print([item.error for item in list_source(sys.argv[1]).items])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, path], capture_output=True, text=True, check=True,
+        env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
+                          "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )  # fmt: skip
+    assert ended.stdout == "[None, None, 'line 3: no such image file']\n"

@@ -137,7 +137,9 @@ def test_splits_by_their_usual_names():
     [
         (unicodedata.normalize("NFD", "é.png"), "é.png is there, in another Unicode form"),
         ("A.PNG", "a.png is there, in other letter case"),
-        ("sub\\d.png", "sub/d.png is there: write / for"),
+        ("SUB/d.png", "sub/d.png is there, in other letter case"),
+        ("sub\\d.png", "sub/d.png is there, write / for \\"),
+        (".\\Sub\\D.png", "sub/d.png is there, write / for \\, in other letter case"),
         ("sub\\gone.png", ""),
     ],
 )

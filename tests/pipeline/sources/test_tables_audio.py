@@ -21,6 +21,14 @@ def said(item) -> list[tuple[str, str | None]]:
     return [(clip.name, clip.text) for clip in item.utterances if not clip.error]
 
 
+@pytest.mark.parametrize("name", ["A/1.wav", "a/1.WAV", "a\\1.wav"])
+def test_a_path_that_is_spelt_otherwise_is_explained(media, name):
+    path = jsonl(media / "m.jsonl", {"audio": "a/0.wav"}, {"audio": name})
+    (reason,) = utterance_rejects_of(path).values()
+    assert reason.startswith("line 2: no such audio file; ")
+    assert "a/1.wav is there, " in reason
+
+
 ROWS = [
     {"key": "k", "image": "x.png", "audio": "a/0.wav", "caption": "zero", "split": "train"},
     {"key": "k", "image": "x.png", "audio": "", "caption": "unspoken", "split": ""},
