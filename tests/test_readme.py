@@ -105,6 +105,21 @@ def test_files_that_the_guides_name_exist():
         assert [name for name in named if not (ROOT / name).exists()] == [], guide.name
 
 
+def test_tests_that_the_cases_name_exist():
+    text = (ROOT / "docs/cases.md").read_text("utf-8")
+    named = set(re.findall(r"`([\w/]+\.py)::(test_\w+)`", text))
+    rows = re.findall(r"^\| (?!no\.|---).*\|$", text, re.M)
+    assert all("::" in row or "continuous integration" in row for row in rows)
+    missing = [
+        f"{path}::{name}"
+        for path, name in sorted(named)
+        if f"\ndef {name}(" not in (ROOT / "tests" / path).read_text("utf-8")
+    ]
+    assert missing == []
+    numbers = {word for row in rows for word in row.split("|")[1].replace(",", " ").split()}
+    assert numbers == {*map(str, range(1, 61)), *(f"F{n}" for n in range(1, 14))}
+
+
 def test_the_readme_is_the_packages_description():
     assert 'readme = "README.md"' in (ROOT / "pyproject.toml").read_text()
     assert not re.search(r"@@|\bXX", README)

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import signal
@@ -219,6 +220,13 @@ def test_no_control_character_is_printed(capsys: pytest.CaptureFixture[str]) -> 
     assert bars.isprintable()
     assert f"\r{SHOWN}:   0%" in err
     assert "\x1b[A" in err
+
+
+def test_a_stream_of_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, "ascii"))
+    assert run([], lambda _: print("naïve")) == 0
+    assert out.getvalue() == b"na\\xefve\n"
 
 
 def test_shown() -> None:

@@ -169,6 +169,7 @@ def test_the_plain_layout_has_plain_codecs(tmp_path):
     ("settings", "message"),
     [
         ({"only": "text"}, "--only is text; expected one of images, audio"),
+        ({"max_audio_s": float("inf")}, "--max-audio-s is inf; expected more than 0 s, not inf"),
         ({"max_audio_s": 0}, "--max-audio-s is 0; expected more than 0 s, not infinite"),
         ({"max_audio_s": float("nan")}, "--max-audio-s is nan"),
     ],
