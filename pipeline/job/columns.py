@@ -1,12 +1,15 @@
-"""Columns of the dataset that a job writes, and the coding of its speech."""
+"""Columns of the dataset that a job writes, and their coding."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from im2sp.pipeline.job.config import FITTED, PLAIN, JobError
 from im2sp.shards import Layout, UnitColumn, fit_tables
+from im2sp.shards.codebook import parse_tensors
+from im2sp.shards.coding.grid_tables import MAX_CODES
 from im2sp.shards.layouts.batch import Batch
 from im2sp.shards.schema import Schema, entries_of
 
@@ -19,6 +22,42 @@ Columns = Mapping[str, UnitColumn]
 IMAGE_SHAPE = (28, 28)
 MAX_FITTED_UNITS = 1024
 _NUM_DURATIONS = 65536
+_IMAGE_TABLES = {
+    "compact": Path(__file__).parents[1] / "image_tokenizer" / "compact_tables.safetensors"
+}
+_MIN_FITTED_IMAGES = 2000
+_MIN_SAVED_BYTES = 300  # of the 1,274 bytes of an image
+
+
+def image_tables(name: str) -> dict[str, Any]:
+    """Return the coding tables bundled with an image tokenizer; empty if it has none."""
+    path = _IMAGE_TABLES.get(name)
+    if path is None:
+        return {}
+    tables = parse_tensors(path.read_bytes())
+    return {f"image_units.{name}": tensor for name, tensor in tables.items()}
+
+
+def image_coding(
+    image_codec: str, layout: Layout, image_tokenizer: "ImageTokenizer", num_images: int
+) -> str:
+    """Return the coding of image units in the shards: `huffman` or `plain`.
+
+    Few images get plain codes, since the tables would be larger than what they save.
+
+    Args:
+        image_codec: `huffman` or `plain`.
+        layout: Layout of the shards; the plain one has no tables in its shards.
+        image_tokenizer: The image tokenizer.
+        num_images: Images in the source.
+    """
+    if layout.is_plain or image_codec == PLAIN or image_tokenizer.num_codes > MAX_CODES:
+        return PLAIN
+    tables = image_tables(image_tokenizer.name)
+    if not tables:
+        return FITTED if num_images >= _MIN_FITTED_IMAGES else PLAIN
+    size_bytes = sum(table.nbytes for table in tables.values())
+    return FITTED if num_images * _MIN_SAVED_BYTES >= size_bytes else PLAIN
 
 
 def speech_coding(speech_codec: str, layout: Layout, num_units: int) -> str:
@@ -47,12 +86,17 @@ def speech_coding(speech_codec: str, layout: Layout, num_units: int) -> str:
 def columns_of_job(
     image_tokenizer: "ImageTokenizer | None",
     speech_tokenizer: "SpeechTokenizer | None",
+    image_coding: str | None,
     coding: str | None,
 ) -> dict[str, UnitColumn]:
-    """Return the columns for a job's tokenizers and the coding of its speech."""
+    """Return the columns for a job's tokenizers and the codings of images and speech."""
     columns: dict[str, UnitColumn] = {}
     if image_tokenizer is not None:
-        columns["image_units"] = UnitColumn(IMAGE_SHAPE, image_tokenizer.num_codes)
+        columns["image_units"] = UnitColumn(
+            IMAGE_SHAPE,
+            image_tokenizer.num_codes,
+            coding="coded" if image_coding == FITTED else "packed",
+        )
     if speech_tokenizer is not None:
         codings = ("coded", "coded") if coding == FITTED else ("packed", "varint")
         for name, num_codes, how in zip(
@@ -71,20 +115,19 @@ def tables_of(
     """Return coding tables fitted to batches; the result depends only on the batches.
 
     Args:
-        columns: Columns of the shards.
+        columns: Coded columns.
         batches: Samples, one chunk at a time.
         schema: Schema of the batches.
     """
-    coded = [name for name, column in columns.items() if column.coding == "coded"]
 
     def rows() -> Iterable[dict[str, Any]]:
         for batch in batches:
             views = Batch(batch, schema)
             for i in range(views.num_samples):
                 row = views.row(i)
-                yield schema.decode_row({name: row[name] for name in ("key", *coded)})
+                yield schema.decode_row({name: row[name] for name in ("key", *columns)})
 
-    return fit_tables({name: columns[name] for name in coded}, rows())
+    return fit_tables(columns, rows())
 
 
 def schema_of(columns: Columns) -> Schema:

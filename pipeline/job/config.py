@@ -79,6 +79,11 @@ class JobConfig:
     which any webdataset tool reads, and is larger."""
     samples_per_shard: int = 16384
     """Inputs per shard file, rounded up to a multiple of 256."""
+    image_codec: Literal["huffman", "plain"] = FITTED
+    """Coding of the image units:
+    - huffman: tables of the image tokenizer, or fitted to the first shard's worth of images; plain
+      if there are few images, for which the tables do not pay (under 929 with compact, else 2,000)
+    - plain: fixed width"""
     speech_codec: Literal["huffman", "plain"] = FITTED
     """Coding of the speech units:
     - huffman: tables fitted to the first shard's worth of speech; smallest from about 100 clips
@@ -100,7 +105,8 @@ class JobConfig:
         """Raise ValueError, naming the flag, for a value that cannot be used."""
         self.column_names()
         choices = {"view": get_args(ViewName), "only": (None, *get_args(Only))}
-        for name, known in (choices | {"speech_codec": (FITTED, PLAIN)}).items():
+        codecs = ("image_codec", "speech_codec")
+        for name, known in (choices | dict.fromkeys(codecs, (FITTED, PLAIN))).items():
             if getattr(self, name) not in known:
                 expected = ", ".join(filter(None, known))
                 flag = name.replace("_", "-")
@@ -169,9 +175,18 @@ def describe_job(
     listing: "SourceListing",
     image_tokenizer: "ImageTokenizer | None",
     speech_tokenizer: "SpeechTokenizer | None",
-    coding: str | None,
+    codings: tuple[str | None, str | None],
 ) -> dict[str, Any]:
-    """Return all that determines the bytes of the dataset; no time, host name or local path."""
+    """Return all that determines the bytes of the dataset; no time, host name or local path.
+
+    Args:
+        config: Settings of the job.
+        listing: Inputs of the source.
+        image_tokenizer: The image tokenizer, if there are images.
+        speech_tokenizer: The speech tokenizer, if there is speech.
+        codings: Coding of images and of speech, or None.
+    """
+    image_coding, coding = codings
     tokenizers = [one for one in (image_tokenizer, speech_tokenizer) if one is not None]
     job: dict[str, Any] = {
         "format_version": 2,
@@ -194,6 +209,7 @@ def describe_job(
             "precision": image_tokenizer.precision,
             "view": config.view_name,
         }
+        job["settings"]["image_codec"] = image_coding
     if speech_tokenizer is not None and coding is not None:
         job["speech_tokenizer"] = {
             "name": speech_tokenizer.name,

@@ -6,11 +6,14 @@ that an interrupted --overwrite had started to remove. A dataset or job with oth
 as it is.
 """
 
+import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from im2sp.pipeline.job.config import JobError
+from im2sp.pipeline.job.config import PLAIN, JobError
 from im2sp.pipeline.job.state import JobState
 from im2sp.shards import CODEBOOK_NAME, MANIFEST_NAME, REJECTS_NAME, Layout, Manifest, ShardError
 from im2sp.shards.files import remove_leftovers
@@ -18,6 +21,25 @@ from im2sp.shards.files import remove_leftovers
 _MANIFEST_HEAD = b'{"manifest_sha256":"'
 _LISTED = re.compile(rb'"file":"(\d{5,}\.(?:arrow|tar))"')
 _COMMON = [MANIFEST_NAME, REJECTS_NAME, CODEBOOK_NAME]
+
+
+@contextmanager
+def disk_errors(dataset_dir: Path) -> Iterator[None]:
+    """Turn errors of the disk into one line with advice."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise  # not an error of the disk
+        again = "finished work is kept: run the same command again to resume"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = f"{dataset_dir}: no space left on the disk; free some; {again}"
+        else:
+            where = error.filename or dataset_dir
+            message = (
+                f"{where}: {error.strerror}; choose another --out, or fix the problem; {again}"
+            )
+        raise JobError(message) from None
 
 
 def check_output(state: JobState, job: dict[str, Any], *, overwrite: bool) -> Manifest | None:
@@ -143,12 +165,15 @@ def _job_of(manifest: Manifest) -> dict[str, Any]:
         image_tokenizer = {k: v for k, v in image_tokenizer.items() if k not in own}
     speech_tokenizer = manifest.speech_tokenizer
     layout = manifest.layout
+    settings = dict(manifest.settings)
+    if image_tokenizer is not None:
+        settings.setdefault("image_codec", PLAIN)  # the only one before it was a setting
     return {
         "format_version": 2,  # a finished dataset of version 1 holds the same samples
         "image_tokenizer": image_tokenizer,
         "speech_tokenizer": None if speech_tokenizer is None else dict(speech_tokenizer),
         "layout": {"kind": layout.kind, "samples_per_member": layout.samples_per_member},
-        "settings": dict(manifest.settings),
+        "settings": settings,
     }
 
 
@@ -177,6 +202,7 @@ _LABELS = {
     "layout.kind": "--layout",
     "layout.samples_per_member": "--samples-per-member",
     "settings.device": "--device",
+    "settings.image_codec": "--image-codec",
     "settings.max_audio_s": "--max-audio-s",
     "settings.max_pixels": "--max-pixels",
     "settings.samples_per_shard": "--samples-per-shard",

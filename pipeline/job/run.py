@@ -6,18 +6,16 @@ chunks are done, and the manifest last. The content of a chunk depends only on t
 settings, so neither interruptions nor the number of workers change a byte of the result.
 
 Each shard is a part of the dataset (`DatasetWriter`), and the parts are joined at the end. Chunks
-store speech in plain codes. Shards use tables fitted to the first shard's worth of speech, so
-shards before the first one with speech are written after it.
+store units in plain codes. Shards use tables fitted to the first shard's worth of speech (and of
+images, unless the tokenizer has tables), so shards before the first one with speech are written
+after it.
 """
 
-import errno
 import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +23,14 @@ from tqdm import tqdm
 
 from im2sp.pipeline.decoding.audio import SAMPLE_RATE_HZ
 from im2sp.pipeline.job import config as job_config
-from im2sp.pipeline.job.columns import columns_of_job, schema_of, speech_coding, tables_of
+from im2sp.pipeline.job.columns import (
+    columns_of_job,
+    image_coding,
+    image_tables,
+    schema_of,
+    speech_coding,
+    tables_of,
+)
 from im2sp.pipeline.job.config import JobConfig, JobError, check_image_tokenizer, describe_job
 from im2sp.pipeline.job.decode_pool import IMAGES_PER_TASK, Decoded, DecodePool, media_of
 from im2sp.pipeline.job.encode import MediaEncoder
@@ -35,11 +40,18 @@ from im2sp.pipeline.job.identity import (
     read_identities,
     write_identities,
 )
-from im2sp.pipeline.job.output import check_output, prepare_output
+from im2sp.pipeline.job.output import check_output, disk_errors, prepare_output
 from im2sp.pipeline.job.state import JobState, Tally
 from im2sp.pipeline.sources import list_source
 from im2sp.pipeline.sources.items import SourceItem, SourceListing, has_images, has_speech, narrowed
-from im2sp.shards import MANIFEST_NAME, DatasetWriter, Manifest, ShardError, join_parts
+from im2sp.shards import (
+    MANIFEST_NAME,
+    DatasetWriter,
+    Manifest,
+    ShardError,
+    UnitColumn,
+    join_parts,
+)
 from im2sp.shards.errors import counted, log
 from im2sp.shards.schema import batch_of_rows
 
@@ -76,8 +88,22 @@ class _Tokenizers:
 
     image: "ImageTokenizer | None"
     speech: "SpeechTokenizer | None"
+    image_coding: str | None
+    """Coding of image units, `huffman` or `plain`; None if there are no images."""
     coding: str | None
     """Coding of speech, `huffman` or `plain`; None if there is no speech."""
+
+    @property
+    def codings(self) -> tuple[str | None, str | None]:
+        """Coding of images and of speech."""
+        return self.image_coding, self.coding
+
+    @property
+    def fits_images(self) -> bool:
+        """Coding tables are fitted to the images."""
+        if self.image is None or self.image_coding != job_config.FITTED:
+            return False
+        return not image_tables(self.image.name)
 
 
 def run_job(
@@ -117,20 +143,22 @@ def run_job(
         if config.overwrite or not (config.dataset_dir / MANIFEST_NAME).exists():
             pool.start()
         loaded = _load(config, listing.items, image_tokenizer, speech_tokenizer)
-        job = describe_job(config, listing, loaded.image, loaded.speech, loaded.coding)
-        with _disk_errors(config.dataset_dir):
+        job = describe_job(config, listing, loaded.image, loaded.speech, loaded.codings)
+        with disk_errors(config.dataset_dir):
             finished = check_output(state, job, overwrite=config.overwrite)
             if finished is None or state.dir.exists():
                 with state.lock():
                     finished = prepare_output(state, job, overwrite=config.overwrite)
                     if finished is None:
-                        _drop_changed(config, state, listing.items)
+                        _drop_changed(config, state, listing.items, fits_images=loaded.fits_images)
                         return _Run(config, loaded, listing, state, job).run(pool)
             _check_unchanged(config, listing.items, finished)
     return JobResult(manifest=finished, listing=listing, was_finished=True)
 
 
-def _drop_changed(config: JobConfig, state: JobState, items: list[SourceItem]) -> None:
+def _drop_changed(
+    config: JobConfig, state: JobState, items: list[SourceItem], *, fits_images: bool
+) -> None:
     """Forget what an unfinished job made of inputs that have changed since; keep the digests."""
     digests = identities(items)
     before = read_identities(state.dir, len(items))
@@ -142,10 +170,10 @@ def _drop_changed(config: JobConfig, state: JobState, items: list[SourceItem]) -
                 f"{counted(len(changed), 'input')} changed since the job began (the first: "
                 f"{items[changed[0]].name}); encoding again"
             )
-        has_changed_speech = any(items[index].utterances for index in changed)
+        is_fitted = any(items[index].utterances or fits_images for index in changed)
         chunks = sorted({int(index) // job_config.CHUNK_SIZE for index in changed})
         # Tables are fitted to speech: with other speech every shard may change.
-        state.forget(None if has_changed_speech else chunks, _shards(config, len(items)))
+        state.forget(None if is_fitted else chunks, _shards(config, len(items)))
     write_identities(state.dir, digests)
 
 
@@ -177,35 +205,18 @@ def _load(
     speech_tokenizer: "SpeechTokenizer | Callable[[], SpeechTokenizer] | None",
 ) -> _Tokenizers:
     """Load the tokenizers that the items need."""
-    image = speech = coding = None
+    image = speech = coding = coding_of_images = None
     if has_images(items):
         image = image_tokenizer() if callable(image_tokenizer) else image_tokenizer
         check_image_tokenizer(config, image)
+        num_images = sum(item.image is not None for item in items)
+        coding_of_images = image_coding(config.image_codec, config.shard_layout, image, num_images)
     if has_speech(items):
         speech = speech_tokenizer() if callable(speech_tokenizer) else speech_tokenizer
         if speech is None:
             raise JobError(f"{config.sources_name}: holds speech, which needs a speech tokenizer")
         coding = speech_coding(config.speech_codec, config.shard_layout, speech.num_units)
-    return _Tokenizers(image=image, speech=speech, coding=coding)
-
-
-@contextmanager
-def _disk_errors(dataset_dir: Path) -> Iterator[None]:
-    """Turn errors of the disk into one line with advice."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:
-            raise  # not an error of the disk
-        again = "finished work is kept: run the same command again to resume"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message = f"{dataset_dir}: no space left on the disk; free some; {again}"
-        else:
-            where = error.filename or dataset_dir
-            message = (
-                f"{where}: {error.strerror}; choose another --out, or fix the problem; {again}"
-            )
-        raise JobError(message) from None
+    return _Tokenizers(image=image, speech=speech, image_coding=coding_of_images, coding=coding)
 
 
 class _Run:
@@ -223,11 +234,12 @@ class _Run:
         self.listing, self.items = listing, listing.items
         self.shards = _shards(config, len(self.items))
         self.encoder = MediaEncoder(loaded.image, loaded.speech, config.view_name)
-        self.columns = columns_of_job(loaded.image, loaded.speech, loaded.coding)
-        has_tables = schema_of(self.columns).needs_tables
+        self.columns = columns_of_job(loaded.image, loaded.speech, *loaded.codings)
         plain = job_config.PLAIN
-        self.chunk_schema = schema_of(columns_of_job(loaded.image, loaded.speech, plain))
-        self.tables: dict[str, Any] | None = state.read_tables() if has_tables else {}
+        self.chunk_schema = schema_of(columns_of_job(loaded.image, loaded.speech, plain, plain))
+        self.tables: dict[str, Any] = state.read_tables() or {}
+        if loaded.image is not None and loaded.image_coding == job_config.FITTED:
+            self.tables |= image_tables(loaded.image.name)
         self.num_refused = 0
 
     def run(self, pool: DecodePool) -> JobResult:
@@ -256,8 +268,8 @@ class _Run:
                 waiting.append(shard)
                 if self._find_tables(chunks):
                     self._finish(waiting)
-            if self.tables is None:  # no accepted clip to fit tables to
-                self.tables = tables_of(self.columns, [], self.chunk_schema)
+            # Without an accepted clip or image there is nothing to fit tables to.
+            self.tables |= tables_of(self._unfitted(), [], self.chunk_schema)
             self._finish(waiting)
             encode_s = time.monotonic() - self._begin_s
         return JobResult(
@@ -279,12 +291,25 @@ class _Run:
         yield from decoded
 
     def _find_tables(self, chunks: range) -> bool:
-        """Fit the coding tables to the first speech, if it is there; True if they are known."""
-        if self.tables is None and self.state.count(chunks).num_utterances:
-            batches = self.state.read_batches(chunks)
-            self.tables = tables_of(self.columns, batches, self.chunk_schema)
-            self.state.write_tables(self.tables)
-        return self.tables is not None
+        """Fit coding tables to the first speech and images; True if all are known."""
+        if unfitted := self._unfitted():
+            tally = self.state.count(chunks)
+            num = {"image_units": tally.num_images}
+            ready = {k: v for k, v in unfitted.items() if num.get(k, tally.num_utterances)}
+            if ready:
+                batches = self.state.read_batches(chunks)
+                self.tables |= tables_of(ready, batches, self.chunk_schema)
+                self.state.write_tables(self.tables)
+        return not self._unfitted()
+
+    def _unfitted(self) -> dict[str, UnitColumn]:
+        """Coded columns whose tables are not known yet."""
+        known = {name.partition(".")[0] for name in self.tables}
+        return {
+            name: column
+            for name, column in self.columns.items()
+            if column.coding == "coded" and name not in known
+        }
 
     def _finish(self, shards: list[int]) -> None:
         """Write shards whose chunks are complete, and empty the list."""

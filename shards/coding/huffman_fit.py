@@ -66,16 +66,16 @@ def fit_lengths(
     return lengths_to_text(_fit_lengths(counts))
 
 
-def code_lengths(weights: Sequence[int], max_bits: int) -> list[int]:
+def code_lengths(weights: Sequence[float], max_bits: int) -> list[int]:
     """Lengths of the optimal prefix code with no code over `max_bits` (package-merge).
 
     Args:
-        weights: At least two, at most 2**max_bits.
+        weights: At most 2**max_bits; a single one takes no bits.
         max_bits: Longest code.
     """
     leaves = [(weight, (i,)) for i, weight in enumerate(weights)]
     leaves.sort()
-    packages: list[tuple[int, tuple[int, ...]]] = []
+    packages: list[tuple[float, tuple[int, ...]]] = []
     for _ in range(max_bits):
         packages = sorted(leaves + packages)
         merged = list(packages)

@@ -24,14 +24,16 @@ _NUMBERS_OUT = types.Array(types.int64, 1, "C")
 u64 = np.uint64
 
 
-def compiled(*signatures: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def compiled(
+    *signatures: Any, fastmath: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compile for these signatures only, with numba's disk cache if it is usable."""
 
     def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
-            return numba.njit([*signatures], nogil=True, cache=True)(function)
+            return numba.njit([*signatures], nogil=True, cache=True, fastmath=fastmath)(function)
         except (RuntimeError, OSError):  # no folder for the cache, or it cannot be written
-            return numba.njit([*signatures], nogil=True)(function)
+            return numba.njit([*signatures], nogil=True, fastmath=fastmath)(function)
 
     return compile_function
 

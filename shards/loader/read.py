@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from im2sp.shards.coding.packing import pack_units, packed_size_bytes
+from im2sp.shards.coding.packing import pack_units, packed_size_bytes, small_work
 from im2sp.shards.columns.stored import StoredUnits
 from im2sp.shards.dataset import ShardDataset
 from im2sp.shards.errors import ShardError, memory_limit
@@ -65,6 +65,8 @@ class SampleReader:
             self._image_size_bytes = packed_size_bytes(column.num_fixed, column.bits)
             images = dataset.schema.units[settings.image_column]
             self._images = None if images.size_bytes else images
+        if self._images is not None:
+            small_work.takes(1 << 62)  # numba is imported already, so kernels pack the images
         self._limit_bytes = memory_limit(sum(s.size_bytes for s in dataset.manifest.shards))
         if settings.is_of_units:
             self._decoder = UnitsDecoder(dataset.schema.units[settings.target_column])

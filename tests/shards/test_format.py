@@ -19,6 +19,7 @@ import pytest
 
 from im2sp.shards import Manifest, Sample
 from support.columns import LAYOUTS, make_rows, write_rows
+from support.grid import NaiveGrid
 from support.huffman import naive_decode
 
 
@@ -152,19 +153,22 @@ def message_rows(message: bytes, manifest: dict[str, Any]) -> Iterator[dict[str,
         }
 
 
-def read_tables(path: Path) -> dict[str, bytes]:
-    """Bytes of the tensors of a safetensors file."""
+def read_tables(path: Path) -> dict[str, np.ndarray]:
+    """Tensors of a safetensors file."""
     data = path.read_bytes()
     start = 8 + struct.unpack_from("<Q", data)[0]
     header = json.loads(data[8:start])
     return {
-        name: data[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]]
+        name: np.frombuffer(
+            data[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]],
+            {"F32": "<f4", "U8": "u1", "U16": "<u2"}[entry["dtype"]],
+        ).reshape(entry["shape"])
         for name, entry in header.items()
     }
 
 
 def read_batch_2(
-    content: bytes, manifest: dict[str, Any], tables: dict[str, bytes]
+    content: bytes, manifest: dict[str, Any], tensors: dict[str, np.ndarray]
 ) -> Iterator[dict[str, Any]]:
     columns = manifest["columns"]
     if manifest["layout"]["kind"] == "arrow":
@@ -178,12 +182,17 @@ def read_batch_2(
         for name, column in columns.items():
             if "type" not in column and row[name] is not None:
                 values = row[name] if column["many"] else [row[name]]
-                found = [decode_array(v, column, tables.get(f"{name}.lengths")) for v in values]
+                tables = {
+                    k.removeprefix(f"{name}."): t
+                    for k, t in tensors.items()
+                    if k.startswith(f"{name}.")
+                }
+                found = [decode_array(v, column, tables) for v in values]
                 row[name] = found if column["many"] else found[0]
         yield row
 
 
-def decode_array(value: bytes, column: dict[str, Any], table: bytes | None) -> Any:
+def decode_array(value: bytes, column: dict[str, Any], tables: dict[str, np.ndarray]) -> Any:
     """Nested lists of the units of one array."""
     shape, num_varying = list(column["shape"]), column["shape"].count(None)
     if num_varying > (column["codec"] != "packed"):
@@ -199,8 +208,10 @@ def decode_array(value: bytes, column: dict[str, Any], table: bytes | None) -> A
         ids = unpack(value, codec)
     elif column["codec"] == "varint":
         ids = varints(value, column)
+    elif column["codec"] == "grid-huffman":
+        ids = NaiveGrid(tables).decode(value, *shape)
     else:
-        lengths = base64.b64encode(table or b"").decode()
+        lengths = base64.b64encode(tables["lengths"].tobytes()).decode()
         codec = {"num_ids": column["num_codes"], "order": column["order"], "lengths": lengths}
         ids = naive_decode(value, codec)
     if None in shape:
@@ -355,6 +366,13 @@ def test_the_golden_datasets_of_version_2(name: str) -> None:
     for row in content:
         row["data"] = None if row["data"] is None else row["data"].encode()
     assert list(read_dataset(golden_dir / name)) == content
+
+
+def test_the_golden_dataset_of_coded_grids() -> None:
+    rows = read_dataset(Path(__file__).parent / "golden/2-grids")
+    assert [row["image_units"] for row in rows] == [
+        [[0, 1, 2], [3, 2, 1]], None, [[2, 1, 0], [1, 3, 2]],
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -9,9 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
-from im2sp.shards import Manifest, Sample, ShardDataset, ShardError, ShardLoader, verify_dataset
+from im2sp.shards import (
+    DatasetWriter,
+    Manifest,
+    Sample,
+    ShardDataset,
+    ShardError,
+    ShardLoader,
+    UnitColumn,
+    verify_dataset,
+)
 from support.fuzz import mutations, refusal
+from support.grid import random_tables
 
 
 def read_samples(folder: Path) -> None:
@@ -58,6 +69,37 @@ def test_shards(
 
         forge(tmp_path, make_fit)
         assert "\n" not in read_all(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["00000.arrow", "codebook.safetensors"])
+def test_coded_grids(tmp_path: Path, name: str, forge: Callable[..., None]) -> None:
+    tables = {f"image_units.{table}": tensor for table, tensor in random_tables(3).items()}
+    columns = {"image_units": UnitColumn((3, 4), 40, coding="coded")}
+    with DatasetWriter(tmp_path / "set", columns=columns, tables=tables) as writer:
+        for i, grid in enumerate(np.random.default_rng(0).integers(0, 40, (9, 3, 4))):
+            writer.write(key=str(i), image_units=grid)
+    folder = tmp_path / "set"
+    path = folder / name
+    for data in mutations(path.read_bytes(), 7):
+        path.write_bytes(data)
+
+        def make_fit(content: dict[str, Any], data: bytes = data) -> None:
+            sha256 = hashlib.sha256(data).hexdigest()
+            if name != "00000.arrow":
+                content["codebook"]["sha256"] = sha256
+                return
+            (shard,) = content["shards"]
+            (batch,) = shard["batches"]
+            shard |= {"sha256": sha256, "size_bytes": len(data)}
+            batch["crc32"] = zlib.crc32(data[batch["offset"] :][: batch["size_bytes"]])
+
+        forge(folder, make_fit)
+        for message in (
+            refusal(lambda: verify_dataset(folder), ShardError),
+            refusal(lambda: read_samples(folder), ShardError),
+            refusal(partial(read_batches, folder, "images"), ValueError),
+        ):
+            assert "\n" not in message
 
 
 def test_the_manifest(

@@ -28,6 +28,7 @@ from im2sp.shards import (
     write_shard,
 )
 from support.columns import assert_same_row
+from support.grid import TINY
 
 GOLDEN_DIR = Path(__file__).parent / "golden"
 COLUMNS: dict[str, Any] = {
@@ -87,6 +88,18 @@ def write_version_2(dataset_dir: Path) -> None:
             writer.write(**row)
         writer.reject("x.jpg", "cut")
         writer.add_raw(num_images=3)
+
+
+GRIDS = [[[0, 1, 2], [3, 2, 1]], None, [[2, 1, 0], [1, 3, 2]]]
+
+
+def write_grids(dataset_dir: Path) -> None:
+    tables = {f"image_units.{name}": table for name, table in TINY.items()}
+    columns = {"image_units": UnitColumn((2, 3), 4, coding="coded")}
+    with DatasetWriter(dataset_dir, columns=columns, tables=tables) as writer:
+        for i, grid in enumerate(GRIDS):
+            writer.write(key=str(i), image_units=grid)
+    (dataset_dir / "README.md").unlink()
 
 
 def golden_samples() -> list[Sample]:
@@ -179,7 +192,19 @@ def test_version_2(name: str, tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} == expected
 
 
+def test_coded_grids(tmp_path: Path) -> None:
+    found = [sample.image_units for sample in ShardDataset(GOLDEN_DIR / "2-grids")]
+    assert [None if grid is None else grid.tolist() for grid in found] == GRIDS
+    assert verify_dataset(GOLDEN_DIR / "2-grids") == []
+    write_grids(tmp_path / "x")
+    expected = {path.name: path.read_bytes() for path in (GOLDEN_DIR / "2-grids").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "x").iterdir()} == expected
+    assert b"\xe4\x15\x8a\x2c" in expected["00000.arrow"]
+
+
 if __name__ == "__main__":
+    shutil.rmtree(GOLDEN_DIR / "2-grids", ignore_errors=True)
+    write_grids(GOLDEN_DIR / "2-grids")
     for name in VERSION_2_LAYOUTS:
         shutil.rmtree(GOLDEN_DIR / name, ignore_errors=True)
         write_version_2(GOLDEN_DIR / name)

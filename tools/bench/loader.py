@@ -33,10 +33,10 @@ from typing import Any
 
 import torch
 
-from im2sp.shards import DEFAULT_COLUMNS, ShardDataset, ShardLoader
+from im2sp.shards import DEFAULT_COLUMNS, MANIFEST_NAME, ShardDataset, ShardLoader
 from im2sp.shards.command_line import run_command
 from im2sp.tools.bench import loader_rivals as rivals
-from im2sp.tools.bench.loader_data import fitted_columns, write_dataset
+from im2sp.tools.bench.loader_data import fitted_columns, write_dataset, write_images
 from im2sp.tools.bench.timing import machine, table
 
 _MADV_DONTNEED = 4  # of Linux
@@ -81,6 +81,20 @@ def our_cases(
     cases["ours, packed + texts"] = lambda: ours(packed, num, with_texts=True)
     cases["ours, text"] = lambda: ours(packed, num, target="text")
     cases["ours, packed, buckets"] = lambda: ours(packed, num, bucket_window=50)
+    return cases
+
+
+def image_cases(dir_path: Path, num_samples: int) -> dict[str, Callable[[], rivals.Batches]]:
+    """Cases of images of 13 bits a unit and of coded images, alone and with packed speech."""
+    cases: dict[str, Callable[[], rivals.Batches]] = {}
+    for coding in ("packed", "coded"):
+        path = dir_path / f"images-{coding}"
+        if not (path / MANIFEST_NAME).exists():
+            write_images(path, num_samples, coding)
+        dataset = ShardDataset(path)
+        name = f"ours, no thread, {coding} images"
+        cases[name] = lambda dataset=dataset: ours(dataset, 0, target="images")
+        cases[f"{name} + speech"] = lambda dataset=dataset: ours(dataset, 0)
     return cases
 
 
@@ -188,6 +202,8 @@ class BenchLoaderConfig:
     """Samples to generate."""
     num_rival_samples: int = 20_000
     """Samples in the copies for other formats."""
+    num_image_samples: int = 20_000
+    """Samples of the cases that compare packed and coded images."""
     num_threads: tuple[int, ...] = (1, 2)
     """Threads of the loader."""
     num_rounds: int = 9
@@ -213,6 +229,8 @@ def _run(config: BenchLoaderConfig) -> None:
     datasets = ShardDataset(packed_dir), ShardDataset(huffman_dir)
     make_cases = mapped_cases if config.cold else our_cases
     cases = make_cases(*datasets, config.num_threads)
+    if not config.cold:
+        cases |= image_cases(config.dir, config.num_image_samples)
     if not (config.only_ours or config.cold):
         cases |= rival_cases(config.dir, packed_dir, config.num_rival_samples)
     running, left_out = ({}, {}) if config.cold else started(cases)

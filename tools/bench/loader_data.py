@@ -1,7 +1,8 @@
 """Synthetic dataset of `bench/loader.py`: 100,000 samples, deterministic.
 
-Image units are uniform. Speech units are a Markov chain with few likely successors of each unit, so
-that the fitted codes are about as long as those of real speech. Captions are random words.
+Image units are uniform; in `write_images` they are drawn from the tables of `compact`. Speech units
+are a Markov chain with few likely successors of each unit, so that the fitted codes are about as
+long as those of real speech. Captions are random words.
 """
 
 from collections.abc import Iterator
@@ -11,18 +12,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from im2sp.pipeline.job.columns import image_tables
 from im2sp.shards import (
     DEFAULT_COLUMNS,
     MANIFEST_NAME,
+    DatasetWriter,
     Layout,
     Manifest,
     Sample,
+    UnitColumn,
     encode_batch,
     fit_durations_codec,
     fit_speech_codec,
     write_shard,
 )
+from im2sp.shards.coding import grid_kernels
+from im2sp.shards.coding.grid_tables import GridTables
+from im2sp.shards.columns.units import Coding
 
+_RANDOM_BYTES = 24 * 784 // 8  # the longest value
 NUM_UNITS = 200
 UTTERANCES_AN_IMAGE = 5
 BATCH_ROWS = 256
@@ -84,6 +92,40 @@ def fitted_columns(seed: int = 0) -> dict[str, Any]:
         "speech_units": fit_speech_codec(units, NUM_UNITS),
         "durations": fit_durations_codec(runs),
     }
+
+
+def sampled_grids(num: int, tables: GridTables) -> NDArray[np.uint16]:
+    """(num, 28, 28) units as likely as the tables say: what random bits decode to."""
+    data = np.random.default_rng(0).integers(0, 256, num * _RANDOM_BYTES, np.uint8)
+    grids, ends = np.empty((num, 28, 28), np.uint16), np.empty(num, np.int64)
+    offsets = np.arange(num + 1) * _RANDOM_BYTES
+    padded = np.concatenate([data, np.zeros(8, np.uint8)])
+    grid_kernels.decode(padded, offsets, 28, 28, *tables.for_kernel, grids.reshape(-1), ends)
+    return grids
+
+
+def write_images(dataset_dir: Path, num_samples: int, coding: Coding) -> None:
+    """Write a dataset of version 2: images as `sampled_grids`, packed speech, no durations."""
+    tables = image_tables("compact")
+    prefix = "image_units."
+    grids = sampled_grids(
+        num_samples, GridTables(**{k.removeprefix(prefix): v for k, v in tables.items()})
+    )
+    columns = {
+        "image_units": UnitColumn((28, 28), 8192, coding=coding),
+        "speech_units": UnitColumn((None,), NUM_UNITS, many=True),
+    }
+    used = tables if coding == "coded" else None
+    with DatasetWriter(dataset_dir, columns=columns, tables=used) as writer:
+        samples = (sample for part in make_samples(num_samples) for sample in part)
+        for grid, sample in zip(grids, samples, strict=True):
+            writer.write(
+                key=sample.key,
+                split=sample.split,
+                captions=sample.captions,
+                image_units=grid,
+                speech_units=sample.speech_units,
+            )
 
 
 def write_dataset(

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from im2sp.shards import Sample, ShardDataset, ShardLoader
+from im2sp.shards import DatasetWriter, Sample, ShardDataset, ShardLoader, UnitColumn
 from im2sp.shards.testing import batch_content, check_resume, record
+from support.grid import random_tables
 from support.loader import COLUMNS, expected_content, loader_of, train_samples
 
 
@@ -282,3 +283,20 @@ def test_a_loader_that_resumes_elsewhere_is_noticed(train_dir: Path) -> None:
     orders = iter(range(100))
     with pytest.raises(AssertionError, match="step 0: other batches follow"):
         check_resume(lambda: loader_of(train_dir, 20, target="images"), lambda _: next(orders))
+
+
+def test_coded_images_are_those_of_packed_ones(tmp_path: Path) -> None:
+    tables = {f"image_units.{name}": tensor for name, tensor in random_tables(4).items()}
+    grids = np.random.default_rng(0).integers(0, 40, (70, 3, 5))
+    batches: dict[str, Any] = {}
+    for coding in ("packed", "coded"):
+        columns = {"image_units": UnitColumn((3, 5), 40, coding=coding)}
+        used = tables if coding == "coded" else None
+        with DatasetWriter(tmp_path / coding, columns=columns, tables=used) as writer:
+            for i, grid in enumerate(grids):
+                writer.write(key=str(i), image_units=grid)
+        loader = ShardLoader(tmp_path / coding, batch_size=32, target="images", num_threads=0)
+        batches[coding] = [(batch.keys, batch.image_units.tolist()) for batch in loader]
+    assert batches["coded"] == batches["packed"]
+    by_key = {key: grid for batch in batches["coded"] for key, grid in zip(*batch, strict=True)}
+    assert by_key == {str(i): grid.tolist() for i, grid in enumerate(grids)}
