@@ -7,26 +7,63 @@ Without a file, units are synthetic: a Markov chain with few likely successors o
 tables are fitted to three of four clips; every fourth clip is measured, including byte alignment.
 Everything runs on one core. A call includes allocating the result; `values` is the number of clips
 that a call decodes.
+
+    python -m im2sp.tools.bench.codec --images VAL/ [--train TRAIN/ ...]
+
+measures the codec of image units instead, on at most 1,000 images of a dataset: with the tables of
+`compact`, and with tables of several sizes fitted to the images of other datasets. Cases take
+turns; figures are images per second of processor time, all images in one call.
 """
 
 import gzip
 import json
 import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from im2sp.shards import DEFAULT_COLUMNS, deduplicate, fit_durations_codec, fit_speech_codec
+from im2sp.pipeline.job.columns import image_tables
+from im2sp.shards import (
+    DEFAULT_COLUMNS,
+    ShardDataset,
+    deduplicate,
+    fit_durations_codec,
+    fit_speech_codec,
+    pack_units,
+    unpack_units,
+)
 from im2sp.shards.coding import Codec, make_codecs
+from im2sp.shards.coding.grid import GridHuffmanCodec
+from im2sp.shards.coding.grid_fit import GridSizes, fit_grid_tables, mean_bits
+from im2sp.shards.coding.grid_tables import TABLE_NAMES, GridTables
 from im2sp.shards.coding.huffman import HuffmanCodec
+from im2sp.shards.coding.packing import small_work
 from im2sp.shards.command_line import run_command
 from im2sp.tools.bench.timing import machine, table, take_turns, use_one_core
 
+SIZES = {
+    "small": GridSizes(
+        left_classes=64, above_classes=31, joint_classes=24, contexts=64, member_contexts=256
+    ),
+    "default": GridSizes(),
+    "large": GridSizes(
+        left_classes=512,
+        above_classes=255,
+        joint_classes=128,
+        contexts=1024,
+        member_contexts=4096,
+        cluster_codes=16,
+        member_codes=32,
+    ),
+}
+"""Sizes of the tables that are compared."""
 Clip = tuple[NDArray[np.uint16], NDArray[np.uint16]]
 """Units and durations of one clip."""
 
@@ -83,6 +120,44 @@ def measure(
     return rows
 
 
+def compare_images(images: Path, train: Sequence[Path], num_rounds: int) -> list[dict[str, object]]:
+    """Rows of figures for the codec of image units."""
+    grids = grids_of([images])[:1000]
+    bundled = {k.removeprefix("image_units."): v for k, v in image_tables("compact").items()}
+    tables = {"tables of compact": GridTables(**bundled)}
+    if train:
+        fitted_to = grids_of(train)
+        for name, sizes in SIZES.items():
+            tables[f"fitted, {name}"] = fit_grid_tables(fitted_to, 8192, sizes)
+    packed = pack_units(grids.reshape(len(grids), -1))
+    runs: dict[str, Callable[[], object]] = {"packed": lambda: unpack_units(packed)}
+    rows: dict[str, dict[str, object]] = {"packed": {"case": "packed", "bits_a_unit": 13.0}}
+    for name, one in tables.items():
+        codec = GridHuffmanCodec(shape=(28, 28), tables=one)
+        values = [codec.encode(grid.reshape(-1)) for grid in grids]
+        data, offsets = np.frombuffer(b"".join(values), np.uint8), np.cumsum([0, *map(len, values)])
+        np.testing.assert_array_equal(codec.decode_values(data, offsets)[0], grids.reshape(-1))
+        runs[name] = partial(codec.decode_values, data, offsets)
+        rows[name] = {
+            "case": name,
+            "bits_a_unit": round(mean_bits(grids, one), 3),
+            "bytes_an_image": round(data.size / len(grids), 1),
+            "table_bytes": sum(getattr(one, table).nbytes for table in TABLE_NAMES),
+        }
+    small_work.takes(1 << 62)  # later calls use compiled kernels
+    for name, times in take_turns(runs, num_rounds, clock=time.process_time, num_warmups=2).items():
+        picks = {"images_a_s": statistics.median(times), "slowest": max(times)}
+        picks["fastest"] = min(times)
+        rows[name] |= {key: round(len(grids) / seconds) for key, seconds in picks.items()}
+    return list(rows.values())
+
+
+def grids_of(datasets: Sequence[Path]) -> NDArray[np.uint16]:
+    """(n, 28, 28) image units of all datasets."""
+    found = [sample.image_units for path in datasets for sample in ShardDataset(path)]
+    return np.stack([grid for grid in found if grid is not None])
+
+
 def compare(clips: list[Clip], num_units: int, num_rounds: int) -> list[dict[str, object]]:
     """Measure the default codecs and the fitted ones."""
     train = [clip for i, clip in enumerate(clips) if i % 4]
@@ -107,6 +182,10 @@ class BenchCodecConfig:
 
     units: tyro.conf.Positional[tuple[Path, ...]] = ()
     """.jsonl.gz files with {"units": [...]} per line, one unit per frame; by default synthetic."""
+    images: Path | None = None
+    """Dataset with image units of compact, to measure their codec instead."""
+    train: tuple[Path, ...] = ()
+    """Datasets to fit tables of several sizes to."""
     num_units: int = 200
     """Vocabulary size."""
     num_rounds: int = 25
@@ -122,6 +201,14 @@ def main(args: list[str] | None = None) -> int:
 
 def _run(config: BenchCodecConfig) -> None:
     use_one_core()
+    if config.images is not None:
+        rows = compare_images(config.images, config.train, config.num_rounds)
+        for row in rows:
+            print(json.dumps(row))
+        if not config.json:
+            print(f"\none core of {machine('numpy', 'numba')}\n")
+            print(table([{**dict.fromkeys(rows[-1], ""), **row} for row in rows]))
+        return
     clips = read_clips(config.units) if config.units else synthetic_clips()
     rows = compare(clips, config.num_units, config.num_rounds)
     for row in rows:
