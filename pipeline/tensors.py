@@ -124,7 +124,7 @@ def checked_tensor(
     if name not in tensors:
         raise WeightsError(f"{path}: lacks {name} of {what}")
     tensor = tensors[name]
-    if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+    if tuple(tensor.shape) != shape or 0 in shape or not tensor.is_floating_point():
         raise WeightsError(
             f"{path}: {name} is {tensor.dtype} of shape {list(tensor.shape)}, expected numbers of"
             f" shape {list(shape)}"

@@ -6,6 +6,7 @@ tensor names (see `published`) and read by the restricted reader.
 """
 
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -55,6 +56,8 @@ BUNDLED = {
 }
 """The bundled captioners: one of speech units, one of text."""
 WEIGHT_FILES = (MODEL_FILE, "pytorch_model.bin")
+# Weights and biases of two norms and four Linears.
+_LAYER_TENSORS = 12
 _SPECIAL_TOKENS = {"pad_token_id": "pad", "bos_token_id": "bos", "eos_token_id": "eos"}
 
 
@@ -224,12 +227,7 @@ def _take(path: Path, module: torch.nn.Module, part: Part, stack: StackConfig) -
     """Copy the tensors of a part into a module of the same sizes."""
     if part.stack != stack:
         raise WeightsError(f"{path}: has {part.stack}, expected {stack}; choose another preset")
-    own = module.state_dict()
-    for name, tensor in part.tensors.items():
-        if own[name].shape != tensor.shape:
-            raise WeightsError(
-                f"{path}: {name} has shape {list(tensor.shape)}, expected {list(own[name].shape)}"
-            )
+    _check_shapes(path, part.tensors, module.state_dict())
     module.load_state_dict(part.tensors, strict=False)
 
 
@@ -263,7 +261,7 @@ def _own_model(
             raise ValueError(f"form {header.get('form')!r}, expected {FORM!r}")
         config = config_from_dict(header["config"])
         depth = config.encoder.depth + config.decoder.depth
-        if depth > len(tensors):  # before a model of that depth is built
+        if depth * _LAYER_TENSORS > len(tensors):  # before a model of that depth is built
             raise ValueError(f"{depth} layers, {len(tensors)} tensors")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise WeightsError(f"{path}: {error}; expected a model of im2sp") from error
@@ -275,35 +273,39 @@ def _own_model(
 class _WithoutNoise(TorchFunctionMode):
     """Skip `normal_`: on the meta device it fills nothing, but imports all of torch._dynamo."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.__name__ == "normal_":
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
 
 
-def _filled(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> Im2SpModel:
-    """Model with all tensors from a file."""
+def _meta_model(path: Path, config: ModelConfig) -> Im2SpModel:
     try:
         with torch.device("meta"), _WithoutNoise():
-            model = Im2SpModel(config, torch.empty(config.num_codes, config.code_width))
+            return Im2SpModel(config, torch.empty(config.num_codes, config.code_width))
     except (RuntimeError, TypeError, OverflowError) as error:
         what = str(error).splitlines()[0]
         raise WeightsError(f"{path}: no model has its sizes ({what}); {config}") from None
+
+
+def _filled(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> Im2SpModel:
+    """Model with all tensors from a file."""
+    model = _meta_model(path, config)
     own = model.state_dict()
     if missing := sorted(own.keys() - tensors.keys()):
         raise WeightsError(f"{path}: lacks {missing[0]!r}; expected a whole model of im2sp")
-    for name, tensor in own.items():
-        if tensor.shape != tensors[name].shape:
-            raise WeightsError(
-                f"{path}: {name} has shape {list(tensors[name].shape)}, expected"
-                f" {list(tensor.shape)}"
-            )
+    _check_shapes(path, {name: tensors[name] for name in own}, own)
     # Copies, because the tensors are mapped from the file.
     filled = {name: tensors[name].detach().float().clone() for name in own}
     model.load_state_dict(filled, assign=True)
     return model
+
+
+def _check_shapes(path: Path, found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    for name, tensor in found.items():
+        shape, expected = list(tensor.shape), list(own[name].shape)
+        if shape != expected:
+            raise WeightsError(f"{path}: {name} has shape {shape}, expected {expected}")
 
 
 def _published_model(
@@ -326,10 +328,14 @@ def _published_model(
     for name, special in _SPECIAL_TOKENS.items():
         expected = getattr(vocabulary, special)
         if settings.get(name, expected) != expected:
-            raise WeightsError(f"{path}: {name} is {settings[name]}, expected {expected}")
+            raise WeightsError(
+                f"{path}: {name} is {reprlib.repr(settings[name])}, expected {expected}"
+            )
+    image_path = None if encoder is None else _find(encoder)
+    image = None if image_path is None else _seit(image_path)
     config = ModelConfig(
         vocabulary=vocabulary,
-        encoder=_seit(_find(encoder)).stack if encoder is not None else PRESETS["base"][0],
+        encoder=image.stack if image is not None else PRESETS["base"][0],
         decoder=decoder.stack,
         num_codes=codebook.shape[0],
         code_width=codebook.shape[1],
@@ -337,10 +343,14 @@ def _published_model(
         dropout=settings.get("hidden_dropout_prob", 0.1),
         attention_dropout=settings.get("attention_probs_dropout_prob", 0.1),
     )
+    sizes = _meta_model(path, config)  # before a model takes memory
+    _check_shapes(path, decoder.tensors, sizes.decoder.state_dict())
+    if image is not None and image_path is not None:
+        _check_shapes(image_path, image.tensors, sizes.encoder.state_dict())
     model = Im2SpModel(config, codebook)
     _take(path, model.decoder, decoder, config.decoder)
-    if encoder is not None:
-        use_encoder(model, encoder)
+    if image is not None and image_path is not None:
+        _take(image_path, model.encoder, image, config.encoder)
     return model
 
 
@@ -395,5 +405,5 @@ def _git_config(path: Path) -> dict[str, Any]:
     for name, expected in fixed.items():
         found = settings.get(name, expected) if isinstance(settings, dict) else None
         if found != expected:
-            raise WeightsError(f"{file}: {name} is {found!r}, expected {expected!r}")
+            raise WeightsError(f"{file}: {name} is {reprlib.repr(found)}, expected {expected!r}")
     return settings

@@ -294,7 +294,10 @@ class Codebook(nn.Module):
 
     def __init__(self, num_codes: int, code_width: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(num_codes, code_width)
+        rows = torch.empty(num_codes, code_width)
+        if not rows.is_meta:  # there it fills nothing, but imports all of torch._dynamo
+            rows.normal_()
+        self.embedding = nn.Embedding.from_pretrained(rows, freeze=False)
 
 
 class ViTVQGAN(nn.Module):

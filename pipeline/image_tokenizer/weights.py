@@ -30,6 +30,7 @@ from im2sp.pipeline.tensors import (
     read_weights,
     tensors_fingerprint,
 )
+from im2sp.shards.errors import memory_limit
 from im2sp.shards.files import parse_json
 from im2sp.shards.weights.pickles import WeightsError
 
@@ -47,6 +48,10 @@ _OLD_NAMES = {
 }
 # A table stored as float16 is off by at most 2 ** -11.
 POSITION_TOLERANCE = 1e-3
+MAX_IMAGE_PX = 1 << 16
+# Fewest tensors of a layer, and memory of a number of a position table while it is computed.
+_LAYER_TENSORS = 9
+_POSITION_BYTES = 24
 
 
 def load_network(weights: Weights, codebook: Tensor | None = None) -> ViTVQGAN:
@@ -74,10 +79,10 @@ def load_network(weights: Weights, codebook: Tensor | None = None) -> ViTVQGAN:
         )
     settings = _settings(weights)
     try:
-        config = config_from_shapes(
-            {name: tuple(tensor.shape) for name, tensor in tensors.items()}, settings.get("heads")
-        )
-        network = ViTVQGAN(config, _stored_grid(tensors, settings, config.patch_size_px))
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor.numel()}
+        config = config_from_shapes(shapes, settings.get("heads"))
+        grid = _stored_grid(tensors, settings, config.patch_size_px)
+        _check_positions(config, grid, weights.path)
     except KeyError as error:
         raise WeightsError(
             f"{weights.path}: lacks {error.args[0]} of a ViT-VQGAN; holds"
@@ -85,7 +90,11 @@ def load_network(weights: Weights, codebook: Tensor | None = None) -> ViTVQGAN:
         ) from None
     except (ValueError, TypeError, IndexError) as error:
         raise WeightsError(f"{weights.path}: not the shapes of a ViT-VQGAN: {error}") from None
-    _fill(network, tensors, weights.path)
+    checked = _checked(config, grid, tensors, weights.path)
+    with torch.device("meta"):
+        network = ViTVQGAN(config, grid)
+    network.load_state_dict(checked, strict=False, assign=True)
+    _use_positions(network, tensors)
     return network.eval().requires_grad_(False)
 
 
@@ -125,6 +134,9 @@ def _stack_from_shapes(
     indices = {int(name[len(layers) :].split(".")[0]) for name in shapes if name.startswith(layers)}
     if indices and max(indices) + 1 != len(indices):
         raise ValueError(f"{stack} has {len(indices)} layers, one of them numbered {max(indices)}")
+    num_tensors = sum(name.startswith(layers) for name in shapes)
+    if num_tensors < _LAYER_TENSORS * len(indices):
+        raise ValueError(f"{stack} has {len(indices)} layers of {num_tensors} tensors")
     inner_width = shapes[f"{layers}0.0.fn.to_qkv.weight"][0] // 3
     # A missing output projection identifies a single head, whose width need not be 64.
     if heads is None and f"{layers}0.0.fn.to_out.weight" not in shapes:
@@ -219,6 +231,8 @@ def _stored_grid(
     """Grid of the stored position tables; a square one, from the metadata or the table's size."""
     image_size_px = settings.get("train_image_size_px")
     if isinstance(image_size_px, int):
+        if not 1 <= image_size_px <= MAX_IMAGE_PX:
+            raise ValueError(f"images of {image_size_px} pixels, expected 1 to {MAX_IMAGE_PX}")
         return image_size_px // patch_size_px, image_size_px // patch_size_px
     table = tensors.get(POSITIONS[0])
     num_patches = 28 * 28 if table is None else table.shape[-2]
@@ -228,17 +242,37 @@ def _stored_grid(
     return side, side
 
 
-def _fill(network: ViTVQGAN, tensors: dict[str, Tensor], path: Path) -> None:
-    """Check tensors and copy them by name; position tables may be missing."""
-    for name, target in network.state_dict().items():
-        tensor = tensors.get(name)
-        if tensor is None and name in POSITIONS:
-            continue
-        if tensor is None:
-            missing = [key for key in network.state_dict() if key not in tensors]
-            raise WeightsError(f"{path}: lacks {name} of a ViT-VQGAN ({len(missing)} names in all)")
-        shape = tuple(target.shape)
-        target.copy_(checked_tensor(path, tensors, name, shape, what="a ViT-VQGAN"))
+def _check_positions(config: ViTVQGANConfig, grid: tuple[int, int], path: Path) -> None:
+    """Refuse position tables that are larger than `memory_limit` allows for the file."""
+    width = config.encoder.width + (config.decoder.width if config.decoder else 0)
+    if _POSITION_BYTES * grid[0] * grid[1] * width > memory_limit(path.stat().st_size):
+        raise ValueError(f"positions of {grid[0]} x {grid[1]} patches and width {width}")
+
+
+def _checked(
+    config: ViTVQGANConfig, grid: tuple[int, int], tensors: dict[str, Tensor], path: Path
+) -> dict[str, Tensor]:
+    """float32 copies of all tensors of a network; position tables may be missing.
+
+    Shapes are compared with those of a network on the meta device, before one takes memory.
+    """
+    with torch.device("meta"):
+        shapes = {name: tuple(t.shape) for name, t in ViTVQGAN(config, grid).state_dict().items()}
+    missing = [name for name in shapes if name not in tensors and name not in POSITIONS]
+    if missing:
+        raise WeightsError(
+            f"{path}: lacks {missing[0]} of a ViT-VQGAN ({len(missing)} names in all)"
+        )
+    return {
+        # Copies, because the tensors are mapped from the file.
+        name: checked_tensor(path, tensors, name, shape, what="a ViT-VQGAN").clone()
+        for name, shape in shapes.items()
+        if name in tensors
+    }
+
+
+def _use_positions(network: ViTVQGAN, tensors: dict[str, Tensor]) -> None:
+    """Compare stored position tables with the formula, and replace those rounded to halves."""
     for name, part in zip(POSITIONS, (network.encoder, network.decoder), strict=True):
         if part is not None and name in tensors:
             formula = torch.from_numpy(position_table(part.grid, tensors[name].shape[-1]))

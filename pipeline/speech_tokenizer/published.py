@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from reprlib import repr as _short
 from typing import Any
 
 from torch import Tensor
@@ -84,13 +85,17 @@ class HubertSettings:
         """Check types and ranges, as values come from files."""
         numbers = (self.heads, self.layer)
         if any(type(number) is not int or number < 1 for number in numbers):
-            raise ValueError(f"{self.heads!r} heads and layer {self.layer!r}, expected 1 or more")
+            raise ValueError(
+                f"{_short(self.heads)} heads and layer {_short(self.layer)}, expected 1 or more"
+            )
         if not isinstance(self.norm_eps, float) or self.conv_norm not in ("group", "layer"):
-            raise ValueError(f"norm_eps {self.norm_eps!r}, conv_norm {self.conv_norm!r}")
+            raise ValueError(
+                f"norm_eps {_short(self.norm_eps)}, conv_norm {_short(self.conv_norm)}"
+            )
         if not isinstance(self.is_pre_norm, bool):
-            raise ValueError(f"is_pre_norm is {self.is_pre_norm!r}, expected a bool")
+            raise ValueError(f"is_pre_norm is {_short(self.is_pre_norm)}, expected a bool")
         if self.waveform_eps is not None and not isinstance(self.waveform_eps, float):
-            raise ValueError(f"waveform_eps is {self.waveform_eps!r}, expected a number")
+            raise ValueError(f"waveform_eps is {_short(self.waveform_eps)}, expected a number")
 
 
 # transformers -------------------------------------------------------------------------------------
@@ -109,9 +114,11 @@ def config_settings(path: Path) -> HubertSettings:
     num_layers = config.get("num_hidden_layers", 12)
     norm_eps, conv_norm = config.get("layer_norm_eps", 1e-5), config.get("feat_extract_norm")
     if any(type(number) is not int or number < 1 for number in (heads, num_layers)):
-        raise WeightsError(f"{config_path}: {heads!r} heads and {num_layers!r} layers")
+        raise WeightsError(f"{config_path}: {_short(heads)} heads and {_short(num_layers)} layers")
     if not isinstance(norm_eps, float) or conv_norm not in (None, "group", "layer"):
-        raise WeightsError(f"{config_path}: layer_norm_eps {norm_eps!r}, norm {conv_norm!r}")
+        raise WeightsError(
+            f"{config_path}: layer_norm_eps {_short(norm_eps)}, norm {_short(conv_norm)}"
+        )
     return HubertSettings(
         heads=heads,
         layer=num_layers,
@@ -136,7 +143,9 @@ def with_preprocessor(settings: HubertSettings, path: Path) -> HubertSettings:
         config = _checked_config(path, inner, _FIXED_PREPROCESSOR)
     does_normalize = config.get("do_normalize", True)
     if not isinstance(does_normalize, bool):
-        raise WeightsError(f"{path}: do_normalize is {does_normalize!r}, expected true or false")
+        raise WeightsError(
+            f"{path}: do_normalize is {_short(does_normalize)}, expected true or false"
+        )
     if settings.conv_norm == "group" or not does_normalize:
         return settings
     return replace(settings, waveform_eps=TRANSFORMERS_EPS)
@@ -157,7 +166,7 @@ def _checked_config(path: Path, config: dict[str, Any], fixed: Mapping[str, Any]
     for key, expected in fixed.items():
         found = config.get(key, expected)
         if found != expected:
-            raise WeightsError(f"{path}: {key} is {found!r}, expected {expected!r}")
+            raise WeightsError(f"{path}: {key} is {_short(found)}, expected {expected!r}")
     return config
 
 
@@ -185,17 +194,19 @@ def fairseq_settings(weights: Weights, tensors: Mapping[str, Tensor]) -> HubertS
     num_layers = 1 + max(int(m[1]) for name in tensors if (m := numbers.match(name)))
     heads = records.get("encoder_attention_heads", max(1, width // HEAD_WIDTH))
     if type(heads) is not int or heads < 1:
-        raise ValueError(f"{heads!r} attention heads")
+        raise ValueError(f"{_short(heads)} attention heads")
     is_layer = "feature_extractor.conv_layers.1.layer_norm.weight" in tensors
     activation = records.get("activation_fn", "gelu")
     if activation != "gelu":
-        raise ValueError(f"activation_fn is {activation!r}, expected 'gelu'")
+        raise ValueError(f"activation_fn is {_short(activation)}, expected 'gelu'")
     rate_hz = task.get("sample_rate", RATE_HZ)
     if rate_hz != RATE_HZ:
-        raise ValueError(f"sample_rate is {rate_hz!r}, expected {RATE_HZ}")
+        raise ValueError(f"sample_rate is {_short(rate_hz)}, expected {RATE_HZ}")
     layers = records.get("conv_feature_layers")
     if isinstance(layers, str) and _strides(layers) not in ([], list(CONV_STRIDES)):
-        raise ValueError(f"conv_feature_layers is {layers!r}, expected strides of {CONV_STRIDES}")
+        raise ValueError(
+            f"conv_feature_layers is {_short(layers)}, expected strides of {CONV_STRIDES}"
+        )
     return HubertSettings(
         heads=heads,
         layer=num_layers,

@@ -48,6 +48,8 @@ CENTROID_NAMES = (CENTROIDS, "cluster_centers_")
 MAX_UNITS = 2**16
 # Layer whose features the published centroids were fitted to.
 DEFAULT_LAYER = 6
+# Weights and biases of two norms and six Linears.
+LAYER_TENSORS = 16
 HF_MARK = "feature_extractor.conv_layers.0.conv.weight"
 FAIRSEQ_MARK = "feature_extractor.conv_layers.0.0.weight"
 # Names of torch's newer weight norm -> the published ones.
@@ -244,6 +246,8 @@ def expected_shapes(
         KeyError: A tensor that determines a size is missing; its name.
         ValueError: Sizes that do not fit each other.
     """
+    if settings.layer * LAYER_TENSORS > len(tensors):
+        raise ValueError(f"{settings.layer} layers of {len(tensors)} tensors")
     shapes: dict[str, tuple[int, ...]] = {}
     channels = 1
     for index, kernel in enumerate(CONV_KERNELS):

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from reprlib import repr as _short
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ BLOCK_PARTS = {"1": ("convs1", "convs2"), "2": ("convs",)}
 # The original uses only this many dilations, even if its config lists more.
 NUM_DILATIONS = {"1": 3, "2": 2}
 MAX_DILATION = 1000
+MAX_KERNEL = 1000
 _GENERATOR_FILE = re.compile(r"g_(\d+)")
 # Suffixes of weight norm's two tensors: as published, and in newer versions of torch.
 _NORM_NAMES = [
@@ -63,20 +65,24 @@ class VocoderSettings:
     def __post_init__(self) -> None:
         """Check types and ranges, as values come from files."""
         if self.resblock not in BLOCK_PARTS:
-            raise ValueError(f"resblock is {self.resblock!r}, expected '1' or '2'")
+            raise ValueError(f"resblock is {_short(self.resblock)}, expected '1' or '2'")
         numbers = [*self.upsample_rates, *(d for block in self.dilations for d in block)]
         if any(type(n) is not int or not 1 <= n <= MAX_DILATION for n in numbers):
             raise ValueError(
-                f"upsample_rates {self.upsample_rates} and dilations {self.dilations}, expected"
+                f"upsample_rates {_short(self.upsample_rates)} and dilations"
+                f" {_short(self.dilations)}, expected"
                 f" whole numbers from 1 to {MAX_DILATION}"
             )
         if math.prod(self.upsample_rates) != FRAME_SAMPLES:
             raise ValueError(
-                f"upsample_rates {self.upsample_rates} give"
-                f" {math.prod(self.upsample_rates)} samples per unit, expected {FRAME_SAMPLES}"
+                f"upsample_rates {_short(self.upsample_rates)} give"
+                f" {_short(math.prod(self.upsample_rates))} samples per unit, expected"
+                f" {FRAME_SAMPLES}"
             )
         if not self.dilations or not all(self.dilations):
-            raise ValueError(f"dilations are {self.dilations}, expected one or more per block")
+            raise ValueError(
+                f"dilations are {_short(self.dilations)}, expected one or more per block"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +184,7 @@ def _config_settings(path: Path) -> VocoderSettings:
         raise WeightsError(f"{config_path}: a {type(config).__name__}, expected a JSON object")
     if config.get("sampling_rate", RATE_HZ) != RATE_HZ:
         raise WeightsError(
-            f"{config_path}: sampling_rate is {config['sampling_rate']!r}, expected {RATE_HZ}"
+            f"{config_path}: sampling_rate is {_short(config['sampling_rate'])}, expected {RATE_HZ}"
         )
     try:
         kind = str(config["resblock"])
@@ -202,7 +208,7 @@ def fold_weight_norm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises:
         KeyError: One tensor of a pair is missing; its name.
-        RuntimeError: The shapes of a pair do not fit.
+        ValueError: The shapes of a pair do not fit.
     """
     folded = dict(tensors)
     for name in tensors:
@@ -211,6 +217,8 @@ def fold_weight_norm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 continue
             stem = name.removesuffix(length_end).removesuffix(direction_end)
             length, direction = tensors[stem + length_end], tensors[stem + direction_end]
+            if length.shape != (len(direction), *[1] * (direction.ndim - 1)):
+                raise ValueError(f"{stem}{length_end} has shape {list(length.shape)}")
             norm = torch.linalg.vector_norm(
                 direction.float(), dim=tuple(range(1, direction.ndim)), keepdim=True
             )
@@ -228,6 +236,9 @@ def expected_shapes(
         KeyError: A tensor that determines a size is missing; its name.
         ValueError: Sizes do not fit each other, or it is another kind of network.
     """
+    num_convolutions = len(settings.upsample_rates) * sum(map(len, settings.dilations))
+    if num_convolutions > len(tensors):
+        raise ValueError(f"{num_convolutions} dilated convolutions, and {len(tensors)} tensors")
     num_units, width = tensors["dict.weight"].shape
     shapes: dict[str, tuple[int, ...]] = {"dict.weight": (num_units, width)}
     in_channels = width
@@ -245,10 +256,10 @@ def expected_shapes(
     shapes |= _convolution("conv_pre", channels, in_channels, OUTER_KERNEL)
     for stage, rate in enumerate(settings.upsample_rates):
         _, out_channels, kernel = tensors[f"ups.{stage}.weight"].shape
-        if kernel < rate or (kernel - rate) % 2:
+        if not rate <= kernel <= MAX_KERNEL or (kernel - rate) % 2:
             raise ValueError(
                 f"ups.{stage} has a kernel of {kernel} for a rate of {rate}; expected one that is"
-                " larger by an even number"
+                f" larger by an even number, at most {MAX_KERNEL}"
             )
         shapes[f"ups.{stage}.weight"] = (channels, out_channels, kernel)
         shapes[f"ups.{stage}.bias"] = (out_channels,)
@@ -256,8 +267,11 @@ def expected_shapes(
         for block, dilations in enumerate(settings.dilations, stage * len(settings.dilations)):
             parts = BLOCK_PARTS[settings.resblock]
             kernel = tensors[f"resblocks.{block}.{parts[0]}.0.weight"].shape[2]
-            if kernel % 2 == 0:
-                raise ValueError(f"resblocks.{block} has a kernel of {kernel}, expected an odd one")
+            if kernel % 2 == 0 or kernel > MAX_KERNEL:
+                raise ValueError(
+                    f"resblocks.{block} has a kernel of {kernel}, expected an odd one of at most"
+                    f" {MAX_KERNEL}"
+                )
             for part in parts:
                 for index in range(len(dilations)):
                     name = f"resblocks.{block}.{part}.{index}"

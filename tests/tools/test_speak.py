@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import im2sp
 from im2sp.pipeline.cli import main as tokenize
 from im2sp.pipeline.vocoder.weights import load_weights, vocoder_bytes
 from im2sp.shards import DatasetWriter, ShardDataset, UnitColumn
+from im2sp.shards.layouts.batch import Batch
 from im2sp.tools.export_captioner import main as export
 from im2sp.tools.listening.build import read_spoken
 from im2sp.tools.speak import main
@@ -463,6 +465,34 @@ def test_units_of_an_array_and_of_a_dataset(made, tmp_path):
     assert speak(made, tmp_path / "c", *args, run=None) == 0
     keys = [row["key"] for row in rows_of(tmp_path / "c/spoken.jsonl")]
     assert keys == ["val0_0", "val0_1", "val1_0", "val1_1", "val2_0", "val2_1"]
+
+
+def test_bad_clips_of_units_are_rejects(made, tmp_path, monkeypatch):
+    """A key with half of a character, and a sample with fewer lists of durations than clips."""
+    path = tmp_path / "u.jsonl"
+    rows = [{"key": "a\ud800", "units": [1, 2]}, {"key": "b", "units": [1, 2]}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert speak(made, tmp_path / "a", "--units", path, "--quiet", run=None) == 0
+    assert [row["key"] for row in rows_of(tmp_path / "a/spoken.jsonl")] == ["b"]
+    (reject,) = rows_of(tmp_path / "a/rejects.jsonl")
+    assert reject == {
+        "file": "u.jsonl:1",
+        "reason": "the key 'a\\ud800' is not text: it has half of a character",
+    }
+    whole = Batch.sample
+
+    def short(*args):
+        sample = whole(*args)
+        return dataclasses.replace(sample, durations=[np.ones(len(sample.speech_units[0]), int)])
+
+    monkeypatch.setattr(Batch, "sample", short)
+    several = make_shards(tmp_path / "several")
+    args = ["--units", several, "--split", "val", "--limit", 2, "--quiet"]
+    assert speak(made, tmp_path / "b", *args, run=None) == 0
+    assert [row["key"] for row in rows_of(tmp_path / "b/spoken.jsonl")] == ["val0_0"]
+    (reject,) = rows_of(tmp_path / "b/rejects.jsonl")
+    assert reject["file"] == "val0_1"
+    assert re.fullmatch("0 durations for [0-9]+ units", reject["reason"])
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,9 @@ def test_the_encoder_of_published_weights_for_a_model_of_ours(seit, make_model):
         use_encoder(make_model(encoder=WIDE, grid=14), seit[1])
 
 
+HUGE = torch.zeros(1, 1_024_000, dtype=torch.float16)
+
+
 def change_git(folder, target, settings=(), tensors=(), without=()):
     kept = load_file(folder / "model.safetensors") | dict(tensors)
     save_file({k: v for k, v in kept.items() if k not in without}, target / "model.safetensors")
@@ -205,7 +208,11 @@ def change_git(folder, target, settings=(), tensors=(), without=()):
         ({"without": {"output.bias"}}, "lacks the tensor 'output.bias'"),
         (
             {"tensors": {"git.encoder.layer.4.x": torch.ones(1)}},
-            r"has layers \[0, 1, 4\], expected 0 to 2",
+            "has 3 layers, one of them numbered 4",
+        ),
+        (
+            {"tensors": {"git.encoder.layer.0.intermediate.dense.weight": HUGE}},
+            r"norm.weight has shape \[128\], expected \[1024000\]",
         ),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from im2sp.pipeline.sources import list_source
-from im2sp.pipeline.sources.items import SourceItem, assign_keys, clean_key, strip_suffix
+from im2sp.pipeline.sources.items import SourceItem, assign_keys, clean_key, is_utf8, strip_suffix
 from im2sp.pipeline.sources.tables import TABLE_READERS
 from im2sp.shards import MANIFEST_NAME, ShardDataset
 from im2sp.shards.files import lines_of, open_regular, parse_json
@@ -167,6 +167,8 @@ def _row_clip(line: bytes) -> Clip:
         raise ValueError(f"not JSON ({error})") from None
     if not isinstance(row, dict) or not isinstance(row.get("key"), str) or "units" not in row:
         raise ValueError('expected {"key": text, "units": [numbers]}')
+    if not is_utf8(row["key"]):
+        raise ValueError(f"the key {row['key'][:80]!a} is not text: it has half of a character")
     return checked_clip(row["key"], row["units"], row.get("durations"))
 
 
@@ -216,5 +218,9 @@ def _utterances(dataset: ShardDataset) -> Iterator[tuple[str, list[int], list[in
     for sample in dataset:
         for place, units in enumerate(sample.speech_units):
             key = sample.key if len(sample.speech_units) == 1 else f"{sample.key}_{place}"
-            durations = sample.durations[place].tolist() if sample.durations else None
+            durations = None
+            if sample.durations:  # a clip that has no list of them is refused
+                durations = (
+                    sample.durations[place].tolist() if place < len(sample.durations) else []
+                )
             yield key, units.tolist(), durations

@@ -115,6 +115,14 @@ def test_a_fairseq_task_that_normalizes(tmp_path, records):
     assert own.fingerprint == tokenizer.fingerprint
 
 
+def doubled():
+    """A list that holds the list before it twice, forty times over."""
+    nested = []
+    for _ in range(40):
+        nested = [nested, nested]
+    return nested
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -123,6 +131,7 @@ def test_a_fairseq_task_that_normalizes(tmp_path, records):
             {"conv_feature_layers": "[(16,10,5)] + [(16,3,2)]*4 + [(16,2,2), (16, 2, 4)]"},
             "conv_feature_layers is .*, expected strides of",
         ),
+        ({"sample_rate": doubled()}, r"sample_rate is \[\[\[.{0,1000}, expected 16000"),
     ],
 )
 def test_fairseq_records_that_are_refused(base, centroids, tmp_path, settings, message):

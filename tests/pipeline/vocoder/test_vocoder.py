@@ -466,6 +466,12 @@ def with_tensor(name, tensor):
         (without("resblocks.2.convs2.1.weight_v"), "lacks resblocks.2.convs2.1.weight_v"),
         (without("dur_predictor.ln1.weight"), "lacks dur_predictor.ln1.weight"),
         (with_tensor("ups.1.weight_g", torch.ones(5, 1, 1)), "not a unit vocoder of the published"),
+        (
+            lambda state: state.update(
+                {"ups.1.weight_g": torch.ones(10**6, 1), "ups.1.weight_v": torch.ones(1, 10**6)}
+            ),
+            r"ups.1.weight_g has shape \[1000000, 1\]",
+        ),
         (with_tensor("ups.1.bias", torch.ones(5)), r"ups.1.bias is .* \[5\], expected numbers"),
         (with_tensor("ups.1.bias", torch.full((16,), torch.nan)), "not finite"),
         (with_tensor("dict.weight", torch.ones(3)), "not a unit vocoder of the published form"),
