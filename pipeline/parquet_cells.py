@@ -2,16 +2,21 @@
 
 A row cannot be read alone: the values before it in its row group are decompressed as well. A reader
 therefore stays open and continues where it is, which suits inputs that are read in their order.
-Memory is that of a few pages of the file, which the writer of the file determined.
+Memory is that of a few pages of the file; a column chunk that states more bytes than
+`memory_limit` is refused.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from im2sp.shards.errors import memory_limit
+from im2sp.shards.files import open_regular
 
 _ROWS_PER_READ = 16
 
@@ -45,7 +50,8 @@ class _Reader:
 
     def __init__(self, path: Path, column: str) -> None:
         self._path, self._column = path, column
-        self._file = pq.ParquetFile(path, pre_buffer=False, buffer_size=2**16)
+        self._file = open_parquet(path)
+        self._limit_bytes = memory_limit(path.stat().st_size)
         metadata = self._file.metadata
         sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
         self._group_starts = np.cumsum([0, *sizes])
@@ -67,6 +73,7 @@ class _Reader:
         raise pa.ArrowInvalid(f"its row group {group} ends before it")
 
     def _read(self, group: int) -> Iterator[bytes | None]:
+        check_chunks(self._file.metadata.row_group(group), [self._column], self._limit_bytes)
         for batch in self._file.iter_batches(
             _ROWS_PER_READ, row_groups=[group], columns=[self._column], use_threads=False
         ):
@@ -75,6 +82,39 @@ class _Reader:
                 array = array.field(0)
             for value in array:
                 yield value.as_py()
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Open a Parquet file whose repeated values are not copied: they are read as dictionaries.
+
+    Raises:
+        OSError: It is not a regular file.
+        pyarrow.ArrowException: It is damaged.
+    """
+    open_regular(path).close()
+    metadata: Any = pq.read_metadata(path)
+    columns = [metadata.schema.column(index) for index in range(metadata.num_columns)]
+    texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+    return pq.ParquetFile(
+        path, metadata=metadata, read_dictionary=texts, pre_buffer=False, buffer_size=2**16
+    )
+
+
+def check_chunks(group: Any, columns: Sequence[str], limit_bytes: int) -> None:
+    """Check what the columns of a row group (its metadata) take without compression.
+
+    Raises:
+        pyarrow.ArrowInvalid: One of them takes more than the limit.
+    """
+    for index in range(group.num_columns):
+        chunk = group.column(index)
+        path, size_bytes = chunk.path_in_schema, chunk.total_uncompressed_size
+        is_read = any(path == name or path.startswith(f"{name}.") for name in columns)
+        if is_read and not 0 <= size_bytes <= limit_bytes:
+            raise pa.ArrowInvalid(
+                f"{size_bytes:,} bytes of values in the column {path}; the limit for a file of its"
+                f" size is {limit_bytes:,}"
+            )
 
 
 @lru_cache(maxsize=4)

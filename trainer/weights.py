@@ -6,10 +6,10 @@ tensor names (see `published`) and read by the restricted reader.
 """
 
 import json
-import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from reprlib import repr as _short
 from typing import Any
 
 import numpy as np
@@ -328,11 +328,8 @@ def _published_model(
     for name, special in _SPECIAL_TOKENS.items():
         expected = getattr(vocabulary, special)
         if settings.get(name, expected) != expected:
-            raise WeightsError(
-                f"{path}: {name} is {reprlib.repr(settings[name])}, expected {expected}"
-            )
-    image_path = None if encoder is None else _find(encoder)
-    image = None if image_path is None else _seit(image_path)
+            raise WeightsError(f"{path}: {name} is {_short(settings[name])}, expected {expected}")
+    image = None if encoder is None else _seit(_find(encoder))
     config = ModelConfig(
         vocabulary=vocabulary,
         encoder=image.stack if image is not None else PRESETS["base"][0],
@@ -345,12 +342,12 @@ def _published_model(
     )
     sizes = _meta_model(path, config)  # before a model takes memory
     _check_shapes(path, decoder.tensors, sizes.decoder.state_dict())
-    if image is not None and image_path is not None:
-        _check_shapes(image_path, image.tensors, sizes.encoder.state_dict())
+    if image is not None and encoder is not None:
+        _check_shapes(Path(encoder), image.tensors, sizes.encoder.state_dict())
     model = Im2SpModel(config, codebook)
     _take(path, model.decoder, decoder, config.decoder)
-    if image is not None and image_path is not None:
-        _take(image_path, model.encoder, image, config.encoder)
+    if image is not None and encoder is not None:
+        _take(Path(encoder), model.encoder, image, config.encoder)
     return model
 
 
@@ -405,5 +402,5 @@ def _git_config(path: Path) -> dict[str, Any]:
     for name, expected in fixed.items():
         found = settings.get(name, expected) if isinstance(settings, dict) else None
         if found != expected:
-            raise WeightsError(f"{file}: {name} is {reprlib.repr(found)}, expected {expected!r}")
+            raise WeightsError(f"{file}: {name} is {_short(found)}, expected {expected!r}")
     return settings

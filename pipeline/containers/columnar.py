@@ -13,11 +13,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from im2sp.pipeline.decoding.media import ByteRange, Cell, Location, SourceError
+from im2sp.pipeline.parquet_cells import check_chunks, open_parquet
+from im2sp.shards.errors import memory_limit
 from im2sp.shards.files import open_regular, parse_json
 from im2sp.shards.layouts.arrow import is_compressed
+
+# The stubs of pyarrow lack its functions.
+compute: Any = pyarrow.compute
+# Least memory of a row that is listed.
+_ROW_BYTES = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,13 +100,21 @@ class ColumnarTable:
 
 
 class ParquetTable(ColumnarTable):
-    """Table of a Parquet file."""
+    """Table of a Parquet file.
+
+    A small file can repeat a long value many times, or compress zeros. So repeated values are kept
+    once until their sizes are known, and what exceeds `memory_limit` is refused.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        open_regular(path).close()
-        self._file = pq.ParquetFile(path, pre_buffer=False, buffer_size=2**16)
-        self.schema = self._file.schema_arrow
+        self._file = open_parquet(path)
+        with pq.ParquetFile(path) as file:  # as it says itself, without dictionaries
+            self.schema = file.schema_arrow
+        self._limit_bytes = memory_limit(path.stat().st_size)
+        num_rows = self._file.metadata.num_rows
+        if num_rows * _ROW_BYTES > self._limit_bytes:
+            raise SourceError(f"{path}: {num_rows:,} rows in {path.stat().st_size:,} bytes")
 
     def __exit__(self, *exception: object) -> None:
         self._file.close()
@@ -113,10 +129,16 @@ class ParquetTable(ColumnarTable):
         # Of content, the paths alone.
         wanted = [name for name in columns if name not in held]
         wanted += [f"{name}.path" for name in held if self.has_path(name)]
-        row = 0
+        row = taken_bytes = 0
         for group in range(self._file.metadata.num_row_groups):
             empty = {name: self._empty(group, name) for name in held}
-            for entry in self._rows(group, wanted, num_rows):
+            for entry, size_bytes in self._rows(group, wanted, num_rows):
+                taken_bytes += size_bytes
+                if taken_bytes > self._limit_bytes:
+                    raise SourceError(
+                        f"{self._path}: values of more than {self._limit_bytes:,} bytes, the limit"
+                        f" for a file of its size, before row {row + 1:,}"
+                    )
                 for name in held:
                     path = (entry.get(name) or {}).get("path") or ""
                     column = f"{name}.bytes" if self._is_struct(name) else name
@@ -132,14 +154,21 @@ class ParquetTable(ColumnarTable):
 
     def _rows(
         self, group: int, columns: list[str], num_rows: int | None
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[tuple[dict[str, Any], int]]:
+        """Rows, with the bytes of all values of a batch at its first row."""
         if not columns:
             for _ in range(self._file.metadata.row_group(group).num_rows):
-                yield {}
+                yield {}, 0
             return
-        size = 65_536 if num_rows is None else num_rows
+        check_chunks(self._file.metadata.row_group(group), columns, self._limit_bytes)
+        size = 4096 if num_rows is None else num_rows
         for batch in self._file.iter_batches(size, row_groups=[group], columns=columns):
-            yield from batch.to_pylist()
+            taken_bytes = sum(map(_num_bytes, batch.columns))
+            if taken_bytes > self._limit_bytes:
+                yield {}, taken_bytes
+            for entry in batch.to_pylist():
+                yield entry, taken_bytes
+                taken_bytes = 0
 
     def _empty(self, group: int, column: str) -> Iterator[bool]:
         """For each row of a row group, True if it holds no content."""
@@ -151,6 +180,7 @@ class ParquetTable(ColumnarTable):
                 num_empty = chunk.statistics.null_count
                 if num_empty in (0, metadata.num_rows):
                     return iter([num_empty > 0] * metadata.num_rows)
+        check_chunks(metadata, [path], self._limit_bytes)
         return self._read_empty(group, path)
 
     def _read_empty(self, group: int, path: str) -> Iterator[bool]:
@@ -159,6 +189,18 @@ class ParquetTable(ColumnarTable):
             while pa.types.is_struct(array.type):
                 array = array.field(0)
             yield from array.is_null().to_pylist()
+
+
+def _num_bytes(array: Any) -> int:
+    """Bytes of the values of an array, those of a dictionary counted where they are repeated."""
+    if pa.types.is_dictionary(array.type):
+        lengths = compute.take(compute.binary_length(array.dictionary), array.indices)
+        return compute.sum(lengths).as_py() or 0
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        return array.nbytes + _num_bytes(array.flatten())
+    if pa.types.is_struct(array.type):
+        return sum(map(_num_bytes, array.flatten()))
+    return array.nbytes
 
 
 class ArrowTable(ColumnarTable):

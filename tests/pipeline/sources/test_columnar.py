@@ -143,6 +143,46 @@ def test_a_file_without_statistics_lists_its_empty_rows(tmp_path):
         read_bytes(Cell(path=path, row=1, column="image.bytes"))
 
 
+LONG = "x" * 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"image": ["a.png"] * 200, "caption": [LONG] * 200}, "values of more than 64,[0-9,]+ byt"),
+        ({"image": ["a"] * 20, "captions": [[LONG] * 10] * 20}, "values of more than 64,"),
+        ({"image": struct_of(*[b"x"] * 200, paths=[LONG] * 200)}, "values of more than 64,"),
+        ({"image": pa.nulls(3_000_000, pa.string())}, "3,000,000 rows in [0-9,]+ bytes"),
+        (
+            {"image": ["a.png"], "caption": [LONG * 70]},
+            r"70,[0-9,]+ bytes of values in the column caption; the limit for a file of its size",
+        ),
+    ],
+)
+def test_small_parquet_files_of_huge_values(tmp_path, columns, message):
+    path = write_parquet(tmp_path / "t.parquet", columns, compression="zstd")
+    assert path.stat().st_size < 40_000
+    with pytest.raises(SourceError, match=message):
+        list_source(path)
+
+
+def test_a_repeated_content_is_read_one_by_one(tmp_path):
+    """Sixteen values of 20 MB, stored once."""
+    contents = [LONG.encode() * 20] * 16
+    options = {"dictionary_pagesize_limit": 1 << 25}
+    path = write_parquet(tmp_path / "t.parquet", {"image": struct_of(*contents)}, **options)
+    before = pa.total_allocated_bytes()
+    assert len(read_bytes(Cell(path=path, row=7, column="image.bytes"))) == 20_000_000
+    assert pa.total_allocated_bytes() - before < 120_000_000
+    (tmp_path / "t.parquet").unlink()
+    contents = [LONG.encode() * 70]
+    write_parquet(path, {"image": struct_of(*contents)}, compression="zstd")
+    with pytest.raises(
+        MediaError, match="row 0 of t.parquet cannot be read: 70,.* bytes of values"
+    ):
+        read_bytes(Cell(path=path, row=0, column="image.bytes"))
+
+
 def test_damage_is_named(tmp_path):
     contents = [os.urandom(3000) for _ in range(20)]
     columns = {"image": struct_of(*contents)}
