@@ -21,14 +21,15 @@ from im2sp.shards import (
     UnitColumn,
     verify_dataset,
 )
-from support.fuzz import mutations, refusal
+from support.columns import LAYOUTS, make_rows, write_rows
+from support.fuzz import edits, mutations, refusal
 from support.grid import random_tables
 
 
 def read_samples(folder: Path) -> None:
     for sample in ShardDataset(folder):
-        for units in sample.speech_units:
-            assert units.dtype == np.uint16
+        for units in sample.columns.get("speech_units") or ():
+            assert units.dtype in (np.uint16, np.uint32)
 
 
 def read_batches(folder: Path, target: Any) -> None:
@@ -55,8 +56,19 @@ def test_shards(
     forge: Callable[..., None],
 ) -> None:
     write_dataset(tmp_path, make_samples(9), layout, shard_rows=9)
-    (path,) = [p for p in tmp_path.iterdir() if p.name.startswith("00000.")]
-    for data in mutations(path.read_bytes(), sum(layout.encode())):
+    check_shard(tmp_path, sum(layout.encode()), forge)
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_shards_of_any_columns(tmp_path: Path, kind: str, forge: Callable[..., None]) -> None:
+    write_rows(tmp_path, make_rows(9), **LAYOUTS[kind])
+    check_shard(tmp_path, sum(kind.encode()), forge)
+
+
+def check_shard(folder: Path, seed: int, forge: Callable[..., None]) -> None:
+    """Read mutated copies of the one shard of a dataset, with checksums that fit."""
+    (path,) = [p for p in folder.iterdir() if p.name.startswith("00000.")]
+    for data in mutations(path.read_bytes(), seed):
         path.write_bytes(data)
 
         def make_fit(content: dict[str, Any], data: bytes = data) -> None:
@@ -67,8 +79,8 @@ def test_shards(
                 part = data[batch["offset"] :][: batch["size_bytes"]]
                 batch["crc32"] = zlib.crc32(part)
 
-        forge(tmp_path, make_fit)
-        assert "\n" not in read_all(tmp_path)
+        forge(folder, make_fit)
+        assert "\n" not in read_all(folder)
 
 
 @pytest.mark.parametrize("name", ["00000.arrow", "codebook.safetensors"])
@@ -112,6 +124,30 @@ def test_the_manifest(
     content = json.loads(path.read_text())
     del content["manifest_sha256"]
     for data in mutations(json.dumps(content).encode(), 5):
-        text = b'{"manifest_sha256":"' + b"0" * 64 + b'",' + data[1:]
-        path.write_bytes(text.replace(b"0" * 64, hashlib.sha256(text).hexdigest().encode(), 1))
+        path.write_bytes(signed(data))
+        assert "\n" not in read_all(tmp_path)
+
+
+def signed(data: bytes) -> bytes:
+    """A manifest without its checksum, with one that fits."""
+    text = b'{"manifest_sha256":"' + b"0" * 64 + b'",' + data[1:]
+    return text.replace(b"0" * 64, hashlib.sha256(text).hexdigest().encode(), 1)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_parts_of_the_manifest(
+    tmp_path: Path,
+    version: int,
+    make_samples: Callable[..., list[Sample]],
+    write_dataset: Callable[..., Manifest],
+) -> None:
+    if version == 1:
+        write_dataset(tmp_path, make_samples(5), with_extras=True)
+    else:
+        write_rows(tmp_path, make_rows(5))
+    path = tmp_path / "dataset.json"
+    content = json.loads(path.read_text())
+    del content["manifest_sha256"]
+    for edited in edits(content, version):
+        path.write_bytes(signed(json.dumps(edited).encode()))
         assert "\n" not in read_all(tmp_path)

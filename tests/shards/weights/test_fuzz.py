@@ -15,7 +15,12 @@ from im2sp.shards.weights import describe, read_weights
 from im2sp.shards.weights.pickles import WeightsError
 from support.fuzz import mutations, refusal
 
-TENSORS = {"a.weight": torch.randn(3, 4), "a.bias": torch.zeros(4).half(), "n": torch.arange(3)}
+SEEDED = torch.Generator().manual_seed(0)
+TENSORS = {
+    "a.weight": torch.randn(3, 4, generator=SEEDED),
+    "a.bias": torch.zeros(4).half(),
+    "n": torch.arange(3),
+}
 
 
 def torch_file(**options) -> bytes:
