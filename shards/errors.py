@@ -20,9 +20,13 @@ def check_int(name: str, value: object, low: int, high: int) -> None:
         raise ShardError(f"{name} is {value!r}; expected a whole number from {low} to {high}")
 
 
+MEMORY_BASE_BYTES = 64_000_000
+MEMORY_FACTOR = 8
+
+
 def memory_limit(size_bytes: int) -> int:
     """Memory that reading a file of this size may take, in bytes; what needs more is refused."""
-    return 64_000_000 + 8 * size_bytes
+    return MEMORY_BASE_BYTES + MEMORY_FACTOR * size_bytes
 
 
 def shown(text: str, kept: str = "") -> str:

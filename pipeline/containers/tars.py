@@ -12,6 +12,7 @@ from im2sp.shards.files import open_regular
 MemberPlace = ByteRange | str
 """Location of a member's content, or why it cannot be read."""
 
+MAX_GLOBAL_HEADERS = 1000
 _COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -84,11 +85,14 @@ def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Yield the members that are not folders.
 
     Raises:
-        ValueError: A member's size is negative, so that the start of the next one is unknown.
+        ValueError: A member's size is negative, so that the start of the next one is unknown; or
+            there are more than `MAX_GLOBAL_HEADERS`, which tarfile copies to every member.
     """
     for member in archive:
         # Saves memory: tarfile would keep a record of every member.
         archive.members = []  # pyright: ignore[reportAttributeAccessIssue] - not in typeshed
+        if len(archive.pax_headers) > MAX_GLOBAL_HEADERS:
+            raise ValueError(f"{len(archive.pax_headers):,} global headers")
         if member.size < 0:
             raise ValueError(f"a member of {member.size:,} bytes")
         if not member.isdir():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from im2sp.pipeline.decoding.media import Location, SourceError, place_in_file
+from im2sp.shards.columns.arrays import MAX_ITEMS
 from im2sp.shards.files import read_json as read_json_file
 
 IMAGE_SUFFIXES = frozenset(
@@ -235,6 +236,16 @@ def reject_repeated_keys(items: list[SourceItem]) -> list[SourceItem]:
         if first != index:
             error = f"its key {item.key!r} is already that of {items[first].name}"
             items[index] = replace(item, image=None, utterances=(), error=error)
+    return items
+
+
+def reject_long_lists(items: list[SourceItem]) -> list[SourceItem]:
+    """Return the items; one with more captions and clips than a sample holds becomes a reject."""
+    for index, item in enumerate(items):
+        num = len(item.captions) + len(item.utterances)
+        if num > MAX_ITEMS and item.error is None:
+            error = f"{num:,} captions and clips, expected at most {MAX_ITEMS:,}"
+            items[index] = replace(item, image=None, captions=(), utterances=(), error=error)
     return items
 
 

@@ -20,6 +20,7 @@ from im2sp.pipeline.sources.items import (
     SourceListing,
     kind_of_name,
     printable_utf8,
+    reject_long_lists,
     reject_repeated_keys,
 )
 from im2sp.pipeline.sources.pairs import Found, items_of_found
@@ -171,6 +172,7 @@ def merge_listings(
     """
     for listing in listings:
         ignored.update(listing.ignored)
+        reject_long_lists(listing.items)
     if len(listings) == 1:
         return replace(listings[0], ignored=dict(sorted(ignored.items())))
     known = [path for path in paths if path is not None]

@@ -187,6 +187,14 @@ def test_files_that_hold_no_captions_are_ignored(source):
     assert listing.ignored == {".json": 3, ".txt": 2}
 
 
+def test_more_captions_than_a_sample_holds_are_a_reject(source):
+    files = {"a.png": png_bytes(), "a.txt": b"a\n" * 65_537, "b.png": png_bytes()}
+    files |= {"b.txt": b"a\n" * 65_536}
+    a, b = list_source(source(files)).items
+    assert a.error == "65,537 captions and clips, expected at most 65,536"
+    assert (b.error, len(b.captions)) == (None, 65_536)
+
+
 def test_a_caption_that_cannot_be_read_is_a_reject(source):
     files = {"a.png": png_bytes(), "a.txt": b"caf\xe9", "b.png": png_bytes(), "b.txt": b"x" * 2**21}
     *images, a, b = list_source(source(files)).items

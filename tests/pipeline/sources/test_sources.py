@@ -241,6 +241,16 @@ def test_a_tar_of_endless_headers_is_refused(tmp_path):
         list_source(path)
 
 
+def test_a_tar_of_many_global_headers_is_refused(tmp_path):
+    path = tmp_path / "x.tar"
+    headers = {f"k{i}": "" for i in range(1001)}
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers=headers) as tar:
+        for number in range(3):
+            tar.addfile(tarfile.TarInfo(f"{number}.png"))
+    (rest,) = list_source(path).items
+    assert rest.error.endswith("1,001 global headers")
+
+
 def test_a_tar_cut_at_any_block_never_raises_beyond_source_errors(tmp_path):
     whole = write_tar(tmp_path / "x.tar", *[(f"{i}.png", png_bytes(i)) for i in range(3)])
     data = whole.read_bytes()[: 512 * 7]

@@ -55,6 +55,9 @@ def test_language_models_that_cannot_be_used(tmp_path):
     path.write_bytes(b"text")
     with pytest.raises(ValueError, match="cannot be read: damaged gzip data"):
         load_recognizer(f"pocketsphinx+{path}")
+    path.write_bytes(gzip.compress(bytes(20_000_000)))
+    with pytest.raises(ValueError, match="bytes of content in [0-9,]+ bytes of gzip"):
+        load_recognizer(f"pocketsphinx+{path}")
     path.write_bytes(gzip.compress(b"text"))
     with pytest.raises(ValueError, match="not a language model in the ARPA format; its first line"):
         load_recognizer(f"pocketsphinx+{path}")
