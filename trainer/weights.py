@@ -260,7 +260,7 @@ def _own_model(
         if header.get("form") != FORM:
             raise ValueError(f"form {header.get('form')!r}, expected {FORM!r}")
         config = config_from_dict(header["config"])
-        depth = config.encoder.depth + config.decoder.depth
+        depth = config.decoder.depth + config.has_image * config.encoder.depth
         if depth * _LAYER_TENSORS > len(tensors):  # before a model of that depth is built
             raise ValueError(f"{depth} layers, {len(tensors)} tensors")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
