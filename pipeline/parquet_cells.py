@@ -15,10 +15,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from im2sp.pipeline.parquet_pages import pages_of
 from im2sp.shards.errors import memory_limit
 from im2sp.shards.files import open_regular
 
 _ROWS_PER_READ = 16
+MAX_ROWS = 4096
+"""Rows of a table that are read at once."""
+# Memory of a value's levels and index, and the encoding DELTA_BYTE_ARRAY.
+_VALUE_BYTES, _DIFFERENCES = 8, 7
+_OTHERS = frozenset({"DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"})
 
 
 def read_cell(path: Path, row: int, column: str) -> bytes | None:
@@ -73,9 +79,10 @@ class _Reader:
         raise pa.ArrowInvalid(f"its row group {group} ends before it")
 
     def _read(self, group: int) -> Iterator[bytes | None]:
-        check_chunks(self._file.metadata.row_group(group), [self._column], self._limit_bytes)
+        args = (self._path, self._file, group, [self._column], self._limit_bytes)
+        num_rows = min(_ROWS_PER_READ, check_chunks(*args))
         for batch in self._file.iter_batches(
-            _ROWS_PER_READ, row_groups=[group], columns=[self._column], use_threads=False
+            num_rows, row_groups=[group], columns=[self._column], use_threads=False
         ):
             array = batch.column(0)
             while pa.types.is_struct(array.type):
@@ -93,28 +100,56 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     """
     open_regular(path).close()
     metadata: Any = pq.read_metadata(path)
-    columns = [metadata.schema.column(index) for index in range(metadata.num_columns)]
-    texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    texts = [
+        metadata.schema.column(index).path
+        for index in range(metadata.num_columns)
+        if metadata.schema.column(index).physical_type == "BYTE_ARRAY"
+        # Arrow reads other encodings only as they are.
+        if not any(_OTHERS.intersection(group.column(index).encodings) for group in groups)
+    ]
     return pq.ParquetFile(
         path, metadata=metadata, read_dictionary=texts, pre_buffer=False, buffer_size=2**16
     )
 
 
-def check_chunks(group: Any, columns: Sequence[str], limit_bytes: int) -> None:
-    """Check what the columns of a row group (its metadata) take without compression.
+def check_chunks(
+    path: Path, file: pq.ParquetFile, group: int, columns: Sequence[str], limit_bytes: int
+) -> int:
+    """Check what columns of a row group take without compression, before they are read.
+
+    Returns:
+        Rows to read at once: fewer than `MAX_ROWS` where each value may be as long as its page, as
+        it is stored as the difference from the value before it.
 
     Raises:
-        pyarrow.ArrowInvalid: One of them takes more than the limit.
+        pyarrow.ArrowInvalid: A column takes more than the limit, or a page's header is damaged.
     """
-    for index in range(group.num_columns):
-        chunk = group.column(index)
-        path, size_bytes = chunk.path_in_schema, chunk.total_uncompressed_size
-        is_read = any(path == name or path.startswith(f"{name}.") for name in columns)
-        if is_read and not 0 <= size_bytes <= limit_bytes:
-            raise pa.ArrowInvalid(
-                f"{size_bytes:,} bytes of values in the column {path}; the limit for a file of its"
-                f" size is {limit_bytes:,}"
-            )
+    metadata: Any = file.metadata.row_group(group)
+    num_rows = MAX_ROWS
+    with open_regular(path) as opened:
+        for index in range(metadata.num_columns):
+            chunk = metadata.column(index)
+            name = chunk.path_in_schema
+            if not any(name == one or name.startswith(f"{one}.") for one in columns):
+                continue
+            taken_bytes = 0
+            try:
+                for page in pages_of(opened, chunk):
+                    taken_bytes += page.size_bytes + _VALUE_BYTES * page.num_values
+                    if page.encoding == _DIFFERENCES:
+                        rows = limit_bytes // (4 * max(1, page.size_bytes))
+                        num_rows = max(1, min(num_rows, rows))
+                        if file.schema.column(index).max_repetition_level:  # a row has many values
+                            taken_bytes += page.size_bytes * page.num_values
+                    if taken_bytes > limit_bytes:
+                        raise ValueError(
+                            f"more than {limit_bytes:,} bytes of values in the column {name}, the"
+                            " limit for a file of its size"
+                        )
+            except ValueError as error:
+                raise pa.ArrowInvalid(str(error)) from None
+    return num_rows
 
 
 @lru_cache(maxsize=4)

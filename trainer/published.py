@@ -15,10 +15,16 @@ GIT.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from reprlib import repr as _short
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from im2sp.shards.files import MAX_SETTINGS_BYTES, read_json
+from im2sp.shards.weights.hub import CONFIG_FILE
+from im2sp.shards.weights.pickles import WeightsError
 from im2sp.trainer.model_config import StackConfig
 
 HEAD_WIDTH = 64
@@ -177,3 +183,29 @@ def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
         for name, tensor in tensors.items()
         if name.startswith(prefix)
     }
+
+
+def git_config(path: Path) -> dict[str, Any]:
+    """Settings in the config file beside a GIT's weights; empty if there is none.
+
+    Raises:
+        WeightsError: It is not JSON, or asks for another computation.
+    """
+    file = path.with_name(CONFIG_FILE)
+    if not file.is_file():
+        return {}
+    try:
+        settings = read_json(file, MAX_SETTINGS_BYTES)
+    except ValueError as error:
+        raise WeightsError(f"{file}: not JSON ({error})") from None
+    fixed = {
+        "model_type": "git",
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+        "position_embedding_type": "absolute",
+    }
+    for name, expected in fixed.items():
+        found = settings.get(name, expected) if isinstance(settings, dict) else None
+        if found != expected:
+            raise WeightsError(f"{file}: {name} is {_short(found)}, expected {expected!r}")
+    return settings

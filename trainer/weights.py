@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from im2sp.shards.files import MAX_SETTINGS_BYTES, atomic_file, parse_json, read_json
+from im2sp.shards.files import atomic_file, parse_json
 from im2sp.shards.weights import describe, read_weights
 from im2sp.shards.weights.hub import CONFIG_FILE, find_model
 from im2sp.shards.weights.pickles import WeightsError
@@ -42,6 +42,7 @@ from im2sp.trainer.published import (
     below,
     decoder_part,
     encoder_part,
+    git_config,
     projection_tensors,
 )
 from im2sp.trainer.vocabulary import Vocabulary
@@ -320,7 +321,7 @@ def _published_model(
         hint = "SeiT's encoder alone; pass it as encoder=" if TIMM_MARK in tensors else ""
         names = hint or f"{len(tensors)} tensors such as {min(tensors)[:80]!r}"
         raise WeightsError(f"{path}: holds {names}, expected a model of im2sp, GIT or the paper")
-    settings = _git_config(path)
+    settings = git_config(path)
     decoder = decoder_part(tensors, settings.get("num_attention_heads"))
     vocabulary = Vocabulary(
         kind="text", num_ids=len(decoder.tensors["embedding.weight"]), layout="git"
@@ -382,25 +383,3 @@ def _seit(path: Path) -> Part:
         return encoder_part(tensors)
     except PublishedError as error:
         raise WeightsError(f"{path}: {error}") from error
-
-
-def _git_config(path: Path) -> dict[str, Any]:
-    """Settings in the config file beside a GIT's weights; empty if there is none."""
-    file = path.with_name(CONFIG_FILE)
-    if not file.is_file():
-        return {}
-    try:
-        settings = read_json(file, MAX_SETTINGS_BYTES)
-    except ValueError as error:
-        raise WeightsError(f"{file}: not JSON ({error})") from None
-    fixed = {
-        "model_type": "git",
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-12,
-        "position_embedding_type": "absolute",
-    }
-    for name, expected in fixed.items():
-        found = settings.get(name, expected) if isinstance(settings, dict) else None
-        if found != expected:
-            raise WeightsError(f"{file}: {name} is {_short(found)}, expected {expected!r}")
-    return settings

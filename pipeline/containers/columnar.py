@@ -160,8 +160,8 @@ class ParquetTable(ColumnarTable):
             for _ in range(self._file.metadata.row_group(group).num_rows):
                 yield {}, 0
             return
-        check_chunks(self._file.metadata.row_group(group), columns, self._limit_bytes)
-        size = 4096 if num_rows is None else num_rows
+        size = check_chunks(self._path, self._file, group, columns, self._limit_bytes)
+        size = size if num_rows is None else num_rows
         for batch in self._file.iter_batches(size, row_groups=[group], columns=columns):
             taken_bytes = sum(map(_num_bytes, batch.columns))
             if taken_bytes > self._limit_bytes:
@@ -180,11 +180,11 @@ class ParquetTable(ColumnarTable):
                 num_empty = chunk.statistics.null_count
                 if num_empty in (0, metadata.num_rows):
                     return iter([num_empty > 0] * metadata.num_rows)
-        check_chunks(metadata, [path], self._limit_bytes)
-        return self._read_empty(group, path)
+        size = check_chunks(self._path, self._file, group, [path], self._limit_bytes)
+        return self._read_empty(group, path, min(16, size))
 
-    def _read_empty(self, group: int, path: str) -> Iterator[bool]:
-        for batch in self._file.iter_batches(16, row_groups=[group], columns=[path]):
+    def _read_empty(self, group: int, path: str, num_rows: int) -> Iterator[bool]:
+        for batch in self._file.iter_batches(num_rows, row_groups=[group], columns=[path]):
             array = batch.column(0)
             while pa.types.is_struct(array.type):
                 array = array.field(0)

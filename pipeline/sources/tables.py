@@ -284,7 +284,7 @@ def _read_columnar(path: Path, columns: _Columns) -> Iterator[Row]:
                 row.split = row.split or split
                 yield row
                 number += 1
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
             problem = " ".join(str(error).split())
             raise SourceError(f"{path}: damaged after row {number} ({problem})") from None
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -155,8 +156,9 @@ LONG = "x" * 1_000_000
         ({"image": pa.nulls(3_000_000, pa.string())}, "3,000,000 rows in [0-9,]+ bytes"),
         (
             {"image": ["a.png"], "caption": [LONG * 70]},
-            r"70,[0-9,]+ bytes of values in the column caption; the limit for a file of its size",
+            r"more than 64,[0-9,]+ bytes of values in the column caption, the limit for a file of",
         ),
+        ({"image": ["a"], "captions": [[None] * 9_000_000]}, "more than 64,.* in the column capt"),
     ],
 )
 def test_small_parquet_files_of_huge_values(tmp_path, columns, message):
@@ -166,19 +168,87 @@ def test_small_parquet_files_of_huge_values(tmp_path, columns, message):
         list_source(path)
 
 
+def test_pages_that_the_footer_understates(tmp_path):
+    """Pages are read by their own headers, so these are summed up."""
+    columns = {"image": ["a.png"], "caption": [LONG * 70]}
+    options = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
+    path = write_parquet(tmp_path / "t.parquet", columns, **options)
+    data = path.read_bytes()
+    size_bytes = pq.read_metadata(path).row_group(0).column(1).total_uncompressed_size
+    stated, small = varint(2 * size_bytes), varint(2 * 1000)
+    assert data.count(stated) == 1
+    path.write_bytes(data.replace(stated, small[:-1] + b"\x8f\x80\x00"))
+    assert pq.read_metadata(path).row_group(0).column(1).total_uncompressed_size < 10_000
+    with pytest.raises(
+        SourceError, match="more than 64,[0-9,]+ bytes of values in the column capt"
+    ):
+        list_source(path)
+
+
+def varint(value):
+    """A number of Thrift's compact protocol."""
+    parts = []
+    while value >= 128:
+        parts.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*parts, value])
+
+
+@pytest.mark.parametrize("encoding", ["PLAIN", "DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+def test_encodings_without_a_dictionary(tmp_path, encoding):
+    columns = {"image": struct_of(png_bytes(1), png_bytes(2)), "caption": ["a", "b"]}
+    names = ("image.bytes", "image.path", "caption")
+    options = {"use_dictionary": False, "column_encoding": dict.fromkeys(names, encoding)}
+    items = list_source(write_parquet(tmp_path / "t.parquet", columns, **options)).items
+    assert [item.captions for item in items] == [("a",), ("b",)]
+    assert content_of(items) == [png_bytes(1), png_bytes(2)]
+
+
+def test_values_that_are_differences(tmp_path):
+    """Each value repeats the one before it; one is a megabyte, and all are 200 of them."""
+    image = [f"{LONG}{number}" for number in range(200)]
+    options = {"use_dictionary": False, "column_encoding": {"image": "DELTA_BYTE_ARRAY"}}
+    path = write_parquet(tmp_path / "t.parquet", {"image": image}, compression="zstd", **options)
+    assert path.stat().st_size < 40_000
+    before = pa.total_allocated_bytes()
+    with pytest.raises(SourceError, match="values of more than 64,[0-9,]+ bytes"):
+        list_source(path)
+    assert pa.total_allocated_bytes() - before < 64_000_000
+    captions = {"image": ["a"], "captions": [image]}
+    options["column_encoding"] = {"captions.list.element": "DELTA_BYTE_ARRAY"}
+    path = write_parquet(tmp_path / "l.parquet", captions, compression="zstd", **options)
+    with pytest.raises(
+        SourceError, match="more than 64,[0-9,]+ bytes of values in the column capt"
+    ):
+        list_source(path)
+
+
+def test_damaged_page_headers(tmp_path):
+    """No cut or change of the headers is more than a refusal."""
+    columns = {"image": ["a.png"] * 9, "captions": [["b"]] * 9}
+    path = write_parquet(tmp_path / "t.parquet", columns)
+    chunk = pq.read_metadata(path).row_group(0).column(0)
+    data = path.read_bytes()
+    for at in range(4, 4 + chunk.total_compressed_size):
+        for byte in (0, 0x7F, 0xFF):
+            path.write_bytes(data[:at] + bytes([byte]) + data[at + 1 :])
+            with suppress(SourceError):
+                list_source(path)
+
+
 def test_a_repeated_content_is_read_one_by_one(tmp_path):
-    """Sixteen values of 20 MB, stored once."""
-    contents = [LONG.encode() * 20] * 16
+    """Sixteen values of 4 MB, stored once."""
+    contents = [LONG.encode() * 4] * 16
     options = {"dictionary_pagesize_limit": 1 << 25}
     path = write_parquet(tmp_path / "t.parquet", {"image": struct_of(*contents)}, **options)
     before = pa.total_allocated_bytes()
-    assert len(read_bytes(Cell(path=path, row=7, column="image.bytes"))) == 20_000_000
-    assert pa.total_allocated_bytes() - before < 120_000_000
+    assert len(read_bytes(Cell(path=path, row=7, column="image.bytes"))) == 4_000_000
+    assert pa.total_allocated_bytes() - before < 32_000_000
     (tmp_path / "t.parquet").unlink()
     contents = [LONG.encode() * 70]
     write_parquet(path, {"image": struct_of(*contents)}, compression="zstd")
     with pytest.raises(
-        MediaError, match="row 0 of t.parquet cannot be read: 70,.* bytes of values"
+        MediaError, match="row 0 of t.parquet cannot be read: more than 64,.* of values"
     ):
         read_bytes(Cell(path=path, row=0, column="image.bytes"))
 
