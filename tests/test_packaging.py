@@ -231,6 +231,14 @@ def test_no_file_imports_a_package_by_its_bare_name():
     assert [place for path in files for name in PACKAGES for place in imports_of(path, name)] == []
 
 
+def test_no_program_has_a_name_of_the_standard_library():
+    """A program's folder comes first on the path, so such a name would hide the library's."""
+    names = {
+        path.stem for folder in ("tools", "tools/bench") for path in (ROOT / folder).glob("*.py")
+    }
+    assert names & set(sys.stdlib_module_names) == set()
+
+
 def test_files_stay_short():
     long = {relative(p): n for p in SOURCES if (n := len(p.read_text().splitlines())) > 400}
     assert long == {}

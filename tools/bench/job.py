@@ -34,8 +34,8 @@ from im2sp.pipeline.job.decode_pool import decode
 from im2sp.pipeline.job.encode import MIN_CPU_BATCH_INPUTS
 from im2sp.pipeline.sources import list_source
 from im2sp.shards.command_line import run_command
+from im2sp.tools.bench.encode import SIZES, Settings, make_network, photographs
 from im2sp.tools.bench.timing import table
-from im2sp.tools.bench.tokenize import SIZES, Settings, make_network, photographs
 
 
 def copy_images(sources: Sequence[Path], num_images: int, folder: Path) -> None:

@@ -7,7 +7,7 @@ about 600 MB in all) in the folder, once. Everything is shuffled, in batches of 
 Our samples are torch tensors: a packed image row (1,274 bytes, as copied to the device) and 5
 decoded utterances, padded with -1 to the batch's longest as int16, with lengths and image indices;
 cases with `+ texts` also read all captions and keys as `str`, and `text` reads captions instead of
-speech. `loader_rivals.py` describes the output of the others: most leave the speech as bytes;
+speech. `tools/readers/rivals.py` describes the output of the others: most keep the speech as bytes;
 `padded` is equivalent to ours. Readers take turns; figures are medians over the rounds. Each round
 of a reader continues where its last one stopped. Libraries that cannot be imported are skipped.
 
@@ -35,9 +35,9 @@ import torch
 
 from im2sp.shards import DEFAULT_COLUMNS, MANIFEST_NAME, ShardDataset, ShardLoader
 from im2sp.shards.command_line import run_command
-from im2sp.tools.bench import loader_rivals as rivals
-from im2sp.tools.bench.loader_data import fitted_columns, write_dataset, write_images
 from im2sp.tools.bench.timing import machine, table
+from im2sp.tools.readers import rivals
+from im2sp.tools.readers.data import fitted_columns, write_dataset, write_images
 
 _MADV_DONTNEED = 4  # of Linux
 _COLD = """

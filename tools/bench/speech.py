@@ -1,4 +1,4 @@
-"""Time speech -> units: our HuBERT against a plain one; run by `bench/tokenize.py --audio`.
+"""Time speech -> units: our HuBERT against a plain one; run by `bench/encode.py --audio`.
 
 The plain one is transformers' `HubertModel`: all its layers, one clip at a time, in float32, then
 the distances from all centroids. Ours is `SpeechTokenizer.encode_batch` on the same clips, with
@@ -54,7 +54,7 @@ PRECISIONS: dict[str, Precision] = {"ours-fp32": "fp32", "ours-bf16": "bf16"}
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechSettings:
-    """Settings for speech; `bench.tokenize.Settings` describes the fields."""
+    """Settings for speech; `bench.encode.Settings` describes the fields."""
 
     cases: tuple[str, ...] = (BASELINE, *PRECISIONS)
     size: str = "base"

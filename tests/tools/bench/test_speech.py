@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from im2sp.tools.bench import tokenize as bench_tokenize
+from im2sp.tools.bench import encode
 from im2sp.tools.bench.speech import (
     COLUMNS,
     SpeechSettings,
@@ -57,10 +57,10 @@ def test_clips_are_the_same_each_time_and_of_many_lengths():
         assert 0.01 < np.abs(a).max() < 1
 
 
-def test_the_flag_of_bench_tokenize(capsys):
+def test_the_flag_of_bench_encode(capsys):
     flags = "--audio --size tiny --num-clips 2 --clip-s 0.5 --num-units 5 --repeats 1"
     cases = ["--cases", "ours-fp32"]
-    assert bench_tokenize.main([*flags.split(), *cases]) == 0
+    assert encode.main([*flags.split(), *cases]) == 0
     row, head, _, last = capsys.readouterr().out.splitlines()
     assert json.loads(row)["case"] == "ours-fp32"
     assert "speedup" not in json.loads(row)
@@ -70,7 +70,7 @@ def test_the_flag_of_bench_tokenize(capsys):
 
 def test_weights_are_random():
     with pytest.raises(ValueError, match="--weights compact: --audio times random weights"):
-        bench_tokenize.speech_settings(bench_tokenize.Settings(audio=True, weights="compact"))
+        encode.speech_settings(encode.Settings(audio=True, weights="compact"))
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import torch
 
 from im2sp.pipeline.image_tokenizer.network import TransformerConfig, ViTVQGAN, ViTVQGANConfig
 from im2sp.pipeline.image_tokenizer.weights import image_tokenizer_bytes
+from im2sp.tools.bench.encode import COLUMNS, Settings, photographs, plain_units, run
 from im2sp.tools.bench.timing import table
-from im2sp.tools.bench.tokenize import COLUMNS, Settings, photographs, plain_units, run
 
 
 def test_rows_and_table():

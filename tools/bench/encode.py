@@ -1,7 +1,7 @@
 """Time images -> units, or speech -> units: our encoder against a plain one as published.
 
-    python tools/bench/tokenize.py --size base --repeats 5
-    python tools/bench/tokenize.py --audio --repeats 5
+    python tools/bench/encode.py --size base --repeats 5
+    python tools/bench/encode.py --audio --repeats 5
 
 Each case encodes the same batch to units, including the quantiser. The cases take turns, `repeats`
 times after a warm-up, so that other load affects all of them; figures are medians. Prints one JSON
@@ -203,7 +203,7 @@ def speech_settings(settings: Settings) -> "SpeechSettings":
 
 def main(args: list[str] | None = None) -> int:
     """Run the command and return the exit code."""
-    return run_command("bench_tokenize", Settings, _run, args)
+    return run_command("bench_encode", Settings, _run, args)
 
 
 def _run(settings: Settings) -> None:

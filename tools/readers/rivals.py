@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pyarrow import ipc
 
 from im2sp.shards import DEFAULT_COLUMNS, Layout, ShardDataset, encode_batch, expand_members
-from im2sp.tools.bench.loader_data import make_samples, write_dataset
+from im2sp.tools.readers.data import make_samples, write_dataset
 
 Batches = Generator[int, None, None]
 BATCH_SIZE = 256

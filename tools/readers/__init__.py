@@ -1,0 +1,1 @@
+"""Data and other readers of `bench/loader.py` and `bench/units.py`."""
