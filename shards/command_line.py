@@ -77,7 +77,7 @@ def run_command(
                     return 0
                 config = parse(args) if parse else parse_flags(program, config_type, args)
                 for stream in streams:
-                    stream.is_escaped = True
+                    stream.has_styles = False
                 folder = out(config)
                 with nullcontext() if folder is None else _held(folder):
                     code = run(config) or 0
@@ -217,6 +217,8 @@ class _Signals:
 
 _CURSOR = re.compile(r"\r|(?:\x1b\[A)+")
 """Movements of the cursor with which a progress bar starts a line."""
+_STYLE = re.compile(r"(\x1b\[[0-9;]*m)")
+"""Colours and styles, as in --help."""
 
 
 class _Stream:
@@ -227,8 +229,8 @@ class _Stream:
         is_log: It is stderr: progress bars may move the cursor, and no error of it stops the work.
     """
 
-    is_escaped = False
-    """Escape what is written; see `shown`."""
+    has_styles = True
+    """Leave styles as they are, as --help needs."""
 
     def __init__(self, stream: TextIO, *, is_log: bool) -> None:
         self._stream = stream
@@ -236,11 +238,11 @@ class _Stream:
 
     def write(self, text: str) -> int:
         """Write text; once the reader is gone, write nothing."""
-        safe = text
-        if self.is_escaped:
-            cursor = _CURSOR.match(text) if self._is_log else None
-            start = cursor[0] if cursor else ""
-            safe = start + shown(text[len(start) :], "\n")
+        cursor = _CURSOR.match(text) if self._is_log else None
+        start = cursor[0] if cursor else ""
+        parts = _STYLE.split(text[len(start) :]) if self.has_styles else [text[len(start) :]]
+        parts[::2] = [shown(part, "\n") for part in parts[::2]]
+        safe = start + "".join(parts)
         with self._discarded():
             self._stream.write(safe)
         return len(text)

@@ -222,6 +222,20 @@ def test_no_control_character_is_printed(capsys: pytest.CaptureFixture[str]) -> 
     assert "\x1b[A" in err
 
 
+def test_flags_are_escaped_and_styles_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([f"--{HOSTILE}"]) == 2
+    err = capsys.readouterr().err
+    assert "\\u001b[2J" in err
+    assert err.replace("\n", "").isprintable()
+
+    def parse(_: object) -> Config:
+        print("\x1b[1mbold\x1b[0m \x1b[2J")
+        return Config()
+
+    assert run_command("prog", Config, done, [], parse=parse) == 0
+    assert capsys.readouterr().out.startswith("\x1b[1mbold\x1b[0m \\u001b[2J\n")
+
+
 def test_a_stream_of_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, "ascii"))
