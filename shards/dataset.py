@@ -3,7 +3,8 @@
 import operator
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -103,6 +104,20 @@ class ShardDataset:
     def columns(self) -> dict[str, UnitColumn | str]:
         """Declared columns: a `UnitColumn`, or the type of an own column such as "string"."""
         return self.schema.columns
+
+    def torch(self, columns: Sequence[str] | None = None) -> Any:
+        """A torch `Dataset` of dicts of tensors that a plain `DataLoader` takes.
+
+        Batches are padded by it, see `im2sp.shards.loader.map_style.TorchDataset`.
+
+        Args:
+            columns: Names of columns; None for all.
+
+        Raises:
+            ValueError: There is no such column.
+        """
+        module = import_module("im2sp.shards.loader.map_style")  # imports torch
+        return module.TorchDataset(self, columns)
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Codebooks and coding tables; empty if the dataset has none.

@@ -154,7 +154,12 @@ class LoaderIndex:
         batch, low, high = self.batches[number], self._settings.min_length, self.max_length
         noun, view = self._noun, batch.views[self._target]
         row_offsets, value_offsets, data = _buffers(view)
-        lengths = self._lengths_of(number, value_offsets, data)
+        lengths = np.zeros(value_offsets.size - 1, np.int32)
+        has_value = np.ones(lengths.size, np.bool_)
+        if isinstance(view, Values) and view.valid is not None:
+            has_value = view.valid  # others have no bytes, not even the lengths of their axes
+        with_end = np.append(np.flatnonzero(has_value), lengths.size)
+        lengths[has_value] = self._lengths_of(number, value_offsets[with_end], data)
         starts, ends = row_offsets[:-1][rows], row_offsets[1:][rows]
         if view.valid is not None:
             ends = np.where(view.valid[rows], ends, starts)
