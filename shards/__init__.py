@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from im2sp.shards.errors import ShardError
     from im2sp.shards.layouts.shard_info import BatchInfo, Layout, ShardInfo
     from im2sp.shards.loader import LoaderBatch, ShardLoader, unpack_units_on_device
-    from im2sp.shards.loader.index import check_columns
+    from im2sp.shards.loader.mixture import check_columns
     from im2sp.shards.manifest import MANIFEST_NAME, REJECTS_NAME, Manifest
     from im2sp.shards.rows import datasets_transform, decode_row, expand_members
     from im2sp.shards.schema import ARROW_SCHEMA, DEFAULT_COLUMNS, Sample, encode_batch
@@ -71,7 +71,7 @@ _NAMES = {
     "errors": ("ShardError",),
     "coding.huffman_fit": ("fit_durations_codec", "fit_speech_codec"),
     "loader": ("LoaderBatch", "ShardLoader", "unpack_units_on_device"),
-    "loader.index": ("check_columns",),
+    "loader.mixture": ("check_columns",),
     "layouts.shard_info": ("BatchInfo", "Layout", "ShardInfo"),
     "manifest": ("MANIFEST_NAME", "Manifest", "REJECTS_NAME"),
     "columns.units": ("UnitColumn",),

@@ -7,7 +7,7 @@ threads keep up with any model.
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -20,11 +20,12 @@ from torch import Tensor
 from im2sp.shards.coding.packing import IMAGE_UNIT_BITS
 from im2sp.shards.columns.units import UnitColumn
 from im2sp.shards.dataset import ShardDataset
-from im2sp.shards.loader.index import LoaderIndex
+from im2sp.shards.loader.mixture import Mixture
 from im2sp.shards.loader.plan import LoaderSettings, Plan, Position, check_state, make_state
-from im2sp.shards.loader.read import BatchTexts, SampleReader
+from im2sp.shards.loader.read import BatchTexts
 
 _AHEAD_PER_THREAD = 2
+Source = ShardDataset | str | os.PathLike[str]
 
 
 def unpack_units_on_device(
@@ -123,7 +124,7 @@ class LoaderBatch:
 
 
 class ShardLoader:
-    """Batches of a dataset, in an order that depends only on seed and position.
+    """Batches of one or more datasets, in an order that depends only on seed and position.
 
     >>> loader = ShardLoader("shards/", batch_size=256, split="train")  # doctest: +SKIP
     >>> for batch in loader:  # doctest: +SKIP
@@ -135,8 +136,12 @@ class ShardLoader:
 
     The constructor opens each batch of the dataset and compares its checksum.
 
+    Several datasets are mixed in every batch, by their sizes, each sample once in an epoch; or by
+    `weights` (see `mixture.Mixture`).
+
     Attributes:
-        dataset: The dataset.
+        dataset: The dataset, or the first of several.
+        datasets: All datasets.
         settings: Settings that determine the sequence.
         num_samples: Samples in an epoch, over all ranks.
         steps_per_epoch: Steps in an epoch, the same on all ranks.
@@ -148,7 +153,7 @@ class ShardLoader:
 
     def __init__(
         self,
-        dataset: ShardDataset | str | os.PathLike[str],
+        dataset: Source | Sequence[Source],
         *,
         batch_size: int,
         epochs: int | None = 1,
@@ -162,7 +167,7 @@ class ShardLoader:
         """Open and index the dataset.
 
         Args:
-            dataset: A dataset or its folder.
+            dataset: A dataset or its folder, or several of them with equal columns.
             batch_size: Images per step on one rank.
             epochs: Passes over the samples, None for endless.
             rank: Rank of this process.
@@ -172,14 +177,20 @@ class ShardLoader:
             pin_memory: Page-lock the tensors for asynchronous copies to a GPU.
             settings: Settings that determine the sequence: the fields of `LoaderSettings`
                 (`split`, `target`, `image_column`, `needs_image`, `items`, `min_length`,
-                `max_length`, `shuffle`, `seed`, `bucket_window` and `drop_last`). If `split` is
-                None, it is that of `dataset`, or all.
+                `max_length`, `shuffle`, `seed`, `bucket_window`, `weights` and `drop_last`). If
+                `split` is None, it is that of each dataset, or all.
 
         Raises:
             ShardError: The dataset is missing or damaged, or has no such split.
             ValueError: An argument is out of range, or no sample is left.
         """
-        self.dataset = _opened(dataset, settings.pop("split", None))
+        is_one = isinstance(dataset, ShardDataset | str | os.PathLike)
+        sources = [dataset] if is_one else list(dataset)
+        if not sources:
+            raise ValueError("no dataset; give at least one")
+        split = settings.pop("split", None)
+        self.datasets = [_opened(source, split) for source in sources]
+        self.dataset = self.datasets[0]
         self.settings = LoaderSettings(split=self.dataset.split, **settings)
         for name, value in (("epochs", epochs), ("num_threads", num_threads)):
             if value is not None and value < 0:
@@ -188,20 +199,20 @@ class ShardLoader:
             raise ValueError(
                 "pin_memory is for copying to a GPU, but torch finds none; leave it out"
             )
-        index = LoaderIndex(self.dataset, self.settings)
+        self._mixture = Mixture(self.datasets, self.settings)
         self._plan = Plan(
-            index.num_samples,
+            self._mixture.num_samples,
             self.settings,
-            index.sort_lengths,
+            self._mixture.sort_lengths,
+            drawn=self._mixture.drawn,
             batch_size=batch_size,
             rank=rank,
             world_size=world_size,
         )
-        self.num_samples = index.num_samples
+        self.num_samples = self._mixture.num_samples
         self.steps_per_epoch = self._plan.steps_per_epoch
-        self.skipped = index.skipped
-        self.image_column = index.image_column
-        self._reader = SampleReader(self.dataset, index, self.settings)
+        self.skipped = self._mixture.skipped
+        self.image_column = self._mixture.image_column
         self._epochs, self._num_threads = epochs, num_threads
         self._device, self._is_pinned = device, pin_memory
         self._position = Position()
@@ -214,7 +225,8 @@ class ShardLoader:
 
     def __repr__(self) -> str:
         return (
-            f"ShardLoader({str(self.dataset.path)!r}, {self.settings}): "
+            f"ShardLoader({', '.join(repr(str(one.path)) for one in self.datasets)}, "
+            f"{self.settings}): "
             f"{self.num_samples} samples, {self.steps_per_epoch} steps an epoch"
         )
 
@@ -223,7 +235,7 @@ class ShardLoader:
         return make_state(
             self._position,
             asdict(self.settings),
-            dataset_sha256=self.dataset.manifest.sha256,
+            dataset_sha256=self._sha256,
             global_batch=self._plan.global_batch,
         )
 
@@ -240,11 +252,16 @@ class ShardLoader:
         self._position = check_state(
             state,
             asdict(self.settings),
-            dataset_sha256=self.dataset.manifest.sha256,
+            dataset_sha256=self._sha256,
             global_batch=self._plan.global_batch,
             num_samples=self.num_samples,
         )
         self._turn += 1
+
+    @property
+    def _sha256(self) -> str | list[str]:
+        checksums = [dataset.manifest.sha256 for dataset in self.datasets]
+        return checksums[0] if len(checksums) == 1 else checksums
 
     def reset(self) -> None:
         """Return to the start; ends a running iteration."""
@@ -284,7 +301,7 @@ class ShardLoader:
 
     def _read(self, position: Position) -> LoaderBatch:
         samples = self._plan.samples(position)
-        reader, target = self._reader, self.settings.target
+        reader, target = self._mixture, self.settings.target
         texts = BatchTexts(reader, samples, position.epoch, is_target=target == "text")
         ids: NDArray[Any] = np.zeros((0, 0), np.int16)
         shapes = np.zeros((0, 0), np.int32)

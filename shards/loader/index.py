@@ -5,7 +5,6 @@ cache). It takes 4 bytes a sample; if lengths are needed, 12 more and 4 for each
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -130,8 +129,8 @@ class LoaderIndex:
     def _rows_with_image(self, batch: Batch) -> NDArray[np.int64]:
         """Rows of the split that have an image, or all of them if none is needed."""
         is_in = np.ones(batch.num_samples, np.bool_)
-        if self._settings.split is not None:
-            is_in = _is_text(batch.splits, self._settings.split)
+        if self._dataset.split is not None:
+            is_in = _is_text(batch.splits, self._dataset.split)
         rows = np.flatnonzero(is_in)
         if not self._settings.needs_image:
             return rows
@@ -217,7 +216,7 @@ class LoaderIndex:
             what = "speech" if self._target == "speech_units" else self._target
             advice = f"it has no {what}; use another target, or a dataset with {what}"
         return (
-            f"{dataset.path}: none of {len(dataset)} samples of split {settings.split!r} is left "
+            f"{dataset.path}: none of {len(dataset)} samples of split {dataset.split!r} is left "
             f"for target {settings.target!r} ({', '.join(reasons) or 'it is empty'}); {advice}"
         )
 
@@ -232,33 +231,6 @@ def _image_column(dataset: ShardDataset, name: str) -> UnitColumn:
             f"sample; it has {sorted(dataset.columns)}"
         )
     return column
-
-
-def check_columns(datasets: Sequence[ShardDataset], names: Iterable[str]) -> None:
-    """Refuse datasets that cannot be read together.
-
-    Args:
-        datasets: The datasets.
-        names: Columns that need the same shape and number of codes in all of them.
-
-    Raises:
-        ValueError: They differ; names the column and two datasets.
-    """
-    for name in names:
-        described = [_described(dataset.columns.get(name)) for dataset in datasets]
-        for dataset, one in zip(datasets, described, strict=True):
-            if one != described[0]:
-                raise ValueError(
-                    f"{dataset.path}: column {name} is {one}, but in {datasets[0].path}"
-                    f" {described[0]}; datasets that are used together need equal columns"
-                )
-
-
-def _described(kind: UnitColumn | str | None) -> str:
-    if not isinstance(kind, UnitColumn):
-        return f"of the type {kind}" if kind else "absent"
-    many = "any number of " if kind.many else ""
-    return f"{many}{kind.shape} of {kind.num_codes:,} codes"
 
 
 def _check_target(dataset: ShardDataset, name: str) -> None:

@@ -81,9 +81,9 @@ def _below(number: Any, bound: Any) -> Any:
     return ((number >> u64(32)) * bound) >> u64(32)
 
 
-@compiled(types.void(types.int64, types.int64, types.int64, types.uint64, _NUMBERS_OUT))
-def permute(first: int, stride: int, num_all: int, key: Any, permuted: Any) -> None:
-    """Map `first`, `first + stride`, ... through a permutation of [0, num_all).
+@compiled(types.void(_NUMBERS_IN, types.int64, types.uint64, _NUMBERS_OUT))
+def permute(numbers: Any, num_all: int, key: Any, permuted: Any) -> None:
+    """Map numbers through a permutation of [0, num_all).
 
     A Feistel network: a number is a pair (a, b), and alternately a hash of one half is added to the
     other, modulo that half's range. Each step is invertible, so the network is a bijection of the
@@ -91,16 +91,15 @@ def permute(first: int, stride: int, num_all: int, key: Any, permuted: Any) -> N
     walking), which keeps it a bijection.
 
     Args:
-        first: First number; all numbers are below `num_all`.
-        stride: Step from number to number.
+        numbers: (n,) int64, each below `num_all`.
         num_all: 1 to 2**62.
         key: Key of the permutation.
-        permuted: (n,) int64, written.
+        permuted: (n,) int64, written; may be `numbers`.
     """
     range_b = u64(np.ceil(np.sqrt(np.float64(num_all))))
     range_a = (u64(num_all) + range_b - u64(1)) // range_b
     for i in range(permuted.size):
-        number = u64(first + i * stride)
+        number = u64(numbers[i])
         while True:
             a, b = number // range_b, number % range_b
             for turn in range(3):

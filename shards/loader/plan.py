@@ -5,6 +5,7 @@ the position has to be saved, and ranks agree without communication.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from threading import Lock
@@ -48,6 +49,8 @@ class LoaderSettings:
     bucket_window: int = 0
     """Batch items of similar length: samples are sorted within windows of N batches, whose order
     is random; 0 or 1 for no sorting."""
+    weights: tuple[float, ...] | None = None
+    """Shares of several datasets in an epoch, in any unit; None for their sizes."""
     drop_last: bool = False
     """Leave out the samples at the end of an epoch that do not fill a batch. Otherwise the last
     batch is smaller, and empty on some ranks if there are more ranks than samples left."""
@@ -65,6 +68,10 @@ class LoaderSettings:
             )
         if self.bucket_window < 0:
             raise ValueError(f"bucket_window is {self.bucket_window}; expected 0 or more batches")
+        if self.weights is not None:
+            object.__setattr__(self, "weights", tuple(self.weights))
+            if not all(0 < weight < math.inf for weight in self.weights):
+                raise ValueError(f"weights are {self.weights}; expected numbers above 0")
         if self.target == "images" and (self.is_bucketed or self.max_length is not None):
             raise ValueError("target is 'images', which have no length: no max_length, no buckets")
 
@@ -127,6 +134,7 @@ class Plan:
         settings: LoaderSettings,
         lengths: Callable[[NDArray[np.int64], int], NDArray[np.int32]],
         *,
+        drawn: Callable[[NDArray[np.int64], int], NDArray[np.int64]] = lambda numbers, _: numbers,
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
@@ -137,6 +145,7 @@ class Plan:
             num_samples: Samples in an epoch, at least 1.
             settings: The settings.
             lengths: (samples, epoch) -> lengths by which they are sorted into buckets.
+            drawn: (numbers, epoch) -> samples at the numbers of an epoch, from 0.
             batch_size: Samples of a step on one rank.
             rank: Rank of this process.
             world_size: Number of ranks.
@@ -157,7 +166,7 @@ class Plan:
         rounding = 0 if settings.drop_last else self.global_batch - 1
         self.steps_per_epoch = (num_samples + rounding) // self.global_batch
         self._settings = settings
-        self._lengths = lengths
+        self._lengths, self._drawn = lengths, drawn
         self._rank, self._world_size = rank, world_size
         self._lock = Lock()
         self._window: tuple[tuple[int, int], NDArray[np.int64]] | None = None
@@ -203,12 +212,11 @@ class Plan:
 
     def _ordered(self, epoch: int, places: range) -> NDArray[np.int64]:
         """Samples at the given places of an epoch's order."""
-        if not self._settings.shuffle or not places:
-            return np.array(places, np.int64)
-        samples = np.empty(len(places), np.int64)
-        key = key_of(self._settings.seed, epoch, "order")
-        permute(places.start, places.step, self.num_samples, key, samples)
-        return samples
+        numbers = np.arange(places.start, places.stop, places.step)
+        if self._settings.shuffle and numbers.size:
+            key = key_of(self._settings.seed, epoch, "order")
+            permute(numbers, self.num_samples, key, numbers)
+        return self._drawn(numbers, epoch)
 
     def _arranged(self, epoch: int, number: int, window_size: int) -> NDArray[np.int64]:
         """Full batches of a window, concatenated, each with samples of similar length."""
@@ -222,30 +230,42 @@ class Plan:
             by_length = np.argsort(self._lengths(samples, epoch), kind="stable")
             batches = samples[by_length].reshape(num_batches, self.global_batch)
             if self._settings.shuffle and num_batches:
-                order = np.empty(num_batches, np.int64)
+                order = np.arange(num_batches)
                 key = key_of(self._settings.seed, epoch, f"window {number}")
-                permute(0, 1, num_batches, key, order)
+                permute(order, num_batches, key, order)
                 batches = batches[order]
             window = batches.reshape(-1)
             self._window = ((epoch, number), window)
             return window
 
 
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON has them: lists in place of tuples."""
+    return {
+        name: list(cast(tuple[Any, ...], value)) if isinstance(value, tuple) else value
+        for name, value in settings.items()
+    }
+
+
 def make_state(
-    position: Position, settings: Mapping[str, Any], *, dataset_sha256: str, global_batch: int
+    position: Position,
+    settings: Mapping[str, Any],
+    *,
+    dataset_sha256: str | list[str],
+    global_batch: int,
 ) -> dict[str, Any]:
     """JSON-compatible state of a loader.
 
     Args:
         position: The position.
         settings: Settings that determine the sequence.
-        dataset_sha256: Checksum of the dataset's manifest.
+        dataset_sha256: Checksum of the dataset's manifest; a list of them for several datasets.
         global_batch: Samples of a step, over all ranks.
     """
     return {
         "version": _STATE_VERSION,
         "dataset_sha256": dataset_sha256,
-        "settings": dict(settings),
+        "settings": _plain(settings),
         "global_batch": global_batch,
         "step": position.step,
         "epoch": position.epoch,
@@ -257,7 +277,7 @@ def check_state(
     state: Mapping[str, Any],
     settings: Mapping[str, Any],
     *,
-    dataset_sha256: str,
+    dataset_sha256: str | list[str],
     global_batch: int,
     num_samples: int,
 ) -> Position:
@@ -283,9 +303,9 @@ def check_state(
     found: Mapping[str, Any] = {}
     if isinstance(content, Mapping):
         # States of earlier versions lack newer settings; they had their defaults.
-        defaults = {"image_column": "image_units", "needs_image": True}
+        defaults = {"image_column": "image_units", "needs_image": True, "weights": None}
         found = defaults | dict(cast(Mapping[str, Any], content))
-    for name, value in settings.items():
+    for name, value in _plain(settings).items():
         if found.get(name) != value:
             raise ValueError(
                 f"loader state: {name} was {found.get(name)!r} and is {value!r} now; "

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,11 +160,27 @@ class SampleReader:
         raise error
 
 
+class Reader(Protocol):
+    """Reader of a batch's texts by the numbers of its samples."""
+
+    def keys(self, samples: NDArray[np.int64]) -> list[str]:
+        """Keys of the samples."""
+        ...
+
+    def target_captions(self, samples: NDArray[np.int64], epoch: int) -> Texts:
+        """Captions selected by the settings."""
+        ...
+
+    def all_captions(self, samples: NDArray[np.int64]) -> Texts:
+        """All non-empty captions."""
+        ...
+
+
 class BatchTexts:
     """Texts of a batch, read on first use."""
 
     def __init__(
-        self, reader: SampleReader, samples: NDArray[np.int64], epoch: int, is_target: bool
+        self, reader: Reader, samples: NDArray[np.int64], epoch: int, is_target: bool
     ) -> None:
         self._reader, self._samples, self._epoch = reader, samples, epoch
         self._is_target = is_target

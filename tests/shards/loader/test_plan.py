@@ -9,7 +9,7 @@ from im2sp.shards.loader.plan import LoaderSettings, Plan, Position, key_of
 
 def permutation(num: int, key: int) -> np.ndarray:
     permuted = np.empty(num, np.int64)
-    permute(0, 1, num, np.uint64(key), permuted)
+    permute(np.arange(num), num, np.uint64(key), permuted)
     return permuted
 
 
@@ -50,7 +50,7 @@ def test_large_ranges_stay_inside_and_apart(num: int, places: list[int], key: in
     distinct = sorted({place % num for place in places})
     found = np.empty((len(distinct), 1), np.int64)
     for row, place in zip(found, distinct, strict=True):
-        permute(place, 1, num, np.uint64(key), row)
+        permute(np.array([place]), num, np.uint64(key), row)
     assert found.min() >= 0
     assert found.max() < num
     assert np.unique(found).size == len(distinct)
@@ -60,7 +60,8 @@ def test_large_ranges_stay_inside_and_apart(num: int, places: list[int], key: in
 def test_strides_pick_from_the_same_order(num: int, first: int, stride: int) -> None:
     first %= num
     picked = np.empty(len(range(first, num, stride)), np.int64)
-    permute(first, stride, num, np.uint64(7), picked)
+    numbers = first + stride * np.arange(picked.size)
+    permute(numbers, num, np.uint64(7), picked)
     np.testing.assert_array_equal(picked, permutation(num, 7)[first::stride])
 
 
