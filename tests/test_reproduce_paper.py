@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from im2sp.shards import ShardDataset
-from im2sp.trainer.config import TrainConfig, with_files
+from im2sp.trainer.config import TrainConfig
+from im2sp.trainer.flags import with_files
 from support import forked
 from support.evaluation import stand_in_java
 from support.guides import commands

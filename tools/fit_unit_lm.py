@@ -64,7 +64,7 @@ def _run(config: FitUnitLMConfig) -> None:
     from im2sp.trainer.loop import train
 
     settings = TrainConfig(
-        shards=config.shards,
+        shards=(str(config.shards),),
         out=config.out,
         without_image=True,
         split=config.split,

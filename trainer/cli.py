@@ -9,7 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from im2sp.shards.command_line import UsageError, parse_flags, print_message, run_command
-from im2sp.trainer.config import TrainConfig, with_files
+from im2sp.trainer.config import TrainConfig
+from im2sp.trainer.flags import with_files
 
 if TYPE_CHECKING:
     from im2sp.trainer.loop import TrainResult
@@ -51,13 +52,13 @@ def _parse(args: Sequence[str]) -> TrainConfig:
 
 
 def _run(config: TrainConfig) -> None:
-    for path in (config.shards, config.val_shards, config.text_model):
+    for path in (*config.shard_dirs, config.val_shards, config.text_model):
         if path is not None and not path.exists():
             raise UsageError(f"{path}: no such file or folder")
 
     log = partial(print_message, PROGRAM)
     if not config.quiet and _is_first():
-        log(f"reading {config.shards} ...")
+        log(f"reading {', '.join(map(str, config.shard_dirs))} ...")
     from im2sp.trainer.loop import train
 
     result = train(config, log)

@@ -1,8 +1,4 @@
-"""Configuration of `im2sp-train`: one dataclass, whose fields are flags and keys of a TOML file.
-
-Precedence: defaults < recipe < `--config run.toml` < flags. Recipe and file become flags before the
-command line is parsed (`flags_of`), so a misspelt key fails like a misspelt flag.
-"""
+"""Configuration of `im2sp-train`: one dataclass, whose fields are flags and keys of a TOML file."""
 
 import dataclasses
 import math
@@ -15,7 +11,6 @@ from typing import Any, Literal
 import tomli_w
 
 from im2sp.shards.files import atomic_file
-from im2sp.shards.files import read_toml as read_toml_file
 
 CONFIG_NAME = "config.toml"
 MAX_TOKENS = 1024
@@ -24,27 +19,6 @@ MAX_UNITS = 1 << 14
 """Positions of the decoder, at most, for a target that is a column of units."""
 MAX_CHARACTERS = 512
 _NAMED_TARGETS = ("speech", "text", "words")
-
-RECIPES: dict[str, dict[str, Any]] = {
-    "paper": {
-        "preset": "base",
-        "items": "one",
-        "freeze": "image",
-        "steps": 100_000,
-        "batch_size": 64,
-        "learning_rate": 5e-5,
-        "warmup_steps": 10_000,
-        "schedule_steps": 100_000,
-        "weight_decay": 1e-5,
-        "betas": (0.9, 0.999),
-        "clip_norm": 0.0,
-        "label_smoothing": 0.0,
-        "dropout": 0.1,
-        "precision": "fp32",
-        "best_by": "bleu",
-    },
-}
-"""Settings of each recipe. `items`: the paper's code draws one utterance per image and batch."""
 
 # Settings that may change when a run is resumed: those of logging, storage, device and duration,
 # none that affect the result of a step.
@@ -56,8 +30,6 @@ CHANGEABLE = frozenset(
         "json",
     }
 )  # fmt: skip
-_PLAIN_FLAGS = frozenset({"without_image", "quiet", "json"})
-"""Flags without a `--no-` form."""
 _UNSAVED = frozenset({"config", "quiet", "json"})
 
 
@@ -70,8 +42,9 @@ class TrainConfig:
     usage.
     """
 
-    shards: Path
-    """Training dataset, as written by im2sp-tokenize."""
+    shards: tuple[str, ...]
+    """Training dataset, as written by im2sp-tokenize or DatasetWriter. Several are mixed in each
+    batch, by their sizes, or by weights: --shards A=0.7 B=0.3."""
     out: Path
     """Folder of the run; created if it does not exist."""
     config: Path | None = None
@@ -96,7 +69,7 @@ class TrainConfig:
     split: str | None = None
     """Training split; by default train, or all samples if the dataset has no splits."""
     val_shards: Path | None = None
-    """Validation dataset; by default --shards."""
+    """Validation dataset; by default those of --shards that have the split."""
     val_split: str | None = None
     """Validation split; by default val, if there is one."""
     val_images: int | None = None
@@ -211,6 +184,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError, naming the flag, if a value is invalid."""
+        if isinstance(self.shards, str | Path):
+            object.__setattr__(self, "shards", (str(self.shards),))
+        _check("shards", "missing", bool(self.shards), "at least one dataset")
+        _ = self.weights
         for name in ("text_pieces", "steps", "batch_size", "grad_accumulation", "checkpoint_every",
                      "keep_last", "log_every", "max_length", "val_images", "eval_every",
                      "schedule_steps"):  # fmt: skip
@@ -260,6 +237,21 @@ class TrainConfig:
             raise ValueError("--best-by bleu: --target words generates nothing; use loss")
 
     @property
+    def shard_dirs(self) -> list[Path]:
+        """Folders of `shards`, without weights."""
+        return [Path(_split_weight(one)[0]) for one in self.shards]
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """Weights of `shards`; None if there are none."""
+        weights = [_split_weight(one)[1] for one in self.shards]
+        given = [weight for weight in weights if weight is not None]
+        if given and len(given) < len(weights):
+            without = self.shards[weights.index(None)]
+            raise ValueError(f"--shards {without} has no weight; give all a weight, or none")
+        return tuple(given) if len(given) > 1 else None
+
+    @property
     def longest(self) -> int:
         """Maximum length in units or characters, unless the shape of the units is fixed."""
         if self.max_length is not None:
@@ -277,6 +269,20 @@ class TrainConfig:
         return columns
 
 
+def _split_weight(value: str) -> tuple[str, float | None]:
+    """Folder and weight of `A=0.7`; the weight is None if `value` is a folder itself."""
+    path, equals, text = value.rpartition("=")
+    if not equals or Path(value).exists():
+        return value, None
+    try:
+        weight = float(text)
+    except ValueError:
+        return value, None
+    if not 0 < weight < math.inf:
+        raise ValueError(f"--shards {value}: the weight is {text}; expected more than 0")
+    return path, weight
+
+
 def _check(name: str, value: object, is_sound: bool, expected: str) -> None:
     if not is_sound:
         raise ValueError(f"--{name.replace('_', '-')} is {value}; expected {expected}")
@@ -287,6 +293,8 @@ def to_toml(config: TrainConfig) -> bytes:
     values: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        if field.name == "shards" and len(value) == 1:
+            value = value[0]
         if value is not None and field.name not in _UNSAVED:
             values[field.name] = _plain(value)
     return tomli_w.dumps(values).encode()
@@ -303,69 +311,6 @@ def write_config(config: TrainConfig, folder: Path) -> None:
     """Write `config.toml` into a folder, atomically."""
     with atomic_file(folder / CONFIG_NAME) as file:
         file.write(to_toml(config))
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The settings in a TOML file.
-
-    Raises:
-        ValueError: The file does not exist or is not TOML.
-    """
-    try:
-        return read_toml_file(path)
-    except OSError as error:
-        raise ValueError(f"--config {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"--config {path}: not TOML ({error})") from None
-
-
-def flags_of(values: Mapping[str, Any]) -> list[str]:
-    """Equivalent flags of settings.
-
-    Raises:
-        ValueError: No flag takes a value of this type.
-    """
-    flags: list[str] = []
-    for name, value in values.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            is_implied = not value and name in _PLAIN_FLAGS
-            flags += [] if is_implied else [f"--{flag}" if value else f"--no-{flag}"]
-        elif isinstance(value, str | int | float | Path):
-            flags.append(f"--{flag}={value}")
-        elif isinstance(value, list | tuple) and all(
-            isinstance(one, str | int | float | Path) for one in value
-        ):
-            flags += [f"--{flag}", *map(str, value)] if value else []
-        else:
-            raise ValueError(f"{name} is {value!r}; expected a number, a string, true or false")
-    return flags
-
-
-def with_files(args: list[str]) -> list[str]:
-    """A command line preceded by the flags of its recipe and of its `--config` file.
-
-    Raises:
-        ValueError: The file cannot be read, or there is no such recipe.
-    """
-    path = _last_value(args, "config")
-    settings = read_toml(Path(path)) if path is not None else {}
-    if "config" in settings:
-        raise ValueError(f"--config {path}: names config; one file cannot name another")
-    recipe = _last_value(args, "recipe") or settings.get("recipe")
-    if recipe is not None and recipe not in RECIPES:
-        raise ValueError(f"--recipe is {recipe}; expected one of {', '.join(RECIPES)}")
-    return [*flags_of(RECIPES.get(recipe or "", {})), *flags_of(settings), *args]
-
-
-def _last_value(args: list[str], name: str) -> str | None:
-    value = None
-    for i, arg in enumerate(args):
-        if arg == f"--{name}" and i + 1 < len(args):
-            value = args[i + 1]
-        elif arg.startswith(f"--{name}="):
-            value = arg.partition("=")[2]
-    return value
 
 
 def differences(config: TrainConfig, former: Mapping[str, Any]) -> list[str]:

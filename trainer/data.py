@@ -146,7 +146,7 @@ class TokenBatches:
         )
 
 
-def open_other_views(config: TrainConfig, dataset: ShardDataset) -> OtherViews | None:
+def open_other_views(config: TrainConfig, datasets: Sequence[ShardDataset]) -> OtherViews | None:
     """The augmented copies of `--other-view`; None if it is not given.
 
     Raises:
@@ -156,24 +156,25 @@ def open_other_views(config: TrainConfig, dataset: ShardDataset) -> OtherViews |
     if not config.other_view:
         return None
     columns = {"image": config.image_column}
-    expected = fingerprints(dataset, columns)
+    first = datasets[0]
+    expected = fingerprints(first, columns)
     others = [ShardDataset(path) for path in config.other_view]
     for other in others:
         place = f"--other-view {other.path}"
-        check_columns([dataset, other], columns.values())
-        check_fingerprints(fingerprints(other, columns), expected, place, str(dataset.path))
+        check_columns([first, other], columns.values())
+        check_fingerprints(fingerprints(other, columns), expected, place, str(first.path))
         batches = map(other.batch, range(other.num_batches))
         theirs = {batch.keys.text(row) for batch in batches for row in range(batch.num_samples)}
         # Usually the first sample matches; no more samples are decoded than needed.
-        if not any(sample.key in theirs for sample in dataset):
+        if not any(sample.key in theirs for dataset in datasets for sample in dataset):
             raise ValueError(
-                f"{place}: none of its {len(other)} images is among the {len(dataset)} of"
-                f" {dataset.path}; the keys must be equal"
+                f"{place}: none of its {len(other)} images is among the {sum(map(len, datasets))}"
+                f" of {paths_of(datasets)}; the keys must be equal"
             )
     return OtherViews(others, config.seed, config.image_column)
 
 
-def open_teacher(config: TrainConfig, dataset: ShardDataset) -> Teacher | None:
+def open_teacher(config: TrainConfig, datasets: Sequence[ShardDataset]) -> Teacher | None:
     """The features of `--teacher`; None if it is not given.
 
     Raises:
@@ -181,15 +182,15 @@ def open_teacher(config: TrainConfig, dataset: ShardDataset) -> Teacher | None:
     """
     if not config.teacher:
         return None
-    datasets = [dataset, *map(ShardDataset, config.other_view)]
-    records = [one.manifest.tokenizer_of(config.image_column) or {} for one in datasets]
+    viewed = [datasets[0], *map(ShardDataset, config.other_view)]
+    records = [one.manifest.tokenizer_of(config.image_column) or {} for one in viewed]
     views = [str(record.get("view")) for record in records]
-    keys = [sample.key for sample in dataset]
+    keys = [sample.key for dataset in datasets for sample in dataset]
     return Teacher(config.teacher, views, keys)
 
 
 def make_loader(
-    dataset: ShardDataset, config: TrainConfig, ranks: Ranks, *, is_train: bool
+    datasets: Sequence[ShardDataset], config: TrainConfig, ranks: Ranks, *, is_train: bool
 ) -> ShardLoader:
     """Endless shuffled batches for training, or one pass in the dataset's order for validation.
 
@@ -198,19 +199,21 @@ def make_loader(
         ValueError: Too few samples have what the target needs.
     """
     num_needed = config.batch_size * ranks.world_size
-    if is_train and len(dataset) < num_needed:
+    num_samples = sum(map(len, datasets))
+    if is_train and num_samples < num_needed:
         raise ValueError(
-            f"{dataset.path}: {len(dataset)} samples, expected at least a batch of {num_needed};"
-            " give a smaller --batch-size"
+            f"{paths_of(datasets)}: {num_samples} samples, expected at least a batch of"
+            f" {num_needed}; give a smaller --batch-size"
         )
     return ShardLoader(
-        dataset,
+        datasets,
         batch_size=config.batch_size,
         target="text" if config.target == "words" else config.target,
         image_column=config.image_column,
         needs_image=not config.without_image,
         items=config.items if is_train else "all",
-        max_length=longest_of(config, dataset),
+        max_length=longest_of(config, datasets[0]),
+        weights=config.weights if is_train else None,
         shuffle=is_train,
         seed=config.seed,
         epochs=None if is_train else 1,
@@ -222,10 +225,17 @@ def make_loader(
     )
 
 
-def make_val_loader(dataset: ShardDataset, config: TrainConfig, ranks: Ranks) -> ShardLoader:
+def paths_of(datasets: Sequence[ShardDataset]) -> str:
+    """Folders of datasets, for messages."""
+    return ", ".join(str(dataset.path) for dataset in datasets)
+
+
+def make_val_loader(
+    datasets: Sequence[ShardDataset], config: TrainConfig, ranks: Ranks
+) -> ShardLoader:
     """`make_loader` for validation, with the advice that fits."""
     try:
-        return make_loader(dataset, config, ranks, is_train=False)
+        return make_loader(datasets, config, ranks, is_train=False)
     except ShardError:
         raise
     except ValueError as error:

@@ -16,7 +16,6 @@ import safetensors.torch
 import torch
 from tqdm import tqdm
 
-from im2sp.shards import check_columns
 from im2sp.shards.codebook import codebook_name
 from im2sp.trainer.checkpoint import (
     HEADS_NAME,
@@ -35,6 +34,7 @@ from im2sp.trainer.data import (
     make_val_loader,
     open_other_views,
     open_teacher,
+    paths_of,
 )
 from im2sp.trainer.metrics import MetricsLog, draw_curves
 from im2sp.trainer.ranks import Ranks, init_distributed, use_tf32
@@ -48,7 +48,6 @@ from im2sp.trainer.setup import (
     text_model_sha256,
 )
 from im2sp.trainer.sources import (
-    check_fingerprints,
     fingerprints,
     longest_of,
     open_train,
@@ -138,23 +137,20 @@ class _Run:
         self.config, self.ranks = config, ranks
         warn, log = log, (lambda _: None) if config.quiet else log
         config.out.mkdir(parents=True, exist_ok=True)
-        dataset, val = open_train(config), open_val(config)
-        columns = config.unit_columns
-        self.fingerprints = fingerprints(dataset, columns)
-        self.tokenizers = tokenizer_records(dataset, columns)
-        if val is not None:
-            check_columns([dataset, val], columns.values())
-            found = fingerprints(val, columns)
-            check_fingerprints(found, self.fingerprints, str(val.path), str(dataset.path))
-        other_views = open_other_views(config, dataset)
+        datasets = open_train(config)
+        dataset = datasets[0]
+        val = open_val(config, dataset)
+        self.fingerprints = fingerprints(dataset, config.unit_columns)
+        self.tokenizers = tokenizer_records(dataset, config.unit_columns)
+        other_views = open_other_views(config, datasets)
         checkpoint = find_checkpoint(config, ranks, warn)
         check_same_units(self.fingerprints, checkpoint, config)
         vocabulary = target_vocabulary(config, dataset)
         # Made before a text model is fitted, as they report missing captions.
-        self.train_loader = make_loader(dataset, config, ranks, is_train=True)
+        self.train_loader = make_loader(datasets, config, ranks, is_train=True)
         check_grid(config, self.train_loader.image_column)
-        val_loader = None if val is None else make_val_loader(val, config, ranks)
-        text_model = find_text_model(config, dataset, checkpoint, ranks)
+        val_loader = make_val_loader(val, config, ranks) if val else None
+        text_model = find_text_model(config, datasets, checkpoint, ranks)
         self.text_model, self.text_model_sha256 = text_model, text_model_sha256(text_model)
         vocabulary = text_model.vocabulary if text_model else vocabulary
         assert vocabulary is not None
@@ -166,7 +162,7 @@ class _Run:
             self.text_model_sha256,
             text_model.log_odds if isinstance(text_model, WordBag) else None,
         )
-        teacher = open_teacher(config, dataset)
+        teacher = open_teacher(config, datasets)
         self.train_batches = TokenBatches(
             self.train_loader, vocabulary, text_model, other_views, teacher
         )
@@ -194,12 +190,12 @@ class _Run:
             log(f"resuming from {checkpoint.path}")
         if ranks.is_first:
             write_config(config, config.out)
-        log(self._description(dataset.path))
-        if val is None:
-            splits = ", ".join(sorted(filter(None, dataset.manifest.splits))) or "none"
+        log(self._description(paths_of(datasets)))
+        if not val:
+            splits = sorted({name for one in datasets for name in one.manifest.splits if name})
             log(
-                f"no validation: no split val in {dataset.path} (splits: {splits}); name another"
-                " with --val-split"
+                f"no validation: no split val in {paths_of(datasets)} (splits:"
+                f" {', '.join(splits) or 'none'}); name another with --val-split"
             )
         if config.freeze != "none" and config.init_from is None and config.encoder_from is None:
             log(f"--freeze {config.freeze} keeps random weights: no weights were loaded")
@@ -224,7 +220,7 @@ class _Run:
         self.train_loader.load_state_dict(dict(checkpoint.state["loader"]))
         self.step = self.first_step = checkpoint.step
 
-    def _description(self, shards: Path) -> str:
+    def _description(self, shards: str) -> str:
         """Sizes, data, precision and device of the run, in one line."""
         config, model = self.config, self.train_step.model
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,7 +1,7 @@
 """Start of a run: the checkpoint to resume from, and the text model."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from im2sp.shards import ShardDataset, UnitColumn
 from im2sp.shards.files import atomic_file, read_regular, read_toml
@@ -74,7 +74,7 @@ def check_same_units(
     Raises:
         ValueError: A fingerprint differs.
     """
-    place = str(config.shards)
+    place = ", ".join(map(str, config.shard_dirs))
     if checkpoint is not None:
         expected = checkpoint.state["fingerprints"]
         check_fingerprints(found, expected, place, f"the run {config.out}")
@@ -107,7 +107,10 @@ def check_grid(config: TrainConfig, image: UnitColumn | None) -> None:
 
 
 def find_text_model(
-    config: TrainConfig, dataset: ShardDataset, checkpoint: Checkpoint | None, ranks: Ranks
+    config: TrainConfig,
+    datasets: Sequence[ShardDataset],
+    checkpoint: Checkpoint | None,
+    ranks: Ranks,
 ) -> TextModel | UnitPieces | None:
     """The text model or unit pieces of a run; None for speech units without pieces.
 
@@ -119,21 +122,21 @@ def find_text_model(
     """
     if config.target not in ("text", "words") and not config.unit_pieces:
         return None
-    num_units = speech_vocabulary(dataset).num_ids
+    num_units = speech_vocabulary(datasets[0]).num_ids
     path = config.out / (UNITS_MODEL_NAME if config.unit_pieces else TEXT_MODEL_NAME)
     if checkpoint is None and ranks.is_first:
         if config.text_model is not None:
             model = read_text_model(config.text_model)
         elif config.unit_pieces:
             model = former_unit_pieces(config.init_from, num_units) or fit_unit_pieces(
-                utterances_of(dataset), num_units, config.unit_pieces
+                utterances_of(datasets), num_units, config.unit_pieces
             )
         elif (former := former_text_model(config.init_from, config.target)) is not None:
             model = former
         elif config.target == "words":
-            model = fit_word_bag(captions_of(dataset), config.text_pieces)
+            model = fit_word_bag(captions_of(datasets), config.text_pieces)
         else:
-            model = fit_text_model(captions_of(dataset), config.text_pieces)
+            model = fit_text_model(captions_of(datasets), config.text_pieces)
         with atomic_file(path) as file:
             file.write(model.data)
     ranks.wait()

@@ -1,9 +1,10 @@
 """Datasets of a run: their splits, columns and tokenizers."""
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from im2sp.shards import ShardDataset, UnitColumn
+from im2sp.shards import ShardDataset, UnitColumn, check_columns
 from im2sp.trainer.config import MAX_UNITS, TrainConfig
 from im2sp.trainer.vocabulary import Vocabulary
 
@@ -14,39 +15,57 @@ MAX_TARGET_IDS = 1 << 20
 _DEFAULT_NUM_UNITS = 200
 
 
-def open_train(config: TrainConfig) -> ShardDataset:
-    """The training samples.
+def open_train(config: TrainConfig) -> list[ShardDataset]:
+    """The training samples of each dataset.
 
     Raises:
-        ShardError: The dataset is missing or damaged, or has no such split.
-        ValueError: It has splits, but none called train, and none was named.
+        ShardError: A dataset is missing or damaged, or has no such split.
+        ValueError: It has splits, but none called train, and none was named; or the datasets have
+            other columns or units of other tokenizers.
     """
-    splits = ShardDataset(config.shards).manifest.splits
-    split = config.split
-    if split is None and "train" in splits:
-        split = "train"
-    if split is None and set(splits) - {""}:
-        raise ValueError(f"{config.shards}: has splits {sorted(splits)}; give one with --split")
-    return ShardDataset(config.shards, split)
+    found: list[ShardDataset] = []
+    for path in config.shard_dirs:
+        splits, split = ShardDataset(path).manifest.splits, config.split
+        if split is None and "train" in splits:
+            split = "train"
+        if split is None and set(splits) - {""}:
+            raise ValueError(f"{path}: has splits {sorted(splits)}; give one with --split")
+        found.append(ShardDataset(path, split))
+    _check_same(found, config, found[0])
+    return found
 
 
-def open_val(config: TrainConfig) -> ShardDataset | None:
-    """The validation samples; None if none are named and there is no split val.
+def open_val(config: TrainConfig, first: ShardDataset) -> list[ShardDataset]:
+    """The validation samples of each dataset that has them; empty if none has, nor was asked for.
 
     Raises:
-        ShardError: The dataset is missing or damaged, or has no such split.
-        ValueError: As for `open_train`.
+        ShardError: A dataset is missing or damaged, or none has the split that was named.
+        ValueError: As for `open_train`; they are compared with `first`, the first of training.
     """
-    path = config.val_shards or config.shards
-    splits = ShardDataset(path).manifest.splits
-    split = config.val_split
-    if split is None:
-        split = next((name for name in VAL_NAMES if name in splits), None)
-    if split is None and config.val_shards is None:
-        return None
-    if split is None and set(splits) - {""}:
-        raise ValueError(f"{path}: has splits {sorted(splits)}; give one with --val-split")
-    return ShardDataset(path, split)
+    found: list[ShardDataset] = []
+    paths = [config.val_shards] if config.val_shards is not None else config.shard_dirs
+    for path in paths:
+        splits, split = ShardDataset(path).manifest.splits, config.val_split
+        if split is None:
+            split = next((name for name in VAL_NAMES if name in splits), None)
+        if config.val_shards is None and (split is None or split not in splits):
+            continue
+        if split is None and set(splits) - {""}:
+            raise ValueError(f"{path}: has splits {sorted(splits)}; give one with --val-split")
+        found.append(ShardDataset(path, split))
+    if not found and config.val_split is not None:
+        ShardDataset(paths[0], config.val_split)  # names the splits that there are
+    _check_same(found, config, first)
+    return found
+
+
+def _check_same(datasets: list[ShardDataset], config: TrainConfig, first: ShardDataset) -> None:
+    columns = config.unit_columns
+    expected = fingerprints(first, columns)
+    for dataset in datasets:
+        check_columns([first, dataset], columns.values())
+        found = fingerprints(dataset, columns)
+        check_fingerprints(found, expected, str(dataset.path), str(first.path))
 
 
 def fingerprints(dataset: ShardDataset, columns: Mapping[str, str]) -> dict[str, str | None]:
@@ -138,15 +157,15 @@ def longest_of(config: TrainConfig, dataset: ShardDataset) -> int:
     return config.longest
 
 
-def captions_of(dataset: ShardDataset) -> Iterator[str]:
+def captions_of(datasets: Iterable[ShardDataset]) -> Iterator[str]:
     """All captions, image by image: the input for fitting a text model."""
-    for sample in dataset:
+    for sample in itertools.chain.from_iterable(datasets):
         yield from (caption for caption in sample.captions if caption)
 
 
-def utterances_of(dataset: ShardDataset) -> Iterator[list[int]]:
+def utterances_of(datasets: Iterable[ShardDataset]) -> Iterator[list[int]]:
     """The units of all utterances, image by image: the input for fitting unit pieces."""
-    for sample in dataset:
+    for sample in itertools.chain.from_iterable(datasets):
         yield from (units.tolist() for units in sample.speech_units if len(units))
 
 

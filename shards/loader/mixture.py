@@ -21,8 +21,8 @@ class Mixture:
     """Indexed datasets whose samples are numbered one dataset after the other.
 
     With weights, an epoch has as many samples as all datasets together, of each dataset its share.
-    Over the epochs each dataset is read in passes of its own, each in another order: no sample is
-    read again before all others of its dataset were.
+    Each dataset is read pass by pass, each pass in another order: no sample is read again before
+    all others of the same dataset.
 
     Attributes:
         num_samples: Samples of an epoch.
@@ -64,9 +64,8 @@ class Mixture:
         samples = np.empty_like(numbers)
         ends = np.cumsum(self._shares)
         source = np.searchsorted(ends, numbers, side="right")
-        for k in np.unique(source).tolist():
-            rows = np.flatnonzero(source == k)
-            num = self._indices[k].num_samples
+        for k, index in enumerate(self._indices):
+            rows, num = np.flatnonzero(source == k), index.num_samples
             place = epoch * self._shares[k] + numbers[rows] - (ends[k] - self._shares[k])
             for turn in np.unique(place // num).tolist():
                 of_turn = rows[place // num == turn]
@@ -157,7 +156,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class _Part:
-    """What was read of one dataset."""
+    """Result of reading one dataset."""
 
     rows: Numbers
     """Rows of the batch."""

@@ -77,7 +77,7 @@ def make_shards(
     return folder
 
 
-def make_config(shards: Path, out: Path, **changes) -> TrainConfig:
+def make_config(shards: Path | tuple[str, ...], out: Path, **changes) -> TrainConfig:
     """Settings of a run that takes a second."""
     settings = {
         "preset": "tiny",

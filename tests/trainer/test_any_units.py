@@ -9,6 +9,7 @@ import torch
 from im2sp.shards import DatasetWriter, ShardDataset, ShardLoader, UnitColumn
 from im2sp.trainer import generate, load_model
 from im2sp.trainer.checkpoint import read_checkpoint
+from im2sp.trainer.cli import main
 from im2sp.trainer.data import TokenBatches
 from im2sp.trainer.encoder import CodeEmbedding
 from im2sp.trainer.export import export_model, read_notes
@@ -211,6 +212,43 @@ def test_a_long_array_of_a_fixed_shape_has_positions(tmp_path):
     settings = {"target": "picture", "batch_size": 1, "steps": 1}
     train(make_config(tmp_path / "shards", tmp_path / "run", **settings))
     assert load_model(tmp_path / "run", device="cpu").config.max_positions == 1201
+
+
+# Several datasets ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", [("", ""), ("=0.7", "=0.3")])
+def test_several_datasets_are_mixed_and_resumed(shards, tmp_path, capsys, weights):
+    other = write_any(tmp_path / "other", num_train=4, num_val=1, seed=1)
+    command = ["--shards", *(f"{p}{w}" for p, w in zip((shards, other), weights, strict=True))]
+    command += ["--image-column", "line", "--target", "text", "--text-pieces", "30", "--preset"]
+    command += ["tiny", "--batch-size", "2", "--device", "cpu", "--no-tensorboard", "--quiet"]
+    command += ["--schedule-steps", "4", "--warmup-steps", "1"]
+    for out, all_steps in (("run", "24"), ("whole", "4")):
+        for steps in all_steps:
+            with pytest.raises(SystemExit) as left:
+                main([*command, "--out", str(tmp_path / out), "--steps", steps])
+            assert left.value.code == 0, capsys.readouterr().err
+    assert weights_of(tmp_path / "run", 4) == weights_of(tmp_path / "whole", 4)
+    state = read_checkpoint(tmp_path / "run/step-000004").state
+    assert state["loader"]["settings"]["weights"] == ([0.7, 0.3] if weights[0] else None)
+    with pytest.raises(SystemExit):
+        main(["--config", str(tmp_path / "run/config.toml"), "--out", str(tmp_path / "again")])
+    assert weights_of(tmp_path / "again", 4) == weights_of(tmp_path / "whole", 4)
+
+
+def test_datasets_of_other_columns_or_tokenizers_are_refused(shards, tmp_path):
+    other = make_shards(tmp_path / "other")
+    message = r"other: column image_units is \(28, 28\) of 8,192 codes, but in .*\(16, 16\) of 16,"
+    with pytest.raises(ValueError, match=message):
+        train(make_config((str(shards), str(other)), tmp_path / "run"))
+    records = {"image_units": {"name": "x", "fingerprint": "e" * 64}}
+    other = write_any(tmp_path / "strange", tokenizers=records)
+    message = (
+        r"strange: its image units have the fingerprint eeeeeeeeeeee, those of .*shards \(none"
+    )
+    with pytest.raises(ValueError, match=message):
+        train(make_config((str(shards), str(other)), tmp_path / "run"))
 
 
 # Refusals -----------------------------------------------------------------------------------------

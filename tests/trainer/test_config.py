@@ -3,15 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from im2sp.trainer.config import (
-    RECIPES,
-    TrainConfig,
-    differences,
-    flags_of,
-    read_toml,
-    to_toml,
-    with_files,
-)
+from im2sp.trainer.config import TrainConfig, differences, to_toml
+from im2sp.trainer.flags import RECIPES, flags_of, read_toml, with_files
 from support.training import make_config
 
 
@@ -44,6 +37,20 @@ def test_several_paths_come_back_as_they_were(tmp_path):
     path.write_bytes(to_toml(make_config("shards", "run")))
     assert "--other-view" not in with_files(["--config", str(path)])
     assert differences(config, tomllib.loads(to_toml(config).decode())) == []
+
+
+def test_several_datasets_and_their_weights(tmp_path):
+    config = make_config(("a=0.7", "b=3"), "run")
+    assert (config.shard_dirs, config.weights) == ([Path("a"), Path("b")], (0.7, 3.0))
+    saved = tomllib.loads(to_toml(config).decode())
+    assert saved["shards"] == ["a=0.7", "b=3"]
+    assert flags_of({"shards": saved["shards"]}) == ["--shards", "a=0.7", "b=3"]
+    config = make_config(("a", "b"), "run")
+    assert (config.shard_dirs, config.weights) == ([Path("a"), Path("b")], None)
+    (tmp_path / "c=1").mkdir()  # a folder of this name
+    config = make_config((str(tmp_path / "c=1"), "d=x"), "run")
+    assert (config.shard_dirs, config.weights) == ([tmp_path / "c=1", Path("d=x")], None)
+    assert make_config(("a=2",), "run").weights is None
 
 
 def test_a_recipe_names_settings_only():
@@ -107,12 +114,15 @@ def test_saved_settings_equal_the_config(tmp_path):
         ({"betas": (0.9, 1.0)}, "--betas is .* expected each 0 up to below 1"),
         ({"max_length": 2000}, "--max-length is 2000; expected at most 1023"),
         ({"schedule_steps": 5, "steps": 6}, "--schedule-steps is 5; expected at least --steps, 6"),
+        ({"shards": ()}, "--shards is missing; expected at least one dataset"),
+        ({"shards": ("a=1", "b")}, "--shards b has no weight; give all a weight, or none"),
+        ({"shards": ("a=0", "b=1")}, "--shards a=0: the weight is 0; expected more than 0"),
         ({"text_model": "a"}, "--text-model applies to --target text only"),
     ],
 )
 def test_invalid_settings_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        make_config(tmp_path, tmp_path, **changes)
+        make_config(**{"shards": tmp_path, "out": tmp_path, **changes})
 
 
 def test_longest(tmp_path):

@@ -42,7 +42,7 @@ def test_special_tokens_of_speech(shards):
 
 def test_captions_are_split_into_pieces(shards):
     dataset = ShardDataset(shards, "train")
-    captions = list(captions_of(dataset))
+    captions = list(captions_of([dataset]))
     model = fit_text_model(captions, 40)
     loader = ShardLoader(dataset, batch_size=8, shuffle=False, target="text")
     (batch,) = TokenBatches(loader, model.vocabulary, model)
@@ -53,26 +53,29 @@ def test_captions_are_split_into_pieces(shards):
 
 def test_default_splits(shards, tmp_path):
     config = make_config(shards, tmp_path / "run")
-    assert open_train(config).split == "train"
-    assert open_val(config).split == "val"
+    (train,) = open_train(config)
+    (val,) = open_val(config, train)
+    assert (train.split, val.split) == ("train", "val")
     without = make_shards(tmp_path / "without", {"": 4})
     config = make_config(without, tmp_path / "run")
-    assert (open_train(config).split, open_val(config)) == (None, None)
-    assert open_val(make_config(shards, tmp_path / "run", val_shards=without)).split is None
+    assert ([one.split for one in open_train(config)], open_val(config, train)) == ([None], [])
+    (val,) = open_val(make_config(shards, tmp_path / "run", val_shards=without), train)
+    assert val.split is None
     other = make_shards(tmp_path / "other", {"one": 4, "two": 4})
     with pytest.raises(ValueError, match=r"other: has splits \['one', 'two'\]; give one with --sp"):
         open_train(make_config(other, tmp_path / "run"))
     with pytest.raises(ValueError, match=r"other: has splits .* give one with --val-split"):
-        open_val(make_config(shards, tmp_path / "run", val_shards=other))
+        open_val(make_config(shards, tmp_path / "run", val_shards=other), train)
     config = make_config(other, tmp_path / "run", split="one", val_split="two")
-    assert (open_train(config).split, open_val(config).split) == ("one", "two")
+    (val,) = open_val(config, train)
+    assert (open_train(config)[0].split, val.split) == ("one", "two")
 
 
 def test_over_long_items_are_counted(tmp_path):
     samples = make_samples({"train": 6})
     shards = make_shards(tmp_path / "shards", {"train": 6}, samples=samples)
     config = make_config(shards, tmp_path / "run", max_length=5)
-    loader = make_loader(ShardDataset(shards), config, ONE, is_train=True)
+    loader = make_loader([ShardDataset(shards)], config, ONE, is_train=True)
     num_long = sum(len(units) > 5 for sample in samples for units in sample.speech_units)
     assert num_long
     assert loader.skipped["utterances longer than 5"] == num_long
@@ -108,10 +111,10 @@ def mirrored_of(shards, folder, keys=None, **changes):
 def units_of_epoch(shards, out, others, epoch, **changes):
     """Key -> image units of one epoch of a run."""
     config = make_config(shards, out, other_view=tuple(others), **changes)
-    dataset = open_train(config)
-    loader = make_loader(dataset, config, ONE, is_train=True)
+    datasets = open_train(config)
+    loader = make_loader(datasets, config, ONE, is_train=True)
     batches = TokenBatches(
-        loader, speech_vocabulary(dataset), None, open_other_views(config, dataset)
+        loader, speech_vocabulary(datasets[0]), None, open_other_views(config, datasets)
     )
     found = {}
     for batch in batches:
