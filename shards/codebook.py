@@ -81,7 +81,10 @@ def read_tensors(path: Path, sha256: str) -> dict[str, NDArray[Any]]:
 
 
 def table_bytes(dataset_dir: Path, manifest: Manifest) -> int:
-    """Bytes of the coding tables in the file; the rest of it are codebooks.
+    """Bytes of the coding tables in the file, without those of the image units.
+
+    The latter count as part of the codebook: like it, they do not grow with the dataset and most
+    often come with the tokenizer.
 
     Raises:
         ShardError: The file is missing or damaged.
@@ -90,7 +93,11 @@ def table_bytes(dataset_dir: Path, manifest: Manifest) -> int:
     if manifest.format_version == 1 or name is None or sha256 is None:
         return 0
     tensors = read_tensors(dataset_dir / name, sha256)
-    return sum(tensor.nbytes for name, tensor in tensors.items() if not _is_codebook(name))
+    return sum(
+        tensor.nbytes
+        for name, tensor in tensors.items()
+        if not _is_codebook(name) and not name.startswith("image_units.")
+    )
 
 
 def _is_codebook(name: str) -> bool:

@@ -6,8 +6,8 @@ Raw media are counted as in the paper: pixels of 24 bits, and audio at 16 kHz of
 of the images is that of the dataset's view (224 x 224), or recorded in `raw` (`image_pixels`), or
 given by `--image-size`. Everything else is measured on the dataset's files: the values of each
 column, the checksums in `dataset.json`, the coding tables of speech, and the rest as container. The
-parts add up to the bytes on disk. The codebook is listed separately: its size does not depend on
-the dataset.
+parts add up to the bytes on disk. The codebook is listed separately, with the coding tables of
+image units: their size does not depend on the dataset.
 
 The paper's own figures are shown where the units have its shape, bits and image size.
 
@@ -310,7 +310,7 @@ def disk_rows(count: BitCount) -> list[str]:
     lines += [
         f"{name:<44}{size:>15,}{size / n:>12,.1f}{percent(size, total):>12}" for name, size in rows
     ]
-    lines.append(f"{'codebook (once per dataset)':<44}{count.codebook_bytes:>15,}")
+    lines.append(f"{'codebook, image tables (once per dataset)':<44}{count.codebook_bytes:>15,}")
     return lines
 
 

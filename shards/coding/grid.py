@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from im2sp.shards.coding.grid_tables import MAX_CODE_BITS, GridTables, Ints
 from im2sp.shards.errors import ShardError
 
-_SPARE_BYTES = 8
+_WINDOW_BYTES = 8  # that the kernel reads at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +96,12 @@ class GridHuffmanCodec:
                 f"grid-huffman: value {value} has {bounds[value + 1] - bounds[value]} bytes; "
                 f"expected at least {self.min_size_bytes} for {self.count} units"
             )
-        padded = np.zeros(int(bounds[-1]) + _SPARE_BYTES, np.uint8)
-        padded[:-_SPARE_BYTES] = data[: bounds[-1]]
+        if data.size < _WINDOW_BYTES or not data.flags.c_contiguous:
+            data = np.append(data, np.zeros(_WINDOW_BYTES, np.uint8))
         ids = np.empty((bounds.size - 1) * self.count, np.uint16)
         ends = np.empty(bounds.size - 1, np.int64)
-        _kernels().decode(padded, bounds, *self.shape, *self.tables.for_kernel, ids, ends)
-        self._check_ends(padded, bounds, ends)
+        _kernels().decode(data, bounds, *self.shape, *self.tables.for_kernel, ids, ends)
+        self._check_ends(data, bounds, ends)
         return ids, np.arange(bounds.size) * self.count
 
     def _check_ends(self, data: NDArray[np.uint8], bounds: Ints, ends: Ints) -> None:

@@ -65,7 +65,7 @@ def decode(
     """Decode values.
 
     Args:
-        data: (bytes,) uint8, with at least 8 bytes behind the last value.
+        data: (bytes,) uint8, at least 8.
         offsets: (n + 1,) int64, ascending: value v is bytes `offsets[v]` to `offsets[v + 1] - 1`.
         num_rows: Rows of a grid.
         num_columns: Columns of a grid.
@@ -113,7 +113,7 @@ def decode(
                     bits = u64(0)
                     for i in range(8):  # LLVM merges these into one load
                         bits |= u64(data[byte + u64(i)]) << u64(8 * i)
-                    held[lane] = bits >> (places[lane] & u64(7))
+                    held[lane] = bits >> min(places[lane] - (byte << u64(3)), u64(63))
                     left = lefts[lane] & u64(65535)
                     joint = u64(above[here + lane])
                     contexts[lane] = cluster_contexts[left * num_joint + joint]

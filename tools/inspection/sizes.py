@@ -24,7 +24,7 @@ def total_bytes(dataset_dir: Path, manifest: Manifest) -> int:
 
 
 def codebook_bytes(dataset_dir: Path, manifest: Manifest) -> int:
-    """Bytes of the codebook's file without coding tables, 0 if there is none."""
+    """Bytes of codebooks and of the tables of image units; 0 if there are none."""
     name = manifest.codebook_file
     return file_bytes(dataset_dir / name) - table_bytes(dataset_dir, manifest) if name else 0
 
