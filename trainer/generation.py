@@ -96,7 +96,7 @@ def generate(
 
     Args:
         model: The model; run in eval mode, its own mode is restored.
-        image_units: (B, grid, grid) int64, on the model's device.
+        image_units: (B, *shape) int64 units of images, on the model's device.
         num_beams: 1 for greedy or sampling.
         max_tokens: Maximum number of generated tokens; EOS counts, BOS does not.
         length_penalty: Above 0 favours long hypotheses, as scores are negative.

@@ -146,6 +146,9 @@ def test_a_run_on_units_of_another_tokenizer(shards, tmp_path):
     train(make_config(own, tmp_path / "run", image_column="line", target="text", text_pieces=30))
     found = evaluate.evaluate(options(own, tmp_path / "a", run=str(tmp_path / "run")))
     assert found["captions"]["num_items"] == 2
+    train(make_config(own, tmp_path / "speech", steps=1))
+    with pytest.raises(ValueError, match="made for 20 units, the shards' speech has 50; name the"):
+        evaluate.evaluate(options(own, tmp_path / "c", run=str(tmp_path / "speech")))
     train(make_config(own, tmp_path / "grid", target="text", text_pieces=30, steps=1))
     message = "takes images of 16 x 16 units of 16,384 codes, but those of the dataset are 28 x 28"
     with pytest.raises(ValueError, match=message):

@@ -352,9 +352,10 @@ class _UnitVoice:
 
         self._vocoder = load_vocoder(config.vocoder, device=config.device)
         recorded = dataset.manifest.speech_tokenizer or {}
-        self._vocoder.check_units(
-            recorded.get("num_units"), recorded.get("fingerprint"), "the shards' speech"
-        )
+        num_units, column = recorded.get("num_units"), dataset.columns.get("speech_units")
+        if num_units is None and dataset.schema.version > 1 and isinstance(column, UnitColumn):
+            num_units = column.num_codes
+        self._vocoder.check_units(num_units, recorded.get("fingerprint"), "the shards' speech")
         self._speaker = 0 if self._vocoder.num_speakers else None
         self.inputs: dict[str, Any] = {
             "vocoder": self._vocoder.name,
