@@ -1,7 +1,7 @@
 """Several datasets as one: numbering, weights, and reading of batches that mix them."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ class Mixture:
 
     Attributes:
         num_samples: Samples of an epoch.
-        image_column: Column of the images; None if there is none and none is needed.
+        image_column: Column of the images; None if none is needed and not all have one like it.
         skipped: Items and samples left out: reason -> number, of all datasets.
     """
 
@@ -39,8 +39,11 @@ class Mixture:
         """
         self._settings = settings
         names = [settings.target_column] if settings.is_of_units else []
-        if settings.needs_image or settings.image_column in datasets[0].columns:
+        images = {_described(dataset.columns.get(settings.image_column)) for dataset in datasets}
+        if settings.needs_image:
             names.append(settings.image_column)
+        elif len(images) > 1:  # no column of all of them
+            settings = replace(settings, image_column="")
         check_columns(datasets, names)
         self._indices = [LoaderIndex(dataset, settings) for dataset in datasets]
         pairs = zip(datasets, self._indices, strict=True)

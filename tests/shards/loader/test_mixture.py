@@ -138,6 +138,18 @@ def test_each_dataset_has_its_own_split(folders: list[Path], tmp_path: Path) -> 
     ]  # fmt: skip
 
 
+def test_images_may_differ_where_none_is_needed(folders: list[Path], tmp_path: Path) -> None:
+    columns = {"image_units": UnitColumn((2, 8), 9), "audio_units": AUDIO}
+    with DatasetWriter(tmp_path / "e", columns=columns) as writer:
+        writer.write(key="e0", image_units=None, audio_units=np.zeros((2, 3), int))
+    loader = loader_of([folders[2], tmp_path / "e"], target="audio_units", needs_image=False)
+    keys = [key for batch in loader for key in batch.keys]
+    assert sorted(keys) == ["c0", "c1", "c2", "c3", "c4", "e0"]
+    assert loader.image_column is None
+    (batch,) = loader_of([folders[2]] * 2, 10, target="audio_units", needs_image=False)
+    assert batch.image_units.shape == (10, 4, 4)
+
+
 def test_what_is_refused(folders: list[Path], tmp_path: Path) -> None:
     other = write(tmp_path, "other", 3, image_units=UnitColumn((2, 8), 16384))
     for names in ([folders[0], other], [other, folders[0]]):
