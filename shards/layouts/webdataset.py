@@ -174,12 +174,14 @@ def _members_of_row(row: Mapping[str, Any], schema: Schema) -> dict[str, bytes]:
         elif isinstance(value, list):
             arrays = cast(list[bytes], value)
             info[name + SIZES_SUFFIX] = [len(data) for data in arrays]
-            if arrays:
+            if arrays or schema.version > 1:
                 members[name] = b"".join(arrays)
         elif value is not None:
             members[name] = value
         elif _is_many(name, schema):
             info[name + SIZES_SUFFIX] = None
+            if schema.version > 1:
+                members[name] = b""
     members["json"] = compact_json(info).encode()
     return dict(sorted(members.items()))
 

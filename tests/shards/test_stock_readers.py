@@ -10,8 +10,10 @@ import pyarrow as pa
 import pytest
 
 from im2sp.shards import (
+    DatasetWriter,
     Manifest,
     Sample,
+    ShardDataset,
     ShardError,
     UnitColumn,
     datasets_transform,
@@ -176,6 +178,29 @@ def test_webdataset_of_version_2(tmp_path: Path, layout: str) -> None:
             decode_row(plain[1], dataset)
     del samples
     gc.collect()
+
+
+def test_datasets_reads_plain_tars_with_and_without_speech(tmp_path: Path) -> None:
+    import datasets
+
+    speech = {name: UnitColumn((None,), 200, many=True) for name in ("speech_units", "durations")}
+    columns = {"image_units": UnitColumn((4, 4), 300), **speech}
+    rows = [
+        {"image_units": np.full((4, 4), i), "speech_units": clips, "durations": runs}
+        for i, (clips, runs) in enumerate([([], None), ([[7, 8]], [[1, 2]]), ([[9]], None)])
+    ]
+    with DatasetWriter(tmp_path / "a", columns=columns, **LAYOUTS["plain"]) as writer:
+        for i, row in enumerate(rows):
+            writer.write(key=f"k{i}", **row)
+    files = sorted(map(str, (tmp_path / "a").glob("*.tar")))
+    found = datasets.load_dataset(
+        "webdataset", data_files=files, split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert [row["json"]["key"] for row in found] == ["k0", "k1", "k2"]
+    assert [len(row["speech_units"]) for row in found] == [0, 3, 2]
+    for sample, row in zip(ShardDataset(tmp_path / "a"), rows, strict=True):
+        assert [units.tolist() for units in sample.speech_units] == row["speech_units"]
+        assert (sample.durations is None) == (row["durations"] is None)
 
 
 def test_rows_that_cannot_be_decoded(tmp_path: Path) -> None:
