@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from im2sp.shards import Sample, ShardDataset, ShardLoader, unpack_units_on_device
+from im2sp.shards import (
+    DatasetWriter,
+    Sample,
+    ShardDataset,
+    ShardLoader,
+    UnitColumn,
+    unpack_units_on_device,
+)
 from im2sp.trainer.data import TokenBatches, make_loader, open_other_views
 from im2sp.trainer.ranks import Ranks
 from im2sp.trainer.sources import (
@@ -176,6 +183,34 @@ def test_images_without_other_views_keep_their_own(tmp_path):
         found = units_of_epoch(shards, tmp_path / "run", [other], 0)[sample.key]
         if sample.key != "train3":
             np.testing.assert_array_equal(found, sample.image_units)
+
+
+def test_views_may_be_coded_in_another_way(tmp_path):
+    """Coded and packed units, in a column of another name; the second has every second image."""
+    rng = np.random.default_rng(0)
+    grids = {f"i{k}": rng.integers(0, 30, (4, 4)) for k in range(24)}
+    for name, coding, step in (("own", "coded", 1), ("packed", "packed", 1), ("coded", "coded", 2)):
+        columns = {"picture": UnitColumn((4, 4), 30, coding=coding)}
+        with DatasetWriter(tmp_path / name, columns=columns) as writer:
+            for key in [*grids][::step]:
+                units = grids[key] if name == "own" else 29 - grids[key]
+                writer.write(key=key, captions=["a dog"], picture=units)
+    settings = {"image_column": "picture", "target": "text", "batch_size": 8}
+    others = (tmp_path / "packed", tmp_path / "coded")
+    config = make_config(tmp_path / "own", tmp_path / "run", other_view=others, **settings)
+    datasets = open_train(config)
+    loader = make_loader(datasets, config, ONE, is_train=True)
+    views = open_other_views(config, datasets)
+    batches = iter(loader)
+    drawn = []
+    for batch in (next(batches) for _ in range(3)):
+        packed, numbers = views.mix(batch.images_packed, batch.keys, batch.epoch)
+        found = unpack_units_on_device(packed, 5, (4, 4)).numpy()
+        for key, units, number in zip(batch.keys, found, numbers, strict=True):
+            np.testing.assert_array_equal(units, 29 - grids[key] if number else grids[key])
+            assert number < 2 or int(key[1:]) % 2 == 0
+        drawn += numbers
+    assert set(drawn) == {0, 1, 2}
 
 
 def test_another_view_of_other_images_or_units_is_refused(tmp_path):
