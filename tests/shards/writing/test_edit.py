@@ -19,6 +19,7 @@ from im2sp.shards import (
 from im2sp.shards.columns.stored import StoredUnits
 from im2sp.shards.schema import DEFAULT_COLUMNS
 from support.datasets import COLUMNS, make_rows, make_samples, write_dataset, write_rows
+from support.grid import TINY, random_tables
 
 
 def same(found, expected):
@@ -164,6 +165,20 @@ def test_codebooks_are_copied(tmp_path):
     for name in columns:
         assert np.array_equal(dataset.codebook(name), np.float32(books[name]))
     assert dataset.manifest.image_tokenizer == {"name": "t"}
+
+
+def test_grids_are_coded_with_the_tables_of_the_first(tmp_path):
+    columns = {"image_units": UnitColumn((2, 3), 4, coding="coded")}
+    other = random_tables(0, num_codes=4, num_clusters=2)
+    grids = np.random.default_rng(0).integers(0, 4, (9, 2, 3))
+    for name, tables, part in (("a", TINY, 0), ("b", TINY, 3), ("c", other, 6)):
+        named = {f"image_units.{table}": tensor for table, tensor in tables.items()}
+        rows = [{"key": f"{part + k}", "image_units": grids[part + k]} for k in range(3)]
+        write_rows(tmp_path / name, rows, columns, tables=named)
+    concatenate([tmp_path / name for name in "abc"], tmp_path / "out")
+    dataset = check(tmp_path / "out", [s for n in "abc" for s in ShardDataset(tmp_path / n)])
+    assert np.array_equal([sample.image_units for sample in dataset], grids)
+    assert np.array_equal(dataset.tensors()["image_units.clusters"], TINY["clusters"])
 
 
 def test_filter(tmp_path, pair):
