@@ -153,7 +153,7 @@ class ShardDataset:
 
     def batch_path(self, number: int) -> Path:
         """The shard file that contains batch `number`."""
-        return self.path / self.manifest.shards[self._places[number][0]].file
+        return self.path / self.manifest.shards[self.shard_of(number)].file
 
     def batch(self, number: int) -> Batch:
         """Views of batch `number` (of `locate`), for reading many rows at once.
@@ -163,17 +163,33 @@ class ShardDataset:
         """
         batch = self._batches.get(number)
         if batch is None:
-            shard, k = self._places[number]
-            reader = self._readers.get(shard)
-            if reader is None:
-                info, layout = self.manifest.shards[shard], self.manifest.layout
-                reader = ShardReader(self.path, info, layout, self.schema)
-                self._readers[shard] = reader
-            batch = reader.batch(k)
+            batch = self.read_batch(number)
             if len(self._batches) >= _MAX_OPEN_BATCHES:
                 self._batches.pop(next(iter(self._batches)), None)
             self._batches[number] = batch
         return batch
+
+    def read_batch(self, number: int, *, is_compared: bool = True) -> Batch:
+        """As `batch`, but the views are not kept; see `ShardReader.batch`."""
+        shard, k = self._places[number]
+        return self.reader(shard).batch(k, is_compared=is_compared)
+
+    def reader(self, shard: int) -> ShardReader:
+        """Reader of a shard, opened on first use.
+
+        Raises:
+            ShardError: The shard is missing or of another size.
+        """
+        reader = self._readers.get(shard)
+        if reader is None:
+            info, layout = self.manifest.shards[shard], self.manifest.layout
+            reader = ShardReader(self.path, info, layout, self.schema)
+            self._readers[shard] = reader
+        return reader
+
+    def shard_of(self, number: int) -> int:
+        """Number in the manifest of the shard that contains batch `number`."""
+        return self._places[number][0]
 
     def sample(self, batch: int, row: int) -> Sample:
         """The sample at a position returned by `locate`.

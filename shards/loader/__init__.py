@@ -134,7 +134,7 @@ class ShardLoader:
     the start. `state_dict` returns the position after the last batch that was yielded, regardless
     of read-ahead, and `load_state_dict` restores it, also on another number of ranks.
 
-    The constructor opens each batch of the dataset and compares its checksum.
+    A batch of the dataset is opened, and its checksum compared, when its first sample is read.
 
     Several datasets are mixed in every batch, by their sizes, each sample once in an epoch; or by
     `weights` (see `mixture.Mixture`).

@@ -1,7 +1,7 @@
 """Index of a loader: the rows to read, their positions, and counts of skipped ones.
 
-Building it opens every batch once, which compares all checksums (270 MB take 0.2 s from the page
-cache). It takes 4 bytes a sample; if lengths are needed, 12 more and 4 for each item.
+It takes 4 bytes a sample; if lengths are needed, 12 more and 4 for each item. Making it reads
+splits, nulls and lengths of all batches. Checksums are compared later, when a batch is first used.
 """
 
 from collections import Counter
@@ -27,14 +27,9 @@ class LoaderIndex:
     """The samples of a loader, numbered 0 to `num_samples - 1`.
 
     Attributes:
-        batches: All batches of the dataset; they keep the mapped files open.
         places: (n,) uint32: batch << 8 | row of each sample.
         image_column: Column of the images; None if there is none and none is needed.
-        images: Buffers of the image rows of all batches, see `kernels.add_buffers`.
-        items: Buffers of the target's column, if it has units.
-        captions: Buffers of the captions.
-        max_items: Maximum number of items of a row in the target's column.
-        max_captions: Maximum number of captions of a row.
+        columns: Columns that batches are read from.
         lengths: (items,) int32 of all items of the samples, empty if lengths are not needed.
         first_lengths: (n + 1,) int64: offset in `lengths` of each sample's items.
         skipped: Items and samples left out: reason -> number.
@@ -44,7 +39,7 @@ class LoaderIndex:
         """Index the dataset.
 
         Raises:
-            ShardError: A shard is missing or damaged.
+            ShardError: A shard is missing, or so damaged that it cannot be indexed.
             ValueError: No sample matches the settings.
         """
         if dataset.num_batches > _MAX_BATCHES:
@@ -63,18 +58,13 @@ class LoaderIndex:
             self._noun = "utterances"
         if settings.is_of_units:
             _check_target(dataset, self._target)
-        self.batches = [dataset.batch(number) for number in range(dataset.num_batches)]
-        self.images = kernels.new_column()
+        self.columns = {"key", "captions"}
         if self.image_column is not None:
-            self.images = _column([batch.views[settings.image_column] for batch in self.batches])
-        self.captions = _column([batch.captions for batch in self.batches])
-        self.max_captions = _max_items([batch.captions for batch in self.batches])
-        self.items, self.max_items = self.captions, self.max_captions
+            self.columns.add(settings.image_column)
         self._dataset, self._settings = dataset, settings
         self._needs_lengths = settings.is_filtered or settings.is_bucketed
         if settings.is_of_units:
-            views = [batch.views[self._target] for batch in self.batches]
-            self.items, self.max_items = _column(views), _max_items(views)
+            self.columns.add(self._target)
             stored = dataset.schema.units[self._target]
             self._stored = stored
             # Bytes alone do not say whether an array has units.
@@ -102,27 +92,22 @@ class LoaderIndex:
         return sort_lengths
 
     def _build(self) -> None:
-        places: list[NDArray[np.uint32]] = []
-        num_items: list[NDArray[np.int64]] = []
-        lengths: list[NDArray[np.int32]] = []
-        longest: list[NDArray[np.int32]] = []
-        for number, batch in enumerate(self.batches):
+        places, lengths = _Parts(np.uint32), _Parts(np.int32)
+        num_items, longest = _Parts(np.int64), _Parts(np.int32)
+        num_items.add(np.zeros(1, np.int64))
+        for number in range(self._dataset.num_batches):
+            batch = self._dataset.read_batch(number, is_compared=False)
             rows = self._rows_with_image(batch)
             if self._settings.target != "images":
-                found, counts, kept_longest, all_lengths = self._rows_with_items(number, rows)
-                rows = found
-                num_items.append(counts)
-                longest.append(kept_longest)
-                lengths.append(all_lengths)
-            places.append((np.uint32(number << 8) | rows.astype(np.uint32)).astype(np.uint32))
+                rows, *found = self._rows_with_items(number, batch, rows)
+                if self._needs_lengths:
+                    for parts, part in zip((num_items, longest, lengths), found, strict=True):
+                        parts.add(part)
+            places.add(np.uint32(number << 8) | rows.astype(np.uint32))
         self.skipped = {reason: num for reason, num in self._counts.items() if num}
-        self.places = np.concatenate(places) if places else np.zeros(0, np.uint32)
-        self.lengths, self.first_lengths = NO_LENGTHS, np.zeros(1, np.int64)
-        self._longest = NO_LENGTHS
-        if self._needs_lengths and self.places.size:
-            self.lengths = np.concatenate(lengths)
-            self.first_lengths = np.concatenate([[0], np.cumsum(np.concatenate(num_items))])
-            self._longest = np.concatenate(longest)
+        self.places, self.lengths, self._longest = places.all(), lengths.all(), longest.all()
+        self.first_lengths = num_items.all()
+        np.cumsum(self.first_lengths, out=self.first_lengths)
         if not self.places.size:
             raise ValueError(self._why_empty())
 
@@ -142,7 +127,7 @@ class LoaderIndex:
         return with_image
 
     def _rows_with_items(
-        self, number: int, rows: NDArray[np.int64]
+        self, number: int, batch: Batch, rows: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]:
         """Select rows with at least one item in bounds.
 
@@ -150,7 +135,7 @@ class LoaderIndex:
             The rows, their numbers of items, the length of their longest item in bounds, and the
             lengths of all their items.
         """
-        batch, low, high = self.batches[number], self._settings.min_length, self.max_length
+        low, high = self._settings.min_length, self.max_length
         noun, view = self._noun, batch.views[self._target]
         row_offsets, value_offsets, data = _buffers(view)
         lengths = np.zeros(value_offsets.size - 1, np.int32)
@@ -195,7 +180,7 @@ class LoaderIndex:
         try:
             return self._stored.lengths(data, offsets)
         except ShardError:
-            for row in range(self.batches[number].num_samples):
+            for row in range(offsets.size - 1):
                 self._dataset.sample(number, row)  # raises an error that names the sample
             raise
 
@@ -244,7 +229,7 @@ def _check_target(dataset: ShardDataset, name: str) -> None:
 
 
 def _buffers(view: View) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.uint8]]:
-    """Items of each row, bytes of each item, and all bytes; see `kernels.add_buffers`."""
+    """Items of each row, bytes of each item, and all bytes."""
     if isinstance(view, Lists):
         return view.offsets, view.values.offsets, view.values.data
     if isinstance(view, Values):
@@ -254,24 +239,22 @@ def _buffers(view: View) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[
     return rows, rows * np.int32(size), view.data.reshape(-1)
 
 
-def _column(views: list[View]) -> Any:
-    """Buffers of a column of all batches, for the kernels."""
-    column = kernels.new_column()
-    for view in views:
-        kernels.add_buffers(column, *_buffers(view))
-    return column
+class _Parts:
+    """Array that grows; many small arrays would leave their memory in pieces."""
 
+    def __init__(self, dtype: type[np.generic]) -> None:
+        self._array, self._size = np.empty(1 << 16, dtype), 0
 
-def _max_items(views: list[View]) -> int:
-    """Largest number of items of a row."""
-    return max(
-        (
-            int(np.diff(view.offsets).max()) if isinstance(view, Lists) else 1
-            for view in views
-            if not isinstance(view, Lists) or view.offsets.size > 1
-        ),
-        default=0,
-    )
+    def add(self, part: NDArray[Any]) -> None:
+        size = self._size + part.size
+        if size > self._array.size:
+            self._array.resize(size + size // 4, refcheck=False)  # moves pages, copies nothing
+        self._array[self._size : size] = part
+        self._size = size
+
+    def all(self) -> NDArray[Any]:
+        self._array.resize(self._size, refcheck=False)
+        return self._array
 
 
 def _is_text(values: Values, text: str) -> NDArray[np.bool_]:

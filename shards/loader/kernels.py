@@ -1,9 +1,9 @@
 """Compiled inner loops of the loader; imported on first use, like `packing_kernels`.
 
-A row may be in any of hundreds of record batches, so a column is a typed list of the numpy views of
-each record batch. Every index that was read from a mapped file is checked against the size
-of the indexed array on each use, so a file that changes while it is mapped causes an error, not an
-out-of-bounds read. All kernels release the GIL.
+A row may be in any of hundreds of record batches, so a column is the bytes of all shards and a
+table of the byte ranges of each record batch in them, `opened.OpenBatches`. Every index that was
+read from a mapped file is checked against the size of the indexed array on each use, so a file that
+changes while it is mapped causes an error, not an out-of-bounds read. All kernels release the GIL.
 
 A *place* is a row of a record batch: the batch's number << 8 | row.
 
@@ -34,28 +34,52 @@ _NUMBERS_OUT = types.Array(types.int64, 1, "C")
 _IDS_IN = types.Array(types.uint16, 1, "C", readonly=True)
 _WIDE_IN = types.Array(types.uint32, 1, "C", readonly=True)
 
-_BUFFERS = types.Tuple((_INT32_IN, _INT32_IN, _BYTES_IN))
-_COLUMN = types.ListType(_BUFFERS)
+_FILES = types.ListType(_BYTES_IN)
+_TABLE = types.Array(types.int64, 2, "C", readonly=True)
+FILE, ROWS, NUM_ROWS, VALUES, NUM_VALUES, DATA, DATA_SIZE, MAX_ITEMS = range(8)
+"""Columns of a table, which has a row for each record batch:
+
+FILE: number of its file.
+ROWS: offset of (rows + 1,) int32: row r of a list column is values `rows[r]` to `rows[r + 1] - 1`;
+    -1 if row r is value r. NUM_ROWS: number of rows, 0 if the record batch is not open.
+VALUES: offset of (values + 1,) int32: value v is bytes `values[v]` to `values[v + 1] - 1` of the
+    data; -1 if they have one size. NUM_VALUES: number of values.
+DATA: offset of the bytes of the values. DATA_SIZE: their number.
+MAX_ITEMS: most values of a row.
+"""
+NUM_ENTRIES = 8
 
 
-@compiled(_COLUMN())
-def new_column() -> Any:
-    """An empty list of the buffers of record batches, for `add_buffers`."""
-    return List.empty_list(_BUFFERS)
+@compiled(_FILES(types.int64, _BYTES_IN))
+def new_files(num: int, empty: Any) -> Any:
+    """A list of `num` files without bytes, `empty`."""
+    files = List.empty_list(_BYTES_IN)
+    for _ in range(num):
+        files.append(empty)
+    return files
 
 
-@compiled(types.void(_COLUMN, _INT32_IN, _INT32_IN, _BYTES_IN))
-def add_buffers(column: Any, rows: Any, values: Any, data: Any) -> None:
-    """Append a record batch.
+@compiled(types.void(_FILES, types.int64, _BYTES_IN))
+def set_file(files: Any, number: int, data: Any) -> None:
+    """Set the bytes of a file that no record batch refers to yet."""
+    files[number] = data
 
-    Args:
-        column: List of `new_column`.
-        rows: (rows + 1,) int32: row r of a list column is values `rows[r]` to `rows[r + 1] - 1`.
-            Empty if rows have one size, as for images.
-        values: (values + 1,) int32: value v is bytes `values[v]` to `values[v + 1] - 1`; or empty.
-        data: All bytes.
-    """
-    column.append((rows, values, data))
+
+@numba.njit(inline="always")
+def _int32(data: Any, at: Any) -> Any:
+    """The little-endian number at a byte."""
+    i = u64(at)
+    low = np.uint32(data[i]) | np.uint32(data[i + u64(1)]) << np.uint32(8)
+    high = np.uint32(data[i + u64(2)]) | np.uint32(data[i + u64(3)]) << np.uint32(8)
+    return np.int64(np.int32(np.uint32(low | high << np.uint32(16))))
+
+
+@numba.njit(inline="always")
+def _value_start(data: Any, entries: Any, value: Any) -> Any:
+    """Start of a value in the data of its record batch."""
+    if entries[VALUES] >= 0:
+        return _int32(data, entries[VALUES] + 4 * value)
+    return value * (entries[DATA_SIZE] // max(entries[NUM_VALUES], 1))
 
 
 @numba.njit(inline="always")
@@ -160,23 +184,24 @@ def drawn_lengths(
                 skip -= 1
 
 
-@compiled(types.int64(_PLACES, _COLUMN, _ROWS_OUT))
-def gather_rows(places: Any, column: Any, copied: Any) -> int:
+@compiled(types.int64(_PLACES, _FILES, _TABLE, _ROWS_OUT))
+def gather_rows(places: Any, files: Any, table: Any, copied: Any) -> int:
     """Copy rows of one size to (n, bytes) `copied`; return the number of rows found."""
     size = copied.shape[1]
     for k in range(places.size):
-        _, _, data = column[np.int64(places[k]) >> 8]
+        entries = table[np.int64(places[k]) >> 8]
         start = (np.int64(places[k]) & 255) * size
-        if start + size > data.size:
+        if start + size > entries[DATA_SIZE]:
             return k
-        _copy(data, start, size, copied[k], 0)
+        _copy(files[entries[FILE]], entries[DATA] + start, size, copied[k], 0)
     return places.size
 
 
 @compiled(
     types.int64(
         _PLACES,
-        _COLUMN,
+        _FILES,
+        _TABLE,
         _NUMBERS_IN,
         _INT32_IN,
         types.int64,
@@ -190,7 +215,8 @@ def gather_rows(places: Any, column: Any, copied: Any) -> int:
 )
 def choose(
     places: Any,
-    column: Any,
+    files: Any,
+    table: Any,
     first_lengths: Any,
     lengths: Any,
     low: int,
@@ -205,7 +231,8 @@ def choose(
 
     Args:
         places: (n,) uint32.
-        column: List of `new_column`.
+        files: Bytes of all files.
+        table: The column's byte ranges of each record batch; those of the places are open.
         first_lengths: (n,) int64: start in `lengths` of the place's items; not read if there are
             no lengths.
         lengths: (all,) int32; if empty, an item's length is its size in bytes.
@@ -213,7 +240,7 @@ def choose(
         high: Maximum length of an item.
         is_drawn: Draw one of the place's items instead of taking all.
         key: Key of the draw.
-        starts: (capacity,) int64, written: start of each item in the data of its record batch.
+        starts: (capacity,) int64, written: start of each item in the bytes of its file.
         offsets: (capacity + 1,) int64, written: its start in the contiguous output.
         owner: (capacity,) int32, written: index of its place.
 
@@ -223,25 +250,30 @@ def choose(
     num = 0
     offsets[0] = 0
     for k in range(places.size):
-        rows, values, data = column[np.int64(places[k]) >> 8]
+        entries = table[np.int64(places[k]) >> 8]
+        data = files[entries[FILE]]
         row = np.int64(places[k]) & 255
-        if row + 1 >= rows.size:
+        if row >= entries[NUM_ROWS]:
             return -1 - k
-        start, end = np.int64(rows[row]), np.int64(rows[row + 1])
+        start, end = row, row + 1
+        if entries[ROWS] >= 0:
+            start = _int32(data, entries[ROWS] + 4 * row)
+            end = _int32(data, entries[ROWS] + 4 * row + 4)
         num_items = end - start
-        if start < 0 or num_items < 0 or end >= values.size or num + num_items > owner.size:
+        is_beyond = num_items < 0 or end > entries[NUM_VALUES] or num + num_items > owner.size
+        if start < 0 or is_beyond:
             return -1 - k
         first = first_lengths[k] if lengths.size else 0
-        if lengths.size and first + num_items > lengths.size:
+        if lengths.size and (first < 0 or first + num_items > lengths.size):
             return -1 - k
-        before, at = num, np.int64(values[start])
+        before, at = num, _value_start(data, entries, start)
         for i in range(num_items):
-            next_at = np.int64(values[start + i + 1])
-            if at < 0 or next_at < at or next_at > data.size:
+            next_at = _value_start(data, entries, start + i + 1)
+            if at < 0 or next_at < at or next_at > entries[DATA_SIZE]:
                 return -1 - k
             length = np.int64(lengths[first + i]) if lengths.size else next_at - at
             if low <= length <= high:
-                starts[num] = at
+                starts[num] = entries[DATA] + at
                 offsets[num + 1] = offsets[num] + next_at - at
                 owner[num] = k
                 num += 1
@@ -255,8 +287,10 @@ def choose(
     return num
 
 
-@compiled(types.void(_PLACES, _COLUMN, _NUMBERS_IN, _NUMBERS_IN, _INT32_IN, _BYTES_OUT))
-def gather(places: Any, column: Any, starts: Any, offsets: Any, owner: Any, copied: Any) -> None:
+@compiled(types.void(_PLACES, _FILES, _TABLE, _NUMBERS_IN, _NUMBERS_IN, _INT32_IN, _BYTES_OUT))
+def gather(
+    places: Any, files: Any, table: Any, starts: Any, offsets: Any, owner: Any, copied: Any
+) -> None:
     """Copy the items that `choose` chose to the (n + 1,) `offsets` in `copied`."""
     num, k = offsets.size - 1, 0
     while k < num:
@@ -265,7 +299,7 @@ def gather(places: Any, column: Any, starts: Any, offsets: Any, owner: Any, copi
         while k < num and owner[k] == owner[first] and starts[k] == starts[first] + size:
             size += offsets[k + 1] - offsets[k]  # adjacent items in one copy
             k += 1
-        _, _, data = column[np.int64(places[owner[first]]) >> 8]
+        data = files[table[np.int64(places[owner[first]]) >> 8, FILE]]
         _copy(data, starts[first], size, copied, offsets[first])
 
 

@@ -15,9 +15,12 @@ from im2sp.shards.errors import ShardError, memory_limit
 from im2sp.shards.loader import kernels
 from im2sp.shards.loader.decoder import UnitsDecoder, check_memory
 from im2sp.shards.loader.index import LONGEST, NO_LENGTHS, LoaderIndex
+from im2sp.shards.loader.opened import OpenBatches
 from im2sp.shards.loader.plan import LoaderSettings, key_of
 
 _NO_KEY = np.uint64(0)
+_ALL = (NO_LENGTHS, 0, LONGEST, False, _NO_KEY)
+"""Arguments of `choose` for all items."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,7 @@ class SampleReader:
         self._dataset = dataset
         self._index = index
         self._settings = settings
+        self._opened = OpenBatches(dataset, index.columns)
         self._image_size_bytes, self._images = 0, None
         if (column := index.image_column) is not None:
             self._image_size_bytes = packed_size_bytes(column.num_fixed, column.bits)
@@ -79,16 +83,16 @@ class SampleReader:
         if self._index.image_column is None:
             return images
         places = self._index.places[samples]
-        num = kernels.gather_rows(places, self._index.images, images)
+        self._opened.open(places)
+        table = self._opened.tables[self._settings.image_column]
+        num = kernels.gather_rows(places, self._opened.files, table, images)
         assert num == places.size, "the index names a row that its batch lacks"
         return images
 
     def _coded_images(self, samples: NDArray[np.int64], images: StoredUnits) -> NDArray[np.uint8]:
         """Images of a coded column, decoded and packed."""
         column = images.column
-        items = self._items(
-            samples, self._index.images, 1, (NO_LENGTHS, 0, LONGEST, False, _NO_KEY)
-        )
+        items = self._items(samples, self._settings.image_column, _ALL)
         try:
             ids = images.decode_values(items.data, items.offsets)[0]
         except ShardError as error:
@@ -101,7 +105,7 @@ class SampleReader:
         Raises:
             ShardError: A value is invalid for its codec; names file and sample.
         """
-        items = self._target_items(samples, epoch, self._index.items)
+        items = self._target_items(samples, epoch)
         try:
             ids, lengths, shapes = self._decoder.rows(items.data, items.offsets, self._limit_bytes)
         except ShardError as error:
@@ -110,30 +114,31 @@ class SampleReader:
 
     def target_captions(self, samples: NDArray[np.int64], epoch: int) -> Texts:
         """Captions selected by the settings."""
-        return _texts(self._target_items(samples, epoch, self._index.captions))
+        return _texts(self._target_items(samples, epoch))
 
     def all_captions(self, samples: NDArray[np.int64]) -> Texts:
         """All non-empty captions."""
-        index = self._index
         how = (NO_LENGTHS, 1, LONGEST, False, _NO_KEY)
-        return _texts(self._items(samples, index.captions, index.max_captions, how))
+        return _texts(self._items(samples, "captions", how))
 
     def keys(self, samples: NDArray[np.int64]) -> list[str]:
         """Keys of the samples."""
-        places: list[int] = self._index.places[samples].tolist()
-        return [self._index.batches[place >> 8].keys.text(place & 255) for place in places]
+        return _texts(self._items(samples, "key", _ALL)).texts
 
-    def _target_items(self, samples: NDArray[np.int64], epoch: int, column: Any) -> _Items:
+    def _target_items(self, samples: NDArray[np.int64], epoch: int) -> _Items:
         index, settings = self._index, self._settings
         is_drawn = settings.items == "one"
         key = key_of(settings.seed, epoch, "draw") if is_drawn else _NO_KEY
         how = (index.lengths, settings.min_length, index.max_length, is_drawn, key)
-        return self._items(samples, column, index.max_items, how)
+        return self._items(samples, settings.target_column, how)
 
-    def _items(self, samples: NDArray[np.int64], column: Any, max_items: int, how: Any) -> _Items:
+    def _items(self, samples: NDArray[np.int64], column: str, how: Any) -> _Items:
         """Gather items; `how` holds the remaining arguments of `choose`."""
-        index = self._index
+        index, opened = self._index, self._opened
         places = index.places[samples]
+        opened.open(places)
+        table = opened.tables[column]
+        max_items = int(table[places >> 8, kernels.MAX_ITEMS].max(initial=0))
         first_lengths = index.first_lengths[samples] if how[0].size else index.first_lengths
         capacity = samples.size * max_items
         check_memory(
@@ -141,7 +146,8 @@ class SampleReader:
         )
         starts, offsets = np.empty(capacity, np.int64), np.empty(capacity + 1, np.int64)
         owner = np.empty(capacity, np.int32)
-        num = kernels.choose(places, column, first_lengths, *how, starts, offsets, owner)
+        found = (opened.files, table)
+        num = kernels.choose(places, *found, first_lengths, *how, starts, offsets, owner)
         if num < 0:
             batch = int(places[-1 - num]) >> 8
             raise ShardError(
@@ -150,7 +156,7 @@ class SampleReader:
             )
         offsets, owner = offsets[: num + 1], owner[:num].copy()
         data = np.empty(int(offsets[-1]), np.uint8)
-        kernels.gather(places, column, starts, offsets, owner, data)
+        kernels.gather(places, *found, starts, offsets, owner, data)
         return _Items(data, offsets, owner)
 
     def _blame(self, samples: NDArray[np.int64], error: ShardError) -> NoReturn:
