@@ -1,5 +1,6 @@
 """`im2sp-tokenize`: images and speech in, token-only shards out."""
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,10 @@ class TokenizeConfig(JobConfig):
     the units."""
     device: str | None = None
     """torch device of the encoders, such as cuda:1; by default CUDA if available."""
+    part: str | None = None
+    """Encode only one part of the job, I/N with I from 0 to N - 1, beside other parts that share
+    --out, on any number of machines. The same command without --part encodes what is left and
+    writes the dataset."""
     max_rejects: int | None = None
     """Exit with 1 if more inputs than this were refused; the dataset is written anyway."""
     json: bool = False
@@ -63,6 +68,22 @@ class TokenizeConfig(JobConfig):
             raise ValueError(f"--speech-layer is {self.speech_layer}; expected at least 1")
         if self.max_rejects is not None and self.max_rejects < 0:
             raise ValueError(f"--max-rejects is {self.max_rejects}; expected at least 0")
+        if self.part is not None:
+            self.part_numbers(self.part)
+            if self.overwrite:
+                raise ValueError(
+                    "--overwrite cannot be used with --part, as other parts may have begun; remove "
+                    "the job in --out first"
+                )
+
+    @staticmethod
+    def part_numbers(part: str) -> tuple[int, int]:
+        """Return number and count of a part, such as (0, 4) for `0/4`."""
+        found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", part, re.ASCII)
+        index, num_parts = (int(found[1]), int(found[2])) if found else (0, 0)
+        if index >= num_parts:
+            raise ValueError(f"--part is {part}; expected I/N with I from 0 to N - 1, such as 0/4")
+        return index, num_parts
 
     def check_paths(self) -> None:
         """Raise `UsageError` for a path that does not exist."""
@@ -89,12 +110,18 @@ def main(args: list[str] | None = None) -> None:
 def _run(config: TokenizeConfig) -> int:
     config.check_paths()
     _log(config, f"reading {config.sources_name} ...")
-    from im2sp.pipeline.job.run import run_job
-    from im2sp.pipeline.job.summary import summary, summary_json
+    from im2sp.pipeline.job.run import run_job, run_part
+    from im2sp.pipeline.job.summary import part_json, part_summary, summary, summary_json
 
-    result = run_job(
-        config, lambda: _load_image_tokenizer(config), lambda: _load_speech_tokenizer(config)
-    )
+    tokenizers = (lambda: _load_image_tokenizer(config), lambda: _load_speech_tokenizer(config))
+    if config.part is not None:
+        part = run_part(config, config.part_numbers(config.part), *tokenizers)
+        if config.json:
+            print(part_json(config.dataset_dir, config.part, part))
+        elif not config.quiet:
+            print(part_summary(config.sources_name, config.part, part))
+        return 0
+    result = run_job(config, *tokenizers)
     if config.json:
         print(summary_json(config.dataset_dir, result))
     elif not config.quiet:

@@ -18,6 +18,7 @@ from typing import IO, Any, AnyStr, BinaryIO
 from im2sp.shards.errors import memory_limit
 
 TMP_SUFFIX = ".tmp"
+HELD_SUFFIX = ".held"
 MAX_READ_BYTES = 1 << 30
 """Limit of files that are read whole, such as manifests and lists of captions."""
 MAX_SETTINGS_BYTES = 4_000_000
@@ -58,6 +59,23 @@ def atomic_file(path: Path) -> Generator[BinaryIO]:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)
         raise
+    fsync_path(path.parent)
+
+
+def create_file(path: Path, data: bytes) -> None:
+    """Write a file whole unless it exists; of several writers at once, one succeeds."""
+    if path.exists():
+        return
+    tmp_path = temporary_path(path)
+    try:
+        with open(tmp_path, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(tmp_path, path)
+    finally:
+        tmp_path.unlink(missing_ok=True)
     fsync_path(path.parent)
 
 
@@ -159,16 +177,22 @@ def output_lock(path: Path, *, is_folder: bool = True) -> Generator[None]:
 
 
 @contextmanager
-def file_lock(path: Path) -> Generator[bool]:
-    """Hold an exclusive lock on a file while the block runs; gives False if another process has it.
+def file_lock(path: Path, *, is_shared: bool = False) -> Generator[bool]:
+    """Hold a lock on a file while the block runs; gives False if another process excludes it.
 
     The file is created and stays. Where the file system has no `flock` (Lustre without the option,
     some FUSE), `path` + ".held" is created instead; one that a dead process of this host left is
     taken over.
+
+    Args:
+        path: The file.
+        is_shared: Several processes may share the lock. Without `flock` a process that shares it
+            excludes no other; it has to hold an exclusive lock on another file, too.
     """
-    with open(path, "a") as file:
+    how = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
+    with open(path, "a+") as file:  # NFS needs a readable file for a shared lock
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, how | fcntl.LOCK_NB)
             # Removed and created again meanwhile, it is another file than the one of the others.
             is_ours = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
         except (BlockingIOError, FileNotFoundError):
@@ -176,7 +200,11 @@ def file_lock(path: Path) -> Generator[bool]:
         except OSError as error:
             if error.errno not in _NO_FLOCK:
                 raise
-            with _held_file(path.with_name(path.name + ".held")) as is_ours:
+            held_path = path.with_name(path.name + HELD_SUFFIX)
+            if is_shared:
+                yield not _is_held(held_path)
+                return
+            with _held_file(held_path) as is_ours:
                 yield is_ours
             return
         yield is_ours
@@ -191,9 +219,7 @@ def _held_file(path: Path) -> Generator[bool]:
                 file.write(owner)
             break
         except FileExistsError:
-            host, _, pid = path.read_text().partition(" ")
-            is_dead = host == socket.gethostname() and pid.isdigit() and not _is_alive(int(pid))
-            if not is_dead:
+            if _is_held(path):
                 yield False
                 return
             path.unlink(missing_ok=True)
@@ -201,6 +227,15 @@ def _held_file(path: Path) -> Generator[bool]:
         yield True
     finally:
         path.unlink(missing_ok=True)
+
+
+def _is_held(path: Path) -> bool:
+    """True if a file of `_held_file` exists whose process is alive, or on another host."""
+    try:
+        host, _, pid = path.read_text().partition(" ")
+    except FileNotFoundError:
+        return False
+    return host != socket.gethostname() or not pid.isdigit() or _is_alive(int(pid))
 
 
 def _is_alive(pid: int) -> bool:

@@ -98,6 +98,9 @@ class JobConfig:
     """Processes that decode; by default one per core, at most 16."""
     overwrite: bool = False
     """Remove the dataset or unfinished job in --out first. Other files are not touched."""
+    allow_mixed: bool = False
+    """Resume a job that was begun with another version of torch or on another kind of device, with
+    which units may differ in a few places."""
     quiet: bool = False
     """Print errors only."""
 

@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from im2sp.pipeline.job.config import PLAIN, JobError
 from im2sp.pipeline.job.state import JobState
 from im2sp.shards import CODEBOOK_NAME, MANIFEST_NAME, REJECTS_NAME, Layout, Manifest, ShardError
@@ -20,6 +23,7 @@ from im2sp.shards.files import remove_leftovers
 
 _MANIFEST_HEAD = b'{"manifest_sha256":"'
 _LISTED = re.compile(rb'"file":"(\d{5,}\.(?:arrow|tar))"')
+_ENVIRONMENT = "environment"
 _COMMON = [MANIFEST_NAME, REJECTS_NAME, CODEBOOK_NAME]
 
 
@@ -42,13 +46,16 @@ def disk_errors(dataset_dir: Path) -> Iterator[None]:
         raise JobError(message) from None
 
 
-def check_output(state: JobState, job: dict[str, Any], *, overwrite: bool) -> Manifest | None:
+def check_output(
+    state: JobState, job: dict[str, Any], *, overwrite: bool, allow_mixed: bool = False
+) -> Manifest | None:
     """Return the manifest if the same dataset is already complete; changes nothing on disk.
 
     Args:
         state: The job folder of the dataset.
         job: Description of the job to run.
         overwrite: Replace an existing dataset or job.
+        allow_mixed: Resume a job that was begun in another environment.
 
     Raises:
         JobError: The folder holds another dataset or job, or files that are not im2sp's.
@@ -58,21 +65,50 @@ def check_output(state: JobState, job: dict[str, Any], *, overwrite: bool) -> Ma
     if finished is not None:
         _check_same(dataset_dir, _job_of(finished), job, "a finished dataset")
     elif state.exists and not overwrite:
-        _check_same(dataset_dir, state.read_job(), job, "an unfinished job")
+        before = state.read_job()
+        _check_same(dataset_dir, before, job, "an unfinished job")
+        if not allow_mixed:
+            _check_environment(dataset_dir, before, job)
     else:
         check_replaced(dataset_dir, state, Layout(**job["layout"]))
     return finished
 
 
-def prepare_output(state: JobState, job: dict[str, Any], *, overwrite: bool) -> Manifest | None:
+def prepare_output(
+    state: JobState, job: dict[str, Any], *, overwrite: bool, allow_mixed: bool = False
+) -> Manifest | None:
     """Prepare the locked folder to start or resume a job; otherwise as `check_output`."""
     remove_leftovers(state.dataset_dir)
     remove_leftovers(state.dir)
-    finished = check_output(state, job, overwrite=overwrite)
+    finished = check_output(state, job, overwrite=overwrite, allow_mixed=allow_mixed)
     if finished is not None:
         state.remove()
     elif overwrite or not state.exists:
         state.begin(job, own_files(state.dataset_dir, state))
+    return finished
+
+
+def join_output(
+    state: JobState, job: dict[str, Any], digests: NDArray[np.uint64], *, allow_mixed: bool
+) -> Manifest | None:
+    """Start or resume a job beside other parts; otherwise as `check_output`.
+
+    Args:
+        state: The job folder, of which a part is locked.
+        job: Description of the job.
+        digests: A digest of each input.
+        allow_mixed: As for `check_output`.
+    """
+    if state.read_stale():
+        raise JobError(
+            f"{state.dataset_dir}: an --overwrite was interrupted here; give --overwrite again, "
+            "without --part"
+        )
+    finished = check_output(state, job, overwrite=False, allow_mixed=allow_mixed)
+    if finished is None:
+        state.join(job, digests.tobytes())
+        # Another part may have been first, with other settings.
+        finished = check_output(state, job, overwrite=False, allow_mixed=allow_mixed)
     return finished
 
 
@@ -178,11 +214,20 @@ def _job_of(manifest: Manifest) -> dict[str, Any]:
 
 
 def _check_same(dataset_dir: Path, before: dict[str, Any], now: dict[str, Any], what: str) -> None:
-    found = differences(before, now)
+    found = differences(before | {_ENVIRONMENT: None}, now | {_ENVIRONMENT: None})
     if found:
         raise JobError(
             f"{dataset_dir}: holds {what} with other settings ({'; '.join(found)}); choose another "
             "--out, or start over with --overwrite"
+        )
+
+
+def _check_environment(dataset_dir: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    found = differences(before.get(_ENVIRONMENT, {}), now.get(_ENVIRONMENT, {}))
+    if found:
+        raise JobError(
+            f"{dataset_dir}: the unfinished job was begun with another {'; '.join(found)}; units "
+            "may differ in a few places: use the same, or give --allow-mixed"
         )
 
 

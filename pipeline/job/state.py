@@ -2,12 +2,14 @@
 
 All of it is stored in `OUT/.im2sp-job/`, which is removed when the dataset is complete:
 
-    lock               held while a job runs; two jobs never write one dataset
+    lock               held while a job runs; two jobs never write one dataset. Parts share it
+    part-0-of-4.lock   held while a part runs
     job.json           settings and source, to compare with those of the run that resumes
     stale.json         files of a former dataset, while --overwrite removes them
     chunk-000012.arrow samples of inputs 12 x 256 and up
     chunk-000012.json  their rejects and counts, and the checksum of the samples; written last
     tables.safetensors coding tables of the shards, once they are fitted to speech
+    inputs.u64         a digest of each input (`identity`)
 
 A finished shard is a part of the dataset (`im2sp.shards.writing.parts`); its chunks are removed.
 Every file is written whole or not at all and depends only on the source and the settings, so a
@@ -20,6 +22,7 @@ import os
 import re
 import shutil
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -29,11 +32,14 @@ from typing import Any
 import pyarrow as pa
 
 from im2sp.pipeline.job.config import JobError
+from im2sp.pipeline.job.identity import IDENTITIES_NAME
 from im2sp.shards import DatasetWriter, Layout, ShardError
 from im2sp.shards.codebook import parse_tensors, tensors_to_bytes
 from im2sp.shards.files import (
+    HELD_SUFFIX,
     TMP_SUFFIX,
     atomic_file,
+    create_file,
     file_lock,
     is_plain_name,
     read_json,
@@ -126,15 +132,52 @@ class JobState:
         self.dir.mkdir(parents=True, exist_ok=True)
         with file_lock(self.dir / "lock") as is_ours:
             if not is_ours:
+                raise self._is_held()
+            for path in self.dir.glob(f"part-*{HELD_SUFFIX}"):  # without flock
                 raise JobError(
-                    f"{self.dataset_dir}: another im2sp-tokenize is writing here; wait for it or "
-                    "choose another --out"
+                    f"{path}: a part of the job is at work on {path.read_text()}; wait for it, or "
+                    "remove this file if it was killed"
                 )
             try:
                 yield
             finally:
                 if self.dir.is_dir() and set(os.listdir(self.dir)) <= {"lock", "lock.held"}:
                     shutil.rmtree(self.dir, ignore_errors=True)
+
+    @contextmanager
+    def lock_part(self, index: int, num_parts: int) -> Iterator[None]:
+        """Hold one part of the job, beside other parts.
+
+        Raises:
+            JobError: Another process holds this part, or the whole job.
+        """
+        self.dir.mkdir(parents=True, exist_ok=True)
+        path = self.dir / f"part-{index}-of-{num_parts}.lock"
+        with file_lock(path) as is_ours:
+            if not is_ours:
+                raise JobError(
+                    f"{self.dataset_dir}: another im2sp-tokenize is at work on --part "
+                    f"{index}/{num_parts}; wait for it, or, if it was killed, remove "
+                    f"{path}{HELD_SUFFIX}"
+                )
+            with file_lock(self.dir / "lock", is_shared=True) as is_free:
+                if not is_free:
+                    raise self._is_held()
+                try:
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)
+
+    def _is_held(self) -> JobError:
+        return JobError(
+            f"{self.dataset_dir}: another im2sp-tokenize is writing here; wait for it or choose "
+            "another --out"
+        )
+
+    def join(self, job: dict[str, Any], digests: bytes) -> None:
+        """Record a job and its inputs, unless another part has recorded one."""
+        create_file(self.dir / IDENTITIES_NAME, digests)
+        create_file(self.dir / "job.json", json.dumps(job).encode() + b"\n")
 
     def begin(self, job: dict[str, Any], stale: list[str]) -> None:
         """Remove a former job and the files named in `stale`, then record the new job.
@@ -175,12 +218,22 @@ class JobState:
             if is_of_chunk or is_of_all or path.suffix == TMP_SUFFIX:
                 path.unlink()
 
-    def has_chunk(self, index: int) -> bool:
-        """True if all inputs of a chunk are done."""
-        return self._chunk(index, ".json").exists()
+    def finished_chunks(self) -> set[int]:
+        """Return the chunks whose inputs are all done."""
+        found = (re.fullmatch(r"chunk-(\d+)\.json", name) for name in os.listdir(self.dir))
+        return {int(chunk[1]) for chunk in found if chunk}
 
-    def write_chunk(self, index: int, batch: pa.RecordBatch, tally: Tally) -> None:
-        """Store the samples and counts of a chunk."""
+    def write_chunk(
+        self, index: int, batch: pa.RecordBatch, tally: Tally, environment: dict[str, str]
+    ) -> None:
+        """Store the samples and counts of a chunk.
+
+        Args:
+            index: Number of the chunk.
+            batch: Its samples.
+            tally: Its counts.
+            environment: Versions and device that have encoded it.
+        """
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, batch.schema) as writer:
             writer.write_batch(batch)
@@ -191,6 +244,7 @@ class JobState:
             "num_samples": batch.num_rows,
             "crc32": zlib.crc32(data),
             "tally": asdict(tally),
+            "environment": environment,
         }
         self._write(self._chunk(index, ".json").name, record)
 
@@ -200,6 +254,10 @@ class JobState:
         for chunk in chunks:
             tally.add(self._read_record(chunk)[2])
         return tally
+
+    def environments(self, chunks: range) -> dict[str, int]:
+        """Return versions and devices that have encoded finished chunks, with their chunks."""
+        return Counter(", ".join(self._read_record(chunk)[3].values()) for chunk in chunks)
 
     def read_batches(self, chunks: range) -> Iterator[pa.RecordBatch]:
         """Iterate over the samples of finished chunks, one chunk at a time."""
@@ -255,7 +313,7 @@ class JobState:
 
     def _read_chunk(self, index: int) -> pa.RecordBatch:
         """Return the samples of a chunk; reads its file once."""
-        num_samples, crc32, _ = self._read_record(index)
+        num_samples, crc32, *_ = self._read_record(index)
         path = self._chunk(index, ".arrow")
         data = read_regular(path)
         try:
@@ -269,12 +327,13 @@ class JobState:
             raise self._damage(path.name, error) from None
         return batch
 
-    def _read_record(self, index: int) -> tuple[int, int, Tally]:
-        """Number of samples, checksum and counts of a chunk."""
+    def _read_record(self, index: int) -> tuple[int, int, Tally, dict[str, str]]:
+        """Number of samples, checksum, counts and environment of a chunk."""
         name = self._chunk(index, ".json").name
         record = self._read(name)
         try:
-            return record["num_samples"], record["crc32"], Tally(**record["tally"])
+            tally = Tally(**record["tally"])
+            return record["num_samples"], record["crc32"], tally, record["environment"]
         except (KeyError, TypeError) as error:
             raise self._damage(name, error) from None
 

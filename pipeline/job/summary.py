@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from im2sp.pipeline.decoding.audio import SAMPLE_RATE_HZ
-from im2sp.pipeline.job.run import JobResult
+from im2sp.pipeline.job.run import JobResult, PartResult, RunResult
 from im2sp.shards import MANIFEST_NAME, REJECTS_NAME
 from im2sp.shards.codebook import table_bytes
 from im2sp.shards.errors import counted, shown
@@ -82,6 +82,39 @@ def summary(source: str, dataset_dir: Path, result: JobResult) -> str:
     return "\n".join(map(shown, lines))
 
 
+def part_json(dataset_dir: Path, part: str, result: PartResult) -> str:
+    """Return the summary of a part as one JSON object; figures as in `part_summary`."""
+    return json.dumps(
+        {
+            "out": str(dataset_dir),
+            "part": part,
+            "was_finished": result.was_finished,
+            "num_inputs": result.num_inputs,
+            "num_refused": result.num_refused,
+            "num_encoded": result.num_encoded,
+            "num_utterances_encoded": result.num_utterances,
+            "audio_encoded_s": round(result.audio_s, 3),
+            "encode_s": round(result.encode_s, 3),
+            "num_left": result.num_left,
+        }
+    )
+
+
+def part_summary(source: str, part: str, result: PartResult) -> str:
+    """Return a few lines: what this run of a part did, and what is left of the job."""
+    line = f"part {part}  {counted(result.num_inputs, 'input')} of {source}; {_encoded(result)}"
+    if result.was_finished:
+        return shown(f"part {part}  {source}: {_encoded(result)}")
+    left = f"{counted(result.num_left, 'input')} of other parts" if result.num_left else "nothing"
+    return "\n".join(
+        [
+            shown(line),
+            f"refused   {result.num_refused:,}",
+            f"left      {left}; run the same command without --part to write the dataset",
+        ]
+    )
+
+
 def _splits(splits: Mapping[str, int]) -> str:
     """Samples of each split; what `im2sp-train` does with those of none."""
     named = [f"{count:,} {name}" for name, count in splits.items() if name]
@@ -92,7 +125,7 @@ def _splits(splits: Mapping[str, int]) -> str:
     return ", ".join(named)
 
 
-def _encoded(result: JobResult) -> str:
+def _encoded(result: RunResult) -> str:
     """Count and rate of the inputs that this run encoded."""
     if result.was_finished:
         return "already done with the same settings, nothing to do"

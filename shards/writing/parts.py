@@ -78,7 +78,8 @@ def read_part(path: Path) -> Part:
     """Read the record of a finished part.
 
     Raises:
-        ShardError: It is damaged.
+        OSError: It cannot be read.
+        ShardError: It is missing or damaged.
     """
     try:
         content = read_json(path)
@@ -87,7 +88,7 @@ def read_part(path: Path) -> Part:
             shard["batches"] = tuple(BatchInfo(**batch) for batch in shard["batches"])
             shards.append(ShardInfo(**shard))
         return Part(shards=shards, **content)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise ShardError(f"{path}: not the record of a part ({error}); write it again") from None
 
 

@@ -11,6 +11,8 @@ from im2sp.shards import ShardError, verify_dataset
 from im2sp.shards.files import (
     atomic_dir,
     atomic_file,
+    create_file,
+    file_lock,
     lines_of,
     open_regular,
     output_lock,
@@ -61,6 +63,40 @@ def test_processes_that_write_one_file_never_mix_it(tmp_path: Path) -> None:
             assert len(set(data)) == 1
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert os.listdir(tmp_path) == ["file"]
+
+
+def _create(path: Path, data: bytes) -> None:
+    create_file(path, data)
+    if path.read_bytes() not in (b"a" * 5000, b"b" * 5000):
+        os._exit(1)
+
+
+def test_of_several_writers_one_creates_a_file(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    for i in range(10):
+        path = tmp_path / str(i)
+        writers = [
+            context.Process(target=_create, args=(path, byte * 5000)) for byte in (b"a", b"b")
+        ]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join()
+        assert [writer.exitcode for writer in writers] == [0, 0]
+        data = path.read_bytes()
+        create_file(path, b"new")
+        assert path.read_bytes() == data
+    assert len(os.listdir(tmp_path)) == 10
+
+
+def test_a_shared_lock_excludes_exclusive_ones_only(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with file_lock(path, is_shared=True) as first, file_lock(path, is_shared=True) as second:
+        assert (first, second) == (True, True)
+        with file_lock(path) as third:
+            assert not third
+    with file_lock(path) as first, file_lock(path, is_shared=True) as second:
+        assert (first, second) == (True, False)
 
 
 def test_leftovers_of_killed_writers_are_removed_and_nothing_else(tmp_path: Path) -> None:

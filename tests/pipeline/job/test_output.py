@@ -12,7 +12,7 @@ JOB = {
     "format_version": 2,
     "image_tokenizer": TOKENIZER,
     "layout": {"kind": "arrow", "samples_per_member": 256},
-    "settings": {"source": {"num_items": 3, "sha256": "c" * 64}},
+    "settings": {"image_codec": "plain", "source": {"num_items": 3, "sha256": "c" * 64}},
 }
 
 
@@ -97,7 +97,8 @@ def test_another_unfinished_job_is_refused(state, files_of, tmp_path):
     unfinished(state)
     before = files_of(tmp_path)
     assert check_output(state, JOB, overwrite=False) is None
-    job = {**JOB, "settings": {"source": {"num_items": 4, "sha256": "d" * 64}}}
+    source = {"num_items": 4, "sha256": "d" * 64}
+    job = {**JOB, "settings": {"image_codec": "plain", "source": source}}
     with pytest.raises(
         JobError,
         match=r"an unfinished job with other settings \(inputs in the source: 3 there, 4 now",

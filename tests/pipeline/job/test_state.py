@@ -19,6 +19,7 @@ def state(tmp_path):
 
 
 COLUMNS = {"image_units": UnitColumn((28, 28), 8192)}
+ENVIRONMENT = {"torch": "2.9", "device": "cpu AVX2"}
 SCHEMA = Schema(2, entries_of(COLUMNS))
 UNITS = np.arange(784, dtype=np.uint16).reshape(28, 28)
 
@@ -50,12 +51,12 @@ def test_the_job_is_kept(state):
 
 
 def test_chunks_become_a_shard_with_their_counts(state, tmp_path):
-    state.write_chunk(0, batch_of("a", "b"), tally_of(2, "x.jpg"))
-    state.write_chunk(1, batch_of(), tally_of(0, "y.jpg", "z.jpg"))
-    state.write_chunk(2, batch_of("c"), tally_of(1))
-    assert [state.has_chunk(index) for index in range(4)] == [True, True, True, False]
+    state.write_chunk(0, batch_of("a", "b"), tally_of(2, "x.jpg"), ENVIRONMENT)
+    state.write_chunk(1, batch_of(), tally_of(0, "y.jpg", "z.jpg"), ENVIRONMENT)
+    state.write_chunk(2, batch_of("c"), tally_of(1), ENVIRONMENT)
+    assert state.finished_chunks() == {0, 1, 2}
     finish(state, 3)
-    assert not any(state.has_chunk(index) for index in range(3))
+    assert state.finished_chunks() == set()
     assert state.has_shard(0, 2)
     part = read_part(part_path(tmp_path, 0, 2))
     (shard,) = part.shards
@@ -66,7 +67,7 @@ def test_chunks_become_a_shard_with_their_counts(state, tmp_path):
 
 
 def test_a_shard_of_refused_inputs_alone_has_no_file(state, tmp_path):
-    state.write_chunk(0, batch_of(), tally_of(0, "x.jpg"))
+    state.write_chunk(0, batch_of(), tally_of(0, "x.jpg"), ENVIRONMENT)
     finish(state, 1)
     part = read_part(part_path(tmp_path, 0, 2))
     assert (part.shards, part.rejects) == ([], tally_of(0, "x.jpg").rejects)
@@ -75,7 +76,7 @@ def test_a_shard_of_refused_inputs_alone_has_no_file(state, tmp_path):
 
 @pytest.mark.parametrize("size", [0, 1, 500, -1])
 def test_a_damaged_chunk_is_named(state, size):
-    state.write_chunk(0, batch_of("a"), tally_of(1))
+    state.write_chunk(0, batch_of("a"), tally_of(1), ENVIRONMENT)
     path = state.dir / "chunk-000000.arrow"
     path.write_bytes(path.read_bytes()[:size] if size >= 0 else b"garbage" * 100)
     with pytest.raises(JobError, match=r"chunk-000000.arrow: .* damaged .*--overwrite"):
@@ -83,8 +84,8 @@ def test_a_damaged_chunk_is_named(state, size):
 
 
 def test_a_chunk_is_read_once_to_make_a_shard(state, monkeypatch):
-    state.write_chunk(0, batch_of("a", "b"), tally_of(2))
-    state.write_chunk(1, batch_of("c"), tally_of(1))
+    state.write_chunk(0, batch_of("a", "b"), tally_of(2), ENVIRONMENT)
+    state.write_chunk(1, batch_of("c"), tally_of(1), ENVIRONMENT)
     names = []
 
     def read_regular(path):
@@ -99,14 +100,14 @@ def test_a_chunk_is_read_once_to_make_a_shard(state, monkeypatch):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"x"', '{"num_samples": 1}'])
 def test_a_damaged_record_of_a_chunk_is_named(state, text):
-    state.write_chunk(0, batch_of("a"), tally_of(1))
+    state.write_chunk(0, batch_of("a"), tally_of(1), ENVIRONMENT)
     (state.dir / "chunk-000000.json").write_text(text)
     with pytest.raises(JobError, match=r"chunk-000000.json: .* damaged .*--overwrite"):
         finish(state, 1)
 
 
 def test_a_flipped_bit_in_a_chunk_is_found(state):
-    state.write_chunk(0, batch_of("a"), tally_of(1))
+    state.write_chunk(0, batch_of("a"), tally_of(1), ENVIRONMENT)
     path = state.dir / "chunk-000000.arrow"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -116,9 +117,9 @@ def test_a_flipped_bit_in_a_chunk_is_found(state):
 
 
 def test_a_chunk_without_its_record_is_not_there(state):
-    state.write_chunk(0, batch_of("a"), tally_of(1))
+    state.write_chunk(0, batch_of("a"), tally_of(1), ENVIRONMENT)
     (state.dir / "chunk-000000.json").unlink()
-    assert not state.has_chunk(0)
+    assert state.finished_chunks() == set()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"x"', "\0"])
@@ -131,14 +132,14 @@ def test_a_damaged_job_is_named(state, text):
 
 def test_beginning_drops_what_was_there(state, tmp_path):
     state.begin(JOB, [])
-    state.write_chunk(0, batch_of("a"), tally_of(1))
-    state.write_chunk(1, batch_of("b"), tally_of(1))
+    state.write_chunk(0, batch_of("a"), tally_of(1), ENVIRONMENT)
+    state.write_chunk(1, batch_of("b"), tally_of(1), ENVIRONMENT)
     finish(state, 1)
     (tmp_path / "notes.txt").write_text("mine")
     state.begin({**JOB, "more": 1}, ["00000.arrow", "gone.arrow"])
     assert state.read_job() == {**JOB, "more": 1}
     assert not state.has_shard(0, 2)
-    assert not state.has_chunk(1)
+    assert state.finished_chunks() == set()
     assert sorted(os.listdir(tmp_path)) == [".im2sp-job", "notes.txt"]
     assert os.listdir(state.dir) == ["job.json"]
 
@@ -149,7 +150,7 @@ def test_beginning_is_safe_at_every_step(state, tmp_path, monkeypatch):
     unlink = type(tmp_path).unlink
     for stop in range(20):
         state.begin(JOB, [])
-        state.write_chunk(0, batch_of("a"), tally_of(1))
+        state.write_chunk(0, batch_of("a"), tally_of(1), ENVIRONMENT)
         for name in ("dataset.json", "00000.arrow"):
             (tmp_path / name).write_text("x")
         calls = iter(range(20))
@@ -171,7 +172,7 @@ def test_beginning_is_safe_at_every_step(state, tmp_path, monkeypatch):
             break
         if state.exists:
             assert state.read_job() == JOB
-            assert state.has_chunk(0)
+            assert state.finished_chunks() == {0}
             assert (tmp_path / "dataset.json").exists()
         else:
             assert state.read_stale() == ["dataset.json", "00000.arrow"]
