@@ -1,6 +1,7 @@
 """Settings and fixtures that tests of several folders use."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import pytest
 # One thread for torch: more spin against each other on models this small. Set before torch is
 # imported, so that tests without it need not import it; tests of threads set their own number.
 os.environ["OMP_NUM_THREADS"] = "1"
+# A shell's background job ignores interrupts, and so would the programs that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

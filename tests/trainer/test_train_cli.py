@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 import subprocess
 import sys
 import tomllib
@@ -357,6 +358,49 @@ def test_two_processes_equal_one(shards, tmp_path, capsys):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-5)
     states = [json.loads((out / "step-000002/state.json").read_text()) for out in outs]
     assert states[0]["scores"]["loss"] == pytest.approx(states[1]["scores"]["loss"], rel=1e-4)
+
+
+DIES = """
+import os, signal, sys
+from im2sp.trainer import cli, ranks
+summed, calls = ranks.Ranks.summed, iter(range(100))
+def dies(self, values):
+    if next(calls) == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return summed(self, values)
+ranks.Ranks.summed = dies
+cli.main(sys.argv[1:])
+"""
+
+
+def test_a_process_that_is_killed_ends_the_run_and_one_process_resumes_it(shards, tmp_path, capsys):
+    """Two processes as a scheduler starts them on two machines, with a shared run folder."""
+    options = ["--shards", shards, *QUICK, "--steps", 4, "--dropout", 0, "--bucket-window", 0,
+               "--checkpoint-every", 1, "--quiet", "--out"]  # fmt: skip
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    out = tmp_path / "run"
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, *program, *map(str, options), str(out)],
+            env=os.environ | variables | {"RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, program in enumerate([["-m", "im2sp.trainer.cli"], ["-c", DIES]])
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in started]
+    assert [process.returncode for process in started] == [1, -9]
+    assert errors[0] == "im2sp-train: another process of this run ended; see its message\n"
+    num_steps = max(int(path.name[5:]) for path in out.glob("step-*"))
+    assert 1 <= num_steps < 4
+    assert run(capsys, *options, out, "--batch-size", 4)[0] == 0
+    assert run(capsys, *options, tmp_path / "whole", "--batch-size", 4)[0] == 0
+    one, other = (load_file(path / "step-000004/model.safetensors") for path in
+                  (out, tmp_path / "whole"))  # fmt: skip
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-5)
 
 
 def test_the_papers_recipe(shards, tmp_path, capsys):
