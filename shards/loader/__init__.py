@@ -135,6 +135,8 @@ class ShardLoader:
     of read-ahead, and `load_state_dict` restores it, also on another number of ranks.
 
     A batch of the dataset is opened, and its checksum compared, when its first sample is read.
+    From 131,072 samples on, the index of a dataset is a file in `$XDG_CACHE_HOME/im2sp/index` (or
+    `~/.cache`), made by one process and mapped by all; where it cannot be written, it is in memory.
 
     Several datasets are mixed in every batch, by their sizes, each sample once in an epoch; or by
     `weights` (see `mixture.Mixture`).

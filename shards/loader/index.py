@@ -2,8 +2,10 @@
 
 It takes 4 bytes a sample; if lengths are needed, 12 more and 4 for each item. Making it reads
 splits, nulls and lengths of all batches. Checksums are compared later, when a batch is first used.
+That of a large dataset is kept in the user's cache folder, for the other processes and later runs.
 """
 
+import hashlib
 from collections import Counter
 from typing import Any
 
@@ -16,11 +18,15 @@ from im2sp.shards.dataset import ShardDataset
 from im2sp.shards.errors import ShardError
 from im2sp.shards.layouts.batch import Batch
 from im2sp.shards.loader import kernels
+from im2sp.shards.loader.cache import Arrays, cache_path, cached
 from im2sp.shards.loader.plan import LoaderSettings, key_of
 
 NO_LENGTHS = np.zeros(0, np.int32)
 LONGEST = (1 << 31) - 1
+MIN_CACHED = 1 << 17
+"""Samples of a dataset from which its index is kept in a file."""
 _MAX_BATCHES = 1 << 24
+_VERSION = 1
 
 
 class LoaderIndex:
@@ -48,7 +54,6 @@ class LoaderIndex:
                 f"the loader takes at most {_MAX_BATCHES}"
             )
         self.max_length = LONGEST if settings.max_length is None else settings.max_length
-        self.skipped: dict[str, int] = {}
         self.image_column: UnitColumn | None = None
         if settings.needs_image or settings.image_column in dataset.columns:
             self.image_column = _image_column(dataset, settings.image_column)
@@ -70,7 +75,13 @@ class LoaderIndex:
             # Bytes alone do not say whether an array has units.
             self._needs_lengths |= stored.has_lengths or stored.column.num_variable == 0
         self._counts: Counter[str] = Counter()
-        self._build()
+        self._path = None if len(dataset) < MIN_CACHED else cache_path(self._file_name())
+        if self._path is None:
+            arrays, self.skipped, self._is_found = *self._made(), False
+        else:
+            arrays, self.skipped, self._is_found = cached(self._path, self._made)
+        self.places, self.lengths = arrays["places"], arrays["lengths"]
+        self.first_lengths, self._longest = arrays["first_lengths"], arrays["longest"]
 
     @property
     def num_samples(self) -> int:
@@ -91,25 +102,64 @@ class LoaderIndex:
             sort_lengths[:] = self._longest[samples]
         return sort_lengths
 
-    def _build(self) -> None:
+    def check(self, number: int, batch: Batch) -> None:
+        """Compare an index that was found in a file with a batch whose checksum is right.
+
+        It was made without comparing checksums, perhaps before a damaged shard was replaced.
+
+        Raises:
+            ShardError: They differ; the file was removed.
+        """
+        if self._path is None or not self._is_found:
+            return
+        first = np.searchsorted(self.places, np.uint32(number << 8))
+        last = np.searchsorted(self.places, np.uint32(number << 8 | 255), side="right")
+        starts = self.first_lengths[first : last + 1] if self._needs_lengths else NO_LENGTHS
+        known = [self.places[first:last], np.diff(starts), self._longest[first:last]]
+        known.append(self.lengths[starts[0] : starts[-1]] if starts.size else NO_LENGTHS)
+        found = self._selected(number, batch)
+        if not all(np.array_equal(*pair) for pair in zip(known, found, strict=True)):
+            self._path.unlink(missing_ok=True)
+            raise ShardError(
+                f"{self._dataset.batch_path(number)}: its samples differ from the index"
+                f" {self._path}, which was made when a shard was damaged; it is removed now, start"
+                " again"
+            )
+
+    def _file_name(self) -> str:
+        settings, sha256 = self._settings, self._dataset.manifest.sha256
+        image_column = settings.image_column if settings.needs_image else None
+        limits = (settings.min_length, settings.max_length, self._needs_lengths)
+        parts = (_VERSION, self._dataset.split, settings.target, image_column, *limits)
+        return f"{sha256}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
+
+    def _made(self) -> tuple[Arrays, dict[str, int]]:
+        """The arrays, and the counts of `skipped`."""
         places, lengths = _Parts(np.uint32), _Parts(np.int32)
         num_items, longest = _Parts(np.int64), _Parts(np.int32)
         num_items.add(np.zeros(1, np.int64))
         for number in range(self._dataset.num_batches):
             batch = self._dataset.read_batch(number, is_compared=False)
-            rows = self._rows_with_image(batch)
-            if self._settings.target != "images":
-                rows, *found = self._rows_with_items(number, batch, rows)
-                if self._needs_lengths:
-                    for parts, part in zip((num_items, longest, lengths), found, strict=True):
-                        parts.add(part)
-            places.add(np.uint32(number << 8) | rows.astype(np.uint32))
-        self.skipped = {reason: num for reason, num in self._counts.items() if num}
-        self.places, self.lengths, self._longest = places.all(), lengths.all(), longest.all()
-        self.first_lengths = num_items.all()
-        np.cumsum(self.first_lengths, out=self.first_lengths)
-        if not self.places.size:
-            raise ValueError(self._why_empty())
+            selected = self._selected(number, batch)
+            for parts, part in zip((places, num_items, longest, lengths), selected, strict=True):
+                parts.add(part)
+        skipped = {reason: num for reason, num in self._counts.items() if num}
+        arrays = {"places": places.all(), "lengths": lengths.all(), "longest": longest.all()}
+        first_lengths = arrays["first_lengths"] = num_items.all()
+        np.cumsum(first_lengths, out=first_lengths)
+        if not arrays["places"].size:
+            raise ValueError(self._why_empty(skipped))
+        return arrays, skipped
+
+    def _selected(self, number: int, batch: Batch) -> list[NDArray[Any]]:
+        """Places, and if lengths are needed numbers, longest and all lengths of items."""
+        rows = self._rows_with_image(batch)
+        found: list[NDArray[Any]] = []
+        if self._settings.target != "images":
+            rows, *found = self._rows_with_items(number, batch, rows)
+        if not self._needs_lengths:
+            found = [NO_LENGTHS] * 3
+        return [np.uint32(number << 8) | rows.astype(np.uint32), *found]
 
     def _rows_with_image(self, batch: Batch) -> NDArray[np.int64]:
         """Rows of the split that have an image, or all of them if none is needed."""
@@ -180,22 +230,22 @@ class LoaderIndex:
         try:
             return self._stored.lengths(data, offsets)
         except ShardError:
-            for row in range(offsets.size - 1):
+            for row in range(self._dataset.batch(number).num_samples):
                 self._dataset.sample(number, row)  # raises an error that names the sample
             raise
 
-    def _why_empty(self) -> str:
+    def _why_empty(self, skipped: dict[str, int]) -> str:
         settings, dataset = self._settings, self._dataset
-        reasons = [f"{num} {reason}" for reason, num in self.skipped.items()]
+        reasons = [f"{num} {reason}" for reason, num in skipped.items()]
         is_limited = any(
             "longer" in reason or ("shorter" in reason and settings.min_length > 1)
-            for reason in self.skipped
+            for reason in skipped
         )
         if not len(dataset):
             advice = "use a dataset with samples"
         elif is_limited:
             advice = "use other length limits"
-        elif list(self.skipped) == ["samples without image"]:
+        elif list(skipped) == ["samples without image"]:
             advice = "the loader needs images"
         else:
             what = "speech" if self._target == "speech_units" else self._target

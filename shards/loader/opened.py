@@ -1,6 +1,6 @@
 """Byte ranges of the columns of record batches, found when a batch is first read."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from threading import Lock
 from typing import Any
 
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from im2sp.shards.columns.arrays import Lists, Values, View
 from im2sp.shards.dataset import ShardDataset
+from im2sp.shards.layouts.batch import Batch
 from im2sp.shards.loader import kernels
 
 _NO_BYTES = np.zeros(0, np.uint8)
@@ -25,8 +26,20 @@ class OpenBatches:
         tables: Column -> (num_batches, 8) int64, see `kernels.FILE`.
     """
 
-    def __init__(self, dataset: ShardDataset, columns: Iterable[str]) -> None:
-        self._dataset = dataset
+    def __init__(
+        self,
+        dataset: ShardDataset,
+        columns: Iterable[str],
+        check: Callable[[int, Batch], None],
+    ) -> None:
+        """Open nothing yet.
+
+        Args:
+            dataset: The dataset.
+            columns: Columns to read.
+            check: Called with the number and the views of each batch that is opened.
+        """
+        self._dataset, self._check = dataset, check
         num = dataset.num_batches
         self._num_shards = len(dataset.manifest.shards)
         self.files = kernels.new_files(self._num_shards + num, _NO_BYTES)
@@ -51,6 +64,7 @@ class OpenBatches:
 
     def _open(self, number: int) -> None:
         batch = self._dataset.read_batch(number)
+        self._check(number, batch)
         views = [batch.views[name] for name in self.tables]
         buffers = [buffer for view in views for buffer in _buffers(view)]
         file = self._dataset.shard_of(number)

@@ -63,7 +63,7 @@ class SampleReader:
         self._dataset = dataset
         self._index = index
         self._settings = settings
-        self._opened = OpenBatches(dataset, index.columns)
+        self._opened = OpenBatches(dataset, index.columns, index.check)
         self._image_size_bytes, self._images = 0, None
         if (column := index.image_column) is not None:
             self._image_size_bytes = packed_size_bytes(column.num_fixed, column.bits)
