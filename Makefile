@@ -1,5 +1,5 @@
 # make demo   tokenize and describe the shipped images (or IMAGES=/some/folder)
-# make test   run the tests
+# make test   run the tests (those that start Ray: make test-ray)
 # make check  formatting, lint, types and tests, as CI does
 #
 # Each target makes .venv when there is none and re-uses it afterwards.
@@ -54,6 +54,10 @@ demo: $(STAMP)
 .PHONY: test
 test: $(STAMP)
 	$(PY) -m pytest $(PYTEST_FLAGS)
+
+.PHONY: test-ray
+test-ray: $(STAMP)
+	$(PY) -m pytest -m ray tests/pipeline
 
 .PHONY: check
 check: lint types $(CHECK_TESTS)

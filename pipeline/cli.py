@@ -52,6 +52,11 @@ class TokenizeConfig(JobConfig):
     the units."""
     device: str | None = None
     """torch device of the encoders, such as cuda:1; by default CUDA if available."""
+    engine: Literal["local", "ray"] = "local"
+    """Processes that encode:
+    - local: this one
+    - ray: workers of the Ray cluster at RAY_ADDRESS, or of one that is started on this machine; one
+      a GPU, or --num-workers on CPUs"""
     part: str | None = None
     """Encode only one part of the job, I/N with I from 0 to N - 1, beside other parts that share
     --out, on any number of machines. The same command without --part encodes what is left and
@@ -70,6 +75,10 @@ class TokenizeConfig(JobConfig):
             raise ValueError(f"--max-rejects is {self.max_rejects}; expected at least 0")
         if self.part is not None:
             self.part_numbers(self.part)
+            if self.engine != "local":
+                raise ValueError(
+                    f"--part is encoded by this process, not by --engine {self.engine}"
+                )
             if self.overwrite:
                 raise ValueError(
                     "--overwrite cannot be used with --part, as other parts may have begun; remove "
@@ -121,7 +130,12 @@ def _run(config: TokenizeConfig) -> int:
         elif not config.quiet:
             print(part_summary(config.sources_name, config.part, part))
         return 0
-    result = run_job(config, *tokenizers)
+    if config.engine == "ray":
+        from im2sp.pipeline.ray_engine import RayCluster
+
+        result = run_job(config, *tokenizers, cluster=RayCluster)
+    else:
+        result = run_job(config, *tokenizers)
     if config.json:
         print(summary_json(config.dataset_dir, result))
     elif not config.quiet:

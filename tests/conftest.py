@@ -13,8 +13,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items):
-    """Skip the tests marked `cuda` where there is no GPU."""
+def pytest_collection_modifyitems(config, items):
+    """Skip the tests marked `cuda` where there is no GPU, and those marked `ray` without -m ray."""
+    if "ray" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("ray"):
+                item.add_marker(pytest.mark.skip(reason="starts Ray; give -m ray"))
     marked = [item for item in items if item.get_closest_marker("cuda")]
     if marked:
         import torch

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from im2sp.pipeline.decoding.audio import MIN_SAMPLES, SAMPLE_RATE_HZ
 from im2sp.pipeline.decoding.views import VIEWS
@@ -18,6 +19,7 @@ from im2sp.pipeline.job.decode_pool import Decoded, Medium, media_of
 from im2sp.pipeline.job.state import Tally
 from im2sp.pipeline.sources.items import SourceItem, Utterance, texts_of
 from im2sp.shards import Sample, ShardError, deduplicate
+from im2sp.shards.schema import Schema, batch_of_rows
 
 if TYPE_CHECKING:
     from im2sp.pipeline.image_tokenizer.tokenizer import ImageTokenizer
@@ -223,6 +225,14 @@ def _parts(pieces: list[tuple[int, np.ndarray]]) -> Iterator[list[tuple[int, np.
         num_samples += len(piece[1])
     if part:
         yield part
+
+
+def batch_of_samples(samples: Sequence[Sample], schema: Schema) -> pa.RecordBatch:
+    """Return the record batch of a chunk's samples."""
+    rows = [
+        schema.encode_row({name: sample[name] for name in schema.arrow.names}) for sample in samples
+    ]
+    return batch_of_rows(rows, schema.arrow)
 
 
 def _finish(draft: _Draft, tally: Tally) -> Sample | None:

@@ -1,8 +1,9 @@
 """Plan of a tokenize job: all that its runs, on one machine or on many, have in common."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -22,6 +23,13 @@ from im2sp.pipeline.sources.items import SourceItem, SourceListing, has_images, 
 if TYPE_CHECKING:
     from im2sp.pipeline.image_tokenizer.tokenizer import ImageTokenizer
     from im2sp.pipeline.speech_tokenizer.tokenizer import SpeechTokenizer
+
+
+Loaders = tuple[
+    "ImageTokenizer | Callable[[], ImageTokenizer] | None",
+    "SpeechTokenizer | Callable[[], SpeechTokenizer] | None",
+]
+"""The tokenizers of images and of speech, or functions that load them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +64,18 @@ class Tokenizers:
         else:
             name = f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
         return {"torch": torch.__version__, "device": name}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkCounts:
+    """Counts of an encoded chunk."""
+
+    chunk: int
+    num_images: int
+    num_utterances: int
+    num_samples: int
+    """Samples of audio at 16 kHz."""
+    num_refused: int
 
 
 class Plan:
@@ -100,6 +120,14 @@ class Plan:
             for chunk in chunks
             if chunk not in done
         ]
+
+
+class Cluster(AbstractContextManager[Any], Protocol):
+    """Processes that encode chunks; a context manager, which ends them on exit."""
+
+    def encode(self, chunks: list[int], /) -> Iterator[ChunkCounts]:
+        """Encode chunks into the job folder; iterate over those that are done, in any order."""
+        ...
 
 
 def list_inputs(config: JobConfig) -> SourceListing:

@@ -14,9 +14,10 @@ shard is a part of the dataset (`DatasetWriter`), and the parts are joined at th
 import itertools
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from im2sp.pipeline.decoding.audio import SAMPLE_RATE_HZ
 from im2sp.pipeline.job import config as job_config
 from im2sp.pipeline.job.config import JobConfig, JobError
 from im2sp.pipeline.job.decode_pool import IMAGES_PER_TASK, Decoded, DecodePool, media_of
-from im2sp.pipeline.job.encode import MediaEncoder
+from im2sp.pipeline.job.encode import MediaEncoder, batch_of_samples
 from im2sp.pipeline.job.identity import (
     changed_since,
     identities,
@@ -34,13 +35,12 @@ from im2sp.pipeline.job.identity import (
     write_identities,
 )
 from im2sp.pipeline.job.output import check_output, disk_errors, join_output, prepare_output
-from im2sp.pipeline.job.plan import Plan, list_inputs, load_tokenizers
+from im2sp.pipeline.job.plan import Cluster, Loaders, Plan, list_inputs, load_tokenizers
 from im2sp.pipeline.job.publish import Publisher
 from im2sp.pipeline.job.state import JobState, Tally
 from im2sp.pipeline.sources.items import SourceItem, SourceListing
 from im2sp.shards import MANIFEST_NAME, Manifest
 from im2sp.shards.errors import counted, log
-from im2sp.shards.schema import batch_of_rows
 
 if TYPE_CHECKING:
     from im2sp.pipeline.image_tokenizer.tokenizer import ImageTokenizer
@@ -91,6 +91,8 @@ def run_job(
     config: JobConfig,
     image_tokenizer: "ImageTokenizer | Callable[[], ImageTokenizer]",
     speech_tokenizer: "SpeechTokenizer | Callable[[], SpeechTokenizer] | None" = None,
+    *,
+    cluster: "Callable[[Plan, Loaders], Cluster] | None" = None,
 ) -> JobResult:
     """Tokenize a source into `config.dataset_dir`, or resume an interrupted run or one of parts.
 
@@ -99,6 +101,7 @@ def run_job(
         image_tokenizer: The image tokenizer, or a function that loads it; it is called after the
             source is listed, while the decoding processes start, and only if there are images.
         speech_tokenizer: The same for speech; not needed for a source without clips.
+        cluster: Other processes that encode, such as `RayCluster`; None for this one.
 
     Raises:
         SourceError: The source cannot be used.
@@ -106,7 +109,7 @@ def run_job(
             the tokenizers do not fit.
     """
     state = JobState(config.dataset_dir)
-    with _planned(config, image_tokenizer, speech_tokenizer) as (plan, pool):
+    with _planned(config, image_tokenizer, speech_tokenizer, cluster is None) as (plan, pool):
         finished = check_output(
             state, plan.job, overwrite=config.overwrite, allow_mixed=config.allow_mixed
         )
@@ -117,6 +120,9 @@ def run_job(
                 )
                 if finished is None:
                     _drop_changed(plan, state)
+                    if cluster is not None:
+                        loaders = image_tokenizer, speech_tokenizer
+                        return _run_on_cluster(plan, state, cluster(plan, loaders))
                     return _run_all(plan, state, pool)
         _check_unchanged(plan, finished)
     return JobResult(manifest=finished, listing=plan.listing, was_finished=True)
@@ -163,6 +169,7 @@ def _planned(
     config: JobConfig,
     image_tokenizer: "ImageTokenizer | Callable[[], ImageTokenizer]",
     speech_tokenizer: "SpeechTokenizer | Callable[[], SpeechTokenizer] | None",
+    is_local: bool = True,
 ) -> Iterator[tuple[Plan, DecodePool]]:
     """Plan of the job, and processes that decode, which start while the tokenizers are loaded."""
     listing = list_inputs(config)
@@ -174,7 +181,8 @@ def _planned(
         max_audio_s=config.max_audio_s,
         timeout_s=config.decode_timeout_s,
     ) as pool:
-        if config.overwrite or not (config.dataset_dir / MANIFEST_NAME).exists():
+        is_new = config.overwrite or not (config.dataset_dir / MANIFEST_NAME).exists()
+        if is_new and is_local:
             pool.start()
         loaded = load_tokenizers(config, listing.items, image_tokenizer, speech_tokenizer)
         plan = Plan(config, listing, loaded)
@@ -187,15 +195,46 @@ def _run_all(plan: Plan, state: JobState, pool: DecodePool) -> JobResult:
     todo = plan.left(state)
     publisher = Publisher(plan, state, todo)
     local = _LocalRun(plan, state)
-    num_left = sum(len(plan.items(chunk)) for chunk in todo)
-    num_inputs = len(plan.listing.items)
-    with local.bar(num_inputs, num_inputs - num_left):
+    with local.bar(*_progress(plan, todo)):
         publisher.advance()
         for chunk in local.encode(todo, pool):
             publisher.advance(chunk)
         publisher.finish()
         figures = local.figures()
     return JobResult(manifest=publisher.join(), listing=plan.listing, **figures)
+
+
+def _progress(plan: Plan, todo: list[int]) -> tuple[int, int]:
+    """Number of inputs, and of those that are done."""
+    num_inputs = len(plan.listing.items)
+    return num_inputs, num_inputs - sum(len(plan.items(chunk)) for chunk in todo)
+
+
+def _run_on_cluster(plan: Plan, state: JobState, cluster: Cluster) -> JobResult:
+    """Encode what is left on a cluster, and write the dataset."""
+    todo = plan.left(state)
+    publisher = Publisher(plan, state, todo)
+    publisher.advance()
+    counts: Counter[str] = Counter()
+    with (
+        cluster if todo else nullcontext(),
+        _bar(plan, *_progress(plan, todo)) as bar,
+    ):
+        begin_s = time.monotonic()
+        for done in cluster.encode(todo) if todo else ():
+            publisher.advance(done.chunk)
+            counts.update(asdict(done))
+            bar.set_postfix({"refused": f"{counts['num_refused']:,}"}, refresh=False)
+            bar.update(len(plan.items(done.chunk)))
+        publisher.finish()
+    return JobResult(
+        manifest=publisher.join(),
+        listing=plan.listing,
+        num_encoded=counts["num_images"],
+        num_utterances=counts["num_utterances"],
+        audio_s=counts["num_samples"] / SAMPLE_RATE_HZ,
+        encode_s=time.monotonic() - begin_s,
+    )
 
 
 def _run_part(plan: Plan, state: JobState, pool: DecodePool, part: tuple[int, int]) -> PartResult:
@@ -274,6 +313,19 @@ def _check_unchanged(plan: Plan, finished: Manifest) -> None:
 # Encoding -----------------------------------------------------------------------------------------
 
 
+def _bar(plan: Plan, total: int, initial: int) -> "tqdm[Any]":
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc="tokenize",
+        unit=" images" if plan.tokenizers.speech is None else " inputs",
+        disable=plan.config.quiet,
+        file=sys.stderr,
+        mininterval=0.5,
+        dynamic_ncols=True,
+    )
+
+
 class _LocalRun:
     """Encoding of chunks by this process and those that decode for it.
 
@@ -290,17 +342,7 @@ class _LocalRun:
 
     def bar(self, total: int, initial: int) -> "tqdm[Any]":
         """Return the progress bar, a context manager, for `total` inputs, some of them done."""
-        has_speech = self._plan.tokenizers.speech is not None
-        self._bar = tqdm(
-            total=total,
-            initial=initial,
-            desc="tokenize",
-            unit=" inputs" if has_speech else " images",
-            disable=self._plan.config.quiet,
-            file=sys.stderr,
-            mininterval=0.5,
-            dynamic_ncols=True,
-        )
+        self._bar = _bar(self._plan, total, initial)
         return self._bar
 
     def encode(self, chunks: list[int], pool: DecodePool) -> Iterator[int]:
@@ -337,7 +379,7 @@ class _LocalRun:
     def _encode_chunk(self, chunk: int, decoded: Iterator[Decoded]) -> None:
         """Encode the inputs of one chunk and store them in the job folder."""
         tally = Tally()
-        encoder, schema = self._encoder, self._plan.chunk_schema
+        encoder = self._encoder
 
         def show(num_inputs: int) -> None:
             figures: dict[str, str] = {}
@@ -352,9 +394,5 @@ class _LocalRun:
 
         samples = encoder.encode(self._plan.items(chunk), decoded, tally, show)
         self.num_refused += len(tally.rejects)
-        rows = [
-            schema.encode_row({name: sample[name] for name in schema.arrow.names})
-            for sample in samples
-        ]
-        batch = batch_of_rows(rows, schema.arrow)
+        batch = batch_of_samples(samples, self._plan.chunk_schema)
         self._state.write_chunk(chunk, batch, tally, self._plan.job["environment"])

@@ -61,3 +61,6 @@ def test_a_part_replaces_nothing(tokenize, pictures, tmp_path):
     code, _, err = tokenize(pictures, "--out", tmp_path, "--part", "0/2", "--overwrite")
     assert code == 2
     assert "--overwrite cannot be used with --part, as other parts may have begun; remove" in err
+    code, _, err = tokenize(pictures, "--out", tmp_path, "--part", "0/2", "--engine", "ray")
+    assert code == 2
+    assert "--part is encoded by this process, not by --engine ray" in err

@@ -1,0 +1,223 @@
+"""Engine `ray` of the tokenize job: chunks are encoded by the workers of a Ray cluster.
+
+Ray decides only who encodes which chunk. Chunks go to the same job folder as those of the local
+engine, so a job that was begun by one engine is resumed by the other. All nodes need the folder,
+the source and the weights under the same paths.
+"""
+
+import os
+import secrets
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+from im2sp.pipeline.job.config import JobConfig, JobError
+from im2sp.pipeline.job.decode_pool import DecodePool, media_of
+from im2sp.pipeline.job.encode import MediaEncoder, batch_of_samples
+from im2sp.pipeline.job.output import differences
+from im2sp.pipeline.job.plan import ChunkCounts, Loaders, Plan, Tokenizers
+from im2sp.pipeline.job.state import JobState, Tally
+from im2sp.pipeline.sources.items import SourceItem
+from im2sp.shards.schema import Schema
+
+CALLS_IN_FLIGHT = 2
+"""Chunks submitted to a worker at once, so that it never waits for the driver."""
+MAX_RETRIES = 3
+"""Further attempts at a chunk whose worker died."""
+_ENDING_S = 5
+_LOCAL_CLUSTER = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+}
+
+
+class Worker:
+    """Actor that keeps the tokenizers and the processes that decode, and encodes chunks.
+
+    Args:
+        config: Settings of the job.
+        schema: Schema of the chunks.
+        loaders: The tokenizers or functions that load them; None for one that is not needed.
+        expected: Fingerprints and environment of the driver.
+        folder: Folder that relative paths start from.
+    """
+
+    def __init__(
+        self,
+        config: JobConfig,
+        schema: Schema,
+        loaders: Loaders,
+        expected: dict[str, Any],
+        folder: str,
+    ) -> None:
+        self._folder = folder
+        self._config, self._loaders, self._expected = config, loaders, expected
+        self._schema, self._state = schema, JobState(config.dataset_dir)
+
+    @cached_property
+    def _loaded(self) -> Tokenizers:
+        """The tokenizers, once they are found to be those of the driver."""
+        os.chdir(self._folder)
+        load_image, load_speech = self._loaders
+        loaded = Tokenizers(
+            image=load_image() if callable(load_image) else load_image,
+            speech=load_speech() if callable(load_speech) else load_speech,
+            image_coding=None,
+            coding=None,
+        )
+        found = differences(self._expected, identity_of(loaded, self._config))
+        if found:
+            raise JobError(
+                f"a worker on {os.uname().nodename} differs from the driver: {'; '.join(found)}"
+            )
+        return loaded
+
+    @cached_property
+    def _encoder(self) -> MediaEncoder:
+        return MediaEncoder(self._loaded.image, self._loaded.speech, self._config.view_name)
+
+    @cached_property
+    def _pool(self) -> DecodePool:
+        config, is_cpu = self._config, self._loaded.environment["device"].startswith("cpu ")
+        pool = DecodePool(
+            num_workers=1 if is_cpu else config.num_workers,
+            view=config.view_name,
+            max_pixels=config.max_pixels,
+            max_audio_s=config.max_audio_s,
+            timeout_s=config.decode_timeout_s,
+        ).__enter__()
+        pool.start()
+        return pool
+
+    def encode(self, chunk: int, items: list[SourceItem]) -> ChunkCounts:
+        """Encode the inputs of a chunk and store them in the job folder."""
+        encoder, tally = self._encoder, Tally()
+        before = encoder.num_images, encoder.num_utterances, encoder.num_samples
+        decoded = self._pool.decode(medium for item in items for medium in media_of(item))
+        samples = encoder.encode(items, decoded, tally, lambda _: None)
+        batch = batch_of_samples(samples, self._schema)
+        self._state.write_chunk(chunk, batch, tally, self._loaded.environment)
+        return ChunkCounts(
+            chunk=chunk,
+            num_images=encoder.num_images - before[0],
+            num_utterances=encoder.num_utterances - before[1],
+            num_samples=encoder.num_samples - before[2],
+            num_refused=len(tally.rejects),
+        )
+
+    def stop(self) -> None:
+        """End the processes that decode."""
+        if "_pool" in self.__dict__:
+            self._pool.__exit__(None, None, None)
+
+
+def identity_of(tokenizers: Tokenizers, config: JobConfig) -> dict[str, Any]:
+    """Return fingerprints of the tokenizers, and the environment unless it may be mixed."""
+    found: dict[str, Any] = {} if config.allow_mixed else dict(tokenizers.environment)
+    for name, one in (("image", tokenizers.image), ("speech", tokenizers.speech)):
+        if one is not None:
+            found[f"{name}_tokenizer"] = {"fingerprint": one.fingerprint}
+    return found
+
+
+class RayCluster:
+    """The workers of a job on a Ray cluster; a context manager, which ends them on exit.
+
+    The cluster is that of `RAY_ADDRESS`, or else one on this machine, with a token of its session.
+
+    Args:
+        plan: Plan of the job.
+        loaders: As for `run_job`; pickled for the workers.
+    """
+
+    def __init__(self, plan: Plan, loaders: Loaders) -> None:
+        self._plan = plan
+        image, speech = loaders
+        self._loaders = (
+            None if plan.tokenizers.image is None else image,
+            None if plan.tokenizers.speech is None else speech,
+        )
+        self._workers: list[Any] = []
+
+    def __enter__(self) -> "RayCluster":
+        address = os.environ.get("RAY_ADDRESS")
+        if not address:  # Ray reads these when it is imported
+            os.environ.update(_LOCAL_CLUSTER)
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        ray = _ray()
+        ray.init(
+            address=address or "local",
+            log_to_driver=False,
+            logging_level="error",
+            **({} if address else {"include_dashboard": False, "object_store_memory": 1 << 27}),
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        ray = _ray()
+        ray.wait(
+            [worker.stop.remote() for worker in self._workers] or [ray.put(None)],
+            num_returns=max(len(self._workers), 1),
+            timeout=_ENDING_S,
+        )
+        ray.shutdown()
+
+    def encode(self, chunks: list[int]) -> Iterator[ChunkCounts]:
+        """Encode chunks, handed out in ascending order; iterate over those that are done.
+
+        Raises:
+            JobError: A worker differs from the driver, or a chunk's workers died again and again.
+        """
+        ray, plan = _ray(), self._plan
+        self._start(len(chunks))
+        order, owners = iter(chunks), {}
+
+        def submit(worker: Any) -> None:
+            for chunk in islice(order, 1):
+                owners[worker.encode.remote(chunk, plan.items(chunk))] = worker, chunk
+
+        for _ in range(CALLS_IN_FLIGHT):
+            for worker in self._workers:
+                submit(worker)
+        while owners:
+            (done,), _ = ray.wait(list(owners), num_returns=1)
+            worker, chunk = owners.pop(done)
+            try:
+                counts = ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except ray.exceptions.RayActorError:
+                raise JobError(
+                    f"chunk {chunk} (from {plan.items(chunk)[0].name}): its workers died "
+                    f"{MAX_RETRIES + 1} times; see the logs of Ray; if memory ran out, use fewer "
+                    "--num-workers"
+                ) from None
+            submit(worker)
+            yield counts
+
+    def _start(self, num_chunks: int) -> None:
+        """Start one worker for each GPU, or up to `num_workers` on CPUs."""
+        ray, plan, config = _ray(), self._plan, self._plan.config
+        resources = ray.cluster_resources()
+        if plan.job["settings"]["device"] == "cpu":
+            share, num = {"num_cpus": 1}, min(config.num_workers, int(resources.get("CPU", 0)))
+        else:
+            share, num = {"num_gpus": 1}, int(resources.get("GPU", 0))
+        if num < 1:
+            raise JobError(f"the Ray cluster has no {'CPU' if 'num_cpus' in share else 'GPU'}")
+        actor = ray.remote(max_restarts=-1, max_task_retries=MAX_RETRIES, **share)(Worker)
+        expected = identity_of(plan.tokenizers, config)
+        self._workers = [
+            actor.remote(config, plan.chunk_schema, self._loaders, expected, os.getcwd())
+            for _ in range(min(num, num_chunks))
+        ]
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise JobError("--engine ray needs the package ray: pip install 'im2sp[ray]'") from None
+    return ray

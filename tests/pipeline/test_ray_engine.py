@@ -1,0 +1,157 @@
+"""`im2sp-tokenize --engine ray`; the tests that are marked start a real Ray on this machine."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from im2sp.pipeline import ray_engine
+from im2sp.pipeline.job.config import JobError
+from im2sp.pipeline.job.run import JobConfig, run_job
+from im2sp.pipeline.ray_engine import RayCluster, Worker
+
+# Runs the command with chunks of 8 inputs; the first argument is code to run before.
+PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+from im2sp.pipeline import cli, ray_engine
+from im2sp.pipeline.job import config as job_config
+from im2sp.pipeline.job.publish import Publisher
+
+def worker_pid():
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        environ = path.with_name("environ")
+        try:
+            if path.read_bytes().startswith(b"ray::Worker") and TOKEN in environ.read_bytes():
+                return int(path.parent.name)
+        except OSError:
+            pass
+    raise AssertionError("no worker")
+
+def after(num_chunks, do):
+    calls, advance = iter(range(99)), Publisher.advance
+    def call(self, chunk=None):
+        advance(self, chunk)
+        if next(calls) == num_chunks:
+            do()
+    Publisher.advance = call
+
+if __name__ == "__main__":
+    job_config.CHUNK_SIZE = 8
+    os.environ["RAY_AUTH_TOKEN"] = "%032x" % os.getpid() * 2
+    TOKEN = os.environ["RAY_AUTH_TOKEN"].encode()
+    exec(sys.argv.pop(1))
+    cli.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def pictures(draw, tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("ray") / "p", 60, broken=[2, 33])
+
+
+@pytest.fixture
+def tokenize(tmp_path, tiny_checkpoint, pictures):
+    """tokenize(out, engine, code="") -> the finished process."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+
+    def run(out, engine, code=""):
+        program = [sys.executable, tmp_path / "program.py", code, pictures, "--out", out]
+        program += ["--engine", engine, "--image-tokenizer", tiny_checkpoint, "--num-workers", 2]
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        return subprocess.run(
+            [*map(str, program), "--samples-per-shard", "16", "--json"],
+            capture_output=True, text=True, env=environ,
+        )  # fmt: skip
+
+    return run
+
+
+def check_same(tokenize, files_of, out):
+    done = tokenize(out.parent / "whole", "local")
+    assert done.returncode == 0, done.stderr
+    assert files_of(out) == files_of(out.parent / "whole")
+
+
+@pytest.mark.ray
+def test_two_workers_one_of_them_killed_write_the_same_bytes(tokenize, tmp_path, files_of):
+    kill = "after(2, lambda: (os.kill(worker_pid(), signal.SIGKILL), print('killed')))"
+    done = tokenize(tmp_path / "out", "ray", kill)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("killed\n")
+    done = tokenize(tmp_path / "quiet", "ray")
+    assert done.returncode == 0, done.stderr
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "quiet")
+    check_same(tokenize, files_of, tmp_path / "out")
+
+
+@pytest.mark.ray
+def test_a_killed_driver_is_resumed_locally_with_the_same_bytes(tokenize, tmp_path, files_of):
+    out = tmp_path / "out"
+    done = tokenize(out, "ray", "after(3, lambda: os.kill(os.getpid(), signal.SIGKILL))")
+    assert done.returncode == -9, done.stderr
+    assert not (out / "dataset.json").exists()
+    done = tokenize(out, "local")
+    assert done.returncode == 0, done.stderr
+    check_same(tokenize, files_of, out)
+
+
+# Failures, with a stand-in for Ray ----------------------------------------------------------------
+
+
+class ActorDied(Exception):
+    pass
+
+
+class TaskFailed(Exception):
+    cause = JobError("a worker on n differs from the driver: torch: 2.12 there, 2.13 now")
+
+
+def stand_in(error, **resources):
+    """What the engine uses of Ray; each call of a worker fails."""
+
+    def fail(_):
+        raise error
+
+    call = SimpleNamespace(remote=lambda *_: object())
+    worker = SimpleNamespace(encode=call, stop=call)
+    return SimpleNamespace(
+        init=lambda **_: None, shutdown=lambda: None, get=fail, put=lambda _: None,
+        wait=lambda refs, **_: (refs[:1], refs[1:]), cluster_resources=lambda: resources,
+        remote=lambda **_: lambda _: SimpleNamespace(remote=lambda *_: worker),
+        exceptions=SimpleNamespace(RayTaskError=TaskFailed, RayActorError=ActorDied),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ray", "message"),
+    [
+        (stand_in(ActorDied(), CPU=2), r"chunk 0 \(from 000.png\): its workers died 4 times; see"),
+        (stand_in(TaskFailed(), CPU=2), r"^a worker on n differs from the driver: torch"),
+        (stand_in(None, GPU=2), r"the Ray cluster has no CPU$"),
+    ],
+)
+def test_failures_are_reported(ray, message, twenty, fake_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_engine, "_ray", lambda: ray)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    config = JobConfig(source=twenty, dataset_dir=tmp_path / "out", quiet=True)
+    with pytest.raises(JobError, match=message):
+        run_job(config, fake_tokenizer, cluster=RayCluster)
+
+
+def test_ray_is_an_extra(twenty, fake_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    config = JobConfig(source=twenty, dataset_dir=tmp_path / "out", quiet=True)
+    with pytest.raises(JobError, match=r"--engine ray needs the package ray: pip install 'im2sp"):
+        run_job(config, fake_tokenizer, cluster=RayCluster)
+
+
+def test_a_worker_that_differs_from_the_driver_is_refused(make_fake_tokenizer, twenty, tmp_path):
+    config = JobConfig(source=twenty, dataset_dir=tmp_path / "out")
+    worker = Worker(config, None, (make_fake_tokenizer(1), None), {"torch": "1.0"}, os.getcwd())
+    with pytest.raises(JobError, match=r"a worker on .* differs .*torch: 1\.0 there, .* now"):
+        worker.encode(0, [])
