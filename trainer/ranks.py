@@ -65,10 +65,9 @@ def init_distributed(device: str | None) -> Generator[Ranks]:
         return
     try:
         dist.init_process_group("nccl" if found.type == "cuda" else "gloo")
-        try:
-            yield Ranks(rank, world_size, found)
-        finally:
-            dist.destroy_process_group()
+        yield Ranks(rank, world_size, found)
+        # Not after an error: without the other processes it can abort this one.
+        dist.destroy_process_group()
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise ValueError("another process of this run ended; see its message") from None

@@ -11,6 +11,7 @@ from im2sp.pipeline import ray_engine
 from im2sp.pipeline.job.config import JobError
 from im2sp.pipeline.job.run import JobConfig, run_job
 from im2sp.pipeline.ray_engine import RayCluster, Worker
+from im2sp.shards import Manifest
 
 # Runs the command with chunks of 8 inputs; the first argument is code to run before.
 PROGRAM = """
@@ -54,11 +55,11 @@ def pictures(draw, tmp_path_factory):
 
 @pytest.fixture
 def tokenize(tmp_path, tiny_checkpoint, pictures):
-    """tokenize(out, engine, code="") -> the finished process."""
+    """tokenize(out, engine, code="", source=pictures) -> the finished process."""
     (tmp_path / "program.py").write_text(PROGRAM)
 
-    def run(out, engine, code=""):
-        program = [sys.executable, tmp_path / "program.py", code, pictures, "--out", out]
+    def run(out, engine, code="", source=pictures):
+        program = [sys.executable, tmp_path / "program.py", code, source, "--out", out]
         program += ["--engine", engine, "--image-tokenizer", tiny_checkpoint, "--num-workers", 2]
         environ = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
@@ -70,8 +71,8 @@ def tokenize(tmp_path, tiny_checkpoint, pictures):
     return run
 
 
-def check_same(tokenize, files_of, out):
-    done = tokenize(out.parent / "whole", "local")
+def check_same(tokenize, files_of, out, **source):
+    done = tokenize(out.parent / "whole", "local", **source)
     assert done.returncode == 0, done.stderr
     assert files_of(out) == files_of(out.parent / "whole")
 
@@ -89,14 +90,26 @@ def test_two_workers_one_of_them_killed_write_the_same_bytes(tokenize, tmp_path,
 
 
 @pytest.mark.ray
-def test_a_killed_driver_is_resumed_locally_with_the_same_bytes(tokenize, tmp_path, files_of):
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_a_killed_driver_is_resumed_with_the_same_bytes(tokenize, tmp_path, files_of, engine):
     out = tmp_path / "out"
     done = tokenize(out, "ray", "after(3, lambda: os.kill(os.getpid(), signal.SIGKILL))")
     assert done.returncode == -9, done.stderr
     assert not (out / "dataset.json").exists()
-    done = tokenize(out, "local")
+    done = tokenize(out, engine)
     assert done.returncode == 0, done.stderr
     check_same(tokenize, files_of, out)
+
+
+@pytest.mark.ray
+def test_speech_with_fitted_tables_and_a_killed_worker(tokenize, tmp_path, files_of, spoken):
+    kill = "after(0, lambda: (os.kill(worker_pid(), signal.SIGKILL), print('killed')))"
+    done = tokenize(tmp_path / "out", "ray", kill, source=spoken)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("killed\n")
+    entry = Manifest.read(tmp_path / "out").columns["speech_units"]
+    assert entry["codec"] == "huffman"
+    check_same(tokenize, files_of, tmp_path / "out", source=spoken)
 
 
 # Failures, with a stand-in for Ray ----------------------------------------------------------------

@@ -392,7 +392,7 @@ def test_a_process_that_is_killed_ends_the_run_and_one_process_resumes_it(shards
         for rank, program in enumerate([["-m", "im2sp.trainer.cli"], ["-c", DIES]])
     ]
     errors = [process.communicate(timeout=120)[1] for process in started]
-    assert [process.returncode for process in started] == [1, -9]
+    assert [process.returncode for process in started] == [1, -9], errors
     assert errors[0] == "im2sp-train: another process of this run ended; see its message\n"
     num_steps = max(int(path.name[5:]) for path in out.glob("step-*"))
     assert 1 <= num_steps < 4

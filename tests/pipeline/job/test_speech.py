@@ -158,7 +158,9 @@ def test_images_alone_need_no_speech_tokenizer(twenty, fake_tokenizer, tmp_path)
     assert manifest.speech_tokenizer is None
     assert list(manifest.columns) == ["image_units"]
     assert set(manifest.raw) == {"num_images", "image_file_bytes"}
-    assert set(manifest.settings) == {"source", "device", "max_pixels", "samples_per_shard"}
+    assert set(manifest.settings) == {
+        "source", "device", "image_codec", "max_pixels", "samples_per_shard",
+    }  # fmt: skip
 
 
 @pytest.mark.usefixtures("inline_pool")

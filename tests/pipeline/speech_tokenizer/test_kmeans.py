@@ -127,8 +127,8 @@ def test_the_honest_wrapper_is_read(tmp_path):
         ({"dtype": np.dtype([("a", "f4")])}, "something other than numbers"),
         ({"dtype": "f4"}, "something other than numbers"),
         ({"dtype": ...}, "something other than numbers"),
-        ({"order": "K"}, "unknown order 'K'"),
-        ({"order": ...}, "unknown order 'None'"),
+        ({"order": "K"}, "unknown order, expected C or F"),
+        ({"order": ...}, "unknown order, expected C or F"),
     ],
 )
 def test_a_false_description(tmp_path, changes, message):
