@@ -103,7 +103,7 @@ def test_a_killed_driver_is_resumed_with_the_same_bytes(tokenize, tmp_path, file
 
 @pytest.mark.ray
 def test_speech_with_fitted_tables_and_a_killed_worker(tokenize, tmp_path, files_of, spoken):
-    kill = "after(0, lambda: (os.kill(worker_pid(), signal.SIGKILL), print('killed')))"
+    kill = "after(1, lambda: (os.kill(worker_pid(), signal.SIGKILL), print('killed')))"
     done = tokenize(tmp_path / "out", "ray", kill, source=spoken)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("killed\n")
