@@ -7,8 +7,8 @@ Generates 20,000 samples of uniform random units of each kind, once: grids of 28
 bits with 50 to 149 frames (Mimi). Every reader delivers the units of 256 shuffled samples as one
 array of integers, padded with -1, in one process. A tar of `.npy` files and the formats of
 mosaicml-streaming and litdata shuffle inside a window or chunk, as these libraries do; ours and
-datasets shuffle all samples. Readers take turns; figures are medians. Libraries that cannot be
-imported are skipped.
+datasets shuffle all samples. Readers take turns, each in a process of its own, since some leave
+threads behind; figures are medians. Libraries that cannot be imported are skipped.
 """
 
 import io
@@ -18,10 +18,11 @@ import statistics
 import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from numpy.typing import NDArray
 from im2sp.shards import DatasetWriter, ShardLoader, UnitColumn
 from im2sp.shards.command_line import run_command
 from im2sp.shards.files import atomic_dir
-from im2sp.tools.bench.loader import rate, started
+from im2sp.tools.bench.loader import rate
 from im2sp.tools.bench.timing import machine, table
 from im2sp.tools.readers.rivals import BATCH_SIZE, Batches
 
@@ -210,6 +211,17 @@ def size_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def measured(name: str, folder: Path, column: UnitColumn, seconds: float) -> float:
+    """Samples per second of a reader after its first 40 batches; run in a process of its own."""
+    torch.set_num_threads(1)
+    batches: Batches = FORMATS[name].read(folder, column)
+    for _ in range(40):
+        next(batches)
+    found = rate(batches, seconds)
+    batches.close()
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchUnitsConfig:
     """Measure bytes and samples per second of other tokenizers' units in several formats."""
@@ -230,31 +242,27 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _run(config: BenchUnitsConfig) -> None:
-    torch.set_num_threads(1)
     rows: list[dict[str, object]] = []
     for kind, column in KINDS.items():
         place = config.dir / kind.replace(", ", "-").replace(" ", "-")
         place.mkdir(parents=True, exist_ok=True)
         sizes: dict[str, float] = {}
-        cases: dict[str, Callable[[], Batches]] = {}
         for name, form in FORMATS.items():
             folder = place / name.strip(".").replace(" ", "-")
-            if not folder.exists():
-                try:
-                    with atomic_dir(folder) as new:
-                        form.write(new, column, samples(column, config.num_samples))
-                except ImportError as error:
-                    print(json.dumps({"kind": kind, "format": name, "left_out": str(error)}))
-                    continue
+            try:
+                with atomic_dir(folder) as new:
+                    form.write(new, column, samples(column, config.num_samples))
+            except ImportError as error:
+                print(json.dumps({"kind": kind, "format": name, "left_out": str(error)}))
+                continue
             sizes[name] = size_bytes(folder) / config.num_samples
-            cases[name] = partial(form.read, folder, column)
-        running, _ = started(cases)
-        rates: dict[str, list[float]] = {name: [] for name in running}
+        rates: dict[str, list[float]] = {name: [] for name in sizes}
         for _ in range(config.num_rounds):
-            for name, batches in running.items():
-                rates[name].append(rate(batches, config.seconds))
-        for batches in running.values():
-            batches.close()
+            for name in rates:
+                folder = place / name.strip(".").replace(" ", "-")
+                with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+                    found = alone.submit(measured, name, folder, column, config.seconds)
+                    rates[name].append(found.result())
         shutil.rmtree(place)
         for name, found in rates.items():
             picks = {"bytes_a_sample": sizes[name], "samples_a_s": statistics.median(found)}
