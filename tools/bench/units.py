@@ -7,8 +7,8 @@ Generates 20,000 samples of uniform random units of each kind, once: grids of 28
 bits with 50 to 149 frames (Mimi). Every reader delivers the units of 256 shuffled samples as one
 array of integers, padded with -1, in one process. A tar of `.npy` files and the formats of
 mosaicml-streaming and litdata shuffle inside a window or chunk, as these libraries do; ours and
-datasets shuffle all samples. Readers take turns, each in a process of its own, since some leave
-threads behind; figures are medians. Libraries that cannot be imported are skipped.
+datasets shuffle all samples. Readers take turns, each in a new process, since some leave threads
+behind; figures are medians. Libraries that cannot be imported are skipped.
 """
 
 import io
@@ -212,7 +212,7 @@ def size_bytes(folder: Path) -> int:
 
 
 def measured(name: str, folder: Path, column: UnitColumn, seconds: float) -> float:
-    """Samples per second of a reader after its first 40 batches; run in a process of its own."""
+    """Samples per second of a reader after its first 40 batches; run in a new process."""
     torch.set_num_threads(1)
     batches: Batches = FORMATS[name].read(folder, column)
     for _ in range(40):
