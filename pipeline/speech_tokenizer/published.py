@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from im2sp.pipeline.tensors import Weights
-from im2sp.shards.files import MAX_SETTINGS_BYTES, read_json
-from im2sp.shards.weights.hub import CONFIG_FILE
+from im2sp.shards.weights.hub import CONFIG_FILE, read_settings
 from im2sp.shards.weights.pickles import Record, WeightsError
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -153,13 +152,7 @@ def with_preprocessor(settings: HubertSettings, path: Path) -> HubertSettings:
 
 def _read_config(path: Path, fixed: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON object; values that differ from those of `fixed` are refused."""
-    try:
-        config = read_json(path, MAX_SETTINGS_BYTES)
-    except ValueError as error:
-        raise WeightsError(f"{path}: not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise WeightsError(f"{path}: a {type(config).__name__}, expected a JSON object")
-    return _checked_config(path, config, fixed)
+    return _checked_config(path, read_settings(path), fixed)
 
 
 def _checked_config(path: Path, config: dict[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:

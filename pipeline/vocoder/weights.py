@@ -26,8 +26,8 @@ from im2sp.pipeline.tensors import (
     read_weights,
     tensors_fingerprint,
 )
-from im2sp.shards.files import MAX_SETTINGS_BYTES, parse_json, read_json
-from im2sp.shards.weights.hub import CONFIG_FILE, find_weights
+from im2sp.shards.files import parse_json
+from im2sp.shards.weights.hub import CONFIG_FILE, find_weights, read_settings
 from im2sp.shards.weights.pickles import WeightsError
 
 BUNDLED = {"compact": Path(__file__).parent / "compact.safetensors"}
@@ -176,12 +176,7 @@ def _config_settings(path: Path) -> VocoderSettings:
             f"{path}: a generator without its {CONFIG_FILE}; put the published one into the"
             " same folder"
         )
-    try:
-        config = read_json(config_path, MAX_SETTINGS_BYTES)
-    except ValueError as error:
-        raise WeightsError(f"{config_path}: not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise WeightsError(f"{config_path}: a {type(config).__name__}, expected a JSON object")
+    config = read_settings(config_path)
     if config.get("sampling_rate", RATE_HZ) != RATE_HZ:
         raise WeightsError(
             f"{config_path}: sampling_rate is {_short(config['sampling_rate'])}, expected {RATE_HZ}"

@@ -2,7 +2,9 @@
 
 import re
 from pathlib import Path
+from typing import Any, cast
 
+from im2sp.shards.files import MAX_SETTINGS_BYTES, read_json
 from im2sp.shards.weights.pickles import WeightsError
 
 # The file to fetch from each known repository.
@@ -15,6 +17,21 @@ CONFIG_FILE = "config.json"
 _HUB_ID = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+?)(?:/(?P<file>[\w./-]+))?(?:@(?P<revision>[\w./-]+))?"
 )
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Settings beside weights: the object in a JSON file.
+
+    Raises:
+        WeightsError: The file is not JSON, or holds no object.
+    """
+    try:
+        settings = read_json(path, MAX_SETTINGS_BYTES)
+    except ValueError as error:
+        raise WeightsError(f"{path}: not JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise WeightsError(f"{path}: a {type(settings).__name__}, expected a JSON object")
+    return cast(dict[str, Any], settings)
 
 
 def find_weights(name_or_path: str | Path, bundled: dict[str, Path]) -> Path:

@@ -10,6 +10,7 @@ import soundfile
 import torch
 from PIL import Image
 
+from im2sp.pipeline import cli
 from im2sp.pipeline.image_tokenizer.network import TransformerConfig, ViTVQGAN, ViTVQGANConfig
 from im2sp.pipeline.image_tokenizer.weights import image_tokenizer_bytes
 from im2sp.pipeline.job import config as job_config
@@ -27,6 +28,19 @@ def tiny_checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     path.write_bytes(image_tokenizer_bytes(network))
     return path
+
+
+@pytest.fixture
+def tokenize(capsys, tiny_checkpoint):
+    """tokenize(*args) -> exit status, stdout, stderr of the command with a tiny tokenizer."""
+
+    def run(*args):
+        args = [*map(str, args), "--image-tokenizer", str(tiny_checkpoint), "--num-workers", "1"]
+        with pytest.raises(SystemExit) as left:
+            cli.main(args)
+        return left.value.code, *capsys.readouterr()
+
+    return run
 
 
 class FakeTokenizer:

@@ -44,20 +44,6 @@ def pictures(draw, tmp_path_factory):
 
 
 @pytest.fixture
-def tokenize(capsys, tiny_checkpoint):
-    """tokenize(*args) -> exit status, stdout, stderr of the command with a tiny tokenizer."""
-
-    def run(*args):
-        args = [*map(str, args), "--image-tokenizer", str(tiny_checkpoint), "--num-workers", "1"]
-        with pytest.raises(SystemExit) as left:
-            cli.main(args)
-        shown = capsys.readouterr()
-        return left.value.code, shown.out, shown.err
-
-    return run
-
-
-@pytest.fixture
 def start(tmp_path, tiny_checkpoint):
     """start(code, *args) -> a process of its own that runs `PROGRAM`."""
     (tmp_path / "program.py").write_text(PROGRAM)

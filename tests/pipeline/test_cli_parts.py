@@ -4,26 +4,12 @@ import json
 
 import pytest
 
-from im2sp.pipeline import cli
 from im2sp.pipeline.job import config as job_config
 
 
 @pytest.fixture(scope="module")
 def pictures(draw, tmp_path_factory):
     return draw(tmp_path_factory.mktemp("parts") / "p", 40, broken=[2, 33])
-
-
-@pytest.fixture
-def tokenize(capsys, tiny_checkpoint):
-    """tokenize(*args) -> exit status, stdout, stderr of the command with a tiny tokenizer."""
-
-    def run(*args):
-        args = [*map(str, args), "--image-tokenizer", str(tiny_checkpoint), "--num-workers", "1"]
-        with pytest.raises(SystemExit) as left:
-            cli.main(args)
-        return left.value.code, *capsys.readouterr()
-
-    return run
 
 
 def test_a_job_in_parts_ends_with_the_same_bytes(

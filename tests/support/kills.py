@@ -43,3 +43,15 @@ def stop_at(monkeypatch, place, stop, error):
 
     monkeypatch.setattr(module, name, call)
     return lambda: monkeypatch.setattr(module, name, real)
+
+
+def was_killed(monkeypatch, place, stop, run):
+    """Call `run()`, killed at call number `stop` of a function; False if it went through."""
+    undo = stop_at(monkeypatch, place, stop, Killed())
+    try:
+        run()
+    except Killed:
+        return True
+    finally:
+        undo()
+    return False

@@ -13,7 +13,7 @@ from im2sp.pipeline.job.plan import Tokenizers
 from im2sp.pipeline.job.run import JobConfig, run_job, run_part
 from im2sp.pipeline.job.state import JobError, JobState
 from im2sp.pipeline.job.summary import part_json, part_summary
-from support.kills import PLACES, Died, Killed, stop_at
+from support.kills import PLACES, Died, Killed, stop_at, was_killed
 
 pytestmark = pytest.mark.usefixtures("inline_pool", "small_chunks", "no_fsync")
 
@@ -114,13 +114,12 @@ def test_a_part_killed_anywhere_and_run_again(
 ):
     links = {"before linking": (os, "link", False), "after linking": (os, "link", True)}
     for stop in range(60):
-        undo = stop_at(monkeypatch, (PLACES | links)[place], stop, Killed())
-        is_killed = False
-        try:
-            run_part(config, (1, 2), *tokenizers)
-        except Killed:
-            is_killed = True
-        undo()
+        is_killed = was_killed(
+            monkeypatch,
+            (PLACES | links)[place],
+            stop,
+            lambda: run_part(config, (1, 2), *tokenizers),
+        )
         if stop % 2:
             run_part(config, (1, 2), *tokenizers)
         run_part(config, (0, 2), *tokenizers)

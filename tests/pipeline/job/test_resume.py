@@ -15,7 +15,7 @@ from im2sp.pipeline.job.state import JobError
 from im2sp.pipeline.job.summary import summary
 from im2sp.pipeline.sources import SourceError
 from im2sp.shards import files, verify_dataset
-from support.kills import PLACES, Died, Killed, stop_at
+from support.kills import PLACES, Died, Killed, stop_at, was_killed
 
 PACKED = {"layout": "webdataset", "samples_per_member": 3}
 PLAIN = {"layout": "webdataset", "samples_per_member": 1}
@@ -43,19 +43,17 @@ def test_a_job_killed_anywhere_ends_with_the_same_bytes(
 ):
     run(twenty, tmp_path / "whole", fake_tokenizer, **layout)
     expected = files_of(tmp_path / "whole")
-    num_stops = 0
-    for stop in range(200):
-        out = tmp_path / f"out{stop}"
-        undo = stop_at(monkeypatch, PLACES[place], stop, Killed())
-        try:
-            run(twenty, out, fake_tokenizer, **layout)
-        except Killed:
-            num_stops += 1
-        undo()
-        if num_stops == stop:  # it went through
+    for num_stops in range(200):
+        out = tmp_path / f"out{num_stops}"
+        if not was_killed(
+            monkeypatch,
+            PLACES[place],
+            num_stops,
+            lambda out=out: run(twenty, out, fake_tokenizer, **layout),
+        ):
             break
         run(twenty, out, fake_tokenizer, **layout)
-        assert files_of(out) == expected, stop
+        assert files_of(out) == expected, num_stops
         shutil.rmtree(out)
     assert num_stops >= (1 if "dropping" in place else 6)
 
@@ -72,14 +70,12 @@ def test_an_overwrite_killed_anywhere_ends_with_the_same_bytes(
         for stop in range(30):
             out = tmp_path / f"{place} {stop}"
             shutil.copytree(tmp_path / "former", out)
-            undo = stop_at(monkeypatch, PLACES[place], stop, Killed())
-            is_killed = False
-            try:
-                run(twenty, out, fake_tokenizer, **settings)
-            except Killed:
-                is_killed = True
-            undo()
-            if not is_killed:
+            if not was_killed(
+                monkeypatch,
+                PLACES[place],
+                stop,
+                lambda out=out: run(twenty, out, fake_tokenizer, **settings),
+            ):
                 break
             # The same command, and without --overwrite where the former dataset is gone.
             settings["overwrite"] = (out / "dataset.json").exists() or stop % 2 == 0
@@ -130,12 +126,10 @@ def test_a_job_killed_while_it_drops_what_changed_ends_with_the_same_bytes(
     for stop in range(60):
         out = tmp_path / f"out{stop}"
         shutil.copytree(begun, out)
-        undo = stop_at(monkeypatch, PLACES[place], stop, Killed())
-        try:
-            run(twenty, out, fake_tokenizer)
+        if not was_killed(
+            monkeypatch, PLACES[place], stop, lambda out=out: run(twenty, out, fake_tokenizer)
+        ):
             break
-        except Killed:
-            undo()
         run(twenty, out, fake_tokenizer)
         assert files_of(out) == expected, stop
         shutil.rmtree(out)
