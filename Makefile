@@ -1,5 +1,5 @@
 # make demo   tokenize and describe the shipped images (or IMAGES=/some/folder)
-# make test   run the tests (those that start Ray: make test-ray)
+# make test   run the tests (those that start Ray: make test-ray, an S3 store: make test-s3)
 # make check  formatting, lint, types and tests, as CI does
 #
 # Each target makes .venv when there is none and re-uses it afterwards.
@@ -58,6 +58,10 @@ test: $(STAMP)
 .PHONY: test-ray
 test-ray: $(STAMP)
 	$(PY) -m pytest -m ray tests/pipeline
+
+.PHONY: test-s3
+test-s3: $(STAMP)
+	$(PY) -m pytest -m s3 tests/pipeline tests/shards
 
 .PHONY: check
 check: lint types $(CHECK_TESTS)

@@ -14,11 +14,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config, items):
-    """Skip the tests marked `cuda` where there is no GPU, and those marked `ray` without -m ray."""
-    if "ray" not in config.option.markexpr:
-        for item in items:
-            if item.get_closest_marker("ray"):
-                item.add_marker(pytest.mark.skip(reason="starts Ray; give -m ray"))
+    """Skip the tests marked `cuda` where there is no GPU, and `ray` and `s3` unless asked for."""
+    for name, what in (("ray", "Ray"), ("s3", "moto")):
+        for item in items if name not in config.option.markexpr else ():
+            if item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=f"starts {what}; give -m {name}"))
     marked = [item for item in items if item.get_closest_marker("cuda")]
     if marked:
         import torch
@@ -35,6 +35,24 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("the shared test data (../shared/data) is not beside this checkout")
     return path
+
+
+@pytest.fixture(scope="session")
+def s3_port():
+    """Port of an S3 store on loopback, which the tests share."""
+    from support.moto import s3_server
+
+    with s3_server() as port:
+        yield port
+
+
+@pytest.fixture
+def bucket(s3_port, monkeypatch):
+    """A new bucket (`support.moto.Bucket`); the environment says where its store is."""
+    from support.moto import s3_bucket
+
+    with s3_bucket(s3_port, monkeypatch) as made:
+        yield made
 
 
 @pytest.fixture

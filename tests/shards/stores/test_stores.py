@@ -190,3 +190,28 @@ def test_credentials_that_are_refused(monkeypatch, memory):
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", refuse)
     with pytest.raises(StoreError, match="access denied; check the credentials of the store"):
         read_url(f"{memory}/a/1.tar", 10)
+
+
+# S3
+
+
+@pytest.mark.s3
+def test_files_of_s3(bucket, tmp_path):
+    store, path = fsspec.filesystem("s3"), f"{bucket.url[5:]}/set/a.bin"
+    data = bytes(range(256)) * 512
+    store.pipe_file(path, data)
+    url = f"{bucket.url}/set/a.bin"
+    for fault in (503, "cut"):
+        bucket.site.faults[f"GET {path}"] = [fault]
+        assert read_url(url, 2**20) == data
+        bucket.site.faults[f"GET {path}"] = [fault]
+        copy_url(url, tmp_path / "a")
+        assert (tmp_path / "a").read_bytes() == data
+        assert bucket.site.faults == {f"GET {path}": []}
+    assert [one.url for one in find_urls(f"{bucket.url}/set")] == [url]
+    with pytest.raises(StoreError, match=rf"^{bucket.url}/gone: no such file$"):
+        read_url(f"{bucket.url}/gone", 10)
+    bucket.site.faults[f"GET {path}"] = [403]
+    with pytest.raises(StoreError, match=r"/a\.bin: access denied; check the credentials"):
+        copy_url(url, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
