@@ -1,24 +1,26 @@
 """Engine `ray` of the tokenize job: chunks are encoded by the workers of a Ray cluster.
 
-Ray decides only who encodes which chunk. Chunks go to the same job folder as those of the local
-engine, so a job that was begun by one engine is resumed by the other. All nodes need the folder,
-the source and the weights under the same paths.
+Ray decides only who encodes which chunk. Workers hand chunks to the driver, which stores them in
+the same job folder as those of the local engine, so a job that was begun by one engine is resumed
+by the other. All nodes need the source and the weights under the same paths, not the output.
 """
 
+import itertools
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
-from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from im2sp.pipeline.job.config import JobConfig, JobError
 from im2sp.pipeline.job.decode_pool import DecodePool, media_of
 from im2sp.pipeline.job.encode import MediaEncoder, batch_of_samples
 from im2sp.pipeline.job.output import differences
-from im2sp.pipeline.job.plan import ChunkCounts, Loaders, Plan, Tokenizers
-from im2sp.pipeline.job.state import JobState, Tally
-from im2sp.pipeline.sources.items import SourceItem
+from im2sp.pipeline.job.plan import Loaders, Plan, Tokenizers
+from im2sp.pipeline.job.state import EncodedChunk, Tally
+from im2sp.pipeline.sources.items import SourceItem, Utterance
 from im2sp.shards.schema import Schema
 
 CALLS_IN_FLIGHT = 2
@@ -52,14 +54,14 @@ class Worker:
         expected: dict[str, Any],
         folder: str,
     ) -> None:
-        self._folder = folder
-        self._config, self._loaders, self._expected = config, loaders, expected
-        self._schema, self._state = schema, JobState(config.dataset_dir)
+        self._config, self._schema, self._folder = config, schema, folder
+        self._loaders, self._expected = loaders, expected
 
     @cached_property
     def _loaded(self) -> Tokenizers:
         """The tokenizers, once they are found to be those of the driver."""
-        os.chdir(self._folder)
+        with suppress(FileNotFoundError):  # not needed where all paths are absolute
+            os.chdir(self._folder)
         load_image, load_speech = self._loaders
         loaded = Tokenizers(
             image=load_image() if callable(load_image) else load_image,
@@ -91,26 +93,42 @@ class Worker:
         pool.start()
         return pool
 
-    def encode(self, chunk: int, items: list[SourceItem]) -> ChunkCounts:
-        """Encode the inputs of a chunk and store them in the job folder."""
+    def encode(self, chunk: int, items: list[SourceItem], file: Path | None) -> EncodedChunk:
+        """Encode the inputs of a chunk.
+
+        Args:
+            chunk: Number of the chunk.
+            items: Its inputs.
+            file: A file of them that the driver sees, if there is one.
+
+        Raises:
+            JobError: The tokenizers differ from the driver's, or `file` is missing here.
+        """
         encoder, tally = self._encoder, Tally()
-        before = encoder.num_images, encoder.num_utterances, encoder.num_samples
+        if file is not None and not file.exists():
+            raise JobError(
+                f"{file}: missing on {os.uname().nodename}; workers need the source under the same "
+                "path as the driver"
+            )
         decoded = self._pool.decode(medium for item in items for medium in media_of(item))
         samples = encoder.encode(items, decoded, tally, lambda _: None)
         batch = batch_of_samples(samples, self._schema)
-        self._state.write_chunk(chunk, batch, tally, self._loaded.environment)
-        return ChunkCounts(
-            chunk=chunk,
-            num_images=encoder.num_images - before[0],
-            num_utterances=encoder.num_utterances - before[1],
-            num_samples=encoder.num_samples - before[2],
-            num_refused=len(tally.rejects),
-        )
+        return EncodedChunk(chunk, batch, tally, self._loaded.environment)
 
     def stop(self) -> None:
         """End the processes that decode."""
         if "_pool" in self.__dict__:
             self._pool.__exit__(None, None, None)
+
+
+def seen_file(items: list[SourceItem]) -> Path | None:
+    """Return a file of some inputs that exists on this machine; None if there is none."""
+    for medium in itertools.chain.from_iterable(map(media_of, items)):
+        place = medium.audio if isinstance(medium, Utterance) else medium.image
+        path = getattr(place, "path", place)
+        if isinstance(path, Path) and path.exists():
+            return path
+    return None
 
 
 def identity_of(tokenizers: Tokenizers, config: JobConfig) -> dict[str, Any]:
@@ -164,19 +182,22 @@ class RayCluster:
         )
         ray.shutdown()
 
-    def encode(self, chunks: list[int]) -> Iterator[ChunkCounts]:
+    def encode(self, chunks: list[int]) -> Iterator[EncodedChunk]:
         """Encode chunks, handed out in ascending order; iterate over those that are done.
 
         Raises:
-            JobError: A worker differs from the driver, or a chunk's workers died again and again.
+            JobError: A worker differs from the driver or does not see the source, or a chunk's
+                workers died again and again.
         """
         ray, plan = _ray(), self._plan
         self._start(len(chunks))
         order, owners = iter(chunks), {}
 
         def submit(worker: Any) -> None:
-            for chunk in islice(order, 1):
-                owners[worker.encode.remote(chunk, plan.items(chunk))] = worker, chunk
+            for chunk in itertools.islice(order, 1):
+                items = plan.items(chunk)
+                call = worker.encode.remote(chunk, items, seen_file(items))
+                owners[call] = worker, chunk
 
         for _ in range(CALLS_IN_FLIGHT):
             for worker in self._workers:
@@ -185,7 +206,7 @@ class RayCluster:
             (done,), _ = ray.wait(list(owners), num_returns=1)
             worker, chunk = owners.pop(done)
             try:
-                counts = ray.get(done)
+                encoded = ray.get(done)
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from None
             except ray.exceptions.RayActorError:
@@ -195,7 +216,7 @@ class RayCluster:
                     "--num-workers"
                 ) from None
             submit(worker)
-            yield counts
+            yield encoded
 
     def _start(self, num_chunks: int) -> None:
         """Start one worker for each GPU, or up to `num_workers` on CPUs."""

@@ -201,7 +201,7 @@ def _job_of(manifest: Manifest) -> dict[str, Any]:
         image_tokenizer = {k: v for k, v in image_tokenizer.items() if k not in own}
     speech_tokenizer = manifest.speech_tokenizer
     layout = manifest.layout
-    settings = dict(manifest.settings)
+    settings = {k: v for k, v in manifest.settings.items() if k != "environments"}
     if image_tokenizer is not None:
         settings.setdefault("image_codec", PLAIN)  # the only one before it was a setting
     return {

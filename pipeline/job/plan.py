@@ -1,5 +1,7 @@
 """Plan of a tokenize job: all that its runs, on one machine or on many, have in common."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from im2sp.pipeline.job.columns import (
     speech_coding,
 )
 from im2sp.pipeline.job.config import JobConfig, JobError, check_image_tokenizer, describe_job
-from im2sp.pipeline.job.state import JobState
+from im2sp.pipeline.job.state import EncodedChunk, JobState
 from im2sp.pipeline.sources import list_source
 from im2sp.pipeline.sources.items import SourceItem, SourceListing, has_images, has_speech, narrowed
 
@@ -66,18 +68,6 @@ class Tokenizers:
         return {"torch": torch.__version__, "device": name}
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChunkCounts:
-    """Counts of an encoded chunk."""
-
-    chunk: int
-    num_images: int
-    num_utterances: int
-    num_samples: int
-    """Samples of audio at 16 kHz."""
-    num_refused: int
-
-
 class Plan:
     """Inputs of a job, their chunks and shards, and the columns that are written.
 
@@ -86,6 +76,7 @@ class Plan:
         listing: Inputs of the source.
         tokenizers: The loaded tokenizers.
         job: Description of the job, by which runs are compared.
+        job_id: Number of the job in names of its chunks; without the environment.
         shards: Chunks of each shard; at least one shard.
         columns: Columns of the shards.
         chunk_schema: Schema of the chunks, which hold plain codes.
@@ -95,6 +86,7 @@ class Plan:
         self.config, self.listing, self.tokenizers = config, listing, tokenizers
         image, speech, plain = tokenizers.image, tokenizers.speech, job_config.PLAIN
         self.job = describe_job(config, listing, image, speech, tokenizers.codings)
+        self.job_id = hashlib.sha256(json.dumps(self.job, sort_keys=True).encode()).hexdigest()[:8]
         self.job["environment"] = tokenizers.environment
         num_chunks = -(-len(listing.items) // job_config.CHUNK_SIZE)
         size = config.chunks_per_shard
@@ -125,8 +117,8 @@ class Plan:
 class Cluster(AbstractContextManager[Any], Protocol):
     """Processes that encode chunks; a context manager, which ends them on exit."""
 
-    def encode(self, chunks: list[int], /) -> Iterator[ChunkCounts]:
-        """Encode chunks into the job folder; iterate over those that are done, in any order."""
+    def encode(self, chunks: list[int], /) -> Iterator[EncodedChunk]:
+        """Encode chunks; iterate over those that are done, in any order."""
         ...
 
 

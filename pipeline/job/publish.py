@@ -1,6 +1,6 @@
 """Shards of a tokenize job, made of its finished chunks, and the dataset made of the shards."""
 
-from collections import Counter, deque
+from collections import deque
 from typing import Any
 
 from im2sp.pipeline.job import config as job_config
@@ -29,7 +29,6 @@ class Publisher:
         self._missing = set(missing)
         self._open = deque(range(len(plan.shards)))
         self._waiting: list[int] = []
-        self._environments: Counter[str] = Counter()
         self._tables: dict[str, Any] = state.read_tables() or {}
         image, coding = plan.tokenizers.image, plan.tokenizers.image_coding
         if image is not None and coding == job_config.FITTED:
@@ -60,14 +59,20 @@ class Publisher:
         # Without an accepted clip or image there is nothing to fit tables to.
         self._tables |= tables_of(self._unfitted(), [], self._plan.chunk_schema)
         self._write_waiting()
-        if len(self._environments) > 1 and not self._plan.config.quiet:
-            shares = "; ".join(f"{n:,} with {name}" for name, n in self._environments.items())
-            log(f"chunks were encoded in several environments: {shares}")
 
     def join(self) -> Manifest:
-        """Join the shards; the manifest is written last."""
+        """Join the shards; the manifest is written last.
+
+        It records the environments that have encoded the chunks, if there were several.
+        """
+        environments = self._state.environments(self._plan.shards[-1].stop)
+        is_mixed = len(environments) > 1
+        if is_mixed and not self._plan.config.quiet:
+            shares = "; ".join(f"{n:,} with {name}" for name, n in environments.items())
+            log(f"chunks were encoded in several environments: {shares}")
+        settings = {"environments": environments} if is_mixed else {}
         try:
-            manifest = join_parts(self._plan.config.dataset_dir)
+            manifest = join_parts(self._plan.config.dataset_dir, settings)
         except ShardError as error:
             raise JobError(f"{error}; or start over with --overwrite") from None
         self._state.remove()
@@ -101,8 +106,6 @@ class Publisher:
         for shard in self._waiting:
             writer = self._writer(shard)
             chunks = plan.shards[shard]
-            if plan.config.allow_mixed:
-                self._environments.update(self._state.environments(chunks))
             self._state.finish_shard(writer, chunks, plan.chunk_schema, has_speech=has_speech)
         self._waiting.clear()
 

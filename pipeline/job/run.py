@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,8 +108,8 @@ def run_job(
         JobError: `dataset_dir` holds other files that would be replaced, or cannot be written; or
             the tokenizers do not fit.
     """
-    state = JobState(config.dataset_dir)
     with _planned(config, image_tokenizer, speech_tokenizer, cluster is None) as (plan, pool):
+        state = JobState(config.dataset_dir, plan.job_id)
         finished = check_output(
             state, plan.job, overwrite=config.overwrite, allow_mixed=config.allow_mixed
         )
@@ -151,8 +151,8 @@ def run_part(
     """
     assert not config.overwrite, "other parts may have begun"
     index, num_parts = part
-    state = JobState(config.dataset_dir)
     with _planned(config, image_tokenizer, speech_tokenizer) as (plan, pool):
+        state = JobState(config.dataset_dir, plan.job_id)
         finished = check_output(state, plan.job, overwrite=False, allow_mixed=config.allow_mixed)
         if finished is None:
             with state.lock_part(index, num_parts):
@@ -222,17 +222,18 @@ def _run_on_cluster(plan: Plan, state: JobState, cluster: Cluster) -> JobResult:
     ):
         begin_s = time.monotonic()
         for done in cluster.encode(todo) if todo else ():
-            publisher.advance(done.chunk)
-            counts.update(asdict(done))
-            bar.set_postfix({"refused": f"{counts['num_refused']:,}"}, refresh=False)
-            bar.update(len(plan.items(done.chunk)))
+            state.write_chunk(*done)
+            publisher.advance(done.number)
+            counts.update(done.tally.raw(has_speech=True), refused=len(done.tally.rejects))
+            bar.set_postfix({"refused": f"{counts['refused']:,}"}, refresh=False)
+            bar.update(len(plan.items(done.number)))
         publisher.finish()
     return JobResult(
         manifest=publisher.join(),
         listing=plan.listing,
         num_encoded=counts["num_images"],
         num_utterances=counts["num_utterances"],
-        audio_s=counts["num_samples"] / SAMPLE_RATE_HZ,
+        audio_s=counts["audio_samples"] / SAMPLE_RATE_HZ,
         encode_s=time.monotonic() - begin_s,
     )
 

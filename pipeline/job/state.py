@@ -6,9 +6,10 @@ All of it is stored in `OUT/.im2sp-job/`, which is removed when the dataset is c
     part-0-of-4.lock   held while a part runs
     job.json           settings and source, to compare with those of the run that resumes
     stale.json         files of a former dataset, while --overwrite removes them
-    chunk-000012.arrow samples of inputs 12 x 256 and up
-    chunk-000012.json  their rejects and counts, and the checksum of the samples; written last
+    chunk-000012-1f0c9a7e.arrow samples of inputs 12 x 256 and up; the second number is the job's
+    chunk-000012-1f0c9a7e.json  their rejects and counts, and the checksum of the samples; last
     tables.safetensors coding tables of the shards, once they are fitted to speech
+    environments.json  chunks of finished shards that another environment than the job's has encoded
     inputs.u64         a digest of each input (`identity`)
 
 A finished shard is a part of the dataset (`im2sp.shards.writing.parts`); its chunks are removed.
@@ -27,7 +28,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -51,6 +52,7 @@ from im2sp.shards.writing.parts import PARTS_DIR, drop_part, part_path
 
 JOB_DIR_NAME = ".im2sp-job"
 TABLES_NAME = "tables.safetensors"
+_ENVIRONMENTS_NAME = "environments.json"
 
 
 @dataclass(kw_only=True)
@@ -72,12 +74,8 @@ class Tally:
 
     def add(self, other: "Tally") -> None:
         """Add the counts of later inputs."""
-        self.rejects += other.rejects
-        self.num_images += other.num_images
-        self.image_file_bytes += other.image_file_bytes
-        self.num_utterances += other.num_utterances
-        self.audio_samples += other.audio_samples
-        self.audio_file_bytes += other.audio_file_bytes
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
 
     def raw(self, *, has_speech: bool) -> dict[str, int]:
         """Return the manifest's `raw`; without audio counts for a dataset of images alone."""
@@ -91,12 +89,28 @@ class Tally:
         }
 
 
-class JobState:
-    """Job folder of one dataset."""
+class EncodedChunk(NamedTuple):
+    """A chunk as the process that has encoded it hands it over."""
 
-    def __init__(self, dataset_dir: Path) -> None:
+    number: int
+    batch: pa.RecordBatch
+    """Its samples."""
+    tally: Tally
+    """Its counts."""
+    environment: dict[str, str]
+    """Versions and device that have encoded it."""
+
+
+class JobState:
+    """Job folder of one dataset.
+
+    Chunks of another `Plan.job_id`, which a process that outlived its job may write, are not seen.
+    """
+
+    def __init__(self, dataset_dir: Path, job_id: str = "") -> None:
         self.dataset_dir = dataset_dir
         self.dir = dataset_dir / JOB_DIR_NAME
+        self._suffix = f"-{job_id}" if job_id else ""
 
     @property
     def exists(self) -> bool:
@@ -214,13 +228,14 @@ class JobState:
         for path in self.dir.iterdir():
             found = re.match(r"chunk-(\d+)", path.name)
             is_of_chunk = found is not None and (chunks is None or int(found[1]) in chunks)
-            is_of_all = chunks is None and path.name == TABLES_NAME
+            is_of_all = chunks is None and path.name in (TABLES_NAME, _ENVIRONMENTS_NAME)
             if is_of_chunk or is_of_all or path.suffix == TMP_SUFFIX:
                 path.unlink()
 
     def finished_chunks(self) -> set[int]:
         """Return the chunks whose inputs are all done."""
-        found = (re.fullmatch(r"chunk-(\d+)\.json", name) for name in os.listdir(self.dir))
+        pattern = re.compile(rf"chunk-(\d+){self._suffix}\.json")
+        found = map(pattern.fullmatch, os.listdir(self.dir))
         return {int(chunk[1]) for chunk in found if chunk}
 
     def write_chunk(
@@ -255,9 +270,33 @@ class JobState:
             tally.add(self._read_record(chunk)[2])
         return tally
 
-    def environments(self, chunks: range) -> dict[str, int]:
-        """Return versions and devices that have encoded finished chunks, with their chunks."""
-        return Counter(", ".join(self._read_record(chunk)[3].values()) for chunk in chunks)
+    def environments(self, num_chunks: int) -> dict[str, int]:
+        """Return versions and devices that have encoded the finished shards, with their chunks.
+
+        Args:
+            num_chunks: Chunks of the job.
+        """
+        found: Counter[str] = Counter()
+        for counts in self._other_environments().values():
+            found.update(counts)
+        if num_own := num_chunks - found.total():
+            found[self._environment()] = num_own
+        return dict(sorted(found.items()))
+
+    def _environment(self) -> str:
+        return ", ".join(self.read_job().get("environment", {}).values())
+
+    def _other_environments(self) -> dict[str, dict[str, int]]:
+        has_some = (self.dir / _ENVIRONMENTS_NAME).exists()
+        return self._read(_ENVIRONMENTS_NAME) if has_some else {}
+
+    def _note_environments(self, chunks: range) -> None:
+        """Keep the environments of the chunks of a shard, if others than the job's."""
+        found = Counter(", ".join(self._read_record(chunk)[3].values()) for chunk in chunks)
+        del found[self._environment()]
+        noted, name = self._other_environments(), str(chunks.start)
+        if found or name in noted:
+            self._write(_ENVIRONMENTS_NAME, noted | {name: found})
 
     def read_batches(self, chunks: range) -> Iterator[pa.RecordBatch]:
         """Iterate over the samples of finished chunks, one chunk at a time."""
@@ -284,6 +323,7 @@ class JobState:
             for reject in tally.rejects:
                 writer.reject(**reject)
             writer.add_raw(**tally.raw(has_speech=has_speech))
+            self._note_environments(chunks)
         self.drop_chunks(chunks)
 
     def write_tables(self, tables: dict[str, Any]) -> None:
@@ -338,7 +378,7 @@ class JobState:
             raise self._damage(name, error) from None
 
     def _chunk(self, index: int, suffix: str) -> Path:
-        return self.dir / f"chunk-{index:06d}{suffix}"
+        return self.dir / f"chunk-{index:06d}{self._suffix}{suffix}"
 
     def _write(self, name: str, content: object) -> None:
         with atomic_file(self.dir / name) as file:

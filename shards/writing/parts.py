@@ -121,7 +121,7 @@ def drop_parts(out: Path, num_parts: int) -> None:
             folder.rmdir()
 
 
-def join_parts(out: str | Path) -> Manifest:
+def join_parts(out: str | Path, settings: Mapping[str, Any] | None = None) -> Manifest:
     """Make one dataset of the parts that were written to a folder: write its manifest.
 
     Samples are in the order of the parts. Nothing is copied, and keys are not compared between
@@ -129,6 +129,7 @@ def join_parts(out: str | Path) -> Manifest:
 
     Args:
         out: Folder of the parts.
+        settings: Settings to record beside those that the parts share.
 
     Returns:
         The manifest.
@@ -157,7 +158,7 @@ def join_parts(out: str | Path) -> Manifest:
     rejects = "".join(json.dumps(row) + "\n" for part in parts for row in part.rejects).encode()
     with atomic_file(out / REJECTS_NAME) as file:
         file.write(rejects)
-    manifest = _manifest_of(parts, rejects)
+    manifest = _manifest_of(parts, rejects, settings or {})
     write_card(out, manifest)
     manifest.write(out)
     shutil.rmtree(parts_dir, ignore_errors=True)
@@ -187,7 +188,7 @@ def _finished_parts(parts_dir: Path) -> list[Part]:
     return [read_part(found[number]) for number in range(num_parts)]
 
 
-def _manifest_of(parts: list[Part], rejects: bytes) -> Manifest:
+def _manifest_of(parts: list[Part], rejects: bytes, settings: Mapping[str, Any]) -> Manifest:
     shards = [shard for part in parts for shard in part.shards]
     splits: dict[str, int] = {}
     for shard in shards:
@@ -213,7 +214,7 @@ def _manifest_of(parts: list[Part], rejects: bytes) -> Manifest:
         raw=raw,
         num_rejects=sum(len(part.rejects) for part in parts),
         rejects_sha256=hashlib.sha256(rejects).hexdigest(),
-        settings=shared["settings"],
+        settings={**shared["settings"], **settings},
         shards=tuple(shards),
     )
 

@@ -9,8 +9,9 @@ import pytest
 
 from im2sp.pipeline import ray_engine
 from im2sp.pipeline.job.config import JobError
+from im2sp.pipeline.job.plan import list_inputs
 from im2sp.pipeline.job.run import JobConfig, run_job
-from im2sp.pipeline.ray_engine import RayCluster, Worker
+from im2sp.pipeline.ray_engine import RayCluster, Worker, seen_file
 from im2sp.shards import Manifest
 
 # Runs the command with chunks of 8 inputs; the first argument is code to run before.
@@ -167,4 +168,14 @@ def test_a_worker_that_differs_from_the_driver_is_refused(make_fake_tokenizer, t
     config = JobConfig(source=twenty, dataset_dir=tmp_path / "out")
     worker = Worker(config, None, (make_fake_tokenizer(1), None), {"torch": "1.0"}, os.getcwd())
     with pytest.raises(JobError, match=r"a worker on .* differs .*torch: 1\.0 there, .* now"):
-        worker.encode(0, [])
+        worker.encode(0, [], None)
+
+
+def test_a_worker_that_does_not_see_the_source_is_refused(fake_tokenizer, twenty, tmp_path):
+    items = list_inputs(JobConfig(source=twenty, dataset_dir=tmp_path)).items
+    assert seen_file(items) == twenty / "000.png"
+    config = JobConfig(source=twenty, dataset_dir=tmp_path, allow_mixed=True)
+    expected = {"image_tokenizer": {"fingerprint": fake_tokenizer.fingerprint}}
+    worker = Worker(config, None, (fake_tokenizer, None), expected, os.getcwd())
+    with pytest.raises(JobError, match=r"/gone\.png: missing on .*; workers need the source under"):
+        worker.encode(0, items, twenty / "gone.png")

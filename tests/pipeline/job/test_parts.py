@@ -6,13 +6,16 @@ import os
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from im2sp.pipeline.job.plan import Tokenizers
+from im2sp.pipeline.job.publish import Publisher
 from im2sp.pipeline.job.run import JobConfig, run_job, run_part
 from im2sp.pipeline.job.state import JobError, JobState
 from im2sp.pipeline.job.summary import part_json, part_summary
+from im2sp.shards import Manifest
 from support.kills import PLACES, Died, Killed, stop_at, was_killed
 
 pytestmark = pytest.mark.usefixtures("inline_pool", "small_chunks", "no_fsync")
@@ -71,8 +74,7 @@ def test_parts_in_any_order_end_with_the_same_bytes(
         names = set(files_of(config.dataset_dir))
         assert not [name for name in names if not name.startswith(".im2sp-job/")]
     assert result.num_left == 0
-    state = JobState(config.dataset_dir)
-    assert state.finished_chunks() == {0, 1, 2, 3}
+    assert len([name for name in names if name.endswith(".json") and "chunk-" in name]) == 4
     assert run_job(config, *tokenizers).num_encoded == 0
     assert files_of(config.dataset_dir) == expected
 
@@ -293,7 +295,33 @@ def test_another_version_or_device_is_refused_unless_allowed(
         "chunks were encoded in several environments: 2 with 2.12.1, NVIDIA A100; "
         "2 with 2.13.0, NVIDIA H100"
     ) in capsys.readouterr().err
-    assert run_job(config, *tokenizers).was_finished
+    manifest = run_job(config, *tokenizers).manifest
+    assert manifest.settings["environments"] == {"2.12.1, NVIDIA A100": 2, "2.13.0, NVIDIA H100": 2}
+
+
+def test_environments_of_finished_shards_are_kept(config, tokenizers, monkeypatch):
+    for number, stop in enumerate([2, 1, 99]):
+        environment = property(lambda _, number=number: {"torch": str(number), "device": "cpu"})
+        monkeypatch.setattr(Tokenizers, "environment", environment)
+        mixed = replace(config, allow_mixed=True)
+        place = (Publisher, "advance", True)
+        run = partial(run_job, mixed, *tokenizers)
+        was_stopped = was_killed(monkeypatch, place, stop, run)
+        assert was_stopped == (stop < 99)
+    found = Manifest.read(config.dataset_dir).settings["environments"]
+    assert found == {"0, cpu": 2, "1, cpu": 1, "2, cpu": 1}
+
+
+def test_chunks_of_another_job_are_not_seen(config, tokenizers, expected, files_of):
+    run_part(replace(config, view="center-224"), (0, 2), *tokenizers)
+    state = JobState(config.dataset_dir)
+    late = {path: path.read_bytes() for path in state.dir.glob("chunk-*")}
+    shutil.rmtree(state.dir)
+    run_part(config, (1, 2), *tokenizers)
+    for path, data in late.items():  # of a process that outlived its job
+        path.write_bytes(data)
+    assert run_job(config, *tokenizers).num_encoded > 0
+    assert files_of(config.dataset_dir) == expected
 
 
 def test_the_environment_names_version_and_instructions(fake_tokenizer):

@@ -10,16 +10,19 @@ from im2sp.shards.schema import Schema, batch_of_rows, entries_of
 from im2sp.shards.writing.parts import part_path, read_part
 
 JOB = {"layout": {"kind": "arrow", "samples_per_member": 256}, "settings": {"max_pixels": 7}}
+ENVIRONMENT = {"torch": "2.9", "device": "cpu AVX2"}
+JOB["environment"] = ENVIRONMENT
 
 
 @pytest.fixture
 def state(tmp_path):
     (tmp_path / ".im2sp-job").mkdir()
-    return JobState(tmp_path)
+    made = JobState(tmp_path)
+    made.begin(JOB, [])
+    return made
 
 
 COLUMNS = {"image_units": UnitColumn((28, 28), 8192)}
-ENVIRONMENT = {"torch": "2.9", "device": "cpu AVX2"}
 SCHEMA = Schema(2, entries_of(COLUMNS))
 UNITS = np.arange(784, dtype=np.uint16).reshape(28, 28)
 
@@ -43,7 +46,9 @@ def tally_of(num_images, *names):
 
 
 def test_the_job_is_kept(state):
+    state.remove()
     assert not state.exists
+    state.dir.mkdir()
     state.begin(JOB, [])
     assert state.exists
     assert state.read_job() == JOB
