@@ -107,7 +107,7 @@ def read_url(url: str, max_bytes: int) -> bytes:
     """
 
     def read() -> bytes:
-        store, path = _store_of(url)
+        store, path = store_of(url)
         if not _is_http(url):
             _check_size(url, store.info(path)["size"], max_bytes)
             return store.cat_file(path)
@@ -119,7 +119,7 @@ def read_url(url: str, max_bytes: int) -> bytes:
                 _check_size(url, len(data), max_bytes)
         return bytes(data)
 
-    return _tried(url, read)
+    return tried(url, read)
 
 
 def copy_url(url: str, path: Path) -> None:
@@ -130,14 +130,14 @@ def copy_url(url: str, path: Path) -> None:
     """
 
     def copy() -> None:
-        store, remote = _store_of(url)
+        store, remote = store_of(url)
         try:
             store.get_file(remote, str(path))
         except BaseException:
             path.unlink(missing_ok=True)
             raise
 
-    _tried(url, copy)
+    tried(url, copy)
 
 
 def stat_url(url: str) -> StoredFile | None:
@@ -148,11 +148,11 @@ def stat_url(url: str) -> StoredFile | None:
     """
 
     def stat() -> StoredFile | None:
-        store, path = _store_of(url)
+        store, path = store_of(url)
         info = store.info(path)
         return None if info.get("type") == "directory" else _stored(url, info)
 
-    return _tried(url, stat)
+    return tried(url, stat)
 
 
 def find_urls(url: str) -> list[StoredFile]:
@@ -168,11 +168,11 @@ def find_urls(url: str) -> list[StoredFile]:
         )
 
     def find() -> list[StoredFile]:
-        store, path = _store_of(url)
+        store, path = store_of(url)
         found = store.find(path, detail=True)
         return [_stored(_url_of(store, url, name), found[name]) for name in sorted(found)]
 
-    return _tried(url, find)
+    return tried(url, find)
 
 
 def match_urls(pattern: str) -> list[str]:
@@ -185,18 +185,22 @@ def match_urls(pattern: str) -> list[str]:
         return [one.url for one in find_urls(pattern)]
 
     def match() -> list[str]:
-        store, path = _store_of(pattern)
+        store, path = store_of(pattern)
         return sorted(_url_of(store, pattern, name) for name in store.glob(path))
 
-    return _tried(pattern, match)
+    return tried(pattern, match)
 
 
 def _is_http(url: str) -> bool:
     return url.lower().startswith(("http://", "https://"))
 
 
-def _store_of(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it."""
+def store_of(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it.
+
+    Raises:
+        StoreError: As for `check_url`.
+    """
     check_url(url)
     fsspec: Any = importlib.import_module("fsspec")
     store, path = fsspec.core.url_to_fs(url)
@@ -221,15 +225,24 @@ def _check_size(url: str, size_bytes: int, max_bytes: int) -> None:
         )
 
 
-def _tried(url: str, action: Callable[[], Result]) -> Result:
-    """Result of an action that is tried again after a transient failure."""
+def tried(url: str, action: Callable[[], Result], done: str = "read") -> Result:
+    """Result of an action that is tried again after a transient failure.
+
+    Args:
+        url: URL for messages.
+        action: Function to call.
+        done: Participle for messages: `read` or `written`.
+
+    Raises:
+        StoreError: It failed; credentials are not in the message.
+    """
     for wait_s in RETRY_WAITS_S:
         try:
-            with _errors_of(url):
+            with _errors_of(url, done):
                 return action()
         except _TransientError:
             time.sleep(wait_s)
-    with _errors_of(url):
+    with _errors_of(url, done):
         return action()
 
 
@@ -238,14 +251,15 @@ class _TransientError(StoreError):
 
 
 @contextmanager
-def _errors_of(url: str) -> Generator[None]:
+def _errors_of(url: str, done: str) -> Generator[None]:
     """Turn the errors of all stores' packages into `StoreError`."""
     try:
         yield
     except StoreError:
         raise
     except FileNotFoundError:
-        raise StoreError(f"{shown_url(url)}: no such file") from None
+        what = "no such file" if done == "read" else f"cannot be {done}: no such bucket"
+        raise StoreError(f"{shown_url(url)}: {what}") from None
     except PermissionError:
         raise StoreError(
             f"{shown_url(url)}: access denied; check the credentials of the store"
@@ -254,14 +268,16 @@ def _errors_of(url: str) -> Generator[None]:
         status = _status_of(error)
         detail = f"status {status}" if status else " ".join(f"{error}".split())
         detail = detail.replace(url, shown_url(url)) or type(error).__name__
-        message = f"{shown_url(url)}: cannot be read: {detail}"
+        message = f"{shown_url(url)}: cannot be {done}: {detail}"
         is_final = status is not None and status < 500 and status not in (408, 429)
         raise (StoreError if is_final else _TransientError)(message) from None
 
 
 def _status_of(error: BaseException) -> int | None:
-    """HTTP status in an exception of aiohttp, botocore, gcsfs or huggingface_hub."""
+    """HTTP status in an exception of aiohttp, botocore, s3fs, gcsfs or huggingface_hub."""
     found = getattr(error, "status", None) or getattr(error, "code", None)
+    if found is None and isinstance(error, OSError) and error.__cause__ is not None:
+        return _status_of(error.__cause__)  # s3fs raises OSError from botocore's exceptions
     if found is None:
         response: Any = getattr(error, "response", None)
         found = getattr(response, "status_code", None)
