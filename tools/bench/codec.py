@@ -13,6 +13,11 @@ that a call decodes.
 measures the codec of image units instead, on at most 1,000 images of a dataset: with the tables of
 `compact`, and with tables of several sizes fitted to the images of other datasets. Cases take
 turns; figures are images per second of processor time, all images in one call.
+
+    python -m im2sp.tools.bench.codec --packing
+
+measures the packing of random image units at 13 bits each against plain numpy, which makes the same
+bytes. A call includes, for packing, the range check of every id.
 """
 
 import gzip
@@ -24,6 +29,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -152,6 +158,45 @@ def compare_images(images: Path, train: Sequence[Path], num_rounds: int) -> list
     return list(rows.values())
 
 
+def numpy_pack(units: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """Pack by spreading each id into its 13 bits."""
+    if units.max() >= 1 << 13:
+        raise ValueError("an id does not fit")
+    bits = units[..., None] >> np.arange(13, dtype=np.uint16) & np.uint16(1)
+    return np.packbits(bits.astype(np.uint8).reshape(len(units), -1), axis=1, bitorder="little")
+
+
+def numpy_unpack(packed: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """Unpack by spreading bytes into bits and weighting them."""
+    bits = np.unpackbits(packed, axis=1, count=13 * 784, bitorder="little")
+    weights = np.uint16(1) << np.arange(13, dtype=np.uint16)
+    return bits.reshape(len(packed), 784, 13).astype(np.uint16) @ weights
+
+
+def compare_packing(num_rounds: int, sizes: Sequence[int] = (1, 256, 4096)) -> list[dict[str, Any]]:
+    """Rows of figures for packing 784 units of 13 bits per image, for several numbers of images."""
+    small_work.takes(1 << 62)  # later calls use compiled kernels
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for num_rows in sizes:
+        units = rng.integers(0, 1 << 13, (num_rows, 784)).astype(np.uint16)
+        packed = pack_units(units)
+        np.testing.assert_array_equal(numpy_pack(units), packed)
+        np.testing.assert_array_equal(numpy_unpack(packed), unpack_units(packed))
+        calls: dict[str, Callable[[], object]] = {
+            "pack_units": partial(pack_units, units),
+            "pack_units, numpy": partial(numpy_pack, units),
+            "unpack_units": partial(unpack_units, packed),
+            "unpack_units, numpy": partial(numpy_unpack, packed),
+        }
+        for name, times in take_turns(calls, num_rounds, num_warmups=1).items():
+            picks = {"million_a_s": statistics.median(times)}
+            picks |= {"slowest": max(times), "fastest": min(times)}
+            rates = {key: round(units.size / seconds / 1e6) for key, seconds in picks.items()}
+            rows.append({"case": name, "images": num_rows, **rates})
+    return rows
+
+
 def grids_of(datasets: Sequence[Path]) -> NDArray[np.uint16]:
     """(n, 28, 28) image units of all datasets."""
     found = [sample.image_units for path in datasets for sample in ShardDataset(path)]
@@ -178,7 +223,7 @@ def compare(clips: list[Clip], num_units: int, num_rounds: int) -> list[dict[str
 
 @dataclass(frozen=True, kw_only=True)
 class BenchCodecConfig:
-    """Measure the codecs of speech units and durations on one core."""
+    """Measure the codecs and the packing of units on one core."""
 
     units: tyro.conf.Positional[tuple[Path, ...]] = ()
     """.jsonl.gz files with {"units": [...]} per line, one unit per frame; by default synthetic."""
@@ -186,6 +231,8 @@ class BenchCodecConfig:
     """Dataset with image units of compact, to measure their codec instead."""
     train: tuple[Path, ...] = ()
     """Datasets to fit tables of several sizes to."""
+    packing: bool = False
+    """Measure the packing of image units instead."""
     num_units: int = 200
     """Vocabulary size."""
     num_rounds: int = 25
@@ -201,8 +248,11 @@ def main(args: list[str] | None = None) -> int:
 
 def _run(config: BenchCodecConfig) -> None:
     use_one_core()
-    if config.images is not None:
-        rows = compare_images(config.images, config.train, config.num_rounds)
+    if config.images is not None or config.packing:
+        if config.images is not None:
+            rows = compare_images(config.images, config.train, config.num_rounds)
+        else:
+            rows = compare_packing(config.num_rounds)
         for row in rows:
             print(json.dumps(row))
         if not config.json:

@@ -59,12 +59,15 @@ def weights_file(size: str, weights: str, folder: Path) -> str:
     return str(path)
 
 
-def run_once(folder: Path, weights: str, precision: str) -> dict[str, Any]:
+def run_once(
+    folder: Path, weights: str, precision: str, device: str | None = None
+) -> dict[str, Any]:
     """Run the command on a folder, discard the output; return its summary and peak memory."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "im2sp.pipeline.cli", str(folder), "--json", "--quiet"]
         command += ["--out", f"{out}/shards", "--image-tokenizer", weights]
-        with subprocess.Popen([*command, "--precision", precision], stdout=subprocess.PIPE) as job:
+        command += ["--precision", precision, *([] if device is None else ["--device", device])]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as job:
             assert job.stdout is not None
             text = job.stdout.read()
             _, status, usage = os.wait4(job.pid, 0)

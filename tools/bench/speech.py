@@ -63,6 +63,7 @@ class SpeechSettings:
     num_units: int = 200
     repeats: int = 5
     threads: int = 0
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         check_cases(self.cases, (BASELINE, *PRECISIONS))
@@ -114,7 +115,9 @@ def make_model(size: str) -> Any:
 def plain_features(model: Any, clips: list[NDArray[np.float32]]) -> list[Tensor]:
     """(T, D) features of each clip: one hidden state, clip by clip."""
     states = (
-        model(torch.from_numpy(clip)[None], output_hidden_states=True).hidden_states
+        model(
+            torch.from_numpy(clip)[None].to(model.device), output_hidden_states=True
+        ).hidden_states
         for clip in clips
     )
     return [layers[DEFAULT_LAYER][0] for layers in states]
@@ -127,7 +130,7 @@ def plain_units(features: list[Tensor], centroids: Tensor) -> NDArray[np.int64]:
         rows.square().sum(1, keepdim=True) - 2 * torch.matmul(rows, centroids.T) + lengths
         for rows in features
     )
-    return torch.cat([of_clip.argmin(1) for of_clip in distances]).numpy()
+    return torch.cat([of_clip.argmin(1) for of_clip in distances]).cpu().numpy()
 
 
 def run(settings: SpeechSettings) -> list[dict[str, object]]:
@@ -138,9 +141,9 @@ def run(settings: SpeechSettings) -> list[dict[str, object]]:
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    clips, model = make_clips(settings), make_model(settings.size)
+    clips, model = make_clips(settings), make_model(settings.size).to(settings.device)
     with torch.inference_mode():
-        others = torch.cat(plain_features(model, make_clips(settings, seed=1)))
+        others = torch.cat(plain_features(model, make_clips(settings, seed=1))).cpu()
         centroids = fit_kmeans(others, settings.num_units).centroids
         cases: dict[str, Callable[[], NDArray[Any]]] = {}
         with tempfile.TemporaryDirectory() as folder:
@@ -157,8 +160,10 @@ def _case(
 ) -> Callable[[], NDArray[Any]]:
     """Function that returns the concatenated units of all clips."""
     if name == BASELINE:
-        return lambda: plain_units(plain_features(model, clips), centroids)
-    tokenizer = load_speech_tokenizer(folder, centroids, device="cpu", precision=PRECISIONS[name])
+        return lambda: plain_units(plain_features(model, clips), centroids.to(model.device))
+    tokenizer = load_speech_tokenizer(
+        folder, centroids, device=model.device, precision=PRECISIONS[name]
+    )
     return lambda: np.concatenate(tokenizer.encode_batch(clips))
 
 

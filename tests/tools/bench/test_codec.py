@@ -36,3 +36,9 @@ def test_it_makes_up_clips_and_prints_a_table(capsys, monkeypatch):
     text = capsys.readouterr().out
     assert "2 clips, 300 units" in text
     assert text.count("\n| ") == 8
+
+
+def test_packing_is_that_of_numpy():
+    rows = bench_codec.compare_packing(1, sizes=(3,))
+    names = ["pack_units", "pack_units, numpy", "unpack_units", "unpack_units, numpy"]
+    assert [row["case"] for row in rows] == names
