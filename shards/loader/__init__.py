@@ -225,6 +225,16 @@ class ShardLoader:
         self._turn += 1
         return self._batches(self._turn)
 
+    def __len__(self) -> int:
+        """Steps in all epochs, wherever the position is.
+
+        Raises:
+            TypeError: `epochs` is None, so that there is no end.
+        """
+        if self._epochs is None:
+            raise TypeError("an endless loader has no length; see steps_per_epoch")
+        return self._epochs * self.steps_per_epoch
+
     def __repr__(self) -> str:
         return (
             f"ShardLoader({', '.join(repr(str(one.path)) for one in self.datasets)}, "
@@ -299,7 +309,9 @@ class ShardLoader:
                 first, batch = waiting.popleft()
                 yield first, batch.result()
         finally:
-            pool.shutdown(cancel_futures=True)
+            for _, future in waiting:  # cancel_futures fails while the interpreter ends
+                future.cancel()
+            pool.shutdown()
 
     def _read(self, position: Position) -> LoaderBatch:
         samples = self._plan.samples(position)

@@ -273,6 +273,15 @@ def test_iterating_continues_at_the_position(train_dir: Path) -> None:
         next(first)
 
 
+def test_length_is_that_of_all_epochs(train_dir: Path) -> None:
+    loader = loader_of(train_dir, 3, epochs=2)
+    assert (
+        len(loader) == len(list(loader)) == len(list(fresh(loader))) == 2 * loader.steps_per_epoch
+    )
+    with pytest.raises(TypeError, match="an endless loader has no length; see steps_per_epoch"):
+        len(loader_of(train_dir, 3, epochs=None))
+
+
 def test_a_loader_that_resumes_elsewhere_is_noticed(train_dir: Path) -> None:
     class Forgetful(ShardLoader):
         def load_state_dict(self, state: dict[str, Any]) -> None:
