@@ -1,7 +1,6 @@
 """`im2sp-verify`: check every byte of a dataset."""
 
 import json
-import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ class VerifyConfig:
     """
 
     dataset_dir: tyro.conf.Positional[Path]
-    """Folder with dataset.json."""
+    """Folder or URL (s3://..) with dataset.json."""
     json: bool = False
     """Print one JSON object instead of lines."""
     quiet: bool = False
@@ -33,8 +32,11 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _verify(config: VerifyConfig) -> int:
-    if not config.dataset_dir.is_dir():
-        raise UsageError(f"{config.dataset_dir}: no such folder")
+    from im2sp.shards.stores import folder_or_url
+
+    dataset = folder_or_url(config.dataset_dir)
+    if isinstance(dataset, Path) and not dataset.is_dir():
+        raise UsageError(f"{dataset}: no such folder")
     from tqdm import tqdm
 
     from im2sp.shards.manifest import Manifest
@@ -42,7 +44,7 @@ def _verify(config: VerifyConfig) -> int:
 
     num_shards = num_samples = size_bytes = 0
     try:
-        manifest = Manifest.read(config.dataset_dir)
+        manifest = Manifest.read(dataset)
         num_shards, num_samples = len(manifest.shards), manifest.num_samples
         size_bytes = sum(shard.size_bytes for shard in manifest.shards)
     except ShardError:
@@ -55,11 +57,11 @@ def _verify(config: VerifyConfig) -> int:
         disable=config.quiet,
         file=sys.stderr,
     ) as bar:
-        problems = verify_dataset(config.dataset_dir, bar.update)
+        problems = verify_dataset(dataset, bar.update)
     is_sound = all(problem.is_note for problem in problems)
     if config.json:
         report = {
-            "dataset_dir": os.fspath(config.dataset_dir),
+            "dataset_dir": str(dataset),
             "ok": is_sound,
             "num_shards": num_shards,
             "num_samples": num_samples,
@@ -72,7 +74,7 @@ def _verify(config: VerifyConfig) -> int:
         if not config.quiet:
             verdict = "sound" if is_sound else counted(len(problems), "problem")
             counts = f"{counted(num_shards, 'shard')}, {counted(num_samples, 'sample')}"
-            print(f"{config.dataset_dir}: {counts}: {verdict}")
+            print(f"{dataset}: {counts}: {verdict}")
     return 0 if is_sound else 1
 
 

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from im2sp.shards.errors import ShardError
 from im2sp.shards.files import atomic_file, read_regular
 from im2sp.shards.manifest import ADVICE, Manifest
+from im2sp.shards.stores.copies import DatasetFiles
 
 CODEBOOK_NAME = "codebook.safetensors"
 _TENSOR = "codebook"
@@ -80,7 +81,7 @@ def read_tensors(path: Path, sha256: str) -> dict[str, NDArray[Any]]:
     return tensors
 
 
-def table_bytes(dataset_dir: Path, manifest: Manifest) -> int:
+def table_bytes(files: DatasetFiles, manifest: Manifest) -> int:
     """Bytes of the coding tables in the file, without those of the image units.
 
     The latter count as part of the codebook: like it, they do not grow with the dataset and most
@@ -92,7 +93,7 @@ def table_bytes(dataset_dir: Path, manifest: Manifest) -> int:
     name, sha256 = manifest.codebook_file, manifest.codebook_sha256
     if manifest.format_version == 1 or name is None or sha256 is None:
         return 0
-    tensors = read_tensors(dataset_dir / name, sha256)
+    tensors = read_tensors(files.local(name), sha256)
     return sum(
         tensor.nbytes
         for name, tensor in tensors.items()

@@ -1,4 +1,4 @@
-"""`ShardDataset`: random access to the samples of a dataset folder."""
+"""`ShardDataset`: random access to the samples of a dataset in a folder or in a store."""
 
 import operator
 import os
@@ -18,6 +18,7 @@ from im2sp.shards.layouts.batch import Batch
 from im2sp.shards.manifest import Manifest
 from im2sp.shards.reader import ShardReader
 from im2sp.shards.schema import Sample
+from im2sp.shards.stores import folder_or_url
 
 _MAX_OPEN_BATCHES = 16384
 
@@ -30,24 +31,44 @@ class ShardDataset:
     a pickle stores the path and reopens the dataset. Files that the manifest does not list are
     ignored.
 
+    A shard in a store (`s3://..`, see `im2sp.shards.stores`) is copied before it is mapped, once a
+    machine; see `DatasetFiles`.
+
     Damage to a file while it is mapped is not detected; truncating it then kills the process
     (SIGBUS), as with any memory map.
+
+    Attributes:
+        path: The folder as a `Path`, or the URL as text.
+        files: The dataset's files on this machine.
+        split: The split, None for all samples.
+        manifest: Content of `dataset.json`.
+        schema: Columns and how they are stored.
     """
 
-    def __init__(self, path: str | os.PathLike[str], split: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        split: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
         """Open a dataset.
 
         Args:
-            path: Folder with `dataset.json`.
+            path: Folder or URL with `dataset.json`.
             split: Split to read, None for all samples.
+            cache_dir: Folder for the copies of a dataset in a store, a subfolder for each manifest;
+                None for `$XDG_CACHE_HOME/im2sp/datasets` (or `~/.cache`).
 
         Raises:
             ShardError: `dataset.json` is missing, invalid or of another version, or lacks the
                 split.
         """
-        self.path = Path(os.path.abspath(path))
+        place = folder_or_url(path)
+        self.path = place if isinstance(place, str) else Path(os.path.abspath(place))
+        self.cache_dir = None if cache_dir is None else os.path.abspath(cache_dir)
         self.split = split
         self.manifest = Manifest.read(self.path)
+        self.files = self.manifest.files(self.path, self.cache_dir)
         if split is not None and split not in self.manifest.splits:
             raise ShardError(
                 f"{self.path}: no split {split!r}; it has {sorted(self.manifest.splits)}"
@@ -98,7 +119,8 @@ class ShardDataset:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle path and split; unpickling fails if the dataset has changed."""
-        return _reopen, (type(self), str(self.path), self.split, self.manifest.sha256)
+        place = (str(self.path), self.split, self.cache_dir)
+        return _reopen, (type(self), place, self.manifest.sha256)
 
     @property
     def columns(self) -> dict[str, UnitColumn | str]:
@@ -126,7 +148,9 @@ class ShardDataset:
             ShardError: Their file is missing or damaged.
         """
         name, sha256 = self.manifest.codebook_file, self.manifest.codebook_sha256
-        return {} if name is None or sha256 is None else read_tensors(self.path / name, sha256)
+        if name is None or sha256 is None:
+            return {}
+        return read_tensors(self.files.local(name), sha256)
 
     def codebook(self, column: str = "image_units") -> NDArray[np.float32]:
         """The (num_codes, width) float32 vectors of the units of a column.
@@ -152,8 +176,8 @@ class ShardDataset:
         return batch, i - self._starts[batch]
 
     def batch_path(self, number: int) -> Path:
-        """The shard file that contains batch `number`."""
-        return self.path / self.manifest.shards[self.shard_of(number)].file
+        """The shard file on this machine that contains batch `number`."""
+        return self.files.folder / self.manifest.shards[self.shard_of(number)].file
 
     def batch(self, number: int) -> Batch:
         """Views of batch `number` (of `locate`), for reading many rows at once.
@@ -178,12 +202,12 @@ class ShardDataset:
         """Reader of a shard, opened on first use.
 
         Raises:
-            ShardError: The shard is missing or of another size.
+            ShardError: The shard is missing or of another size, or cannot be copied.
         """
         reader = self._readers.get(shard)
         if reader is None:
             info, layout = self.manifest.shards[shard], self.manifest.layout
-            reader = ShardReader(self.path, info, layout, self.schema)
+            reader = ShardReader(self.files.local(info.file), info, layout, self.schema)
             self._readers[shard] = reader
         return reader
 
@@ -233,9 +257,11 @@ class ShardDataset:
 
 
 def _reopen(
-    dataset_class: type[ShardDataset], path: str, split: str | None, sha256: str
+    dataset_class: type[ShardDataset], place: tuple[str, str | None, str | None], sha256: str
 ) -> ShardDataset:
-    dataset = dataset_class(path, split)
+    dataset = dataset_class(*place)
     if dataset.manifest.sha256 != sha256:
-        raise ShardError(f"{path}: the dataset has changed since it was pickled; open it again")
+        raise ShardError(
+            f"{dataset.path}: the dataset has changed since it was pickled; open it again"
+        )
     return dataset

@@ -32,6 +32,11 @@ _TEMPORARY = re.compile(r"(.+)\.im2sp-[0-9a-f]{8}\.tmp")
 _NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
+def user_cache_dir() -> Path:
+    """Folder of im2sp in the user's cache folder, `$XDG_CACHE_HOME` or `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "im2sp")
+
+
 def temporary_path(path: Path) -> Path:
     """A new name beside `path`, `NAME.im2sp-1f0c9a7e.tmp`, that no other writer uses."""
     return path.with_name(f"{path.name}.im2sp-{secrets.token_hex(4)}{TMP_SUFFIX}")

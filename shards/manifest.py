@@ -6,6 +6,7 @@ to the file is detected. Every field is described in `docs/FORMAT.md`.
 """
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +14,13 @@ from pathlib import Path
 from typing import Any, NoReturn, Self, cast
 
 from im2sp.shards.errors import ShardError
-from im2sp.shards.files import atomic_file, is_plain_name, parse_json, read_regular
+from im2sp.shards.files import (
+    MAX_READ_BYTES,
+    atomic_file,
+    is_plain_name,
+    parse_json,
+    read_regular,
+)
 from im2sp.shards.layouts.shard_info import (
     Layout,
     ShardInfo,
@@ -26,6 +33,14 @@ from im2sp.shards.layouts.shard_info import (
     shard_to_json,
 )
 from im2sp.shards.schema import FORMAT_VERSIONS, MAX_BATCH_ROWS, Schema, compact_json
+from im2sp.shards.stores import (
+    MissingFileError,
+    StoreError,
+    folder_or_url,
+    join_url,
+    read_url,
+)
+from im2sp.shards.stores.copies import DatasetFiles, KnownFile
 
 MANIFEST_NAME = "dataset.json"
 REJECTS_NAME = "rejects.jsonl"
@@ -173,26 +188,47 @@ class Manifest:
             file.write(self.text.encode())
 
     @classmethod
-    def read(cls, dataset_dir: str | Path) -> Self:
-        """Read and check `dataset.json`.
+    def read(cls, dataset_dir: str | os.PathLike[str]) -> Self:
+        """Read and check `dataset.json` of a folder or URL.
 
         Raises:
             ShardError: It is missing, of another version, damaged or inconsistent.
         """
-        path = Path(dataset_dir) / MANIFEST_NAME
+        place = folder_or_url(dataset_dir)
+        path = place / MANIFEST_NAME if isinstance(place, Path) else join_url(place, MANIFEST_NAME)
         try:
-            data = read_regular(path)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            data = read_regular(path) if isinstance(path, Path) else read_url(path, MAX_READ_BYTES)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, MissingFileError):
             raise ShardError(
                 f"{path}: no such file, so this is not a finished dataset; "
                 "give the folder that im2sp-tokenize wrote, or run it again to finish"
             ) from None
+        except StoreError as error:
+            raise ShardError(str(error)) from None
         except OSError as error:
             raise ShardError(f"{path}: cannot be read ({error.strerror})") from None
         try:
             return cls.from_bytes(data)
         except ShardError as error:
-            raise ShardError(f"{path.parent}: {error}") from None
+            raise ShardError(f"{place}: {error}") from None
+
+    def files(
+        self, place: Path | str, cache_dir: str | os.PathLike[str] | None = None
+    ) -> DatasetFiles:
+        """The dataset's files, in its folder or copied from its URL when needed.
+
+        Args:
+            place: As of `folder_or_url`.
+            cache_dir: Folder for copies; see `DatasetFiles`.
+        """
+        known = {
+            shard.file: KnownFile(size_bytes=shard.size_bytes, sha256=shard.sha256)
+            for shard in self.shards
+        }
+        known[REJECTS_NAME] = KnownFile(sha256=self.rejects_sha256)
+        if self.codebook_file is not None:
+            known[self.codebook_file] = KnownFile(sha256=self.codebook_sha256)
+        return DatasetFiles(place, known, manifest_sha256=self.sha256, cache_dir=cache_dir)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:

@@ -32,17 +32,17 @@ class ShardReader:
 
     def __init__(
         self,
-        dataset_dir: Path,
+        path: Path,
         info: ShardInfo,
         layout: Layout,
         schema: Schema,
     ) -> None:
-        """Open the file `info.file`.
+        """Open the file of a shard.
 
         Raises:
             ShardError: It is missing, not a regular file, or its size differs from the manifest.
         """
-        self.path = dataset_dir / info.file
+        self.path = path
         self.info = info
         self._read = reader_of_layout(layout)
         self._schema = schema

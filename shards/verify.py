@@ -3,8 +3,9 @@
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import pyarrow as pa
@@ -26,6 +27,8 @@ from im2sp.shards.manifest import (
 )
 from im2sp.shards.reader import ShardReader
 from im2sp.shards.schema import Sample, Schema, check_durations
+from im2sp.shards.stores import folder_or_url
+from im2sp.shards.stores.copies import DatasetFiles
 
 _CHUNK_SIZE_BYTES = 1 << 22
 
@@ -61,25 +64,30 @@ def verify_dataset(
     """Check everything that `dataset.json` lists, and every value in it.
 
     Args:
-        path: The dataset's folder.
+        path: The dataset's folder or URL; its files are then copied one after the other.
         on_progress: Called with the number of shard bytes checked since the last call.
 
     Returns:
         Problems, empty for a sound dataset. Files that the manifest does not list are ignored,
         except left-over temporary files, which are reported as notes.
     """
-    dataset_dir = Path(path)
+    place = folder_or_url(path)
     try:
-        manifest = Manifest.read(dataset_dir)
+        manifest = Manifest.read(place)
     except ShardError as error:
-        text = str(error).removeprefix(f"{dataset_dir}: ").removeprefix(f"{MANIFEST_NAME}: ")
+        text = str(error).removeprefix(f"{place}: ").removeprefix(f"{MANIFEST_NAME}: ")
         return [Problem(file=MANIFEST_NAME, found=text, advice="")]
-    check = _Check(dataset_dir, manifest, on_progress or (lambda _: None))
-    check.codebook()
-    for shard in manifest.shards:
-        check.shard(shard)
-    check.rejects()
-    check.stale_files()
+    is_copied = isinstance(place, str)
+    with TemporaryDirectory(prefix="im2sp-") if is_copied else nullcontext() as cache_dir:
+        files = manifest.files(place, cache_dir)
+        check = _Check(files, manifest, on_progress or (lambda _: None))
+        check.codebook()
+        for shard in manifest.shards:
+            check.shard(shard)
+            if is_copied:
+                (files.folder / shard.file).unlink(missing_ok=True)
+        check.rejects()
+        check.stale_files()
     return check.problems
 
 
@@ -87,10 +95,10 @@ class _Check:
     """Problems found so far, and state shared by the checks of all shards."""
 
     def __init__(
-        self, dataset_dir: Path, manifest: Manifest, on_progress: Callable[[int], object]
+        self, files: DatasetFiles, manifest: Manifest, on_progress: Callable[[int], object]
     ) -> None:
         self.problems: list[Problem] = []
-        self._dir = dataset_dir
+        self._files = files
         self._manifest = manifest
         self._on_progress = on_progress
         self._schema: Schema = manifest.schema
@@ -104,7 +112,7 @@ class _Check:
         schema = self._schema
         try:
             if name is not None and sha256 is not None:
-                tensors = read_tensors(self._dir / name, sha256)
+                tensors = read_tensors(self._files.local(name), sha256)
                 self._schema = schema.with_tables(tensors)
                 for column in schema.columns:
                     if codebook_name(column) in tensors:
@@ -125,7 +133,8 @@ class _Check:
         """Check one shard: size, sha256, readability with stock tools, each batch, split counts."""
         layout = self._manifest.layout
         try:
-            reader = ShardReader(self._dir, info, layout, self._schema)
+            path = self._files.local(info.file)
+            reader = ShardReader(path, info, layout, self._schema)
         except (ShardError, OSError) as error:
             self._add_error(info.file, "", error)
             self._on_progress(info.size_bytes)
@@ -160,13 +169,16 @@ class _Check:
         digest, number = hashlib.sha256(), 0
         first_bad = num_bad = 0
         try:
-            with open_regular(self._dir / REJECTS_NAME) as file:
+            with open_regular(self._files.local(REJECTS_NAME)) as file:
                 for number, line in enumerate(lines_of(file), 1):
                     digest.update(line)
                     try:
                         parse_json(line)
                     except ValueError:
                         first_bad, num_bad = first_bad or number, num_bad + 1
+        except ShardError as error:
+            self._add_error(REJECTS_NAME, "", error)
+            return
         except OSError as error:
             problem = "missing" if isinstance(error, FileNotFoundError) else str(error.strerror)
             self._add(REJECTS_NAME, "", problem, f"{manifest.num_rejects} lines")
@@ -182,7 +194,7 @@ class _Check:
 
     def stale_files(self) -> None:
         """Report temporary files of a killed run as notes."""
-        for path in sorted(self._dir.glob(f"*{TMP_SUFFIX}")):
+        for path in sorted(self._files.folder.glob(f"*{TMP_SUFFIX}")):
             self.problems.append(
                 Problem(
                     file=path.name,
@@ -246,7 +258,9 @@ class _Check:
 
     def _add_error(self, file: str, where: str, error: ShardError | OSError) -> None:
         """Add an error, without the path and position at the start of its text."""
-        text = str(error).removeprefix(f"{self._dir / file}: ").removeprefix(f"{where}: ")
+        text = str(error)
+        for place in (self._files.folder / file, self._files.shown(file), where):
+            text = text.removeprefix(f"{place}: ")
         text = text.removesuffix(f"; {ADVICE}")
         self.problems.append(Problem(file=file, where=where, found=text))
 

@@ -27,6 +27,7 @@ import tyro
 from im2sp.pipeline.decoding.views import VIEWS
 from im2sp.shards import Manifest, ShardDataset
 from im2sp.shards.command_line import run_command
+from im2sp.shards.stores import folder_or_url
 from im2sp.tools.inspection.measure import measure
 from im2sp.tools.inspection.report import shape_text
 from im2sp.tools.inspection.sizes import codebook_bytes, part_bytes
@@ -158,11 +159,11 @@ def ratio(part: float, whole: float | None) -> float | None:
     return part / whole if whole else None
 
 
-def count_bits(dataset_dir: Path, image_size: tuple[int, int] | None = None) -> BitCount:
+def count_bits(dataset_dir: Path | str, image_size: tuple[int, int] | None = None) -> BitCount:
     """Measure a dataset.
 
     Args:
-        dataset_dir: The dataset's folder.
+        dataset_dir: The dataset's folder or URL.
         image_size: Width and height of its images in pixels; None for what it records.
 
     Raises:
@@ -206,8 +207,8 @@ def count_bits(dataset_dir: Path, image_size: tuple[int, int] | None = None) -> 
             }
             for name, one in columns.items()
         },
-        parts=part_bytes(dataset_dir, manifest, sizes),
-        codebook_bytes=codebook_bytes(dataset_dir, manifest),
+        parts=part_bytes(dataset.files, manifest, sizes),
+        codebook_bytes=codebook_bytes(dataset.files, manifest),
         has_paper_images=(shape, image_bits, pixels) == ((28, 28), 13, VIEW_PIXELS),
         has_paper_speech=bool(speech) and speech.column.kind.num_codes == PAPER_SPEECH_CODES,
     )
@@ -341,7 +342,7 @@ class BitcountConfig:
     """
 
     shards: tyro.conf.Positional[Path]
-    """Folder with dataset.json."""
+    """Folder or URL (s3://..) with dataset.json."""
     image_size: str | None = None
     """Width and height of the images in pixels, such as 256x256; by default what is recorded."""
     json: bool = False
@@ -368,8 +369,9 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _run(config: BitcountConfig) -> None:
-    count = count_bits(config.shards, parsed_size(config.image_size))
-    print(json.dumps(count.as_json()) if config.json else table(count, str(config.shards)))
+    shards = folder_or_url(config.shards)
+    count = count_bits(shards, parsed_size(config.image_size))
+    print(json.dumps(count.as_json()) if config.json else table(count, str(shards)))
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ class ExportConfig:
     """Write the arrays of a dataset as .npy files, and the rest of each sample as .json."""
 
     dataset: tyro.conf.Positional[Path]
-    """Folder with dataset.json."""
+    """Folder or URL (s3://..) with dataset.json."""
     out: Path
     """Folder to write; must not exist."""
     split: str | None = None
@@ -142,7 +142,7 @@ class ConcatenateConfig:
     """Write the samples of several datasets to one."""
 
     datasets: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders with dataset.json."""
+    """Folders or URLs (s3://..) with dataset.json."""
     out: Path
     """Folder of the new dataset."""
     split: str | None = None
@@ -154,7 +154,7 @@ class SplitConfig:
     """Write a dataset whose shards hold one split each."""
 
     dataset: tyro.conf.Positional[Path]
-    """Folder with dataset.json."""
+    """Folder or URL (s3://..) with dataset.json."""
     out: Path
     """Folder of the new dataset."""
     shares: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SPLIT=SHARE ...")] = ()

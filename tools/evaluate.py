@@ -17,6 +17,7 @@ import numpy as np
 
 from im2sp.shards.command_line import run_command
 from im2sp.shards.files import atomic_file, read_json
+from im2sp.shards.stores import folder_or_url
 from im2sp.tools.evaluation.captions import Scores, bleu, bleu_sums, score_captions
 from im2sp.tools.evaluation.chart import draw_chart
 from im2sp.tools.evaluation.config import EvaluateConfig
@@ -65,7 +66,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     items, num_without = judged_samples(dataset, config.topline, config.limit, image_column)
     if not items:
         needed = "an image and a caption" if config.topline is None else "speech and two captions"
-        raise ValueError(f"{config.shards}: no sample of split {config.split!r} has {needed}")
+        raise ValueError(f"{dataset.path}: no sample of split {config.split!r} has {needed}")
     folder = StageFolder(_out(config))
     chain = run_chain(config, dataset, items, folder)
     result = _results(config, items, chain)
@@ -161,7 +162,7 @@ def _results(config: EvaluateConfig, items: "Sequence[Judged]", chain: "Chain") 
     what = config.topline or config.cascade or chain.kind
     result: dict[str, Any] = {
         "name": f"{Path(config.run).name if config.run else 'topline'} ({what})",
-        "shards": str(config.shards),
+        "shards": None if config.shards is None else str(folder_or_url(config.shards)),
         "data": config.data,
         "input": "image units" if config.run else None,
         "split": config.split,

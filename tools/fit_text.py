@@ -18,17 +18,18 @@ import tyro
 from im2sp.shards import MANIFEST_NAME, ShardDataset
 from im2sp.shards.command_line import run_command
 from im2sp.shards.files import atomic_file, read_text
+from im2sp.shards.stores import is_url
 from im2sp.trainer.text import fit_text_model
 
 
 def read_captions(source: Path, split: str | None) -> Iterator[str]:
-    """Read the captions of a dataset's folder, or the non-empty lines of a text file.
+    """Read the captions of a dataset, or the non-empty lines of a text file.
 
     Raises:
         ShardError: The dataset is damaged, or has no such split.
         ValueError: It is neither, or a split is given for a text file.
     """
-    if (source / MANIFEST_NAME).is_file():
+    if is_url(source) or (source / MANIFEST_NAME).is_file():
         for sample in ShardDataset(source, split):
             yield from (caption for caption in sample.captions if caption)
         return
@@ -48,7 +49,7 @@ class FitTextConfig:
     """Fit a sentencepiece model on captions, for im2sp-train --target text --text-model."""
 
     source: tyro.conf.Positional[Path]
-    """Folder of a dataset, or a text file with one caption per line."""
+    """Folder or URL of a dataset, or a text file with one caption per line."""
     out: Path
     """File to write."""
     split: str | None = None

@@ -19,6 +19,7 @@ from typing import Literal
 import tyro
 
 from im2sp.shards.command_line import print_message, run_command
+from im2sp.shards.stores import folder_or_url
 from im2sp.trainer.config import TrainConfig
 
 
@@ -64,7 +65,7 @@ def _run(config: FitUnitLMConfig) -> None:
     from im2sp.trainer.loop import train
 
     settings = TrainConfig(
-        shards=(str(config.shards),),
+        shards=(str(folder_or_url(config.shards)),),
         out=config.out,
         without_image=True,
         split=config.split,

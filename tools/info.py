@@ -30,7 +30,7 @@ class InfoConfig:
     """
 
     dataset: tyro.conf.Positional[Path]
-    """Folder with dataset.json."""
+    """Folder or URL (s3://..) with dataset.json."""
     max_samples: int | None = None
     """Read only this many samples, in record batches evenly spaced over the dataset."""
     html: Path | None = None

@@ -157,11 +157,11 @@ def make_sheet(config: ReconstructConfig) -> str:
     with_units = (s for s in dataset if s.image_units is not None)
     samples = list(itertools.islice(with_units, config.num_images))
     if not samples:
-        raise ShardError(f"{config.shards}: holds no image units")
+        raise ShardError(f"{dataset.path}: holds no image units")
     if record is None or "fingerprint" not in record or "view" not in record:
         made_by = (record or {}).get("name", "no known tokenizer")
         raise ShardError(
-            f"{config.shards}: its image units are of {made_by},"
+            f"{dataset.path}: its image units are of {made_by},"
             " which im2sp cannot decode to pixels; expected a dataset of im2sp-tokenize"
         )
     keys = [sample.key for sample in samples]

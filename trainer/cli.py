@@ -6,9 +6,11 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from im2sp.shards.command_line import UsageError, parse_flags, print_message, run_command
+from im2sp.shards.stores import is_url
 from im2sp.trainer.config import TrainConfig
 from im2sp.trainer.flags import with_files
 
@@ -53,7 +55,7 @@ def _parse(args: Sequence[str]) -> TrainConfig:
 
 def _run(config: TrainConfig) -> None:
     for path in (*config.shard_dirs, config.val_shards, config.text_model):
-        if path is not None and not path.exists():
+        if isinstance(path, Path) and not is_url(path) and not path.exists():
             raise UsageError(f"{path}: no such file or folder")
 
     log = partial(print_message, PROGRAM)

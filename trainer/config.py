@@ -11,6 +11,7 @@ from typing import Any, Literal
 import tomli_w
 
 from im2sp.shards.files import atomic_file
+from im2sp.shards.stores import as_url, folder_or_url, is_url
 
 CONFIG_NAME = "config.toml"
 MAX_TOKENS = 1024
@@ -43,8 +44,8 @@ class TrainConfig:
     """
 
     shards: tuple[str, ...]
-    """Training dataset, as written by im2sp-tokenize or DatasetWriter. Several are mixed in each
-    batch, by their sizes, or by weights: --shards A=0.7 B=0.3."""
+    """Training dataset, as written by im2sp-tokenize or DatasetWriter, a folder or URL. Several
+    are mixed in each batch, by their sizes, or by weights: --shards A=0.7 B=0.3."""
     out: Path
     """Folder of the run; created if it does not exist."""
     config: Path | None = None
@@ -237,9 +238,9 @@ class TrainConfig:
             raise ValueError("--best-by bleu: --target words generates nothing; use loss")
 
     @property
-    def shard_dirs(self) -> list[Path]:
-        """Folders of `shards`, without weights."""
-        return [Path(_split_weight(one)[0]) for one in self.shards]
+    def shard_dirs(self) -> list[Path | str]:
+        """Folders and URLs of `shards`, without weights."""
+        return [folder_or_url(_split_weight(one)[0]) for one in self.shards]
 
     @property
     def weights(self) -> tuple[float, ...] | None:
@@ -301,10 +302,12 @@ def to_toml(config: TrainConfig) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """A setting as a TOML value: paths become strings."""
+    """A setting as a TOML value: paths become strings, with both slashes of a URL."""
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, Path):
+        return as_url(value) if is_url(value) else str(value)
+    return value
 
 
 def write_config(config: TrainConfig, folder: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from im2sp.shards import ShardDataset, UnitColumn, check_columns
+from im2sp.shards.stores import folder_or_url
 from im2sp.trainer.config import MAX_UNITS, TrainConfig
 from im2sp.trainer.vocabulary import Vocabulary
 
@@ -43,7 +44,8 @@ def open_val(config: TrainConfig, first: ShardDataset) -> list[ShardDataset]:
         ValueError: As for `open_train`; they are compared with `first`, the first of training.
     """
     found: list[ShardDataset] = []
-    paths = [config.val_shards] if config.val_shards is not None else config.shard_dirs
+    given = config.val_shards
+    paths = config.shard_dirs if given is None else [folder_or_url(given)]
     for path in paths:
         splits, split = ShardDataset(path).manifest.splits, config.val_split
         if split is None:

@@ -172,5 +172,5 @@ def size_bytes(dataset_dir: Path, result: JobResult) -> int:
     names = [MANIFEST_NAME, REJECTS_NAME]
     paths = [dataset_dir / name for name in names]
     files = sum(path.stat().st_size for path in paths if path.is_file())
-    files += table_bytes(dataset_dir, result.manifest)
+    files += table_bytes(result.manifest.files(dataset_dir), result.manifest)
     return files + sum(shard.size_bytes for shard in result.manifest.shards)

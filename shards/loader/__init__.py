@@ -169,7 +169,7 @@ class ShardLoader:
         """Open and index the dataset.
 
         Args:
-            dataset: A dataset or its folder, or several of them with equal columns.
+            dataset: A dataset or its folder or URL, or several of them with equal columns.
             batch_size: Images per step on one rank.
             epochs: Passes over the samples, None for endless.
             rank: Rank of this process.
@@ -353,4 +353,4 @@ def _opened(dataset: ShardDataset | str | os.PathLike[str], split: str | None) -
         return dataset
     if dataset.split is not None:
         raise ValueError(f"split is {split!r}, but the dataset is of split {dataset.split!r}")
-    return ShardDataset(dataset.path, split)
+    return ShardDataset(dataset.path, split, dataset.cache_dir)

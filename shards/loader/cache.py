@@ -5,7 +5,6 @@ arrays, each from a multiple of 64 bytes on.
 """
 
 import mmap
-import os
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from im2sp.shards.files import atomic_file, file_lock, open_regular, parse_json
+from im2sp.shards.files import atomic_file, file_lock, open_regular, parse_json, user_cache_dir
 from im2sp.shards.schema import compact_json
 
 _ALIGNMENT = 64
@@ -26,9 +25,8 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def cache_path(name: str) -> Path:
-    """Path of an index in the user's cache folder: `$XDG_CACHE_HOME` or `~/.cache`."""
-    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(folder, "im2sp", "index", name)
+    """Path of an index in the user's cache folder."""
+    return user_cache_dir() / "index" / name
 
 
 def cached(

@@ -138,8 +138,11 @@ class LoaderIndex:
         places, lengths = _Parts(np.uint32), _Parts(np.int32)
         num_items, longest = _Parts(np.int64), _Parts(np.int32)
         num_items.add(np.zeros(1, np.int64))
-        for number in range(self._dataset.num_batches):
-            batch = self._dataset.read_batch(number, is_compared=False)
+        dataset = self._dataset
+        shards = dict.fromkeys(map(dataset.shard_of, range(dataset.num_batches)))
+        dataset.files.copy_all(dataset.manifest.shards[shard].file for shard in shards)
+        for number in range(dataset.num_batches):
+            batch = dataset.read_batch(number, is_compared=False)
             selected = self._selected(number, batch)
             for parts, part in zip((places, num_items, longest, lengths), selected, strict=True):
                 parts.add(part)

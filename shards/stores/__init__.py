@@ -5,6 +5,7 @@ package looks for them (environment, configuration files), never from a URL. A t
 (a dropped connection, status 429 or 5xx) is tried again.
 """
 
+import errno
 import importlib
 import os
 import re
@@ -39,6 +40,10 @@ class StoreError(ValueError):
     """A URL cannot be read; the message states it, without credentials, and the problem."""
 
 
+class MissingFileError(StoreError):
+    """There is no such file."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredFile:
     """File in a store, as its listing describes it."""
@@ -58,6 +63,23 @@ def is_url(name: str | Path) -> bool:
 def as_url(name: str | Path) -> str:
     """URL of a name for which `is_url` is true, with both slashes."""
     return _URL.sub(lambda found: f"{found[1].lower()}://", str(name), count=1)
+
+
+def folder_or_url(name: str | os.PathLike[str]) -> Path | str:
+    """Place of a dataset: a folder as a `Path`, or a URL as text.
+
+    Raises:
+        ValueError: The URL holds a user, a password or a query, which messages would show.
+    """
+    if not is_url(os.fspath(name)):
+        return Path(name)
+    url = as_url(os.fspath(name)).rstrip("/")
+    if url != shown_url(url):
+        raise ValueError(
+            f"{shown_url(url)}: a URL of a dataset has no user, password or query; configure "
+            "credentials as the package of the store documents it"
+        )
+    return url
 
 
 def shown_url(url: str) -> str:
@@ -127,6 +149,7 @@ def copy_url(url: str, path: Path) -> None:
 
     Raises:
         StoreError: It cannot be read.
+        OSError: The disk is full.
     """
 
     def copy() -> None:
@@ -258,13 +281,16 @@ def _errors_of(url: str, done: str) -> Generator[None]:
     except StoreError:
         raise
     except FileNotFoundError:
-        what = "no such file" if done == "read" else f"cannot be {done}: no such bucket"
-        raise StoreError(f"{shown_url(url)}: {what}") from None
+        if done == "read":
+            raise MissingFileError(f"{shown_url(url)}: no such file") from None
+        raise StoreError(f"{shown_url(url)}: cannot be {done}: no such bucket") from None
     except PermissionError:
         raise StoreError(
             f"{shown_url(url)}: access denied; check the credentials of the store"
         ) from None
     except Exception as error:  # boundary: each store's package has its own exceptions
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         status = _status_of(error)
         detail = f"status {status}" if status else " ".join(f"{error}".split())
         detail = detail.replace(url, shown_url(url)) or type(error).__name__

@@ -129,3 +129,12 @@ def test_longest(tmp_path):
     assert make_config(tmp_path, tmp_path).longest == 1023
     assert make_config(tmp_path, tmp_path, target="text").longest == 512
     assert make_config(tmp_path, tmp_path, max_length=9).longest == 9
+
+
+def test_datasets_by_url(tmp_path):
+    shards = ("s3://bucket/a=0.25", f"{tmp_path}=0.75")
+    config = TrainConfig(shards=shards, out=tmp_path / "r", val_shards=Path("s3://bucket/v/"))
+    assert config.shard_dirs == ["s3://bucket/a", tmp_path]
+    assert config.weights == (0.25, 0.75)
+    saved = tomllib.loads(to_toml(config).decode())
+    assert (saved["shards"], saved["val_shards"]) == (list(shards), "s3://bucket/v")

@@ -133,12 +133,12 @@ def mapped_cases(
 def drop_from_cache(dataset: ShardDataset) -> None:
     """Unmap the pages of all shards from this process, and drop them from the page cache."""
     maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
-    for place in [fields[0] for fields in maps if fields[-1].startswith(str(dataset.path))]:
+    for place in [fields[0] for fields in maps if fields[-1].startswith(str(dataset.files.folder))]:
         start, end = (int(address, 16) for address in place.split("-"))
         sizes = (ctypes.c_void_p(start), ctypes.c_size_t(end - start))
         ctypes.CDLL(None).madvise(*sizes, _MADV_DONTNEED)
     for shard in dataset.manifest.shards:
-        with open(dataset.path / shard.file, "rb") as file:
+        with open(dataset.files.local(shard.file), "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 

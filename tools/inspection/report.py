@@ -27,7 +27,7 @@ def report(
     manifest = dataset.manifest
     measured = measure(dataset, max_samples, on_progress)
     is_complete = measured.num_samples == manifest.num_samples
-    parts = part_bytes(dataset.path, manifest, measured.sizes) if is_complete else None
+    parts = part_bytes(dataset.files, manifest, measured.sizes) if is_complete else None
     layout = {"kind": manifest.layout.kind}
     if manifest.layout.kind == "webdataset":
         layout |= {"samples_per_member": manifest.layout.samples_per_member}
@@ -42,13 +42,13 @@ def report(
         "num_shards": len(manifest.shards),
         "columns": measured.as_json(),
         "bytes": {
-            "total": total_bytes(dataset.path, manifest),
-            "codebook": codebook_bytes(dataset.path, manifest),
+            "total": total_bytes(dataset.files, manifest),
+            "codebook": codebook_bytes(dataset.files, manifest),
             "parts": parts,
         },
         "rejects": {
             "num": manifest.num_rejects,
-            "reasons": _reasons(dataset.path) if manifest.num_rejects else [],
+            "reasons": _reasons(dataset.files.local(REJECTS_NAME)) if manifest.num_rejects else [],
         },
         "image_tokenizer": _plain(manifest.image_tokenizer),
         "speech_tokenizer": _plain(manifest.speech_tokenizer),
@@ -61,9 +61,8 @@ def _plain(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return None if record is None else dict(record)
 
 
-def _reasons(dataset_dir: Path) -> list[dict[str, Any]]:
+def _reasons(path: Path) -> list[dict[str, Any]]:
     """Reasons of the rejects, most frequent first; those that differ in numbers only are one."""
-    path = dataset_dir / REJECTS_NAME
     kinds: Counter[str] = Counter()
     examples: dict[str, dict[str, str]] = {}
     try:

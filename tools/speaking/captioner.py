@@ -177,7 +177,7 @@ def _record_of_shards(checkpoint_dir: Path) -> Mapping[str, Any]:
 
     config = read_toml(checkpoint_dir / CONFIG_NAME)
     try:
-        return Manifest.read(Path(config["shards"])).image_tokenizer or {}
+        return Manifest.read(config["shards"]).image_tokenizer or {}
     except ShardError:
         return {}
 

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import tyro
 
+from im2sp.shards.stores import is_url
+
 BUNDLED, BUNDLED_TEXT = "compact", "compact-text"
 
 
@@ -35,7 +37,7 @@ class SpeakConfig:
     """Generate a sentence, too: with compact-text, unless --run names a run of text."""
     units: Path | None = None
     """Synthesize these units instead of describing images: a .jsonl file with key, units and
-    optional durations; a .npy file with one clip; or a dataset."""
+    optional durations; a .npy file with one clip; or a dataset, a folder or URL."""
     vocoder: str = "compact"
     """Vocoder: compact (bundled), a folder with g_* and config.json, or one such file."""
     speaker: int | None = None
@@ -85,7 +87,9 @@ class SpeakConfig:
         if self.asr != "pocketsphinx" and not self.transcribe:
             raise ValueError("--asr needs --transcribe")
         runs = [Path(run) for run in self.run if run not in (BUNDLED, BUNDLED_TEXT)]
-        paths = [*self.pictures, *runs, self.units, self.codebook, self.image_root]
+        paths = [*self.pictures, *runs, self.codebook, self.image_root]
+        if self.units is not None and not is_url(self.units):
+            paths.append(self.units)
         for path in paths:
             if path is not None and not path.exists():
                 raise ValueError(f"{path}: no such file or folder")

@@ -13,6 +13,7 @@ from im2sp.pipeline.sources.items import SourceItem, assign_keys, clean_key, is_
 from im2sp.pipeline.sources.tables import TABLE_READERS
 from im2sp.shards import MANIFEST_NAME, ShardDataset
 from im2sp.shards.files import lines_of, open_regular, parse_json
+from im2sp.shards.stores import is_url
 
 Reject = dict[str, str]
 _SOURCE_SUFFIXES = (".tar", ".json", *TABLE_READERS)
@@ -114,7 +115,7 @@ def read_units(path: Path, split: str | None, limit: int | None) -> Units:
     Raises:
         ValueError: It is none of these, or unreadable. A bad line is a reject.
     """
-    if path.is_dir():
+    if is_url(path) or path.is_dir():
         return _dataset_units(path, split, limit)
     if split is not None:
         raise ValueError(f"--split applies to a dataset, {path} is a file")
@@ -197,7 +198,7 @@ def _dataset_units(path: Path, split: str | None, limit: int | None) -> Units:
     dataset = ShardDataset(path, split)
     record = dataset.manifest.speech_tokenizer
     if record is None:
-        raise ValueError(f"--units {path}: this dataset holds no speech units")
+        raise ValueError(f"--units {dataset.path}: this dataset holds no speech units")
     clips: list[Clip] = []
     rejects: list[Reject] = []
     for key, units, durations in itertools.islice(_utterances(dataset), limit):
