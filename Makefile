@@ -61,7 +61,7 @@ test-ray: $(STAMP)
 
 .PHONY: test-s3
 test-s3: $(STAMP)
-	$(PY) -m pytest -m s3 tests/pipeline tests/shards
+	$(PY) -m pytest -m s3 tests/pipeline tests/shards tests/tools/test_datasets_by_url.py
 
 .PHONY: check
 check: lint types $(CHECK_TESTS)
