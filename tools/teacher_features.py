@@ -9,13 +9,11 @@ of 512 images; the same command again resumes. Refused images have no features. 
 1 not possible, 2 usage.
 """
 
-import itertools
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import tyro
 from tqdm import tqdm
 
@@ -23,8 +21,10 @@ from im2sp.pipeline.decoding.media import DEFAULT_MAX_PIXELS
 from im2sp.pipeline.decoding.views import RANDOM, ViewName
 from im2sp.pipeline.sources.items import SourceItem
 from im2sp.shards.command_line import run_command
+from im2sp.tools.engines.image_features import image_batches
 from im2sp.tools.engines.teachers import LITE2, VisionTeacher, load_teacher
-from im2sp.trainer.teacher import part_path, read_header, write_part
+from im2sp.trainer.features import part_path, read_header, write_part
+from im2sp.trainer.teacher import PLACES, POOLED, TEACHER
 
 PART_SIZE = 512
 _BATCH_SIZE = 16
@@ -109,7 +109,7 @@ def _keys_of(path: Path, record: dict[str, str], part: Sequence[SourceItem]) -> 
     """
     if not path.exists():
         return None
-    header = read_header(path)
+    header = read_header(path, TEACHER)
     if header["record"] != record or not set(header["keys"]) <= {item.key for item in part}:
         raise ValueError(f"{path}: features of {header['record']} of other images; give another"
                          " --out, or remove the folder")  # fmt: skip
@@ -132,24 +132,14 @@ def _write(
     keys: list[str] = []
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
     with DecodePool(num_workers=num_workers, view=view, max_pixels=DEFAULT_MAX_PIXELS) as pool:
-        decoded = zip(part, pool.decode(part), strict=True)
-        for batch in _batches((item.key, one.pixels) for item, one in decoded):
-            keys += [key for key, _ in batch]
-            found.append(teacher.features(torch.from_numpy(np.stack([x for _, x in batch]))))
+        for batch_keys, pixels in image_batches(pool, part, _BATCH_SIZE, []):
+            keys += batch_keys
+            found.append(teacher.features(pixels))
     if not keys:
         raise ValueError(f"{part[0].name} and {len(part) - 1} more: no image can be read")
     pooled, places = (torch.cat(parts) for parts in zip(*found, strict=True))
-    write_part(path, keys, record, pooled, places)
+    write_part(path, TEACHER, keys, record, {POOLED: pooled, PLACES: places})
     return keys
-
-
-def _batches(
-    images: Iterable[tuple[str, np.ndarray | None]],
-) -> Iterator[list[tuple[str, np.ndarray]]]:
-    """Batches of keys and pixels, without refused images."""
-    read = ((key, pixels) for key, pixels in images if pixels is not None)
-    while batch := list(itertools.islice(read, _BATCH_SIZE)):
-        yield batch
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,13 +24,23 @@ _LESS_MEMORY = (
 )
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command; always raises SystemExit."""
+Log = Callable[[str], object]
+Prepare = Callable[[TrainConfig, Log], object]
+
+
+def main(args: list[str] | None = None, prepare: Prepare | None = None) -> None:
+    """Run the command; always raises SystemExit.
+
+    Args:
+        args: The command line.
+        prepare: Writes the features of the images first, for --input pixels; without it they have
+            to be there.
+    """
     sys.exit(
         run_command(
             PROGRAM,
             TrainConfig,
-            _run,
+            partial(_run, prepare=prepare),
             args,
             parse=_parse,
             out=lambda config: config.out if _is_first() else None,
@@ -53,8 +63,9 @@ def _parse(args: Sequence[str]) -> TrainConfig:
     return parse_flags(PROGRAM, TrainConfig, args, paired=("tensorboard",))
 
 
-def _run(config: TrainConfig) -> None:
-    for path in (*config.shard_dirs, config.val_shards, config.text_model):
+def _run(config: TrainConfig, prepare: Prepare | None = None) -> None:
+    paths = (*config.shard_dirs, config.val_shards, config.text_model, config.image_root)
+    for path in paths:
         if isinstance(path, Path) and not is_url(path) and not path.exists():
             raise UsageError(f"{path}: no such file or folder")
 
@@ -63,6 +74,8 @@ def _run(config: TrainConfig) -> None:
         log(f"reading {', '.join(map(str, config.shard_dirs))} ...")
     from im2sp.trainer.loop import train
 
+    if config.input == "pixels" and prepare is not None:
+        prepare(config, log if not config.quiet and _is_first() else lambda _: None)
     result = train(config, log)
     if not result.is_first:
         return

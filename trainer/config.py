@@ -28,7 +28,7 @@ CHANGEABLE = frozenset(
         "shards", "val_shards", "out", "config", "init_from", "encoder_from", "text_model", "steps",
         "batch_size", "grad_accumulation", "checkpoint_every", "eval_every", "log_every",
         "keep_last", "best_by", "val_images", "device", "loader_threads", "tensorboard", "quiet",
-        "json",
+        "json", "images", "image_root", "features",
     }
 )  # fmt: skip
 _UNSAVED = frozenset({"config", "quiet", "json"})
@@ -36,7 +36,7 @@ _UNSAVED = frozenset({"config", "quiet", "json"})
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Train a captioner from shards: image units to speech units or text.
+    """Train a captioner from shards: image units, or pixels, to speech units or text.
 
     Run the same command again to resume an interrupted run. On several GPUs:
     torchrun --nproc-per-node 8 --no-python im2sp-train ... Exit code: 0 done, 1 failed, 2 wrong
@@ -64,6 +64,19 @@ class TrainConfig:
     image_column: str = "image_units"
     """Column with the units of the images, of any fixed shape. Vectors of the units are those of
     its codebook, or learned if the dataset has none."""
+    input: Literal["units", "pixels"] = "units"
+    """Input of the model: the image units of the shards; or pixels: the features of a frozen
+    --image-encoder, which are computed once from --images and kept in --features."""
+    images: tuple[str, ...] = ()
+    """Source of the images for --input pixels, as for im2sp-tokenize; its keys are those of the
+    shards."""
+    image_root: Path | None = None
+    """Folder or .tar of the images, as for im2sp-tokenize."""
+    image_encoder: str | None = None
+    """Image encoder for --input pixels, a folder or hub id: a GIT (its CLIP), a CLIP, or a ViT; or
+    efficientnet-lite2 (pip install 'im2sp[teacher]')."""
+    features: Path | None = None
+    """Folder of the features, float16; by default features in --out. Several runs can share it."""
     without_image: bool = False
     """Train a language model of the speech units or captions: the decoder alone, without images.
     Samples without an image are used, too. For im2sp-evaluate --speech-lm."""
@@ -234,8 +247,45 @@ class TrainConfig:
         for flag, is_given in needs_image.items():
             if self.without_image and is_given:
                 raise ValueError(f"--{flag} needs images and does not go with --without-image")
+        self._check_pixels()
         if self.best_by == "bleu" and self.target == "words":
             raise ValueError("--best-by bleu: --target words generates nothing; use loss")
+
+    def _check_pixels(self) -> None:
+        """Refuse settings that do not go with the input."""
+        given = {
+            "images": bool(self.images),
+            "image-root": self.image_root is not None,
+            "image-encoder": self.image_encoder is not None,
+            "features": self.features is not None,
+        }
+        if self.input == "units":
+            for flag, is_given in given.items():
+                if is_given:
+                    raise ValueError(f"--{flag} applies to --input pixels only")
+            return
+        if self.image_encoder is None:
+            raise ValueError("--input pixels: --image-encoder is missing")
+        of_units = {
+            "without-image": self.without_image,
+            "target words": self.target == "words",
+            "other-view": bool(self.other_view),
+            "encoder-from": self.encoder_from is not None,
+            "teacher": bool(self.teacher),
+            "stochastic-depth": self.stochastic_depth > 0,
+            "crop-area": self.crop_area < 1,
+            "code-noise": self.code_noise > 0,
+        }
+        for flag, is_given in of_units.items():
+            if is_given:
+                raise ValueError(
+                    f"--{flag} does not go with --input pixels, whose image encoder is frozen"
+                )
+
+    @property
+    def features_dir(self) -> Path:
+        """Folder of the features of images, for the input pixels."""
+        return self.features or self.out / "features"
 
     @property
     def shard_dirs(self) -> list[Path | str]:
@@ -262,7 +312,8 @@ class TrainConfig:
     @property
     def unit_columns(self) -> dict[str, str]:
         """Kind of unit that the run uses (image, speech or target) -> its column."""
-        columns = {} if self.without_image else {"image": self.image_column}
+        has_units = self.input == "units" and not self.without_image
+        columns = {"image": self.image_column} if has_units else {}
         if self.target == "speech":
             columns["speech"] = "speech_units"
         elif self.target not in _NAMED_TARGETS:

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from im2sp.shards import LoaderBatch, ShardDataset, ShardError, ShardLoader, check_columns
 from im2sp.trainer.config import MAX_TOKENS, TrainConfig
+from im2sp.trainer.features import ImageFeatures
 from im2sp.trainer.ranks import Ranks
 from im2sp.trainer.sources import check_fingerprints, fingerprints, longest_of
 from im2sp.trainer.teacher import Teacher
@@ -34,13 +35,18 @@ class TokenBatch:
     """Batch of the loader that this one was made from."""
     features: tuple[Tensor, ...] = ()
     """Features of the teacher, (B, C) and (B, 49, K) float16, if there is one."""
+    states: Tensor | None = None
+    """(B, P, C) float16, features of a frozen image encoder, the input in place of image units."""
 
     def to(self, device: torch.device) -> tuple[Tensor, ...]:
-        """The tensors on a device: image units (B, *shape), tokens, owner, and features if any."""
-        tensors = (self.images_packed, self.tokens, self.owner, *self.features)
+        """The tensors on a device: image units (B, *shape) or states, tokens, owner, features."""
+        images = self.images_packed if self.states is None else self.states
+        tensors = (images, self.tokens, self.owner, *self.features)
         if device.type == "cuda":
             tensors = tuple(tensor.pin_memory() for tensor in tensors)
         images, *others = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        if self.states is not None:
+            return images, *others
         return replace(self.source, images_packed=images).image_units, *others
 
 
@@ -106,12 +112,14 @@ class TokenBatches:
         text_model: TextModel | UnitPieces | None,
         other_views: OtherViews | None = None,
         teacher: Teacher | None = None,
+        image_features: ImageFeatures | None = None,
     ) -> None:
         self.loader = loader
         self._vocabulary = vocabulary
         self._text_model = text_model
         self._other_views = other_views
         self._teacher = teacher
+        self._image_features = image_features
 
     def __iter__(self) -> Iterator[TokenBatch]:
         """Batches, starting at the loader's position."""
@@ -143,7 +151,40 @@ class TokenBatches:
             num_tokens=int(lengths.sum()) + len(lengths),
             source=batch,
             features=features,
+            states=self._states_of(batch.keys),
         )
+
+    def _states_of(self, keys: Sequence[str]) -> Tensor | None:
+        if self._image_features is None:
+            return None
+        if not keys:  # the end of a split on one of several processes
+            return torch.empty(0, *self._image_features.states_shape, dtype=torch.float16)
+        return self._image_features.take(keys)
+
+
+def open_image_features(
+    config: TrainConfig, datasets: Sequence[ShardDataset]
+) -> ImageFeatures | None:
+    """The features of the images, for `--input pixels`; None for image units.
+
+    Raises:
+        ValueError: They cannot be read, are of another encoder, or images have none.
+    """
+    if config.image_encoder is None:
+        return None
+    found = ImageFeatures(config.features_dir, config.image_encoder)
+    found.check_keys(image_keys(datasets, config.image_column), "--features")
+    return found
+
+
+def image_keys(datasets: Sequence[ShardDataset], image_column: str) -> list[str]:
+    """Keys of the samples with an image; of all samples of a dataset without image units."""
+    return [
+        sample.key
+        for dataset in datasets
+        for sample in dataset
+        if image_column not in dataset.columns or sample[image_column] is not None
+    ]
 
 
 def open_other_views(config: TrainConfig, datasets: Sequence[ShardDataset]) -> OtherViews | None:
@@ -210,7 +251,8 @@ def make_loader(
         batch_size=config.batch_size,
         target="text" if config.target == "words" else config.target,
         image_column=config.image_column,
-        needs_image=not config.without_image,
+        needs_image=not config.without_image
+        and (config.input == "units" or config.image_column in datasets[0].columns),
         items=config.items if is_train else "all",
         max_length=longest_of(config, datasets[0]),
         weights=config.weights if is_train else None,

@@ -32,6 +32,7 @@ from im2sp.trainer.data import (
     TokenBatches,
     make_loader,
     make_val_loader,
+    open_image_features,
     open_other_views,
     open_teacher,
     paths_of,
@@ -143,12 +144,17 @@ class _Run:
         self.fingerprints = fingerprints(dataset, config.unit_columns)
         self.tokenizers = tokenizer_records(dataset, config.unit_columns)
         other_views = open_other_views(config, datasets)
+        image_features = open_image_features(config, [*datasets, *val])
+        if image_features is not None:
+            self.tokenizers["image"] = image_features.record
+            self.fingerprints["image"] = image_features.record["fingerprint"]
         checkpoint = find_checkpoint(config, ranks, warn)
         check_same_units(self.fingerprints, checkpoint, config)
         vocabulary = target_vocabulary(config, dataset)
         # Made before a text model is fitted, as they report missing captions.
         self.train_loader = make_loader(datasets, config, ranks, is_train=True)
-        check_grid(config, self.train_loader.image_column)
+        image_column = self.train_loader.image_column if "image" in config.unit_columns else None
+        check_grid(config, image_column)
         val_loader = make_val_loader(val, config, ranks) if val else None
         text_model = find_text_model(config, datasets, checkpoint, ranks)
         self.text_model, self.text_model_sha256 = text_model, text_model_sha256(text_model)
@@ -157,21 +163,24 @@ class _Run:
         units = Units(
             vocabulary,
             self.fingerprints,
-            None if config.without_image else self.train_loader.image_column,
+            image_column,
             longest_of(config, dataset),
             self.text_model_sha256,
             text_model.log_odds if isinstance(text_model, WordBag) else None,
+            None if image_features is None else image_features.states_shape,
         )
         teacher = open_teacher(config, datasets)
         self.train_batches = TokenBatches(
-            self.train_loader, vocabulary, text_model, other_views, teacher
+            self.train_loader, vocabulary, text_model, other_views, teacher, image_features
         )
         self.val_batches = None
         if val_loader is not None:
-            self.val_batches = TokenBatches(val_loader, vocabulary, text_model)
+            self.val_batches = TokenBatches(
+                val_loader, vocabulary, text_model, image_features=image_features
+            )
         if checkpoint is None:
             codebook = None
-            if not config.without_image:
+            if "image" in config.unit_columns:
                 codebook = dataset.tensors().get(codebook_name(config.image_column))
             rows = None if codebook is None else torch.from_numpy(codebook)
             model = first_model(config, units, rows, warn)

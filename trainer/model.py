@@ -4,9 +4,10 @@
                                                       GIT decoder ─ next token
                                        BOS, tokens ────────┘
 
-The encoder is SeiT's (see `encoder`). The decoder is GIT's: BERT layers over the image states
-followed by the text, where an image state attends to image states only, and a text token to the
-image and to the text up to itself.
+The encoder is SeiT's (see `encoder`). With `--input pixels` the states are the features of a frozen
+image encoder of others, which is not part of the model. The decoder is GIT's: BERT layers over the
+image states followed by the text, where an image state attends to image states only, and a text
+token to the image and to the text up to itself.
 
 So the states of the image inside the decoder do not depend on the text, and `Prefix`, a prefix
 cache with the keys and values of every layer, is computed once per image: for all of its captions
@@ -112,24 +113,25 @@ class Decoder(nn.Module):
 
 
 class Im2SpModel(nn.Module):
-    """Image units to tokens; without an image, a language model of tokens.
+    """Image units, or features of pixels, to tokens; without an image, a language model of tokens.
 
     Args:
         config: Sizes.
         codebook: (num_codes, code_width) float32, the vectors of the image units. Copied; saved
-            with the weights, not trained. Not used without an image, or if vectors are learned.
+            with the weights, not trained. Not used without image units, or if vectors are learned.
     """
 
     def __init__(self, config: ModelConfig, codebook: Tensor | None = None) -> None:
         super().__init__()
         self.config = config
         if config.has_image:
-            self.encoder = ImageEncoder(config, codebook)
-            self.projection = nn.Linear(config.encoder.width, config.decoder.width)
+            if config.has_units:
+                self.encoder = ImageEncoder(config, codebook)
+            self.projection = nn.Linear(config.states_width, config.decoder.width)
             self.projection_norm = nn.LayerNorm(config.decoder.width, eps=PROJECTION_EPS)
         self.decoder = Decoder(config)
         self.apply(_init_weights)
-        if not config.has_image:
+        if not config.has_units:
             return
         if config.conv_stem:
             for module in self.encoder.stem.modules():
@@ -143,13 +145,17 @@ class Im2SpModel(nn.Module):
     def encode(self, image_units: Tensor) -> tuple[Tensor, Tensor]:
         """States of the encoder, and projected ones: (B, *shape) int64 -> twice (B, P, D).
 
-        Without an image there are none: P is 0, and only B matters.
+        With `features` the input is (B, P, C) floats, the states themselves. Without an image there
+        are none: P is 0, and only B matters.
         """
         if not self.config.has_image:
             width = self.config.decoder.width
             empty = self.decoder.embedding.weight.new_zeros(len(image_units), 0, width)
             return empty, empty
-        states = self.encoder(image_units)
+        if self.config.has_units:
+            states = self.encoder(image_units)
+        else:
+            states = image_units.to(self.projection.weight.dtype)
         return states, self.projection_norm(self.projection(states))
 
     def prefix(self, image_units: Tensor) -> Prefix:

@@ -40,6 +40,9 @@ class ModelConfig:
     """GIT's layers over image and text."""
     has_image: bool = True
     """False for a language model of the tokens: no encoder, no image states."""
+    features: tuple[int, int] | None = None
+    """Shape (states, width) of the features of a frozen image encoder that sees pixels, the input
+    of the model in place of image units; None for image units."""
     grid: int | tuple[int, ...] = 28
     """Shape of an image's units: (rows, columns), multiples of `stem_stride`; a number for a
     square; or (units,), a line."""
@@ -77,6 +80,10 @@ class ModelConfig:
         for name in ("num_codes", "code_width", "max_positions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.features is not None:
+            object.__setattr__(self, "features", tuple(self.features))
+            if len(self.features) != 2 or min(self.features) < 1 or not self.has_image:
+                raise ValueError(f"features is {self.features}, expected (states, width)")
         if not isinstance(self.grid, int):  # a list if it comes from JSON
             object.__setattr__(self, "grid", tuple(self.grid))
         if self.stem_stride < 1 or (self.stem_stride > 1 and self.stem_stride % 2):
@@ -113,10 +120,22 @@ class ModelConfig:
         return self.shape[0], (*self.shape, 1)[1]
 
     @property
+    def has_units(self) -> bool:
+        """True if the model reads image units, which its image encoder encodes."""
+        return self.has_image and self.features is None
+
+    @property
+    def states_width(self) -> int:
+        """Width of the image states before the projection."""
+        return self.encoder.width if self.features is None else self.features[1]
+
+    @property
     def num_states(self) -> int:
-        """Number of image states: CLS and one for each square of `stem_stride` units."""
+        """Image states: CLS and one for each square of `stem_stride` units, or the features."""
         if not self.has_image:
             return 0
+        if self.features is not None:
+            return self.features[0]
         return 1 + math.prod(size // self.stem_stride for size in self.shape)
 
 

@@ -25,7 +25,8 @@ from torch import Tensor
 from im2sp.shards.files import MAX_SETTINGS_BYTES, read_json
 from im2sp.shards.weights.hub import CONFIG_FILE
 from im2sp.shards.weights.pickles import WeightsError
-from im2sp.trainer.model_config import StackConfig
+from im2sp.trainer.model_config import ModelConfig, StackConfig
+from im2sp.trainer.vocabulary import Vocabulary
 
 HEAD_WIDTH = 64
 TIMM_MARK = "patch_embed.proj.weight"
@@ -67,6 +68,7 @@ PROJECTION_NAMES = {
     "projection_norm": "git.visual_projection.visual_projection.1",
 }
 _KINDS = ("weight", "bias")
+_SPECIAL_TOKENS = {"pad_token_id": "pad", "bos_token_id": "bos", "eos_token_id": "eos"}
 
 
 class PublishedError(ValueError):
@@ -209,3 +211,35 @@ def git_config(path: Path) -> dict[str, Any]:
         if found != expected:
             raise WeightsError(f"{file}: {name} is {_short(found)}, expected {expected!r}")
     return settings
+
+
+def git_decoder(path: Path, tensors: dict[str, Tensor], **image: Any) -> tuple[ModelConfig, Part]:
+    """Configuration and decoder of a GIT.
+
+    Args:
+        path: Its weights.
+        tensors: Their tensors.
+        image: Fields of the configuration of the image side.
+
+    Raises:
+        PublishedError: A tensor is missing.
+        WeightsError: The settings beside the weights ask for another computation.
+    """
+    settings = git_config(path)
+    decoder = decoder_part(tensors, settings.get("num_attention_heads"))
+    vocabulary = Vocabulary(
+        kind="text", num_ids=len(decoder.tensors["embedding.weight"]), layout="git"
+    )
+    for name, special in _SPECIAL_TOKENS.items():
+        expected = getattr(vocabulary, special)
+        if settings.get(name, expected) != expected:
+            raise WeightsError(f"{path}: {name} is {_short(settings[name])}, expected {expected}")
+    config = ModelConfig(
+        vocabulary=vocabulary,
+        decoder=decoder.stack,
+        max_positions=len(decoder.tensors["positions.weight"]),
+        dropout=settings.get("hidden_dropout_prob", 0.1),
+        attention_dropout=settings.get("attention_probs_dropout_prob", 0.1),
+        **image,
+    )
+    return config, decoder

@@ -83,8 +83,10 @@ def check_same_units(
         origins = {"--encoder-from": encoder, "--init-from": config.init_from}
         for flag, origin in origins.items():
             # Only the image units of the run that provides the encoder must match.
-            former = former_state(origin).get("fingerprints", {})
-            if "image" in former and not config.without_image:
+            state = former_state(origin)
+            former, record = state.get("fingerprints", {}), state.get("tokenizers", {}).get("image")
+            is_same_input = (record or {}).get("input", "units") == config.input
+            if "image" in former and is_same_input and not config.without_image:
                 check_fingerprints(found, {"image": former["image"]}, place, f"{flag} {origin}")
                 break
 

@@ -96,7 +96,8 @@ class Objective(nn.Module):
         """Loss of a batch.
 
         Args:
-            units: (B, *shape) int64, units of the images; without an image only B matters.
+            units: (B, *shape) int64, units of the images, or (B, P, C) features; without an image
+                only B matters.
             tokens: (N, T) int64.
             owner: (N,) int64.
             features: (B, C) and (B, 49, K), features of the teacher, if there is one.
@@ -263,7 +264,7 @@ class TrainStep:
 
 
 def _freeze(model: Im2SpModel, what: str) -> None:
-    if what in ("encoder", "image"):
+    if what in ("encoder", "image") and model.config.has_units:
         model.encoder.requires_grad_(False)
     if model.config.vocabulary.kind == "words":
         model.decoder.requires_grad_(False)

@@ -7,132 +7,55 @@ places from the states of these places. Both are standardised, and the loss is s
 1964). The heads are not part of the model. The method is feature distillation (Romero et al.,
 "FitNets: Hints for Thin Deep Nets", 2015).
 
-A folder of features, written by tools/teacher_features.py, holds the features of one view of the
-images, in parts of some hundred images: `part-00000.safetensors` with `pooled` (N, C) and `places`
-(N, 49, K), float16, and in its metadata the keys and the record of teacher and view.
+A folder of features (`trainer.features`), written by tools/teacher_features.py, holds those of one
+view of the images: `pooled` (N, C) and `places` (N, 49, K).
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from im2sp.shards.files import atomic_file, parse_json
+from im2sp.trainer.features import FeatureForm, FeatureParts
 from im2sp.trainer.model_config import ModelConfig
 
 SIDE = 7
 """Rows and columns of places."""
-METADATA_KEY = "im2sp"
-FORM = "im2sp teacher 1"
+POOLED, PLACES = "pooled", "places"
+TEACHER = FeatureForm(
+    "im2sp teacher 1", "features of a teacher", "--teacher", "tools/teacher_features.py"
+)
 # Standardised features beyond this many deviations are cut off, as in the smooth L1 loss they would
 # outweigh the others.
 _MAX_DEVIATIONS = 5.0
 _STD_FLOOR = 1e-3
 
 
-def part_path(folder: Path, number: int) -> Path:
-    """Path of a part of a folder of features."""
-    return folder / f"part-{number:05d}.safetensors"
-
-
-def write_part(
-    path: Path, keys: Sequence[str], record: Mapping[str, Any], pooled: Tensor, places: Tensor
-) -> None:
-    """Write a part atomically; the same content gives the same bytes.
-
-    Args:
-        path: The file.
-        keys: N keys of images.
-        record: JSON values: teacher, fingerprint, view.
-        pooled: (N, C), stored as float16.
-        places: (N, 49, K), stored as float16.
-    """
-    header = {"form": FORM, "record": dict(record), "keys": list(keys)}
-    tensors = {"pooled": pooled.half().contiguous(), "places": places.half().contiguous()}
-    data = safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(header)})
-    with atomic_file(path) as file:
-        file.write(data)
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """Keys and record of a part.
-
-    Raises:
-        ValueError: It does not exist, is damaged, or is something else.
-    """
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            header = parse_json((file.metadata() or {}).get(METADATA_KEY, "{}"))
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}; write it again") from None
-    if header.get("form") != FORM:
-        raise ValueError(
-            f"{path}: not features of a teacher; expected a file of tools/teacher_features.py"
-        )
-    return header
-
-
-class Features:
-    """Features of one view of the images, mapped from a folder; a context for its files.
+class Features(FeatureParts):
+    """Features of one view of the images.
 
     Attributes:
-        record: Teacher, its fingerprint, and the view.
         widths: C and K, the widths of pooled features and of places.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open a folder.
-
-        Raises:
-            ValueError: It has no parts, a part is damaged, or their records differ.
-        """
-        self.folder = folder
-        paths = sorted(folder.glob("part-*.safetensors"))
-        if not paths:
-            raise ValueError(
-                f"--teacher {folder}: holds no features; expected a folder written by"
-                " tools/teacher_features.py"
-            )
-        self._rows: dict[str, tuple[int, int]] = {}
-        self._parts: list[Any] = []
-        self.record: dict[str, Any] = read_header(paths[0])["record"]
-        stack = ExitStack()
-        for number, path in enumerate(paths):
-            header = read_header(path)
-            if header["record"] != self.record:
-                raise ValueError(
-                    f"{path}: features of {header['record']}, those of {paths[0].name} are of"
-                    f" {self.record}; write them to separate folders"
-                )
-            self._rows |= {key: (number, row) for row, key in enumerate(header["keys"])}
-            self._parts.append(stack.enter_context(safetensors.safe_open(path, "pt")))
-        shapes = [self._parts[0].get_slice(name).get_shape() for name in ("pooled", "places")]
-        self.widths: tuple[int, int] = (shapes[0][-1], shapes[1][-1])
-
-    def __contains__(self, key: str) -> bool:
-        """True if there are features of this image."""
-        return key in self._rows
+        """Open a folder; raises ValueError as `FeatureParts`."""
+        super().__init__(folder, TEACHER)
+        self.widths: tuple[int, int] = (self.shape(POOLED)[-1], self.shape(PLACES)[-1])
 
     def take(self, key: str) -> tuple[Tensor, Tensor]:
         """(C,) and (49, K) float16 features of an image."""
-        number, row = self._rows[key]
-        part = self._parts[number]
-        return part.get_slice("pooled")[row], part.get_slice("places")[row]
+        return self.row(key, POOLED), self.row(key, PLACES)
 
     def moments(self) -> list[tuple[Tensor, Tensor]]:
         """Mean and deviation, float32, of the pooled features (C,) and of the places (K,)."""
         found: list[tuple[Tensor, Tensor]] = []
-        for name in ("pooled", "places"):
+        for name in (POOLED, PLACES):
             count, total, squares = 0, torch.zeros(()), torch.zeros(())
-            for part in self._parts:
-                rows = part.get_tensor(name).flatten(0, -2).double()
+            for part in self.all_of(name):
+                rows = part.flatten(0, -2).double()
                 count += len(rows)
                 total, squares = total + rows.sum(0), squares + rows.square().sum(0)
             mean = total / count
@@ -173,12 +96,7 @@ class Teacher:
                     f"--teacher: no features of the view {view}, only of {', '.join(by_view)};"
                     f" write them with tools/teacher_features.py --view {view}"
                 )
-            missing = [key for key in keys if key not in by_view[view]]
-            if missing:
-                raise ValueError(
-                    f"--teacher {by_view[view].folder}: lacks {len(missing):,} of {len(keys):,}"
-                    f" training images, such as {missing[0]}"
-                )
+            by_view[view].check_keys(keys, "--teacher")
         self._views = [by_view[view] for view in views]
         self.first = self._views[0]
 

@@ -40,13 +40,15 @@ class Units:
     fingerprints: Mapping[str, str | None]
     """Kind of unit -> fingerprint of its tokenizer."""
     image: UnitColumn | None
-    """Column of the images; None without images."""
+    """Column of the images; None without image units."""
     longest: int
     """Maximum number of ids of a text."""
     text_model_sha256: str | None = None
     """Checksum of the text model, bag of words or unit pieces, if any."""
     log_odds: Sequence[float] | None = None
     """Log odds of the words, for the target words."""
+    features: tuple[int, int] | None = None
+    """Shape of an image's features, for the input pixels."""
 
 
 def former_state(init_from: str | None) -> Mapping[str, Any]:
@@ -119,7 +121,7 @@ def first_model(
         is_seit = config.encoder_from is not None and not is_own(config.encoder_from)
         if is_seit and codebook is None:
             raise ValueError(_needs_codebook("--encoder-from", config.encoder_from))
-        settings = _image_settings(units.image, codebook) | _dropouts(config)
+        settings = _image_settings(units, codebook) | _dropouts(config)
         if is_seit:  # its encoder includes SeiT's stem, and was trained on the unchanged rows
             settings |= {"stem_stride": SEIT_STEM_STRIDE, "conv_stem": False}
             settings["standardise_codebook"] = False
@@ -139,9 +141,16 @@ def first_model(
         other = load_model(config.encoder_from, codebook, device="cpu")
         check_image(units.image, other, f"--encoder-from {config.encoder_from}")
         return with_image_side(model, other, f"--preset {config.preset or _DEFAULT_PRESET}")
-    if codebook is None and not config.without_image and not is_own(config.init_from):
+    needs_codebook = not config.without_image and units.features is None
+    if codebook is None and needs_codebook and not is_own(config.init_from):
         raise ValueError(_needs_codebook("--init-from", config.init_from))
-    origin = load_model(config.init_from, codebook, encoder=config.encoder_from, device="cpu")
+    origin = load_model(
+        config.init_from,
+        codebook,
+        encoder=config.encoder_from,
+        features=units.features,
+        device="cpu",
+    )
     _check_sizes(config, units, origin)
     check_image(units.image, origin, f"--init-from {config.init_from}")
     state = former_state(config.init_from)
@@ -155,8 +164,11 @@ def first_model(
     return transferred(origin, units, state, _dropouts(config))
 
 
-def _image_settings(image: UnitColumn | None, codebook: torch.Tensor | None) -> dict[str, Any]:
-    """Fields of the model's configuration that follow from the images' units."""
+def _image_settings(units: Units, codebook: torch.Tensor | None) -> dict[str, Any]:
+    """Fields of the model's configuration that follow from the images' units or features."""
+    image = units.image
+    if units.features is not None:
+        return {"features": units.features}
     if image is None:
         return {"has_image": False}
     settings: dict[str, Any] = {"grid": grid_of(image.shape), "num_codes": image.num_codes}
@@ -174,8 +186,10 @@ def _needs_codebook(flag: str, weights: object) -> str:
 
 
 def check_image(image: UnitColumn | None, origin: Im2SpModel, place: str) -> None:
-    """Refuse weights of an image encoder of another shape or number of codes."""
+    """Refuse weights of an image encoder of another shape or number of codes, or of none."""
     sizes = origin.config
+    if image is not None and not sizes.has_units:
+        raise ValueError(f"{place}: takes features of pixels, expected a model of image units")
     if image is None or (grid_of(image.shape), image.num_codes) == (sizes.grid, sizes.num_codes):
         return
     raise ValueError(
@@ -247,6 +261,15 @@ def _check_sizes(config: TrainConfig, units: Units, origin: Im2SpModel) -> None:
         kind = "a captioner" if config.without_image else "a language model without images"
         raise ValueError(
             f"--init-from {config.init_from}: is {kind}; --without-image must be the same in both"
+        )
+    if origin.config.features != units.features:
+        names = [
+            "image units" if shape is None else f"features of {_shown(shape)}"
+            for shape in (origin.config.features, units.features)
+        ]
+        raise ValueError(
+            f"--init-from {config.init_from}: its input is {names[0]}, that of this run {names[1]};"
+            " give the same --input and --image-encoder to both"
         )
     found = (origin.config.encoder, origin.config.decoder)
     if config.preset is not None and found != PRESETS[config.preset]:

@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from reprlib import repr as _short
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,7 @@ from im2sp.trainer.published import (
     below,
     decoder_part,
     encoder_part,
-    git_config,
+    git_decoder,
     projection_tensors,
 )
 from im2sp.trainer.vocabulary import Vocabulary
@@ -59,7 +58,6 @@ BUNDLED = {
 WEIGHT_FILES = (MODEL_FILE, "pytorch_model.bin")
 # Weights and biases of two norms and four Linears.
 _LAYER_TENSORS = 12
-_SPECIAL_TOKENS = {"pad_token_id": "pad", "bos_token_id": "bos", "eos_token_id": "eos"}
 
 
 def save_model(folder: str | Path, model: Im2SpModel, name: str = MODEL_FILE) -> Path:
@@ -82,6 +80,7 @@ def load_model(
     codebook: str | Path | Tensor | None = None,
     *,
     encoder: str | Path | None = None,
+    features: tuple[int, int] | None = None,
     device: str | torch.device | None = None,
 ) -> Im2SpModel:
     """Load a model in eval mode; no code in the file is executed.
@@ -97,6 +96,8 @@ def load_model(
         encoder: A model in our own form, whose image encoder and projection replace those of
             `path`; or for a GIT, SeiT's weights for the image encoder. A GIT without it gets a
             randomly initialised encoder of the paper's size.
+        features: Shape (states, width) of the features of an image encoder that sees pixels, which
+            replace the codebook for a GIT: its projection is kept if it has this width, else new.
         device: torch device; by default CUDA if available, else the CPU.
 
     Raises:
@@ -115,14 +116,16 @@ def load_model(
             )
         model = _own_model(found, tensors, metadata[METADATA_KEY], codebook)
     else:
-        if codebook is None:
+        if codebook is None and features is None:
             raise WeightsError(
                 f"{found}: holds no codebook; pass codebook=, the file or tensor of the vectors of"
                 " the image units"
             )
-        rows = load_codebook(codebook)
         try:
-            model = _published_model(found, tensors, rows, encoder)
+            if codebook is None:
+                model = _git_of_features(found, tensors, features)
+            else:
+                model = _published_model(found, tensors, load_codebook(codebook), encoder)
         except PublishedError as error:
             raise WeightsError(f"{found}: {error}") from error
     if other is not None:
@@ -186,9 +189,9 @@ def is_own(path: str | Path) -> bool:
 
 
 def codebook_of(model: Im2SpModel) -> Tensor | None:
-    """The codebook of a model; None without an image, or if its vectors are learned."""
+    """The codebook of a model; None without image units, or if its vectors are learned."""
     config = model.config
-    is_held = config.has_image and not config.learned_codes
+    is_held = config.has_units and not config.learned_codes
     return model.encoder.get_buffer("codebook") if is_held else None
 
 
@@ -261,7 +264,7 @@ def _own_model(
         if header.get("form") != FORM:
             raise ValueError(f"form {header.get('form')!r}, expected {FORM!r}")
         config = config_from_dict(header["config"])
-        depth = config.decoder.depth + config.has_image * config.encoder.depth
+        depth = config.decoder.depth + config.has_units * config.encoder.depth
         if depth * _LAYER_TENSORS > len(tensors):  # before a model of that depth is built
             raise ValueError(f"{depth} layers, {len(tensors)} tensors")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
@@ -321,25 +324,13 @@ def _published_model(
         hint = "SeiT's encoder alone; pass it as encoder=" if TIMM_MARK in tensors else ""
         names = hint or f"{len(tensors)} tensors such as {min(tensors)[:80]!r}"
         raise WeightsError(f"{path}: holds {names}, expected a model of im2sp, GIT or the paper")
-    settings = git_config(path)
-    decoder = decoder_part(tensors, settings.get("num_attention_heads"))
-    vocabulary = Vocabulary(
-        kind="text", num_ids=len(decoder.tensors["embedding.weight"]), layout="git"
-    )
-    for name, special in _SPECIAL_TOKENS.items():
-        expected = getattr(vocabulary, special)
-        if settings.get(name, expected) != expected:
-            raise WeightsError(f"{path}: {name} is {_short(settings[name])}, expected {expected}")
     image = None if encoder is None else _seit(_find(encoder))
-    config = ModelConfig(
-        vocabulary=vocabulary,
+    config, decoder = git_decoder(
+        path,
+        tensors,
         encoder=image.stack if image is not None else PRESETS["base"][0],
-        decoder=decoder.stack,
         num_codes=codebook.shape[0],
         code_width=codebook.shape[1],
-        max_positions=len(decoder.tensors["positions.weight"]),
-        dropout=settings.get("hidden_dropout_prob", 0.1),
-        attention_dropout=settings.get("attention_probs_dropout_prob", 0.1),
     )
     sizes = _meta_model(path, config)  # before a model takes memory
     _check_shapes(path, decoder.tensors, sizes.decoder.state_dict())
@@ -349,6 +340,27 @@ def _published_model(
     _take(path, model.decoder, decoder, config.decoder)
     if image is not None and encoder is not None:
         _take(Path(encoder), model.encoder, image, config.encoder)
+    return model
+
+
+def _git_of_features(
+    path: Path, tensors: dict[str, Tensor], features: tuple[int, int] | None
+) -> Im2SpModel:
+    """A GIT as its authors built it, without the image encoder: its features are the input."""
+    if GIT_MARK not in tensors:
+        raise WeightsError(
+            f"{path}: holds {len(tensors)} tensors such as {min(tensors)[:80]!r}, expected a GIT of"
+            " transformers"
+        )
+    config, decoder = git_decoder(path, tensors, encoder=PRESETS["base"][0], features=features)
+    found = {f"decoder.{name}": tensor for name, tensor in decoder.tensors.items()}
+    projection = projection_tensors(tensors)
+    if projection["projection.weight"].shape[1] == config.states_width:
+        found |= projection
+    sizes = _meta_model(path, config).state_dict()
+    _check_shapes(path, found, sizes)
+    model = Im2SpModel(config)
+    model.load_state_dict(found, strict=False)
     return model
 
 

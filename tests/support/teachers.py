@@ -14,6 +14,17 @@ def make_teacher(folder: Path, kind: str = "vit", seed: int = 0) -> Path:
     vision = {**stack, "intermediate_size": 16, "image_size": 28, "patch_size": 4}
     if kind == "vit":
         model = transformers.ViTModel(transformers.ViTConfig(**vision))
+    elif kind == "classifier":
+        model = transformers.ViTForImageClassification(transformers.ViTConfig(**vision))
+    elif kind == "git":
+        config = transformers.GitConfig(
+            vision_config=vision,
+            **stack,
+            intermediate_size=16,
+            vocab_size=110,
+            tie_word_embeddings=True,
+        )
+        model = transformers.GitForCausalLM(config)
     elif kind == "clip":
         text = {**stack, "intermediate_size": 16, "vocab_size": 9, "max_position_embeddings": 8}
         config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
@@ -23,7 +34,12 @@ def make_teacher(folder: Path, kind: str = "vit", seed: int = 0) -> Path:
             embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"
         )
         model = transformers.ResNetModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():  # so large that outputs depend on the inputs
+            parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     half = [0.5, 0.5, 0.5]
-    transformers.ViTImageProcessor(image_mean=half, image_std=half).save_pretrained(folder)
+    kinds = {"clip": transformers.CLIPImageProcessor, "git": transformers.CLIPImageProcessor}
+    processor = kinds.get(kind, transformers.ViTImageProcessor)
+    processor(image_mean=half, image_std=half).save_pretrained(folder)
     return folder

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from im2sp.shards import ShardDataset
+from im2sp.trainer.features import part_path, write_part
 from im2sp.trainer.loop import train
 from im2sp.trainer.metrics import read_metrics
-from im2sp.trainer.teacher import Features, Teacher, TeacherHeads, part_path, write_part
+from im2sp.trainer.teacher import PLACES, POOLED, TEACHER, Features, Teacher, TeacherHeads
 from im2sp.trainer.weights import load_model
 from support.training import make_config, make_shards, weights_of
 
@@ -24,15 +25,18 @@ def features_of(num, seed=0):
     return torch.from_numpy(pooled).half(), torch.from_numpy(places).half()
 
 
+def save_part(folder, number, keys, record, pooled, places):
+    tensors = {POOLED: pooled, PLACES: places}
+    write_part(part_path(folder, number), TEACHER, keys, record, tensors)
+
+
 def save(folder, keys=KEYS, part_size=5, seed=0, **changes):
     """A folder of features in parts."""
     folder.mkdir(parents=True)
     pooled, places = features_of(len(keys), seed)
     for number, first in enumerate(range(0, len(keys), part_size)):
         rows = slice(first, first + part_size)
-        write_part(
-            part_path(folder, number), keys[rows], RECORD | changes, pooled[rows], places[rows]
-        )
+        save_part(folder, number, keys[rows], RECORD | changes, pooled[rows], places[rows])
     return folder
 
 
@@ -89,13 +93,13 @@ def test_features_that_cannot_be_used(tmp_path):
     folder = save(tmp_path / "a")
     with pytest.raises(ValueError, match=r"no features of the view center-224, only of squash-224"):
         Teacher([folder], ["center-224"], KEYS)
-    with pytest.raises(ValueError, match=r"a: lacks 1 of 2 training images, such as x"):
+    with pytest.raises(ValueError, match=r"a: lacks 1 of 2 images, such as x"):
         Teacher([folder], ["squash-224"], ["train1", "x"])
     other = save(tmp_path / "b", view="x", fingerprint="0" * 64, teacher="another")
     with pytest.raises(ValueError, match=r"b: features of another, those of .*a are of test; use"):
         Teacher([folder, other], ["squash-224", "x"], KEYS)
     part = part_path(folder, 1)
-    write_part(part, ["z"], RECORD | {"view": "x"}, *features_of(1))
+    save_part(folder, 1, ["z"], RECORD | {"view": "x"}, *features_of(1))
     with pytest.raises(ValueError, match=r"part-00001.*'view': 'x'}, those of part-00000"):
         Features(folder)
     save_file({"x": torch.zeros(1)}, part)

@@ -86,13 +86,13 @@ def git_from(model: Im2SpModel) -> GitForCausalLM:
     return reference.train(model.training)
 
 
-def git_loss(reference: GitForCausalLM, image_units: Tensor, tokens: Tensor, pad: int) -> Tensor:
-    """Mean cross entropy of texts (N, T) with an image (N, grid, grid) each."""
+def git_loss(reference: GitForCausalLM, images: Tensor, tokens: Tensor, pad: int) -> Tensor:
+    """Mean cross entropy of texts (N, T) with an image each; `images` as for `git_generate`."""
     labels = tokens.masked_fill(tokens == pad, -100)
     output = reference(
         input_ids=tokens,
         attention_mask=(tokens != pad).long(),
-        pixel_values=image_units[:, None],
+        pixel_values=_pixel_values(images),
         labels=labels,
     )
     return output.loss
@@ -100,9 +100,16 @@ def git_loss(reference: GitForCausalLM, image_units: Tensor, tokens: Tensor, pad
 
 @torch.no_grad()
 def git_generate(
-    reference: GitForCausalLM, image_units: Tensor, num_beams: int, max_tokens: int
+    reference: GitForCausalLM, images: Tensor, num_beams: int, max_tokens: int
 ) -> list[list[int]]:
-    """Token rows as transformers generates them, BOS and padding included."""
+    """Token rows as transformers generates them, BOS and padding included.
+
+    Args:
+        reference: The GIT.
+        images: Image units (N, grid, grid); for a GIT with its own encoder, pixels (N, 3, S, S).
+        num_beams: 1 for greedy decoding.
+        max_tokens: Maximum number of generated tokens.
+    """
     config = reference.config
     settings = GenerationConfig(
         num_beams=num_beams,
@@ -114,4 +121,8 @@ def git_generate(
         pad_token_id=config.pad_token_id,
     )
     run: Any = reference.generate  # pyright: ignore[reportAttributeAccessIssue] - its mixin's types
-    return run(pixel_values=image_units[:, None], generation_config=settings).tolist()
+    return run(pixel_values=_pixel_values(images), generation_config=settings).tolist()
+
+
+def _pixel_values(images: Tensor) -> Tensor:
+    return images if images.is_floating_point() else images[:, None]

@@ -15,6 +15,8 @@ from im2sp.pipeline.tensors import state_fingerprint
 from im2sp.trainer.teacher import SIDE
 
 LITE2 = "efficientnet-lite2"
+LITE2_MEAN, LITE2_STD = 127 / 255, 128 / 255
+"""Pixels of 0 to 255 minus 127, divided by 128."""
 
 
 class VisionTeacher:
@@ -67,10 +69,9 @@ def load_teacher(name: str, device: str | None = None) -> VisionTeacher:
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if name == LITE2:
-        network = _Lite2().to(device)
-        # Pixels of 0 to 255 minus 127, divided by 128.
+        network = Lite2().to(device)
         return VisionTeacher(
-            name, network, torch.full((3,), 127 / 255), torch.full((3,), 128 / 255), None
+            name, network, torch.full((3,), LITE2_MEAN), torch.full((3,), LITE2_STD), None
         )
     try:
         import transformers
@@ -94,7 +95,7 @@ def load_teacher(name: str, device: str | None = None) -> VisionTeacher:
     return VisionTeacher(shown, _Transformers(model).to(device), mean, std, size_px)
 
 
-class _Lite2(nn.Module):
+class Lite2(nn.Module):
     """EfficientNet-Lite2, trained on ImageNet: features before the head, and pooled behind it."""
 
     def __init__(self) -> None:
@@ -111,12 +112,23 @@ class _Lite2(nn.Module):
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         self.network = network
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def grid(self, x: Tensor) -> Tensor:
+        """(B, 3, 224, 224) -> (B, 352, 7, 7), the features before the head."""
         net = self.network
         x = net._swish(net._bn0(net._conv_stem(x)))
         for block in net._blocks:
             x = block(x)
-        return net._swish(net._bn1(net._conv_head(x))).mean((2, 3)), x
+        return x
+
+    def head(self, grid: Tensor) -> Tensor:
+        """(B, 352, 7, 7) -> (B, 1280, 7, 7), the last convolution."""
+        net = self.network
+        return net._swish(net._bn1(net._conv_head(grid)))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, 224, 224) -> pooled (B, 1280), and the features before the head."""
+        grid = self.grid(x)
+        return self.head(grid).mean((2, 3)), grid
 
 
 class _Transformers(nn.Module):
