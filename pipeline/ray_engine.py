@@ -16,11 +16,10 @@ from typing import Any
 
 from im2sp.pipeline.job.config import JobConfig, JobError
 from im2sp.pipeline.job.decode_pool import DecodePool, media_of
-from im2sp.pipeline.job.encode import MediaEncoder, batch_of_samples
+from im2sp.pipeline.job.encode import MediaEncoder, encode_chunk
+from im2sp.pipeline.job.inputs import Chunk
 from im2sp.pipeline.job.output import differences
-from im2sp.pipeline.job.plan import Loaders, Plan, Tokenizers
-from im2sp.pipeline.job.state import EncodedChunk, Tally
-from im2sp.pipeline.sources.items import SourceItem, Utterance
+from im2sp.pipeline.job.plan import EncodedChunk, Loaders, Plan, Tokenizers
 from im2sp.shards.schema import Schema
 
 CALLS_IN_FLIGHT = 2
@@ -93,42 +92,34 @@ class Worker:
         pool.start()
         return pool
 
-    def encode(self, chunk: int, items: list[SourceItem], file: Path | None) -> EncodedChunk:
+    def encode(self, number: int, chunk: Chunk, file: Path | None) -> EncodedChunk:
         """Encode the inputs of a chunk.
 
         Args:
-            chunk: Number of the chunk.
-            items: Its inputs.
-            file: A file of them that the driver sees, if there is one.
+            number: Number of the chunk.
+            chunk: The chunk.
+            file: A file of it that the driver sees, if there is one.
 
         Raises:
             JobError: The tokenizers differ from the driver's, or `file` is missing here.
         """
-        encoder, tally = self._encoder, Tally()
+        encoder = self._encoder
         if file is not None and not file.exists():
             raise JobError(
                 f"{file}: missing on {os.uname().nodename}; workers need the source under the same "
                 "path as the driver"
             )
-        decoded = self._pool.decode(medium for item in items for medium in media_of(item))
-        samples = encoder.encode(items, decoded, tally, lambda _: None)
-        batch = batch_of_samples(samples, self._schema)
-        return EncodedChunk(chunk, batch, tally, self._loaded.environment)
+        with chunk.opened() as inputs:
+            decoded = self._pool.decode(
+                medium for item in inputs.items for medium in media_of(item)
+            )
+            batch = encode_chunk(encoder, inputs, decoded, self._schema, lambda _: None)
+        return EncodedChunk(number, batch, inputs.tally, self._loaded.environment)
 
     def stop(self) -> None:
         """End the processes that decode."""
         if "_pool" in self.__dict__:
             self._pool.__exit__(None, None, None)
-
-
-def seen_file(items: list[SourceItem]) -> Path | None:
-    """Return a file of some inputs that exists on this machine; None if there is none."""
-    for medium in itertools.chain.from_iterable(map(media_of, items)):
-        place = medium.audio if isinstance(medium, Utterance) else medium.image
-        path = getattr(place, "path", place)
-        if isinstance(path, Path) and path.exists():
-            return path
-    return None
 
 
 def identity_of(tokenizers: Tokenizers, config: JobConfig) -> dict[str, Any]:
@@ -195,8 +186,8 @@ class RayCluster:
 
         def submit(worker: Any) -> None:
             for chunk in itertools.islice(order, 1):
-                items = plan.items(chunk)
-                call = worker.encode.remote(chunk, items, seen_file(items))
+                source = plan.inputs.chunk(chunk)
+                call = worker.encode.remote(chunk, source, source.seen_file)
                 owners[call] = worker, chunk
 
         for _ in range(CALLS_IN_FLIGHT):
@@ -211,7 +202,7 @@ class RayCluster:
                 raise error.cause from None
             except ray.exceptions.RayActorError:
                 raise JobError(
-                    f"chunk {chunk} (from {plan.items(chunk)[0].name}): its workers died "
+                    f"chunk {chunk} (from {plan.inputs.chunk(chunk).name}): its workers died "
                     f"{MAX_RETRIES + 1} times; see the logs of Ray; if memory ran out, use fewer "
                     "--num-workers"
                 ) from None

@@ -39,7 +39,7 @@ def image_tables(name: str) -> dict[str, Any]:
 
 
 def image_coding(
-    image_codec: str, layout: Layout, image_tokenizer: "ImageTokenizer", num_images: int
+    image_codec: str, layout: Layout, image_tokenizer: "ImageTokenizer", num_images: int | None
 ) -> str:
     """Return the coding of image units in the shards: `huffman` or `plain`.
 
@@ -49,10 +49,12 @@ def image_coding(
         image_codec: `huffman` or `plain`.
         layout: Layout of the shards; the plain one has no tables in its shards.
         image_tokenizer: The image tokenizer.
-        num_images: Images in the source.
+        num_images: Images in the source; None for many.
     """
     if layout.is_plain or image_codec == PLAIN or image_tokenizer.num_codes > MAX_CODES:
         return PLAIN
+    if num_images is None:
+        return FITTED
     tables = image_tables(image_tokenizer.name)
     if not tables:
         return FITTED if num_images >= _MIN_FITTED_IMAGES else PLAIN

@@ -14,7 +14,6 @@ from im2sp.shards.errors import counted
 
 if TYPE_CHECKING:
     from im2sp.pipeline.image_tokenizer.tokenizer import ImageTokenizer
-    from im2sp.pipeline.sources.items import SourceListing
     from im2sp.pipeline.speech_tokenizer.tokenizer import SpeechTokenizer
     from im2sp.shards import Layout
 
@@ -60,6 +59,11 @@ class JobConfig:
     image, audio, caption, captions, split. Usual names are found without it."""
     only: Only | None = None
     """Tokenize the images alone, or the audio alone, of a source that has both."""
+    per_container: Literal["auto", "yes", "no"] = "auto"
+    """Listing of tars, and of tables that contain media, one by one where they are encoded:
+    - auto: from 32 of them on and where one is a URL, unless there are other sources, an image root
+      or an audio root
+    - yes, no: always, never; for millions of inputs, which one listing would hold in memory"""
     view: ViewName = "squash-224"
     """Conversion of an image to the square that is encoded:
     - squash-224: resized to 224 x 224; the aspect ratio changes
@@ -108,6 +112,7 @@ class JobConfig:
         """Raise ValueError, naming the flag, for a value that cannot be used."""
         self.column_names()
         choices = {"view": get_args(ViewName), "only": (None, *get_args(Only))}
+        choices["per_container"] = ("auto", "yes", "no")
         codecs = ("image_codec", "speech_codec")
         for name, known in (choices | dict.fromkeys(codecs, (FITTED, PLAIN))).items():
             if getattr(self, name) not in known:
@@ -175,7 +180,7 @@ class JobConfig:
 
 def describe_job(
     config: JobConfig,
-    listing: "SourceListing",
+    source: dict[str, Any],
     image_tokenizer: "ImageTokenizer | None",
     speech_tokenizer: "SpeechTokenizer | None",
     codings: tuple[str | None, str | None],
@@ -184,7 +189,7 @@ def describe_job(
 
     Args:
         config: Settings of the job.
-        listing: Inputs of the source.
+        source: Description of the source.
         image_tokenizer: The image tokenizer, if there are images.
         speech_tokenizer: The speech tokenizer, if there is speech.
         codings: Coding of images and of speech, or None.
@@ -199,7 +204,7 @@ def describe_job(
             "samples_per_member": config.samples_per_member,
         },
         "settings": {
-            "source": listing.describe(),
+            "source": source,
             "device": tokenizers[0].device.type,
             "max_pixels": config.max_pixels,
             "samples_per_shard": config.chunks_per_shard * CHUNK_SIZE,

@@ -15,7 +15,9 @@ import pyarrow as pa
 
 from im2sp.pipeline.decoding.audio import MIN_SAMPLES, SAMPLE_RATE_HZ
 from im2sp.pipeline.decoding.views import VIEWS
+from im2sp.pipeline.job import config as job_config
 from im2sp.pipeline.job.decode_pool import Decoded, Medium, media_of
+from im2sp.pipeline.job.inputs import OpenChunk
 from im2sp.pipeline.job.state import Tally
 from im2sp.pipeline.sources.items import SourceItem, Utterance, texts_of
 from im2sp.shards import Sample, ShardError, deduplicate
@@ -116,7 +118,7 @@ class MediaEncoder:
         start = 0
         while start < len(items):
             begin_s = time.monotonic()
-            group = self._take(items[start:], decoded)
+            group = self._take(items[start : start + self._batch_inputs], decoded)
             self._encode_images(group)
             self._encode_clips(group)
             samples += [
@@ -133,7 +135,7 @@ class MediaEncoder:
     def _take(self, items: Sequence[SourceItem], decoded: Iterator[Decoded]) -> _Group:
         """Return the next group: at least one input."""
         group = _Group()
-        for item in items[: self._batch_inputs]:
+        for item in items:
             if group.drafts and group.num_samples >= self._group_samples:
                 break
             draft = _Draft(item=item)
@@ -233,6 +235,33 @@ def batch_of_samples(samples: Sequence[Sample], schema: Schema) -> pa.RecordBatc
         schema.encode_row({name: sample[name] for name in schema.arrow.names}) for sample in samples
     ]
     return batch_of_rows(rows, schema.arrow)
+
+
+def encode_chunk(
+    encoder: MediaEncoder,
+    chunk: OpenChunk,
+    decoded: Iterator[Decoded],
+    schema: Schema,
+    on_progress: Callable[[int], object],
+) -> pa.RecordBatch:
+    """Return the samples of a chunk; its tally is completed.
+
+    Args:
+        encoder: The encoder.
+        chunk: The inputs.
+        decoded: As for `MediaEncoder.encode`.
+        schema: Schema of the chunks.
+        on_progress: As for `MediaEncoder.encode`.
+    """
+    # Packed in between, as the samples of a container are many.
+    size, items = job_config.CHUNK_SIZE, chunk.items
+    batches = [
+        batch_of_samples(
+            encoder.encode(items[start : start + size], decoded, chunk.tally, on_progress), schema
+        )
+        for start in range(0, max(len(items), 1), size)
+    ]
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
 def _finish(draft: _Draft, tally: Tally) -> Sample | None:

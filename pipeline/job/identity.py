@@ -9,16 +9,25 @@ time and with the bytes that it counts.
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from im2sp.pipeline.decoding.media import ByteRange, Cell, Location, Url, place_in_file
+from im2sp.pipeline.job.config import JobError
 from im2sp.pipeline.sources.items import SourceItem
+from im2sp.shards.errors import counted, log
 from im2sp.shards.files import atomic_file
+from im2sp.shards.manifest import MANIFEST_NAME, Manifest
+
+if TYPE_CHECKING:
+    from im2sp.pipeline.job.inputs import Inputs
+    from im2sp.pipeline.job.plan import Plan
+    from im2sp.pipeline.job.state import JobState
 
 IDENTITIES_NAME = "inputs.u64"
 
@@ -36,10 +45,24 @@ def identities(items: Sequence[SourceItem]) -> NDArray[np.uint64]:
             return _status(place)
         return (*file_status(place.path), *place_in_file(place))
 
-    digests = np.empty(len(items), "<u8")
-    for index, item in enumerate(items):
-        row = [item.key, item.name, item.split, item.captions, item.error, status(item.image)]
-        row += [(u.name, u.text, u.error, status(u.audio)) for u in item.utterances]
+    def row(item: SourceItem) -> list[object]:
+        row: list[object] = [
+            item.key,
+            item.name,
+            item.split,
+            item.captions,
+            item.error,
+            status(item.image),
+        ]
+        return row + [(u.name, u.text, u.error, status(u.audio)) for u in item.utterances]
+
+    return digests_of(map(row, items), len(items))
+
+
+def digests_of(rows: Iterable[list[object]], num: int) -> NDArray[np.uint64]:
+    """Digests of `num` rows of JSON values, (num,) uint64."""
+    digests = np.empty(num, "<u8")
+    for index, row in enumerate(rows):
         digest = hashlib.blake2b(json.dumps(row).encode(), digest_size=8).digest()
         digests[index] = int.from_bytes(digest, "little")
     return digests
@@ -104,3 +127,51 @@ def write_identities(folder: Path, digests: NDArray[np.uint64]) -> None:
     """Keep digests in a folder."""
     with atomic_file(folder / IDENTITIES_NAME) as file:
         file.write(digests.tobytes())
+
+
+# Changed inputs -----------------------------------------------------------------------------------
+
+
+def drop_changed(plan: "Plan", state: "JobState") -> None:
+    """Forget what an unfinished job made of inputs that have changed since; keep the digests."""
+    inputs = plan.inputs
+    digests = inputs.identities()
+    before = read_identities(state.dir, len(digests))
+    if before is None:
+        state.forget(None, plan.shards)
+    elif len(changed := np.flatnonzero(before != digests)):
+        if not plan.config.quiet:
+            log(f"{_changed(changed, inputs)}; encoding again")
+        is_fitted = plan.tokenizers.fits_images or inputs.have_speech(changed)
+        # Tables are fitted to speech: with other speech every shard may change.
+        state.forget(None if is_fitted else inputs.chunks_of(changed), plan.shards)
+    write_identities(state.dir, digests)
+
+
+def check_same_inputs(plan: "Plan", state: "JobState", digests: NDArray[np.uint64]) -> None:
+    """Raise `JobError` if an input has changed since the first part began."""
+    before = read_identities(state.dir, len(digests))
+    changed = np.flatnonzero(before != digests if before is not None else digests == digests)
+    if len(changed):
+        raise JobError(
+            f"{plan.config.dataset_dir}: {_changed(changed, plan.inputs)}; copies of a "
+            "source need the same modification times (cp -p); else run the command without "
+            "--part, which encodes changed inputs again"
+        )
+
+
+def _changed(changed: NDArray[np.intp], inputs: "Inputs") -> str:
+    first = inputs.name(changed[0])
+    return f"{counted(len(changed), inputs.unit)} changed since the job began (the first: {first})"
+
+
+def check_unchanged(plan: "Plan", finished: Manifest) -> None:
+    """Raise `JobError` if inputs have changed since the finished dataset was made."""
+    path = plan.config.dataset_dir / MANIFEST_NAME
+    changed = plan.inputs.changed_since(path, finished.raw, finished.num_rejects)
+    if changed:
+        raise JobError(
+            f"{plan.config.dataset_dir}: {counted(len(changed), plan.inputs.unit)} of "
+            f"{plan.config.sources_name} changed since this dataset was made (the first: "
+            f"{changed[0]}); give --overwrite to encode all again, or choose another --out"
+        )

@@ -253,7 +253,10 @@ _LABELS = {
     "settings.samples_per_shard": "--samples-per-shard",
     "settings.speech_codec": "--speech-codec",
     "settings.source.kind": "kind of source",
+    "settings.source.columns": "--columns",
+    "settings.source.num_containers": "containers in the source, listed one by one",
     "settings.source.num_items": "inputs in the source",
+    "settings.source.only": "--only",
     "settings.source.sha256": "sha256 over names, captions and splits of the source",
 }
 

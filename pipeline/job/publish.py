@@ -122,7 +122,7 @@ class Publisher:
             columns=plan.columns,
             layout=layout.kind,
             samples_per_member=layout.samples_per_member,
-            samples_per_shard=plan.config.chunks_per_shard * job_config.CHUNK_SIZE,
+            samples_per_shard=plan.inputs.samples_per_shard,
             tokenizers={name: record for name, record in records.items() if record is not None},
             codebooks={} if image is None else {"image_units": image.codebook.numpy()},
             tables=self._tables,

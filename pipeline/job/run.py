@@ -16,31 +16,24 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm import tqdm
 
 from im2sp.pipeline.decoding.audio import SAMPLE_RATE_HZ
-from im2sp.pipeline.job import config as job_config
-from im2sp.pipeline.job.config import JobConfig, JobError
+from im2sp.pipeline.job.config import JobConfig
 from im2sp.pipeline.job.decode_pool import IMAGES_PER_TASK, Decoded, DecodePool, media_of
-from im2sp.pipeline.job.encode import MediaEncoder, batch_of_samples
-from im2sp.pipeline.job.identity import (
-    changed_since,
-    identities,
-    read_identities,
-    write_identities,
-)
+from im2sp.pipeline.job.encode import MediaEncoder, encode_chunk
+from im2sp.pipeline.job.identity import check_same_inputs, check_unchanged, drop_changed
+from im2sp.pipeline.job.inputs import Inputs, OpenChunk
 from im2sp.pipeline.job.output import check_output, disk_errors, join_output, prepare_output
 from im2sp.pipeline.job.plan import Cluster, Loaders, Plan, list_inputs, load_tokenizers
 from im2sp.pipeline.job.publish import Publisher
-from im2sp.pipeline.job.state import JobState, Tally
-from im2sp.pipeline.sources.items import SourceItem, SourceListing
+from im2sp.pipeline.job.state import JobState
 from im2sp.shards import MANIFEST_NAME, Manifest
-from im2sp.shards.errors import counted, log
 
 if TYPE_CHECKING:
     from im2sp.pipeline.image_tokenizer.tokenizer import ImageTokenizer
@@ -53,7 +46,7 @@ __all__ = ["JobConfig", "JobResult", "PartResult", "run_job", "run_part"]
 class RunResult:
     """Work of one run, for the summary."""
 
-    listing: SourceListing
+    inputs: Inputs
     """Inputs of the source."""
     num_encoded: int = 0
     """Images encoded by this run; fewer than in the dataset if the run resumed a job."""
@@ -80,11 +73,11 @@ class PartResult(RunResult):
     """Result of one part of a job."""
 
     num_inputs: int = 0
-    """Inputs of this part, all of which are done."""
+    """Inputs of this part, all of which are done; containers where they are listed one by one."""
     num_refused: int = 0
     """Inputs and clips that this run refused."""
     num_left: int = 0
-    """Inputs of other parts that are not done."""
+    """Inputs (or containers) of other parts that are not done."""
 
 
 def run_job(
@@ -119,13 +112,13 @@ def run_job(
                     state, plan.job, overwrite=config.overwrite, allow_mixed=config.allow_mixed
                 )
                 if finished is None:
-                    _drop_changed(plan, state)
+                    drop_changed(plan, state)
                     if cluster is not None:
                         loaders = image_tokenizer, speech_tokenizer
                         return _run_on_cluster(plan, state, cluster(plan, loaders))
                     return _run_all(plan, state, pool)
-        _check_unchanged(plan, finished)
-    return JobResult(manifest=finished, listing=plan.listing, was_finished=True)
+        check_unchanged(plan, finished)
+    return JobResult(manifest=finished, inputs=plan.inputs, was_finished=True)
 
 
 def run_part(
@@ -156,12 +149,12 @@ def run_part(
         finished = check_output(state, plan.job, overwrite=False, allow_mixed=config.allow_mixed)
         if finished is None:
             with state.lock_part(index, num_parts):
-                digests = identities(plan.listing.items)
+                digests = plan.inputs.identities()
                 finished = join_output(state, plan.job, digests, allow_mixed=config.allow_mixed)
                 if finished is None:
-                    _check_same_inputs(plan, state, digests)
+                    check_same_inputs(plan, state, digests)
                     return _run_part(plan, state, pool, part)
-    return PartResult(listing=plan.listing, was_finished=True)
+    return PartResult(inputs=plan.inputs, was_finished=True)
 
 
 @contextmanager
@@ -172,8 +165,8 @@ def _planned(
     is_local: bool = True,
 ) -> Iterator[tuple[Plan, DecodePool]]:
     """Plan of the job, and processes that decode, which start while the tokenizers are loaded."""
-    listing = list_inputs(config)
-    num_tasks = -(-sum(len(media_of(item)) for item in listing.items) // IMAGES_PER_TASK)
+    inputs = list_inputs(config)
+    num_tasks = -(-inputs.num_media // IMAGES_PER_TASK)
     with DecodePool(
         num_workers=min(config.num_workers, num_tasks),
         view=config.view_name,
@@ -184,8 +177,8 @@ def _planned(
         is_new = config.overwrite or not (config.dataset_dir / MANIFEST_NAME).exists()
         if is_new and is_local:
             pool.start()
-        loaded = load_tokenizers(config, listing.items, image_tokenizer, speech_tokenizer)
-        plan = Plan(config, listing, loaded)
+        loaded = load_tokenizers(config, inputs, image_tokenizer, speech_tokenizer)
+        plan = Plan(config, inputs, loaded)
         with disk_errors(config.dataset_dir):
             yield plan, pool
 
@@ -201,13 +194,13 @@ def _run_all(plan: Plan, state: JobState, pool: DecodePool) -> JobResult:
             publisher.advance(chunk)
         publisher.finish()
         figures = local.figures()
-    return JobResult(manifest=publisher.join(), listing=plan.listing, **figures)
+    return JobResult(manifest=publisher.join(), inputs=plan.inputs, **figures)
 
 
 def _progress(plan: Plan, todo: list[int]) -> tuple[int, int]:
-    """Number of inputs, and of those that are done."""
-    num_inputs = len(plan.listing.items)
-    return num_inputs, num_inputs - sum(len(plan.items(chunk)) for chunk in todo)
+    """Number of inputs, and of those that are done; estimates where they are not listed."""
+    num_inputs = plan.inputs.expected(range(plan.shards[-1].stop))
+    return num_inputs, num_inputs - plan.inputs.expected(todo)
 
 
 def _run_on_cluster(plan: Plan, state: JobState, cluster: Cluster) -> JobResult:
@@ -226,11 +219,11 @@ def _run_on_cluster(plan: Plan, state: JobState, cluster: Cluster) -> JobResult:
             publisher.advance(done.number)
             counts.update(done.tally.raw(has_speech=True), refused=len(done.tally.rejects))
             bar.set_postfix({"refused": f"{counts['refused']:,}"}, refresh=False)
-            bar.update(len(plan.items(done.number)))
+            bar.update(plan.inputs.expected([done.number]))
         publisher.finish()
     return JobResult(
         manifest=publisher.join(),
-        listing=plan.listing,
+        inputs=plan.inputs,
         num_encoded=counts["num_images"],
         num_utterances=counts["num_utterances"],
         audio_s=counts["audio_samples"] / SAMPLE_RATE_HZ,
@@ -244,71 +237,20 @@ def _run_part(plan: Plan, state: JobState, pool: DecodePool, part: tuple[int, in
     own = range(index, plan.shards[-1].stop, num_parts)
     left = plan.left(state)
     todo = [chunk for chunk in left if chunk in own]
-    num_todo, num_inputs = (
-        sum(len(plan.items(chunk)) for chunk in chunks) for chunks in (todo, own)
-    )
     local = _LocalRun(plan, state)
-    with local.bar(num_inputs, num_inputs - num_todo):
+    num_expected = plan.inputs.expected(own)
+    with local.bar(num_expected, num_expected - plan.inputs.expected(todo)):
         for _ in local.encode(todo, pool):
             pass
         figures = local.figures()
     left = plan.left(state)
     return PartResult(
-        listing=plan.listing,
-        num_inputs=num_inputs,
+        inputs=plan.inputs,
+        num_inputs=plan.inputs.count(own),
         num_refused=local.num_refused,
-        num_left=sum(len(plan.items(chunk)) for chunk in left),
+        num_left=plan.inputs.count(left),
         **figures,
     )
-
-
-# Changed inputs -----------------------------------------------------------------------------------
-
-
-def _drop_changed(plan: Plan, state: JobState) -> None:
-    """Forget what an unfinished job made of inputs that have changed since; keep the digests."""
-    items, fits_images = plan.listing.items, plan.tokenizers.fits_images
-    digests = identities(items)
-    before = read_identities(state.dir, len(items))
-    if before is None:
-        state.forget(None, plan.shards)
-    elif len(changed := np.flatnonzero(before != digests)):
-        if not plan.config.quiet:
-            log(f"{_changed(changed, items)}; encoding again")
-        is_fitted = any(items[index].utterances or fits_images for index in changed)
-        chunks = sorted({int(index) // job_config.CHUNK_SIZE for index in changed})
-        # Tables are fitted to speech: with other speech every shard may change.
-        state.forget(None if is_fitted else chunks, plan.shards)
-    write_identities(state.dir, digests)
-
-
-def _check_same_inputs(plan: Plan, state: JobState, digests: np.ndarray) -> None:
-    """Raise `JobError` if an input has changed since the first part began."""
-    before = read_identities(state.dir, len(digests))
-    changed = np.flatnonzero(before != digests if before is not None else digests == digests)
-    if len(changed):
-        raise JobError(
-            f"{plan.config.dataset_dir}: {_changed(changed, plan.listing.items)}; copies of a "
-            "source need the same modification times (cp -p); else run the command without "
-            "--part, which encodes changed inputs again"
-        )
-
-
-def _changed(changed: Sequence[int] | np.ndarray, items: Sequence[SourceItem]) -> str:
-    first = items[changed[0]].name
-    return f"{counted(len(changed), 'input')} changed since the job began (the first: {first})"
-
-
-def _check_unchanged(plan: Plan, finished: Manifest) -> None:
-    """Raise `JobError` if inputs have changed since the finished dataset was made."""
-    path = plan.config.dataset_dir / MANIFEST_NAME
-    changed = changed_since(plan.listing.items, path, finished.raw, finished.num_rejects)
-    if changed:
-        raise JobError(
-            f"{plan.config.dataset_dir}: {counted(len(changed), 'input')} of "
-            f"{plan.config.sources_name} changed since this dataset was made (the first: "
-            f"{changed[0]}); give --overwrite to encode all again, or choose another --out"
-        )
 
 
 # Encoding -----------------------------------------------------------------------------------------
@@ -348,16 +290,18 @@ class _LocalRun:
 
     def encode(self, chunks: list[int], pool: DecodePool) -> Iterator[int]:
         """Store chunks in the job folder; iterate over those that are done."""
-        media = (
-            medium
-            for chunk in chunks
-            for item in self._plan.items(chunk)
-            for medium in media_of(item)
-        )
-        decoded = self._clocked(pool.decode(media))
-        for chunk in chunks:
-            self._encode_chunk(chunk, decoded)
-            yield chunk
+        with _OpenChunks(self._plan.inputs, chunks) as opened:
+            media = (
+                medium
+                for chunk in chunks
+                for item in opened.get(chunk).items
+                for medium in media_of(item)
+            )
+            decoded = self._clocked(pool.decode(media))
+            for chunk in chunks:
+                self._encode_chunk(chunk, opened.get(chunk), decoded)
+                opened.close(chunk)
+                yield chunk
 
     def figures(self) -> dict[str, Any]:
         """Counts of this run and its time, for `RunResult`."""
@@ -377,14 +321,14 @@ class _LocalRun:
             yield first.pop()  # not bound to a name, which would keep a clip alive
         yield from decoded
 
-    def _encode_chunk(self, chunk: int, decoded: Iterator[Decoded]) -> None:
+    def _encode_chunk(self, number: int, chunk: OpenChunk, decoded: Iterator[Decoded]) -> None:
         """Encode the inputs of one chunk and store them in the job folder."""
-        tally = Tally()
-        encoder = self._encoder
+        plan, encoder, tally = self._plan, self._encoder, chunk.tally
+        self._bar.total += len(chunk.items) - plan.inputs.expected([number])
 
         def show(num_inputs: int) -> None:
             figures: dict[str, str] = {}
-            if self._plan.tokenizers.speech is not None:
+            if plan.tokenizers.speech is not None:
                 hours = encoder.num_samples / SAMPLE_RATE_HZ / 3600
                 figures["images"] = f"{encoder.num_images:,}"
                 figures["utterances"] = f"{encoder.num_utterances:,}"
@@ -393,7 +337,48 @@ class _LocalRun:
             self._bar.set_postfix(figures, refresh=False)
             self._bar.update(num_inputs)
 
-        samples = encoder.encode(self._plan.items(chunk), decoded, tally, show)
+        batch = encode_chunk(encoder, chunk, decoded, plan.chunk_schema, show)
         self.num_refused += len(tally.rejects)
-        batch = batch_of_samples(samples, self._plan.chunk_schema)
-        self._state.write_chunk(chunk, batch, tally, self._plan.job["environment"])
+        self._state.write_chunk(number, batch, tally, plan.job["environment"])
+
+
+class _OpenChunks:
+    """Chunks that are decoded or encoded; a context manager, which closes them on exit.
+
+    The next chunk is opened meanwhile: a container that is copied from a store does not delay the
+    encoder.
+
+    Args:
+        inputs: Inputs of the job.
+        order: Chunks in the order in which they are needed.
+    """
+
+    def __init__(self, inputs: Inputs, order: Sequence[int]) -> None:
+        self._inputs = inputs
+        self._next = dict(itertools.pairwise(order))
+        self._open: dict[int, Future[tuple[ExitStack, OpenChunk]]] = {}
+        self._thread = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> "_OpenChunks":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for chunk in list(self._open):
+            with suppress(Exception):  # that of a chunk which was not used
+                self.close(chunk)
+        self._thread.shutdown()
+
+    def get(self, chunk: int) -> OpenChunk:
+        """Return a chunk, opened if it is not open yet."""
+        for number in (chunk, self._next.get(chunk)):
+            if number is not None and number not in self._open:
+                self._open[number] = self._thread.submit(self._opened, number)
+        return self._open[chunk].result()[1]
+
+    def close(self, chunk: int) -> None:
+        """Close a chunk that is done."""
+        self._open.pop(chunk).result()[0].close()
+
+    def _opened(self, chunk: int) -> tuple[ExitStack, OpenChunk]:
+        stack = ExitStack()
+        return stack, stack.enter_context(self._inputs.chunk(chunk).opened())

@@ -28,7 +28,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 
@@ -71,6 +71,10 @@ class Tally:
     """Total samples of these clips at 16 kHz."""
     audio_file_bytes: int = 0
     """Total size of their original files."""
+    num_inputs: int = 0
+    """Inputs, where containers are listed one by one; else 0."""
+    num_ignored: int = 0
+    """Files in these containers that are not candidates."""
 
     def add(self, other: "Tally") -> None:
         """Add the counts of later inputs."""
@@ -79,26 +83,12 @@ class Tally:
 
     def raw(self, *, has_speech: bool) -> dict[str, int]:
         """Return the manifest's `raw`; without audio counts for a dataset of images alone."""
-        images = {"num_images": self.num_images, "image_file_bytes": self.image_file_bytes}
+        left_out = {"rejects"}
         if not has_speech:
-            return images
-        return images | {
-            "num_utterances": self.num_utterances,
-            "audio_samples": self.audio_samples,
-            "audio_file_bytes": self.audio_file_bytes,
-        }
-
-
-class EncodedChunk(NamedTuple):
-    """A chunk as the process that has encoded it hands it over."""
-
-    number: int
-    batch: pa.RecordBatch
-    """Its samples."""
-    tally: Tally
-    """Its counts."""
-    environment: dict[str, str]
-    """Versions and device that have encoded it."""
+            left_out |= {"num_utterances", "audio_samples", "audio_file_bytes"}
+        if not self.num_inputs:
+            left_out |= {"num_inputs", "num_ignored"}
+        return {name: count for name, count in vars(self).items() if name not in left_out}
 
 
 class JobState:

@@ -22,9 +22,9 @@ def summary_json(dataset_dir: Path, result: JobResult) -> str:
         {
             "out": str(dataset_dir),
             "was_finished": result.was_finished,
-            "num_inputs": len(result.listing.items),
-            "num_ignored": sum(result.listing.ignored.values()),
-            "notes": list(result.listing.notes),
+            "num_inputs": _num_inputs(result),
+            "num_ignored": sum(_ignored(result).values()),
+            "notes": list(result.inputs.notes),
             "splits": dict(manifest.splits),
             "num_refused": manifest.num_rejects,
             "num_samples": manifest.num_samples,
@@ -43,20 +43,20 @@ def summary_json(dataset_dir: Path, result: JobResult) -> str:
 
 def summary(source: str, dataset_dir: Path, result: JobResult) -> str:
     """Return a few lines: inputs read, refused and ignored, and output written."""
-    manifest, listing = result.manifest, result.listing
+    manifest, inputs = result.manifest, result.inputs
     lines = [
-        f"read      {counted(len(listing.items), 'input')} of {source} ({listing.kind})"
+        f"read      {counted(_num_inputs(result), 'input')} of {source} ({inputs.kind})"
         f"; {_encoded(result)}"
     ]
     lines.append(f"refused   {manifest.num_rejects:,}")
     if manifest.num_rejects:
         reasons = "reason" if manifest.num_rejects == 1 else "reasons"
         lines[-1] += f", listed with {reasons} in {dataset_dir / REJECTS_NAME}"
-    if listing.ignored:
-        kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in listing.ignored.items())
-        lines.append(f"ignored   {counted(sum(listing.ignored.values()), 'file')} ({kinds})")
-    lines += [f"not used  {note}" for note in listing.notes]
-    if any(item.captions or item.split for item in listing.items):
+    if ignored := _ignored(result):
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in ignored.items())
+        lines.append(f"ignored   {counted(sum(ignored.values()), 'file')} ({kinds})")
+    lines += [f"not used  {note}" for note in inputs.notes]
+    if inputs.has_texts:
         lines.append(f"splits    {_splits(manifest.splits)}")
     total = size_bytes(dataset_dir, result)
     lines.append(
@@ -82,6 +82,18 @@ def summary(source: str, dataset_dir: Path, result: JobResult) -> str:
     return "\n".join(map(shown, lines))
 
 
+def _num_inputs(result: JobResult) -> int:
+    """Inputs; where containers were listed one by one, the manifest counts them."""
+    inputs = result.inputs
+    return result.manifest.raw.get("num_inputs", 0) if inputs.items is None else len(inputs.items)
+
+
+def _ignored(result: JobResult) -> dict[str, int]:
+    """Files that are not candidates, by suffix or place."""
+    in_containers = result.manifest.raw.get("num_ignored", 0)
+    return dict(result.inputs.ignored) | ({"in containers": in_containers} if in_containers else {})
+
+
 def part_json(dataset_dir: Path, part: str, result: PartResult) -> str:
     """Return the summary of a part as one JSON object; figures as in `part_summary`."""
     return json.dumps(
@@ -89,6 +101,7 @@ def part_json(dataset_dir: Path, part: str, result: PartResult) -> str:
             "out": str(dataset_dir),
             "part": part,
             "was_finished": result.was_finished,
+            "unit": result.inputs.unit,
             "num_inputs": result.num_inputs,
             "num_refused": result.num_refused,
             "num_encoded": result.num_encoded,
@@ -102,10 +115,11 @@ def part_json(dataset_dir: Path, part: str, result: PartResult) -> str:
 
 def part_summary(source: str, part: str, result: PartResult) -> str:
     """Return a few lines: what this run of a part did, and what is left of the job."""
-    line = f"part {part}  {counted(result.num_inputs, 'input')} of {source}; {_encoded(result)}"
+    unit = result.inputs.unit
+    line = f"part {part}  {counted(result.num_inputs, unit)} of {source}; {_encoded(result)}"
     if result.was_finished:
         return shown(f"part {part}  {source}: {_encoded(result)}")
-    left = f"{counted(result.num_left, 'input')} of other parts" if result.num_left else "nothing"
+    left = f"{counted(result.num_left, unit)} of other parts" if result.num_left else "nothing"
     return "\n".join(
         [
             shown(line),

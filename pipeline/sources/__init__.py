@@ -117,8 +117,16 @@ def list_source(
     """
     given = [source] if isinstance(source, str | Path) else source
     options = SourceOptions(image_root=image_root, audio_root=audio_root, columns=columns or {})
+    return list_all(resolve_sources([str(one) for one in given]), options)
+
+
+def list_all(resolved: ResolvedSources, options: SourceOptions) -> SourceListing:
+    """List all resolved sources, as one.
+
+    Raises:
+        SourceError: As for `list_source`.
+    """
     with _collector_off():
-        resolved = resolve_sources([str(one) for one in given])
         listings = [list_resolved(path, resolved, options) for path in resolved.paths]
         return merge_listings(listings, resolved.paths, Counter(resolved.ignored))
 
@@ -173,18 +181,19 @@ def list_resolved(
         SourceError: It cannot be read as its kind, or is empty.
     """
     if path is None:
-        _check_options(shown_source(resolved.files[0]), options, is_folder=False)
+        check_options(shown_source(resolved.files[0]), options, is_folder=False)
         return list_files(resolved.files)
     if not is_url(path):
         return list_local(Path(path), options)
     if _holds_files(path):
-        _check_options(path, options, is_folder=True)
+        check_options(path, options, is_folder=True)
         return list_media(path, options.audio_root)
     if shown_url(path).lower().endswith(_LIST_SUFFIXES):
         with local_copy(path) as copy:
             return list_local(copy, options, path)
     raise SourceError(
-        f"{shown_url(path)}: a file of this kind is not read from a store; download it first"
+        f"{shown_url(path)}: a file of this kind is not read from a store together with other "
+        "kinds of sources, an image or audio root, or --per-container no; download it first"
     )
 
 
@@ -194,6 +203,7 @@ def local_copy(url: str) -> Iterator[Path]:
 
     Raises:
         SourceError: It cannot be copied.
+        OSError: The disk of temporary files is full.
     """
     with tempfile.TemporaryDirectory(prefix="im2sp-") as folder:
         copy = Path(folder) / os.path.basename(shown_url(url))
@@ -214,7 +224,7 @@ def list_local(path: Path, options: SourceOptions, url: str | None = None) -> So
     """
     suffix = path.suffix.lower()
     is_folder = path.is_dir()
-    _check_options(str(path), options, is_folder=is_folder)
+    check_options(str(path), options, is_folder=is_folder)
     folder = Path(url.rpartition("/")[0]) if url else path.parent
     if is_folder and is_ljspeech(path):
         return list_ljspeech(path)
@@ -234,7 +244,7 @@ def list_local(path: Path, options: SourceOptions, url: str | None = None) -> So
     )
 
 
-def _check_options(path: str, options: SourceOptions, *, is_folder: bool) -> None:
+def check_options(path: str, options: SourceOptions, *, is_folder: bool) -> None:
     """Raise `SourceError` for an option that does not apply to a source."""
     suffix = os.path.splitext(path)[1].lower()
     if options.columns and suffix not in TABLE_READERS:

@@ -267,18 +267,26 @@ def narrowed(
     """
     if only is None:
         return listing
-    items: list[SourceItem] = []
-    for item in listing.items:
-        if item.error is not None:
-            items.append(replace(item, utterances=()))
-        elif only == "images" and item.image is not None:
-            captions = (*texts_of(item.utterances), *item.captions)
-            items.append(replace(item, utterances=(), captions=captions))
-        elif only == "audio" and item.utterances:
-            items.append(replace(item, image=None))
+    items = narrowed_items(listing.items, only)
     if not items:
         raise SourceError(f"{name}: holds no {only}; leave --only {only} out")
     return replace(listing, items=items)
+
+
+def narrowed_items(
+    items: Sequence[SourceItem], only: Literal["images", "audio"]
+) -> list[SourceItem]:
+    """Restrict items to their images or to their audio; see `narrowed`."""
+    kept: list[SourceItem] = []
+    for item in items:
+        if item.error is not None:
+            kept.append(replace(item, utterances=()))
+        elif only == "images" and item.image is not None:
+            captions = (*texts_of(item.utterances), *item.captions)
+            kept.append(replace(item, utterances=(), captions=captions))
+        elif only == "audio" and item.utterances:
+            kept.append(replace(item, image=None))
+    return kept
 
 
 def has_speech(items: Sequence[SourceItem]) -> bool:

@@ -1,4 +1,4 @@
-"""Sources of one command: ranges and wildcards, and the keys of several sources.
+"""Sources of one command: ranges and wildcards, the keys of several sources, and many containers.
 
 If there are several sources, each key and each name in a reject starts with that of its source:
 `00012.tar` and `00013.tar` give `00012/x` and `00013/x`. As many parent folders are kept as make
@@ -10,7 +10,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from im2sp.pipeline.decoding.media import Url
@@ -24,10 +25,19 @@ from im2sp.pipeline.sources.items import (
     reject_repeated_keys,
 )
 from im2sp.pipeline.sources.pairs import Found, items_of_found
-from im2sp.shards.stores import StoreError, as_url, is_url, match_urls, shown_url, url_path
+from im2sp.shards.stores import (
+    StoreError,
+    as_url,
+    is_url,
+    match_urls,
+    shown_url,
+    stat_url,
+    url_path,
+)
 
 MAX_SOURCES = 1_000_000
 """Limit of the sources that one range may name."""
+_STATS_AT_ONCE = 32
 
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*|-?\d+\.\.-?\d+(?:\.\.\d+)?)\}")
 
@@ -133,16 +143,42 @@ def prefixes(paths: Sequence[str]) -> list[str]:
         for options in ([os.path.splitext(name)[0] for name in names], names):
             if len(set(options)) == len(options):
                 return options
-    return [f"{number}/{name}" for number, name in enumerate(_shortened(paths)[0])]
+    return [f"{number}/{name}" for number, name in enumerate(next(_shortened(paths)))]
 
 
-def _shortened(paths: Sequence[str]) -> list[list[str]]:
+def _shortened(paths: Sequence[str]) -> Iterator[list[str]]:
     """Names of the sources: of their files alone, with one folder, with two, and so on."""
     whole = [url_path(path) if is_url(path) else os.path.abspath(path) for path in paths]
-    parts = [printable_utf8(path).strip("/").split("/") for path in whole]
-    return [
-        ["/".join(one[-depth:]) for one in parts] for depth in range(1, max(map(len, parts)) + 1)
+    whole = [printable_utf8(path).strip("/") for path in whole]
+    for depth in range(1, max(path.count("/") for path in whole) + 2):
+        yield ["/".join(path.rsplit("/", depth)[-depth:]) for path in whole]
+
+
+def prefixed_name(path: str, prefix: str) -> str:
+    """Name of one of several sources in rejects: `a/x.tar` for the prefix `a/x`."""
+    suffix = os.path.splitext(shown_source(path).rstrip("/"))[1]
+    return f"{prefix.removesuffix(suffix)}{suffix}"
+
+
+def with_prefix(listing: SourceListing, path: str, prefix: str) -> SourceListing:
+    """Put the prefix of one of several sources before its keys, names and notes."""
+    shown = prefixed_name(path, prefix)
+    # Names of members already start with that of their tar.
+    cut = f"{os.path.basename(shown_source(path))}/" if listing.kind == "tar" else ""
+    items = [
+        replace(
+            item,
+            key=f"{prefix}/{item.key}",
+            name=f"{shown}/{item.name.removeprefix(cut)}",
+            utterances=tuple(
+                replace(one, name=f"{shown}/{one.name.removeprefix(cut)}")
+                for one in item.utterances
+            ),
+        )
+        for item in listing.items
     ]
+    notes = tuple(f"{shown}: {note}" for note in listing.notes)
+    return replace(listing, items=items, notes=notes)
 
 
 def list_files(paths: Sequence[str]) -> SourceListing:
@@ -150,7 +186,7 @@ def list_files(paths: Sequence[str]) -> SourceListing:
 
     The key is the file name without suffix, with as many parent folders as make the names differ.
     """
-    options = _shortened(paths)
+    options = list(_shortened(paths))
     names = next((one for one in options if len(set(one)) == len(one)), options[-1])
     found: list[Found] = []
     for path, name in zip(paths, names, strict=True):
@@ -181,26 +217,9 @@ def merge_listings(
     items: list[SourceItem] = []
     notes: list[str] = []
     for listing, path in zip(listings, paths, strict=True):
-        if path is None:
-            items += listing.items
-            continue
-        prefix, suffix = by_path[path], os.path.splitext(shown_source(path).rstrip("/"))[1]
-        shown = f"{prefix.removesuffix(suffix)}{suffix}"
-        notes += [f"{shown}: {note}" for note in listing.notes]
-        # Names of members already start with that of their tar.
-        cut = f"{os.path.basename(path)}/" if listing.kind == "tar" else ""
-        items += [
-            replace(
-                item,
-                key=f"{prefix}/{item.key}",
-                name=f"{shown}/{item.name.removeprefix(cut)}",
-                utterances=tuple(
-                    replace(one, name=f"{shown}/{one.name.removeprefix(cut)}")
-                    for one in item.utterances
-                ),
-            )
-            for item in listing.items
-        ]
+        named = listing if path is None else with_prefix(listing, path, by_path[path])
+        items += named.items
+        notes += named.notes
     kinds = dict.fromkeys(listing.kind for listing in listings)
     return SourceListing(
         kind="+".join(kinds),
@@ -208,3 +227,74 @@ def merge_listings(
         ignored=dict(sorted(ignored.items())),
         notes=tuple(notes),
     )
+
+
+# Containers that are listed one by one ------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Container:
+    """A tar or table that holds inputs."""
+
+    path: str
+    """Path or URL."""
+    prefix: str
+    """Start of its keys; empty for the only container."""
+    size_bytes: int
+    """Size of the file; 0 if the server does not state it."""
+    version: str
+    """Modification time in ns, or what changes when the file does at a URL; "" if unknown."""
+
+    @property
+    def name(self) -> str:
+        """Name in messages and rejects, and for its suffix."""
+        if self.prefix:
+            return prefixed_name(self.path, self.prefix)
+        return os.path.basename(shown_source(self.path))
+
+
+def find_containers(paths: Sequence[str]) -> list[Container]:
+    """Return containers by their paths and URLs; nothing but their size and version is read.
+
+    Raises:
+        SourceError: One is missing or given twice, or keys of two could be equal.
+    """
+    refuse_repeated(paths)
+    names = prefixes(paths) if len(paths) > 1 else [""]
+    _check_prefixes(names)
+    with ThreadPoolExecutor(_STATS_AT_ONCE) as threads:
+        statuses = threads.map(_status, paths)
+        return [
+            Container(path=path, prefix=prefix, size_bytes=size_bytes, version=version)
+            for path, prefix, (size_bytes, version) in zip(paths, names, statuses, strict=True)
+        ]
+
+
+def _status(path: str) -> tuple[int, str]:
+    """Size of a container in bytes, and its version."""
+    if not is_url(path):
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise SourceError(f"{path}: cannot be read: {error.strerror}") from None
+        return status.st_size, str(status.st_mtime_ns)
+    try:
+        stored = stat_url(path)
+    except StoreError as error:
+        raise SourceError(f"{error}; check the URL of the source") from None
+    if stored is None:
+        raise SourceError(f"{shown_source(path)}: a folder; expected a file")
+    return stored.size_bytes or 0, stored.version
+
+
+def _check_prefixes(names: Sequence[str]) -> None:
+    """Raise `SourceError` if keys of two containers could be equal."""
+    known = set(names)
+    for name in names:
+        parts = name.split("/")
+        for end in range(1, len(parts)):
+            if (outer := "/".join(parts[:end])) in known:
+                raise SourceError(
+                    f"containers {outer} and {name}: keys of both may start with {name}/; rename "
+                    "one, or give --per-container no"
+                )

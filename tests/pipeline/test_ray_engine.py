@@ -3,15 +3,17 @@
 import os
 import subprocess
 import sys
+import tarfile
 from types import SimpleNamespace
 
 import pytest
 
 from im2sp.pipeline import ray_engine
 from im2sp.pipeline.job.config import JobError
+from im2sp.pipeline.job.inputs import ListedChunk
 from im2sp.pipeline.job.plan import list_inputs
 from im2sp.pipeline.job.run import JobConfig, run_job
-from im2sp.pipeline.ray_engine import RayCluster, Worker, seen_file
+from im2sp.pipeline.ray_engine import RayCluster, Worker
 from im2sp.shards import Manifest
 
 # Runs the command with chunks of 8 inputs; the first argument is code to run before.
@@ -59,13 +61,13 @@ def tokenize(tmp_path, tiny_checkpoint, pictures):
     """tokenize(out, engine, code="", source=pictures) -> the finished process."""
     (tmp_path / "program.py").write_text(PROGRAM)
 
-    def run(out, engine, code="", source=pictures):
+    def run(out, engine, code="", source=pictures, *more):
         program = [sys.executable, tmp_path / "program.py", code, source, "--out", out]
         program += ["--engine", engine, "--image-tokenizer", tiny_checkpoint, "--num-workers", 2]
         environ = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         return subprocess.run(
-            [*map(str, program), "--samples-per-shard", "16", "--json"],
+            [*map(str, program), "--samples-per-shard", "16", "--json", *more],
             capture_output=True, text=True, env=environ,
         )  # fmt: skip
 
@@ -111,6 +113,24 @@ def test_speech_with_fitted_tables_and_a_killed_worker(tokenize, tmp_path, files
     entry = Manifest.read(tmp_path / "out").columns["speech_units"]
     assert entry["codec"] == "huffman"
     check_same(tokenize, files_of, tmp_path / "out", source=spoken)
+
+
+@pytest.mark.ray
+def test_containers_are_listed_by_the_workers(tokenize, tmp_path, files_of, pictures):
+    names = sorted(path.name for path in pictures.iterdir())
+    for number in range(5):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as archive:
+            for name in names[number::5]:
+                archive.add(pictures / name, name)
+    (tmp_path / "3.tar").write_bytes(b"broken")
+    kill = "after(1, lambda: (os.kill(worker_pid(), signal.SIGKILL), print('killed')))"
+    more = ("--per-container", "yes")
+    done = tokenize(tmp_path / "out", "ray", kill, tmp_path / "{0..4}.tar", *more)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("killed\n")
+    done = tokenize(tmp_path / "whole", "local", "", tmp_path / "{0..4}.tar", *more)
+    assert done.returncode == 0, done.stderr
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
 # Failures, with a stand-in for Ray ----------------------------------------------------------------
@@ -168,14 +188,14 @@ def test_a_worker_that_differs_from_the_driver_is_refused(make_fake_tokenizer, t
     config = JobConfig(source=twenty, dataset_dir=tmp_path / "out")
     worker = Worker(config, None, (make_fake_tokenizer(1), None), {"torch": "1.0"}, os.getcwd())
     with pytest.raises(JobError, match=r"a worker on .* differs .*torch: 1\.0 there, .* now"):
-        worker.encode(0, [], None)
+        worker.encode(0, ListedChunk(items=[]), None)
 
 
 def test_a_worker_that_does_not_see_the_source_is_refused(fake_tokenizer, twenty, tmp_path):
-    items = list_inputs(JobConfig(source=twenty, dataset_dir=tmp_path)).items
-    assert seen_file(items) == twenty / "000.png"
+    chunk = list_inputs(JobConfig(source=twenty, dataset_dir=tmp_path)).chunk(0)
+    assert chunk.seen_file == twenty / "000.png"
     config = JobConfig(source=twenty, dataset_dir=tmp_path, allow_mixed=True)
     expected = {"image_tokenizer": {"fingerprint": fake_tokenizer.fingerprint}}
     worker = Worker(config, None, (fake_tokenizer, None), expected, os.getcwd())
     with pytest.raises(JobError, match=r"/gone\.png: missing on .*; workers need the source under"):
-        worker.encode(0, items, twenty / "gone.png")
+        worker.encode(0, chunk, twenty / "gone.png")

@@ -72,7 +72,7 @@ def test_a_folder_with_real_workers_reads_back_what_the_tokenizer_gives(
     assert set(reject) == {"file", "reason"}
     assert reject["file"] == "b/001.png"
     assert (result.num_encoded, result.manifest.num_rejects) == (8, 1)
-    assert result.listing.ignored == {".txt": 1}
+    assert result.inputs.ignored == {".txt": 1}
     np.testing.assert_array_equal(dataset.codebook(), tokenizer.codebook.numpy())
     tokenizer_note = dataset.manifest.image_tokenizer
     assert tokenizer_note["fingerprint"] == tokenizer.fingerprint
