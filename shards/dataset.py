@@ -3,7 +3,7 @@
 import operator
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -162,6 +162,18 @@ class ShardDataset:
         if codebook is None:
             raise ShardError(f"{self.path}: dataset.json names no codebook for {column}")
         return codebook
+
+    def copy_shards(self, on_copied: Callable[[int], object] = lambda _: None) -> None:
+        """Copy the shards that contain the split from a store, eight at once; else do nothing.
+
+        Args:
+            on_copied: Called with the size of each shard in bytes.
+
+        Raises:
+            ShardError: As `DatasetFiles.local` does.
+        """
+        shards = dict.fromkeys(shard for shard, _ in self._places)
+        self.files.copy_all((self.manifest.shards[shard].file for shard in shards), on_copied)
 
     @property
     def num_batches(self) -> int:

@@ -27,7 +27,7 @@ class FitAsrConfig:
     """Fit a language model of captions for the recognizer pocketsphinx."""
 
     source: tyro.conf.Positional[Path]
-    """Folder of a dataset, or a text file with one caption per line."""
+    """Folder or URL of a dataset, or a text file with one caption per line."""
     out: Path
     """File to write, .arpa or .arpa.gz."""
     split: str | None = None

@@ -28,7 +28,7 @@ class FitUnitLMConfig:
     """Train a language model of speech units, for im2sp-evaluate --speech-lm."""
 
     shards: tyro.conf.Positional[Path]
-    """Dataset with speech units."""
+    """Dataset with speech units, a folder or URL."""
     out: Path
     """Folder of the run; created if it does not exist."""
     split: str | None = None

@@ -124,7 +124,7 @@ class ReconstructConfig:
     """
 
     shards: tyro.conf.Positional[Path]
-    """Folder with dataset.json."""
+    """Folder or URL (s3://..) with dataset.json."""
     out: Path
     """Image file to write."""
     images: Path | None = None

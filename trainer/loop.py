@@ -49,6 +49,7 @@ from im2sp.trainer.setup import (
     text_model_sha256,
 )
 from im2sp.trainer.sources import (
+    copy_shards,
     fingerprints,
     longest_of,
     open_train,
@@ -139,6 +140,7 @@ class _Run:
         warn, log = log, (lambda _: None) if config.quiet else log
         config.out.mkdir(parents=True, exist_ok=True)
         datasets = open_train(config)
+        copy_shards(datasets, is_quiet=config.quiet or not ranks.is_first)
         dataset = datasets[0]
         val = open_val(config, dataset)
         self.fingerprints = fingerprints(dataset, config.unit_columns)

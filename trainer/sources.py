@@ -1,8 +1,11 @@
 """Datasets of a run: their splits, columns and tokenizers."""
 
 import itertools
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+from tqdm import tqdm
 
 from im2sp.shards import ShardDataset, UnitColumn, check_columns
 from im2sp.shards.stores import folder_or_url
@@ -59,6 +62,25 @@ def open_val(config: TrainConfig, first: ShardDataset) -> list[ShardDataset]:
         ShardDataset(paths[0], config.val_split)  # names the splits that there are
     _check_same(found, config, first)
     return found
+
+
+def copy_shards(datasets: Iterable[ShardDataset], *, is_quiet: bool) -> None:
+    """Copy the shards of datasets in stores to this machine, with a progress bar.
+
+    A step reads samples of all shards, so the first one would copy them without it.
+    """
+    for dataset in datasets:
+        if dataset.files.is_copy:
+            with tqdm(
+                total=sum(shard.size_bytes for shard in dataset.manifest.shards),
+                desc="copy",
+                unit="B",
+                unit_scale=True,
+                leave=False,
+                disable=is_quiet,
+                file=sys.stderr,
+            ) as bar:
+                dataset.copy_shards(bar.update)
 
 
 def _check_same(datasets: list[ShardDataset], config: TrainConfig, first: ShardDataset) -> None:

@@ -139,8 +139,7 @@ class LoaderIndex:
         num_items, longest = _Parts(np.int64), _Parts(np.int32)
         num_items.add(np.zeros(1, np.int64))
         dataset = self._dataset
-        shards = dict.fromkeys(map(dataset.shard_of, range(dataset.num_batches)))
-        dataset.files.copy_all(dataset.manifest.shards[shard].file for shard in shards)
+        dataset.copy_shards()
         for number in range(dataset.num_batches):
             batch = dataset.read_batch(number, is_compared=False)
             selected = self._selected(number, batch)

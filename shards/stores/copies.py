@@ -1,11 +1,11 @@
 """Files of a dataset: those of a folder, or copies of those in a store."""
 
-import errno
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,25 +84,34 @@ class DatasetFiles:
         path = self.folder / name
         if not self.is_copy or self._is_copied(path):
             return path
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(f"{name}.lock")
-        while not self._is_copied(path):
-            with file_lock(lock) as is_ours:
-                if is_ours:
-                    try:
-                        if not self._is_copied(path):
-                            self._copy(path)
-                    finally:
-                        lock.unlink(missing_ok=True)
-            if not is_ours:
-                time.sleep(_WAIT_S)
+        with self._advice():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = path.with_name(f"{name}.lock")
+            while not self._is_copied(path):
+                with file_lock(lock) as is_ours:
+                    if is_ours:
+                        try:
+                            if not self._is_copied(path):
+                                self._copy(path)
+                        finally:
+                            lock.unlink(missing_ok=True)
+                if not is_ours:
+                    time.sleep(_WAIT_S)
         return path
 
-    def copy_all(self, names: Iterable[str]) -> None:
-        """Copy files of a store, several at once; see `local`."""
+    def copy_all(
+        self, names: Iterable[str], on_copied: Callable[[int], object] = lambda _: None
+    ) -> None:
+        """Copy files of a store, several at once; see `local`.
+
+        Args:
+            names: Names of the files.
+            on_copied: Called with the size of each file in bytes, in their order.
+        """
         if self.is_copy:
             with ThreadPoolExecutor(_NUM_THREADS, "im2sp-copy") as pool:
-                list(pool.map(self.local, names))
+                for path in pool.map(self.local, names):
+                    on_copied(path.stat().st_size)
 
     def _url(self, name: str) -> str:
         return join_url(str(self.place), name)
@@ -113,6 +122,18 @@ class DatasetFiles:
             return path.stat().st_size == size_bytes or size_bytes is None
         except FileNotFoundError:
             return False
+
+    @contextmanager
+    def _advice(self) -> Generator[None]:
+        """Add to an error of the disk what the folder is for."""
+        try:
+            yield
+        except OSError as error:
+            message = (
+                f"{error.strerror}; files of {self.place} are copied there: free some space, or "
+                "choose another folder by XDG_CACHE_HOME or cache_dir"
+            )
+            raise OSError(error.errno, message, str(self.folder)) from None
 
     def _copy(self, path: Path) -> None:
         """Copy a file; called by one process at a time."""
@@ -129,11 +150,6 @@ class DatasetFiles:
                     return
             except StoreError as error:
                 raise ShardError(str(error)) from None
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    message = f"{os.strerror(error.errno)}, copying {self.shown(path.name)}"
-                    raise OSError(error.errno, message, str(self.folder)) from None
-                raise
             finally:
                 tmp_path.unlink(missing_ok=True)
         raise ShardError(

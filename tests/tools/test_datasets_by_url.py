@@ -108,6 +108,7 @@ def test_a_dataset_in_s3(bucket, shards, tmp_path, capsys):
     assert exit_code(train, *command, *quick) == 0
     text, log = capsys.readouterr()
     assert text.startswith("trained   2 steps")
+    assert log.count("\rcopy:   0%") == 1  # nothing of the folder
     assert f"im2sp-train: reading {url}, {shards} ..." in log
     assert f'"{url}=0.7"' in (tmp_path / "run/config.toml").read_text()
     written = [path for path in tmp_path.rglob("*") if path.suffix in (".toml", ".json", ".jsonl")]

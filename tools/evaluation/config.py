@@ -23,7 +23,7 @@ class EvaluateConfig:
     run: str | None = None
     """Model to score: folder of a run, one of its checkpoints, or published weights."""
     shards: Path | None = None
-    """Dataset with the images to describe; its captions are the references."""
+    """Dataset with the images to describe, a folder or URL; its captions are the references."""
     split: str | None = None
     """Split of the dataset; by default all samples."""
     out: Path | None = None

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 
@@ -12,6 +13,7 @@ import pytest
 
 from im2sp.shards import Manifest, ShardDataset, ShardError, ShardLoader, stores, verify_dataset
 from im2sp.shards.cli import main as verify
+from im2sp.shards.loader import index
 from im2sp.shards.stores import copies
 from support.remote import put_dataset
 from support.servers import web_server
@@ -198,13 +200,26 @@ def test_a_changed_dataset_is_copied_again(
 
 def test_a_full_disk(memory, monkeypatch):
     def fail(*_):
-        raise OSError(errno.ENOSPC, "full")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     dataset = ShardDataset(memory)
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "get_file", fail)
-    with pytest.raises(OSError, match=f"No space left on device, copying {memory}/00000") as caught:
+    match = f"No space left on device; files of {memory} are copied there: free some space, or "
+    with pytest.raises(OSError, match=match) as caught:
         _ = dataset[0]
     assert caught.value.filename == str(dataset.files.folder)
+
+
+def test_an_index_file_needs_no_copies(site, monkeypatch):
+    monkeypatch.setattr(index, "MIN_CACHED", 1)
+    url, settings = f"{site.url}/set", {"batch_size": 4, "target": "text", "num_threads": 0}
+    first = list(ShardLoader(url, **settings))
+    assert len(gets(site)) == 4
+    shutil.rmtree(ShardDataset(url).files.folder)
+    loader = ShardLoader(url, **settings)
+    assert gets(site) == {"dataset.json": 2}
+    assert [batch.keys for batch in loader] == [batch.keys for batch in first]
+    assert set(gets(site).values()) == {1}
 
 
 @pytest.mark.parametrize("url", ["https://user:sesame@e.org/set", "https://e.org/set?key=sesame"])
