@@ -27,8 +27,8 @@ CHANGEABLE = frozenset(
     {
         "shards", "val_shards", "out", "config", "init_from", "encoder_from", "text_model", "steps",
         "batch_size", "grad_accumulation", "checkpoint_every", "eval_every", "log_every",
-        "keep_last", "best_by", "val_images", "device", "loader_threads", "tensorboard", "quiet",
-        "json", "images", "image_root", "features",
+        "keep_last", "best_by", "val_images", "device", "compile", "loader_threads",
+        "tensorboard", "quiet", "json", "images", "image_root", "features",
     }
 )  # fmt: skip
 _UNSAVED = frozenset({"config", "quiet", "json"})
@@ -173,6 +173,9 @@ class TrainConfig:
     precision: Literal["bf16", "tf32", "fp32"] | None = None
     """Precision of matrix products; by default bf16 (autocast) on a GPU and fp32 on a CPU. tf32
     needs a GPU. Weights stay float32."""
+    compile: bool = False
+    """Compile the step with torch.compile, for a GPU: minutes at the start for each of some lengths
+    of texts, then faster steps."""
     seed: int = 0
     """Random seed of initialisation, data order, dropout and augmentation."""
     device: str | None = None

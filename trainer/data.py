@@ -18,6 +18,9 @@ from im2sp.trainer.text import TextModel
 from im2sp.trainer.unit_pieces import UnitPieces
 from im2sp.trainer.vocabulary import Vocabulary
 
+LENGTH_STEP = 32
+"""Inputs of the decoder in `TokenBatch.with_fixed_shape` are a multiple of this."""
+
 
 @dataclass(frozen=True, eq=False)
 class TokenBatch:
@@ -38,16 +41,49 @@ class TokenBatch:
     states: Tensor | None = None
     """(B, P, C) float16, features of a frozen image encoder, the input in place of image units."""
 
-    def to(self, device: torch.device) -> tuple[Tensor, ...]:
-        """The tensors on a device: image units (B, *shape) or states, tokens, owner, features."""
-        images = self.images_packed if self.states is None else self.states
-        tensors = (images, self.tokens, self.owner, *self.features)
-        if device.type == "cuda":
-            tensors = tuple(tensor.pin_memory() for tensor in tensors)
-        images, *others = (tensor.to(device, non_blocking=True) for tensor in tensors)
-        if self.states is not None:
-            return images, *others
-        return replace(self.source, images_packed=images).image_units, *others
+    def to(self, device: torch.device) -> tuple[Tensor | None, ...]:
+        """The tensors on a device: image units (B, *shape) or states, tokens, owner, features.
+
+        As for `Im2SpModel.loss`, owner is None if all images have as many texts.
+        """
+        images = _moved(self.images_packed if self.states is None else self.states, device)
+        if self.states is None:
+            images = replace(self.source, images_packed=images).image_units
+        owner = None if self._is_even() else _moved(self.owner, device)
+        others = [_moved(one, device) for one in (self.tokens, *self.features)]
+        return images, others[0], owner, *others[1:]
+
+    def _is_even(self) -> bool:
+        num_images = len(self.images_packed)
+        rows = torch.arange(num_images).repeat_interleave(len(self.owner) // max(1, num_images))
+        return torch.equal(self.owner, rows)
+
+    def with_fixed_shape(self, pad: int, max_positions: int) -> "TokenBatch":
+        """The batch with as many texts for each image and one of few lengths, by added PAD.
+
+        Compiled code is made for one shape. Texts of PAD alone are not counted in the loss.
+
+        Args:
+            pad: The token PAD.
+            max_positions: Longest input of the model.
+        """
+        num_images, (num_texts, length) = len(self.images_packed), self.tokens.shape
+        counts = torch.bincount(self.owner, minlength=num_images)
+        number = torch.arange(num_texts) - (counts.cumsum(0) - counts)[self.owner]
+        most = int(counts.max())
+        rounded = -(-(length - 1) // LENGTH_STEP) * LENGTH_STEP
+        inputs = max(length - 1, min(rounded, max_positions))
+        tokens = self.tokens.new_full((num_images, most, 1 + inputs), pad)
+        tokens[self.owner, number, :length] = self.tokens
+        owner = torch.arange(num_images).repeat_interleave(most)
+        return replace(self, tokens=tokens.flatten(0, 1), owner=owner)
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy to a device; to a GPU without waiting for it."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 class OtherViews:

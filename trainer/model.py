@@ -99,17 +99,28 @@ class Decoder(nn.Module):
         # True if token t attends to key s: all of the image, and the text up to itself.
         mask = torch.ones(length, num_states + length, dtype=torch.bool, device=tokens.device)
         mask = mask.tril(num_states)
-        for layer, image in zip(self.stack(), prefix, strict=True):
+        for layer, (image_k, image_v) in zip(self.stack(), prefix, strict=True):
             q, k, v = layer.queries_keys_values(x)
-            if owner is not None:
-                image = (image[0].index_select(0, owner), image[1].index_select(0, owner))
-            k, v = torch.cat((image[0], k), 2), torch.cat((image[1], v), 2)
+            k, v = _after_image(image_k, k, owner), _after_image(image_v, v, owner)
             x = layer.finish(x, layer.attend(q, k, v, mask))
         return self.logits(x)
 
     def logits(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., V) float32."""
         return F.linear(x, self.embedding.weight, self.output_bias).float()
+
+
+def _after_image(image: Tensor, text: Tensor, owner: Tensor | None) -> Tensor:
+    """(B, H, P, K) of images and (N, H, T, K) of texts -> (N, H, P + T, K).
+
+    Without `owner` the image's part is copied once, and its gradient is a sum instead of an
+    `index_add_`, which on a GPU is slow.
+    """
+    if owner is not None:
+        return torch.cat((image.index_select(0, owner), text), 2)
+    of_image = text.unflatten(0, (len(image), len(text) // len(image)))
+    repeated = image[:, None].expand(-1, of_image.shape[1], -1, -1, -1)
+    return torch.cat((repeated, of_image), 3).flatten(0, 1)
 
 
 class Im2SpModel(nn.Module):
@@ -183,7 +194,7 @@ class Im2SpModel(nn.Module):
         self,
         image_units: Tensor,
         tokens: Tensor,
-        owner: Tensor,
+        owner: Tensor | None,
         label_smoothing: float = 0.0,
         *,
         projected: Tensor | None = None,
@@ -197,7 +208,8 @@ class Im2SpModel(nn.Module):
         Args:
             image_units: (B, *shape) int64.
             tokens: (N, T) int64: BOS, ids, EOS, PAD up to T.
-            owner: (N,) int64, row of the image that each text belongs to.
+            owner: (N,) int64, row of the image that each text belongs to. None if all images have
+                as many texts, and texts are in the order of the images.
             label_smoothing: Share of the target distribution that is spread over all tokens.
             projected: Projected states of `encode`, if they are known.
 
@@ -220,7 +232,7 @@ class Im2SpModel(nn.Module):
         self,
         image_units: Tensor,
         tokens: Tensor,
-        owner: Tensor,
+        owner: Tensor | None,
         *,
         projected: Tensor | None = None,
     ) -> Tensor:
@@ -233,7 +245,7 @@ class Im2SpModel(nn.Module):
         Args:
             image_units: (B, *shape) int64.
             tokens: (N, T) int64: BOS, ids of words, EOS, PAD up to T.
-            owner: (N,) int64, row of the image that each text belongs to.
+            owner: As for `loss`.
             projected: Projected states of `encode`, if they are known.
 
         Returns:
@@ -243,6 +255,9 @@ class Im2SpModel(nn.Module):
         if projected is None:
             projected = self.encode(image_units)[1]
         logits = self.decoder.logits(projected.mean(1))
+        if owner is None:
+            rows = torch.arange(len(logits), device=tokens.device)
+            owner = rows.repeat_interleave(len(tokens) // len(logits))
         held = torch.zeros_like(logits).index_put_(
             (owner[:, None].expand_as(tokens), tokens), logits.new_ones(()), accumulate=True
         )

@@ -24,6 +24,7 @@ from im2sp.trainer.ranks import Ranks
 from im2sp.trainer.teacher import TeacherHeads
 
 _NUM_NAMED_KEYS = 8
+_MAX_SHAPES = 256
 
 
 class DivergedError(ValueError):
@@ -91,7 +92,7 @@ class Objective(nn.Module):
         self._label_smoothing = config.label_smoothing
 
     def forward(
-        self, units: Tensor, tokens: Tensor, owner: Tensor, *features: Tensor
+        self, units: Tensor, tokens: Tensor, owner: Tensor | None, *features: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Loss of a batch.
 
@@ -99,7 +100,7 @@ class Objective(nn.Module):
             units: (B, *shape) int64, units of the images, or (B, P, C) features; without an image
                 only B matters.
             tokens: (N, T) int64.
-            owner: (N,) int64.
+            owner: (N,) int64, or None; see `Im2SpModel.loss`.
             features: (B, C) and (B, 49, K), features of the teacher, if there is one.
 
         Returns:
@@ -182,6 +183,12 @@ class TrainStep:
         )
         self._average = Average(model, config.ema) if config.ema else None
         self._validated = Objective(self.result, config).eval()
+        if config.compile:
+            # A shape for each number of texts an image and each length of `with_fixed_shape`.
+            from torch import _dynamo
+
+            _dynamo.config.recompile_limit = _MAX_SHAPES
+            self._objective.compile(dynamic=False)
         self._parallel = None
         if ranks.world_size > 1:
             self._parallel = DistributedDataParallel(self._objective)
@@ -252,6 +259,9 @@ class TrainStep:
 
     def _loss_of(self, batch: TokenBatch, objective: nn.Module) -> tuple[Tensor, Tensor]:
         device = self._ranks.device
+        if self._config.compile and objective is not self._validated:
+            sizes = self.model.config
+            batch = batch.with_fixed_shape(sizes.vocabulary.pad, sizes.max_positions)
         is_bf16 = self._config.precision == "bf16"
         with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):
             return objective(*batch.to(device))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,8 @@ from im2sp.shards import (
     unpack_units_on_device,
 )
 from im2sp.trainer.data import TokenBatches, make_loader, open_other_views
+from im2sp.trainer.model import Im2SpModel
+from im2sp.trainer.model_config import preset_config
 from im2sp.trainer.ranks import Ranks
 from im2sp.trainer.sources import (
     captions_of,
@@ -42,9 +46,28 @@ def test_special_tokens_of_speech(shards):
         padding = [0] * (len(row) - len(units) - 2)
         assert row == [1, *[unit + 3 for unit in units], 2, *padding]
     assert batch.num_tokens == (batch.tokens[:, 1:] != 0).sum()
-    assert [tensor.dtype for tensor in batch.to(torch.device("cpu"))] == [
-        torch.int64, torch.int64, torch.int64
-    ]  # fmt: skip
+    units, tokens, owner = batch.to(torch.device("cpu"))
+    assert owner is None  # two texts an image
+    assert [units.dtype, tokens.dtype] == [torch.int64, torch.int64]
+
+
+def test_batches_of_a_fixed_shape_have_the_same_loss(shards):
+    dataset = ShardDataset(shards, "train")
+    loader = ShardLoader(dataset, batch_size=8, shuffle=False)
+    vocabulary = speech_vocabulary(dataset)
+    (batch,) = TokenBatches(loader, vocabulary, None)
+    kept = torch.tensor([0, 2, 3, 4, *range(6, 16)])  # one text of the first and the third image
+    batch = replace(batch, tokens=batch.tokens[kept], owner=batch.owner[kept])
+    padded = batch.with_fixed_shape(vocabulary.pad, 1024)
+    inputs = batch.tokens.shape[1] - 1
+    assert padded.tokens.shape == (16, 1 + 32 * (1 + (inputs - 1) // 32))
+    assert batch.with_fixed_shape(vocabulary.pad, inputs).tokens.shape == (16, 1 + inputs)
+    assert batch.to(torch.device("cpu"))[2] is not None
+    torch.manual_seed(0)
+    sizes = preset_config("tiny", vocabulary)
+    model = Im2SpModel(sizes, torch.randn(8192, 32)).eval()
+    losses = [model.loss(*one.to(torch.device("cpu"))) for one in (batch, padded)]
+    torch.testing.assert_close(*losses)
 
 
 def test_captions_are_split_into_pieces(shards):

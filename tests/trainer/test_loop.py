@@ -12,7 +12,7 @@ from im2sp.trainer.data import TokenBatches
 from im2sp.trainer.loop import train
 from im2sp.trainer.metrics import read_metrics
 from im2sp.trainer.sources import speech_vocabulary
-from im2sp.trainer.step import DivergedError, StepRecord
+from im2sp.trainer.step import DivergedError, Objective, StepRecord
 from support.training import make_config, make_samples, make_shards, weights_of
 
 
@@ -92,6 +92,21 @@ def test_the_average_follows_the_weights(shards, tmp_path):
     for k, decay in ((1, 2 / 11), (2, 0.2), (3, 0.2)):
         expected = decay * average[k - 1] + (1 - decay) * trained[k]
         torch.testing.assert_close(average[k], expected)
+
+
+def test_a_compiled_run_learns_the_same(shards, tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(Objective, "compile", lambda _, **options: found.append(options))
+    settings = {"dropout": 0.0, "steps": 3, "checkpoint_every": 3}
+    train(make_config(shards, tmp_path / "plain", **settings))
+    assert not found
+    train(make_config(shards, tmp_path / "compiled", **settings, compile=True))
+    assert found == [{"dynamic": False}]
+    losses = [
+        [row["loss"] for row in read_metrics(tmp_path / run) if "loss" in row]
+        for run in ("plain", "compiled")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 class _Killed(BaseException):

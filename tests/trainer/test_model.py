@@ -25,16 +25,21 @@ def one_pass_a_text(model, image_units, tokens, owner, label_smoothing=0.0):
     return torch.stack(losses).sum() / num_tokens
 
 
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("label_smoothing", "is_even"), [(0.0, False), (0.1, False), (0.0, True)])
 def test_sharing_the_image_changes_neither_loss_nor_gradients(
-    make_model, make_batch, label_smoothing
+    make_model, make_batch, label_smoothing, is_even
 ):
     model = make_model().double()
-    image_units, tokens, owner = make_batch(model)
+    image_units, tokens, owner = make_batch(model, num_texts=6)
+    if is_even:
+        owner = torch.tensor([0, 0, 1, 1, 2, 2])
+    calls = (
+        lambda: model.loss(image_units, tokens, None if is_even else owner, label_smoothing),
+        lambda: one_pass_a_text(model, image_units, tokens, owner, label_smoothing),
+    )
     found, expected = [], []
-    for function, gradients in ((model.loss, found), (None, expected)):
-        arguments = (image_units, tokens, owner, label_smoothing)
-        loss = function(*arguments) if function else one_pass_a_text(model, *arguments)
+    for call, gradients in zip(calls, (found, expected), strict=True):
+        loss = call()
         gradients += [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
@@ -131,6 +136,14 @@ def test_compiles_in_one_graph(make_model, make_batch):
     compiled = torch.compile(model.loss, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(*batch), model.loss(*batch))
     compiled(*batch).backward()
+
+
+def test_training_on_an_accelerator_compiles_in_one_graph(make_model, make_batch):
+    """Tensors without content take the paths of a GPU."""
+    stack = StackConfig(width=32, depth=1, heads=2, mlp_width=48)
+    model = make_model(encoder=stack, decoder=stack).train().to("meta")
+    image_units, tokens, _ = (one.to("meta") for one in make_batch(model, num_texts=6))
+    torch.compile(model.loss, backend="eager", fullgraph=True)(image_units, tokens, None)
 
 
 def test_presets():

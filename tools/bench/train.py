@@ -89,7 +89,7 @@ def make_calls(
             encoder.forward = whole
 
     losses: dict[str, Callable[[], Tensor]] = {
-        "ours": lambda: model.loss(image_units, tokens, owner),
+        "ours": lambda: model.loss(image_units, tokens, None),
         "image a caption": lambda: git_loss(reference, image_units[owner], tokens, pad),
         "image states repeated": repeated,
     }
