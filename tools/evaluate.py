@@ -35,7 +35,8 @@ from im2sp.tools.evaluation.tables import (
 from im2sp.tools.listening.score import SCORES_FORM
 
 if TYPE_CHECKING:
-    from im2sp.tools.evaluation.chain import Chain, Judged
+    from im2sp.tools.evaluation.chain import Chain
+    from im2sp.tools.evaluation.samples import Judged
 
 RESULT_NAME = "scores.json"
 TABLES_NAME, TABLES_JSON_NAME, CHART_NAME = "tables.md", "tables.json", "tables.svg"
@@ -53,22 +54,24 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         name = config.captions.name
         return {"name": name, "data": config.data, "captions": scores.as_json()}
     from im2sp.shards import ShardDataset
-    from im2sp.tools.evaluation.chain import judged_samples, run_chain
+    from im2sp.tools.evaluation.chain import run_chain
+    from im2sp.tools.evaluation.samples import find_images, judged_samples
     from im2sp.tools.evaluation.stages import StageFolder
 
     assert config.shards is not None
     dataset = ShardDataset(config.shards, config.split)
-    image_column = "image_units"
+    image_column, images = "image_units", None
     if config.run is not None:
         from im2sp.trainer.transfer import unit_columns_of
 
         image_column = unit_columns_of(config.run).get("image", image_column)
-    items, num_without = judged_samples(dataset, config.topline, config.limit, image_column)
+        images = find_images(config)
+    items, num_without = judged_samples(dataset, config.topline, config.limit, image_column, images)
     if not items:
         needed = "an image and a caption" if config.topline is None else "speech and two captions"
         raise ValueError(f"{dataset.path}: no sample of split {config.split!r} has {needed}")
     folder = StageFolder(_out(config))
-    chain = run_chain(config, dataset, items, folder)
+    chain = run_chain(config, dataset, items, folder, images)
     result = _results(config, items, chain)
     result["num_left_out"] = num_without
     return result
@@ -164,7 +167,9 @@ def _results(config: EvaluateConfig, items: "Sequence[Judged]", chain: "Chain") 
         "name": f"{Path(config.run).name if config.run else 'topline'} ({what})",
         "shards": None if config.shards is None else str(folder_or_url(config.shards)),
         "data": config.data,
-        "input": "image units" if config.run else None,
+        "input": ("pixels" if "image_encoder" in chain.about else "image units")
+        if config.run
+        else None,
         "split": config.split,
         **chain.about,
         "captions": captions.as_json(),

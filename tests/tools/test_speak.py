@@ -222,8 +222,10 @@ def check_page(out, keys):
 def test_the_units_of_a_picture_are_those_of_the_dataset(made):
     captioner = Captioner([read_run(made / "run")], device="cpu", max_tokens=5)
     asked = []
-    encode = captioner.tokenizer.encode_uint8
-    captioner.tokenizer.encode_uint8 = lambda images: asked.append(encode(images)) or asked[-1]
+    encode = captioner.input.tokenizer.encode_uint8
+    captioner.input.tokenizer.encode_uint8 = lambda images: (
+        asked.append(encode(images)) or asked[-1]
+    )
     dataset = ShardDataset(made / "images")
     files = {path.stem: path for path in IMAGES.iterdir()}
     samples = [dataset[i] for i in (0, 5)]

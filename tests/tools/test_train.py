@@ -1,18 +1,27 @@
 import itertools
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from im2sp import describe
 from im2sp.pipeline.cli import main as tokenize
 from im2sp.pipeline.decoding.images import read_image
 from im2sp.pipeline.decoding.views import VIEWS
 from im2sp.shards import ShardDataset
 from im2sp.tools.engines import image_features
 from im2sp.tools.engines.image_encoders import load_image_encoder
+from im2sp.tools.evaluation.chain import run_chain
+from im2sp.tools.evaluation.config import EvaluateConfig
+from im2sp.tools.evaluation.samples import find_images, judged_samples
+from im2sp.tools.evaluation.stages import StageFolder
+from im2sp.tools.speak import main as speak
 from im2sp.tools.train import main
+from im2sp.trainer import generate, load_model
 from im2sp.trainer.features import ImageFeatures
+from im2sp.trainer.text import read_text_model
 from support.teachers import make_teacher
 
 pytest.importorskip("transformers")
@@ -123,3 +132,79 @@ def test_what_is_refused(made, tmp_path, capsys, monkeypatch):
     shutil.rmtree(renamed)
     shutil.copytree(made / "other", renamed)
     assert "features of the encoder" in error(*SOURCE, *flags)
+
+
+# Use of a run -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def text_run(made):
+    """A run of text on pixels, whose descriptions depend on the image."""
+    flags = ["--steps", 20, "--warmup-steps", 2, "--learning-rate", "3e-3", "--quiet"]
+    assert train(made, made / "run", *SOURCE, *flags) == 0
+    return made / "run"
+
+
+def test_sentences_about_photographs(made, text_run, tmp_path, capsys):
+    """The sentences are those of the model on the cached features."""
+    photos = sorted((DOCS / "demo-images").glob("*.jpg"))[:2]
+    flags = ["--run", text_run, "--max-tokens", 12, "--device", "cpu"]
+    assert run(speak, *photos, "--out", tmp_path / "spoken", *flags) == 0
+    assert f"images through {made / 'clip'}, view center-224" in capsys.readouterr().err
+    lines = (tmp_path / "spoken/spoken.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    features = ImageFeatures(text_run / "features", str(made / "clip"))
+    model = load_model(text_run, device="cpu")
+    states = features.take([path.stem for path in photos])
+    ids = generate(model, states, max_tokens=12)
+    text_model = read_text_model(text_run / "text.model")
+    expected = [text_model.decode(one) for one in ids]
+    assert [row["text"].lower() for row in rows] == [text.strip() for text in expected]
+    found = describe(photos[0], run=text_run, device="cpu")
+    assert found.units is None
+    assert found.text is not None
+    assert found.text.startswith(rows[0]["text"])
+    # An encoder of other weights is refused, and so is a codebook.
+    args = [*photos, "--out", tmp_path / "x", *flags]
+    assert run(speak, *args, "--image-tokenizer", made / "other") == 1
+    assert "was trained on features of" in capsys.readouterr().err
+    assert run(speak, *args, "--codebook", made / "shards/codebook.safetensors") == 1
+    assert "--codebook: the run run sees pixels; omit it" in capsys.readouterr().err
+
+
+def test_evaluation_of_a_run_on_pixels(made, text_run, tmp_path):
+    """By default the images are those of the run; samples without one are left out."""
+    dataset = ShardDataset(made / "shards")
+
+    def generated(name, **changes):
+        settings = {"run": str(text_run), "shards": made / "shards", "device": "cpu"} | changes
+        config = EvaluateConfig(**settings, max_tokens=12, quiet=True)
+        images = find_images(config)
+        items, num_without = judged_samples(dataset, None, None, "image_units", images)
+        chain = run_chain(config, dataset, items, StageFolder(tmp_path / name), images)
+        assert chain.about["image_encoder"] == str(made / "clip")
+        return chain.generated, num_without
+
+    whole, num_without = generated("all")
+    assert (len(whole), num_without) == (12, 0)
+    few = tmp_path / "images"
+    few.mkdir()
+    shutil.copy(DOCS / "demo-images/koi-pond.jpg", few)
+    (one,), num_without = generated("few", images=(str(few),))
+    assert num_without == 11
+    assert one in whole
+    (few / "koi-pond.jpg").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="--images: koi-pond.jpg: .*; restore it"):
+        generated("x", images=(str(few),))
+    with pytest.raises(ValueError, match="name that one with --image-encoder"):
+        generated("y", image_encoder=str(made / "other"))
+    with pytest.raises(ValueError, match="--images applies to runs of im2sp-train --input pixel"):
+        generated("z", run="compact-text", images=("x",))
+
+
+def test_a_run_with_its_features_elsewhere_names_no_images(made, text_run, tmp_path):
+    flags = ["--features", text_run / "features", "--quiet"]
+    assert train(made, tmp_path / "run", *flags) == 0
+    config = EvaluateConfig(run=str(tmp_path / "run"), shards=made / "shards")
+    with pytest.raises(ValueError, match="--images is missing: .*run describes pixels"):
+        find_images(config)

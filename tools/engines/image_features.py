@@ -140,14 +140,16 @@ def _write_missing(
         hidden = config.quiet or os.environ.get("RANK", "0") != "0"
         bar = tqdm(total=len(missing), desc="features", unit=" images", disable=hidden)
         for number in itertools.count(first):
-            part = list(itertools.islice(batches, PART_BATCHES))
-            if not part:
+            part_keys: list[str] = []
+            states: list[Tensor] = []
+            for batch_keys, pixels in itertools.islice(batches, PART_BATCHES):
+                part_keys += batch_keys
+                states.append(encoder.states(pixels))
+                bar.update(len(batch_keys))
+            if not part_keys:
                 break
-            states = [encoder.states(pixels) for _, pixels in part]
-            part_keys = [key for keys_of, _ in part for key in keys_of]
             path = part_path(folder, number)
             write_part(path, IMAGE_FEATURES, part_keys, encoder.record, {STATES: torch.cat(states)})
-            bar.update(len(part_keys))
         bar.close()
     if refused:
         raise ValueError(

@@ -15,28 +15,19 @@ import numpy as np
 import soundfile as sf
 from tqdm import tqdm
 
-from im2sp.shards import Sample, ShardDataset, UnitColumn
+from im2sp.shards import ShardDataset, UnitColumn
 from im2sp.shards.files import atomic_file
 from im2sp.tools.engines.asr import RATE_HZ, load_recognizer
 from im2sp.tools.engines.flite import speak
 from im2sp.tools.engines.mos import DNSMOS, load_predictor
 from im2sp.tools.evaluation.config import EvaluateConfig, Topline
+from im2sp.tools.evaluation.samples import Judged, PixelImages
 from im2sp.tools.evaluation.stages import Row, StageFolder
 
 TRANSCRIPTION, SPEECH_LM_SCORE = "transcription", "SpeechLMScore"
 SPEECH_DIR = "speech"
 BATCH_IMAGES = 8
 MAX_TOKENS = 511
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judged:
-    """A sample with its references."""
-
-    sample: Sample
-    references: list[str]
-    text: str | None
-    """Text of a topline's speech, the reference of the word error rate."""
 
 
 @dataclass(kw_only=True)
@@ -56,44 +47,19 @@ class Chain:
     """Log-likelihoods under the unit language model, of the generated units and the references."""
 
 
-def judged_samples(
-    dataset: ShardDataset, topline: Topline | None, limit: int | None, image_column: str
-) -> tuple[list[Judged], int]:
-    """Samples that can be scored, and the number of the others.
-
-    A model needs an image and a caption. A topline speaks the first caption and is scored against
-    the others; the topline of units needs an utterance, whose text is the first caption.
-    """
-    kept: list[Judged] = []
-    num_without = 0
-    for sample in dataset:
-        if limit is not None and len(kept) == limit:
-            break
-        captions = [caption for caption in sample.captions if caption.strip()]
-        if topline is None:
-            has_image = image_column in dataset.columns and sample[image_column] is not None
-            is_whole, text = has_image and len(captions) > 0, None
-        else:
-            text = sample.captions[0] if sample.captions else ""
-            captions = [caption for caption in sample.captions[1:] if caption.strip()]
-            has_speech = topline == "captions" or len(sample.speech_units) > 0
-            is_whole = bool(text.strip()) and len(captions) > 0 and has_speech
-        if is_whole:
-            kept.append(Judged(sample=sample, references=captions, text=text))
-        else:
-            num_without += 1
-    return kept, num_without
-
-
 def run_chain(
-    config: EvaluateConfig, dataset: ShardDataset, items: Sequence[Judged], folder: StageFolder
+    config: EvaluateConfig,
+    dataset: ShardDataset,
+    items: Sequence[Judged],
+    folder: StageFolder,
+    images: PixelImages | None = None,
 ) -> Chain:
-    """Run the stages that are not complete yet.
+    """Run the stages that are not complete yet; `images` are those of a run on pixels.
 
     Raises:
         ValueError: Weights or packages are missing or do not fit the dataset.
     """
-    speaker = _speaker(config, dataset)
+    speaker = _speaker(config, dataset, images)
     inputs = {
         "shards": dataset.manifest.sha256,
         "split": dataset.split,
@@ -262,10 +228,10 @@ class _Voice(Protocol):
     def speak(self, row: Row) -> np.ndarray: ...
 
 
-def _speaker(config: EvaluateConfig, dataset: ShardDataset) -> _Speaker:
+def _speaker(config: EvaluateConfig, dataset: ShardDataset, images: PixelImages | None) -> _Speaker:
     if config.topline is not None:
         return _Topline(config.topline)
-    return _Model(config, dataset)
+    return _Model(config, dataset, images)
 
 
 class _Topline:
@@ -290,7 +256,9 @@ class _Topline:
 class _Model:
     """Generations of a trained model."""
 
-    def __init__(self, config: EvaluateConfig, dataset: ShardDataset) -> None:
+    def __init__(
+        self, config: EvaluateConfig, dataset: ShardDataset, images: PixelImages | None
+    ) -> None:
         from im2sp.pipeline.tensors import state_fingerprint
         from im2sp.trainer import load_model
         from im2sp.trainer.export import text_model_path
@@ -311,10 +279,11 @@ class _Model:
                 f"{config.run}: a language model without images cannot describe any; give it as"
                 " --speech-lm"
             )
-        self._image_column = columns["image"]
-        image = dataset.columns.get(self._image_column)
-        assert isinstance(image, UnitColumn)
-        check_image(image, self._model, str(config.run))
+        self._images, self._image_column = images, columns.get("image", "image_units")
+        if images is None:
+            image = dataset.columns.get(self._image_column)
+            assert isinstance(image, UnitColumn)
+            check_image(image, self._model, str(config.run))
         self.kind: Literal["speech", "text"] = kind
         self._max_tokens = min(config.max_tokens, self._model.config.max_positions)
         self.inputs: dict[str, Any] = {
@@ -322,6 +291,7 @@ class _Model:
             "run_fingerprint": state_fingerprint(self._model),
             "num_beams": config.num_beams,
             "max_tokens": self._max_tokens,
+            **({} if images is None else {"image_encoder": images.name}),
         }
         self._text_model = None
         if self.kind == "text":
@@ -335,9 +305,13 @@ class _Model:
         device = next(self._model.parameters()).device
         for start in range(0, len(items), BATCH_IMAGES):
             batch = items[start : start + BATCH_IMAGES]
-            images = np.stack([item.sample[self._image_column] for item in batch])
-            units = torch.from_numpy(images.astype(np.int64)).to(device)
-            found = generate(self._model, units, self._config.num_beams, self._max_tokens)
+            if self._images is not None:
+                images = self._images.encode([item.sample.key for item in batch])
+            else:
+                units = np.stack([item.sample[self._image_column] for item in batch])
+                images = torch.from_numpy(units.astype(np.int64))
+            settings = (self._config.num_beams, self._max_tokens)
+            found = generate(self._model, images.to(device), *settings)
             for item, ids in zip(batch, found, strict=True):
                 text = None if self._text_model is None else self._text_model.decode(ids)
                 row = {"units": ids} if text is None else {"text": text}

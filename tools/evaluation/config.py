@@ -24,6 +24,12 @@ class EvaluateConfig:
     """Model to score: folder of a run, one of its checkpoints, or published weights."""
     shards: Path | None = None
     """Dataset with the images to describe, a folder or URL; its captions are the references."""
+    images: tuple[str, ...] = ()
+    """Source of the images, for a run of im2sp-train --input pixels; by default that of the run."""
+    image_root: Path | None = None
+    """Folder or .tar of the images, as for im2sp-tokenize."""
+    image_encoder: str | None = None
+    """Image encoder of such a run: a path or hub id; by default the one recorded in the run."""
     split: str | None = None
     """Split of the dataset; by default all samples."""
     out: Path | None = None

@@ -1,8 +1,4 @@
-"""Trained captioners: find a run's checkpoint, load its image tokenizer, describe images.
-
-A run records the image tokenizer and view of its dataset; `load_tokenizer_of` loads the same one
-and refuses others by their fingerprint.
-"""
+"""Trained captioners: find a run's checkpoint, load its input, describe images."""
 
 import hashlib
 import random
@@ -10,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -19,11 +15,10 @@ from numpy.typing import NDArray
 from im2sp.pipeline.decoding.views import VIEWS
 from im2sp.shards import Manifest, ShardError
 from im2sp.shards.files import read_toml
+from im2sp.tools.speaking.image_input import load_input
 from im2sp.trainer import Im2SpModel, generate, load_model
 
 if TYPE_CHECKING:
-    from im2sp.pipeline import ImageTokenizer
-    from im2sp.pipeline.tensors import Precision
     from im2sp.trainer.checkpoint import Checkpoint
     from im2sp.trainer.text import TextModel
 
@@ -44,13 +39,18 @@ class Run:
     step: int
     """Training steps."""
     image_fingerprint: str
-    """Fingerprint of the image tokenizer."""
+    """Fingerprint of the image tokenizer, or of the image encoder of a run on pixels."""
     speech_fingerprint: str | None
     """Fingerprint of the speech tokenizer."""
     text_model_sha256: str | None
     """Checksum of the text model, if the target is text."""
     image_tokenizer: Mapping[str, Any]
-    """Record of the image tokenizer in the dataset: name, view, precision."""
+    """Record of the image tokenizer or encoder: name, view, precision .."""
+
+    @property
+    def sees_pixels(self) -> bool:
+        """True if the input is the features of an image encoder, not image units."""
+        return self.image_tokenizer.get("input") == "pixels"
 
     @property
     def num_beams(self) -> int:
@@ -182,44 +182,6 @@ def _record_of_shards(checkpoint_dir: Path) -> Mapping[str, Any]:
         return {}
 
 
-def load_tokenizer_of(
-    run: Run, name: str | None, codebook: Path | None, device: str | None
-) -> "ImageTokenizer":
-    """Load the image tokenizer that a run was trained on.
-
-    Args:
-        run: The run.
-        name: Name, hub id or path; None for the name recorded in the run.
-        codebook: File of the codebook, if separate.
-        device: torch device; None for CUDA if available.
-
-    Raises:
-        ValueError: There are no such weights, or they are not those of the run.
-    """
-    from im2sp.pipeline import load_image_tokenizer
-
-    recorded = str(run.image_tokenizer.get("name"))
-    wanted = name or recorded
-    precision = cast("Precision", run.image_tokenizer.get("precision", "fp32"))
-    try:
-        tokenizer = load_image_tokenizer(wanted, codebook, device=device, precision=precision)
-    except ValueError as error:
-        if name is not None:
-            raise
-        raise ValueError(
-            f"{error}; the run {run.name} needs that image tokenizer, give its path with"
-            " --image-tokenizer"
-        ) from None
-    if tokenizer.fingerprint != run.image_fingerprint:
-        raise ValueError(
-            f"image tokenizer {wanted}: its fingerprint is {_short(tokenizer.fingerprint)}, the run"
-            f" {run.name} was trained on units of {recorded},"
-            f" {_short(run.image_fingerprint)}; name that one with --image-tokenizer (and"
-            " --codebook)"
-        )
-    return tokenizer
-
-
 def _short(fingerprint: str | None) -> str:
     return f"{fingerprint[:12]}.." if fingerprint else "(none)"
 
@@ -237,10 +199,10 @@ class Description:
 
 
 class Captioner:
-    """The models of one or two runs with their image tokenizer.
+    """The models of one or two runs with their image tokenizer or encoder.
 
     Attributes:
-        tokenizer: The image tokenizer.
+        input: The image tokenizer or encoder.
         view: Mapping of images to squares, as in the runs' datasets.
         num_units: Speech units are in [0, num_units); None without a run of speech.
     """
@@ -268,14 +230,22 @@ class Captioner:
         Raises:
             ValueError: Weights are missing or do not fit.
         """
-        self.tokenizer = load_tokenizer_of(runs[0], image_tokenizer, codebook, device)
+        first = runs[0]
+        self.input = load_input(
+            first.name,
+            first.image_tokenizer,
+            first.image_fingerprint,
+            image_tokenizer,
+            codebook,
+            device,
+        )
         self.view = VIEWS[runs[0].image_tokenizer["view"]]
         self._max_tokens = max_tokens
         self._num_beams = {run.target: num_beams or run.num_beams for run in runs}
         self._models: dict[str, Im2SpModel] = {}
         self._text_model: TextModel | None = None
         for run in runs:
-            model = load_model(run.weights, device=self.tokenizer.device)
+            model = load_model(run.weights, device=self.input.device)
             if (kind := model.config.vocabulary.kind) != run.target:
                 raise ValueError(
                     f"the run {run.name}: its target is {kind}, so it generates no descriptions;"
@@ -302,12 +272,7 @@ class Captioner:
         """
         if not images:
             return []
-        image_units = self.view.crop_units(self.tokenizer.encode_uint8(np.stack(images)))
-        decoded: list[NDArray[np.uint8] | None] = [None] * len(images)
-        if self.tokenizer.network.decoder is not None:
-            shown = self.tokenizer.decode(image_units).permute(0, 2, 3, 1)
-            decoded = list((shown * 255).round().to(torch.uint8).numpy())
-        on_device = image_units.to(self.tokenizer.device)
+        on_device, decoded = self.input.encode(images)
         settings = (num_beams, temperature)
         units = self._generated("speech", on_device, *settings) or [[]] * len(images)
         texts: list[str | None] = [None] * len(images)

@@ -53,7 +53,8 @@ class SpeakConfig:
     """Speech recognizer for --transcribe: pocketsphinx; pocketsphinx+captions, with a language
     model of captions; or the path or hub id of a transformers model."""
     image_tokenizer: str | None = None
-    """Image tokenizer: name, path or hub id; by default the one recorded in the run."""
+    """Image tokenizer, or image encoder of a run on pixels: name, path or hub id; by default the
+    recorded one."""
     codebook: Path | None = None
     """Codebook of the image tokenizer, if it is a separate file (SeiT)."""
     image_root: Path | None = None

@@ -189,7 +189,7 @@ def _image_parts(
     for run in runs:
         log(
             f"run {run.name}: {run.target}, step {run.step:,}, images through"
-            f" {captioner.tokenizer.name}, view {captioner.view.name}"
+            f" {captioner.input.name}, view {captioner.view.name}"
         )
     output.rejects += found.rejects
     stems = file_stems([item.key for item in found.items])
@@ -205,7 +205,8 @@ def _image_parts(
 
 def _about(runs: Sequence[Run], vocoder: Vocoder | None) -> list[str]:
     """Sentences of the page about its contents."""
-    lines = ["The descriptions are generated from the units of each image alone, and may be wrong."]
+    what = "pixels" if runs[0].sees_pixels else "units"
+    lines = [f"The descriptions are generated from an image's {what} alone, and may be wrong."]
     for run in runs:
         sounded = f", and synthesized by the vocoder {vocoder.name}" if vocoder else ""
         if run.target == "text":
