@@ -130,8 +130,8 @@ class DatasetFiles:
             yield
         except OSError as error:
             message = (
-                f"{error.strerror}; files of {self.place} are copied there: free some space, or "
-                "choose another folder by XDG_CACHE_HOME or cache_dir"
+                f"{error.strerror or error}; files of {self.place} are copied there: free some "
+                "space, or choose another folder by XDG_CACHE_HOME or cache_dir"
             )
             raise OSError(error.errno, message, str(self.folder)) from None
 
