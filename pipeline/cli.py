@@ -60,7 +60,7 @@ class TokenizeConfig(JobConfig):
     part: str | None = None
     """Encode only one part of the job, I/N with I from 0 to N - 1, beside other parts that share
     --out, on any number of machines. The same command without --part encodes what is left and
-    writes the dataset."""
+    writes the dataset. With --out URL they share --work-dir."""
     max_rejects: int | None = None
     """Exit with 1 if more inputs than this were refused; the dataset is written anyway."""
     json: bool = False
@@ -78,6 +78,11 @@ class TokenizeConfig(JobConfig):
             if self.engine != "local":
                 raise ValueError(
                     f"--part is encoded by this process, not by --engine {self.engine}"
+                )
+            if self.url is not None and self.work_dir is None:
+                raise ValueError(
+                    f"--part with --out {self.shown_out} needs --work-dir, a folder that all parts "
+                    "share"
                 )
             if self.overwrite:
                 raise ValueError(
@@ -108,7 +113,7 @@ class TokenizeConfig(JobConfig):
             expand_sources(self.sources)
         except SourceError as error:
             raise UsageError(str(error)) from None
-        check_folder(self.dataset_dir)
+        check_folder(self.local_dir)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -120,13 +125,15 @@ def _run(config: TokenizeConfig) -> int:
     config.check_paths()
     _log(config, f"reading {config.sources_name} ...")
     from im2sp.pipeline.job.run import run_job, run_part
-    from im2sp.pipeline.job.summary import part_json, part_summary, summary, summary_json
+    from im2sp.pipeline.summary import part_json, part_summary, summary, summary_json
 
+    if config.url is not None:
+        _log(config, f"working in {config.local_dir}")
     tokenizers = (lambda: _load_image_tokenizer(config), lambda: _load_speech_tokenizer(config))
     if config.part is not None:
         part = run_part(config, config.part_numbers(config.part), *tokenizers)
         if config.json:
-            print(part_json(config.dataset_dir, config.part, part))
+            print(part_json(config.shown_out, config.part, part))
         elif not config.quiet:
             print(part_summary(config.sources_name, config.part, part))
         return 0
@@ -136,23 +143,24 @@ def _run(config: TokenizeConfig) -> int:
         result = run_job(config, *tokenizers, cluster=RayCluster)
     else:
         result = run_job(config, *tokenizers)
+    out = config.url or config.dataset_dir
     if config.json:
-        print(summary_json(config.dataset_dir, result))
+        print(summary_json(out, result))
     elif not config.quiet:
-        print(summary(config.sources_name, config.dataset_dir, result))
+        print(summary(config.sources_name, out, result))
     num_rejects = result.manifest.num_rejects
     if num_rejects and not result.manifest.num_samples:
         print_message(
             PROGRAM,
             f"every input of {config.sources_name} was refused; see "
-            f"{config.dataset_dir / 'rejects.jsonl'} for the reasons",
+            f"{config.shown_file('rejects.jsonl')} for the reasons",
         )
         return 1
     if config.max_rejects is not None and num_rejects > config.max_rejects:
         print_message(
             PROGRAM,
             f"{counted(num_rejects, 'input')} refused, --max-rejects allows "
-            f"{config.max_rejects}; see {config.dataset_dir / 'rejects.jsonl'}",
+            f"{config.max_rejects}; see {config.shown_file('rejects.jsonl')}",
         )
         return 1
     return 0

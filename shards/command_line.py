@@ -32,6 +32,7 @@ import tyro
 from im2sp import __version__
 from im2sp.shards.errors import log, shown
 from im2sp.shards.files import output_lock
+from im2sp.shards.stores import as_url, is_url, shown_url
 
 Config = TypeVar("Config")
 
@@ -76,6 +77,9 @@ def run_command(
                     print(f"im2sp {__version__}")
                     return 0
                 config = parse(args) if parse else parse_flags(program, config_type, args)
+                written = getattr(config, "out", "")
+                if is_url(f"{written}"):
+                    raise UsageError(f"--out {shown_url(as_url(written))}: not a folder or file")
                 for stream in streams:
                     stream.has_styles = False
                 folder = out(config)

@@ -25,10 +25,10 @@ from tqdm import tqdm
 
 from im2sp.pipeline.image_tokenizer.tokenizer import load_image_tokenizer
 from im2sp.pipeline.job.run import JobConfig, run_job
-from im2sp.pipeline.job.summary import summary
 from im2sp.pipeline.sources.flickr8k_audio import WAVS
 from im2sp.pipeline.sources.items import read_json_list
 from im2sp.pipeline.speech_tokenizer.tokenizer import load_speech_tokenizer
+from im2sp.pipeline.summary import summary
 from im2sp.shards import MANIFEST_NAME
 from im2sp.shards.command_line import run_command
 from im2sp.shards.errors import log

@@ -3,6 +3,7 @@
 `im2sp-tokenize --help` imports this module, so it imports neither torch nor numpy nor Pillow.
 """
 
+import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from im2sp.pipeline.decoding.media import DEFAULT_MAX_PIXELS, DEFAULT_MAX_SECONDS
 from im2sp.pipeline.decoding.views import RANDOM, ViewName
 from im2sp.shards.errors import counted
+from im2sp.shards.files import user_cache_dir
+from im2sp.shards.stores import as_url, is_url, shown_url
+from im2sp.shards.stores.writing import check_writable
 
 if TYPE_CHECKING:
     from im2sp.pipeline.image_tokenizer.tokenizer import ImageTokenizer
@@ -47,7 +51,11 @@ class JobConfig:
     caption, split), or .parquet and .arrow files that contain images or audio. Several are allowed,
     and ranges such as {00000..00099}.tar and wildcards; keys then start with the source's name."""
     dataset_dir: Path
-    """Folder of the dataset; created if it does not exist. Other files in it are not touched."""
+    """Folder of the dataset; created if it does not exist. Other files in it are not touched. Or a
+    URL (s3://, gs://), to which shards are put as they are finished."""
+    work_dir: Path | None = None
+    """Folder of the unfinished job, for --out URL; by default one in ~/.cache/im2sp/jobs. It holds
+    the shards until they are put to the store."""
     image_root: Path | None = None
     """Folder or .tar that the image paths of a Karpathy file or source list are relative to; by
     default the folder of that file."""
@@ -105,12 +113,19 @@ class JobConfig:
     allow_mixed: bool = False
     """Resume a job that was begun with another version of torch or on another kind of device, with
     which units may differ in a few places."""
+    take_over: bool = False
+    """Continue an output at a URL that another command began and left for good."""
     quiet: bool = False
     """Print errors only."""
 
     def __post_init__(self) -> None:
         """Raise ValueError, naming the flag, for a value that cannot be used."""
         self.column_names()
+        if self.url is not None:
+            check_writable(self.url)
+        for name in ("work_dir", "take_over") if self.url is None else ():
+            if getattr(self, name):
+                raise ValueError(f"--{name.replace('_', '-')} applies to --out URL only")
         choices = {"view": get_args(ViewName), "only": (None, *get_args(Only))}
         choices["per_container"] = ("auto", "yes", "no")
         codecs = ("image_codec", "speech_codec")
@@ -150,6 +165,28 @@ class JobConfig:
         """Name of the sources in messages."""
         more = len(self.sources) - 1
         return self.sources[0] + (f" and {counted(more, 'more source')}" if more else "")
+
+    @property
+    def url(self) -> str | None:
+        """URL of the dataset; None for a folder."""
+        return as_url(self.dataset_dir).rstrip("/") if is_url(self.dataset_dir) else None
+
+    @property
+    def local_dir(self) -> Path:
+        """Folder in which the job works: of the dataset, or for a URL the work folder."""
+        if self.url is None or self.work_dir is not None:
+            return self.work_dir or self.dataset_dir
+        name = hashlib.sha256(self.url.encode()).hexdigest()[:16]
+        return user_cache_dir() / "jobs" / name
+
+    @property
+    def shown_out(self) -> str:
+        """Folder or URL of the dataset in messages."""
+        return str(self.dataset_dir) if self.url is None else shown_url(self.url)
+
+    def shown_file(self, name: str) -> str:
+        """Path or URL of a file of the dataset in messages."""
+        return str(self.dataset_dir / name) if self.url is None else f"{self.shown_out}/{name}"
 
     def column_names(self) -> dict[str, str]:
         """Columns of a source list by their fields, as `columns` gives them."""

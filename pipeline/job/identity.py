@@ -22,7 +22,7 @@ from im2sp.pipeline.job.config import JobError
 from im2sp.pipeline.sources.items import SourceItem
 from im2sp.shards.errors import counted, log
 from im2sp.shards.files import atomic_file
-from im2sp.shards.manifest import MANIFEST_NAME, Manifest
+from im2sp.shards.manifest import Manifest
 
 if TYPE_CHECKING:
     from im2sp.pipeline.job.inputs import Inputs
@@ -78,14 +78,13 @@ def _status(path: Path) -> tuple[int, int]:
 
 
 def changed_since(
-    items: Sequence[SourceItem], manifest_path: Path, raw: Mapping[str, int], num_rejects: int
+    items: Sequence[SourceItem], written_ns: int, raw: Mapping[str, int], num_rejects: int
 ) -> list[str]:
     """Names of the inputs that were modified since a manifest was written.
 
     Where none was, but the accepted inputs have other sizes together than the manifest counts
     (`raw`), the result names their number. That is known where no input was refused.
     """
-    written_ns = manifest_path.stat().st_mtime_ns
     file_status = cache(_status)
     changed: list[str] = []
     num_bytes = {"image_file_bytes": 0, "audio_file_bytes": 0}
@@ -154,7 +153,7 @@ def check_same_inputs(plan: "Plan", state: "JobState", digests: NDArray[np.uint6
     changed = np.flatnonzero(before != digests if before is not None else digests == digests)
     if len(changed):
         raise JobError(
-            f"{plan.config.dataset_dir}: {_changed(changed, plan.inputs)}; copies of a "
+            f"{plan.config.shown_out}: {_changed(changed, plan.inputs)}; copies of a "
             "source need the same modification times (cp -p); else run the command without "
             "--part, which encodes changed inputs again"
         )
@@ -165,13 +164,18 @@ def _changed(changed: NDArray[np.intp], inputs: "Inputs") -> str:
     return f"{counted(len(changed), inputs.unit)} changed since the job began (the first: {first})"
 
 
-def check_unchanged(plan: "Plan", finished: Manifest) -> None:
-    """Raise `JobError` if inputs have changed since the finished dataset was made."""
-    path = plan.config.dataset_dir / MANIFEST_NAME
-    changed = plan.inputs.changed_since(path, finished.raw, finished.num_rejects)
+def check_unchanged(plan: "Plan", finished: Manifest, written_ns: int) -> None:
+    """Raise `JobError` if inputs have changed since the finished dataset was made.
+
+    Args:
+        plan: Plan of the job.
+        finished: Manifest of the dataset.
+        written_ns: Time of the last write of the manifest, in ns since the epoch.
+    """
+    changed = plan.inputs.changed_since(written_ns, finished.raw, finished.num_rejects)
     if changed:
         raise JobError(
-            f"{plan.config.dataset_dir}: {counted(len(changed), plan.inputs.unit)} of "
+            f"{plan.config.shown_out}: {counted(len(changed), plan.inputs.unit)} of "
             f"{plan.config.sources_name} changed since this dataset was made (the first: "
             f"{changed[0]}); give --overwrite to encode all again, or choose another --out"
         )

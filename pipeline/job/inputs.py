@@ -161,11 +161,9 @@ class ListedInputs:
         """True if one of the inputs of these digests has speech."""
         return any(self.items[index].utterances for index in changed)
 
-    def changed_since(
-        self, manifest_path: Path, raw: Mapping[str, int], num_rejects: int
-    ) -> list[str]:
+    def changed_since(self, written_ns: int, raw: Mapping[str, int], num_rejects: int) -> list[str]:
         """Names of the inputs that were modified since a manifest was written; see `identity`."""
-        return changed_since(self.items, manifest_path, raw, num_rejects)
+        return changed_since(self.items, written_ns, raw, num_rejects)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -368,11 +366,8 @@ class ContainerInputs:
         """True if one of the containers of these digests may have speech."""
         return self.has_speech and any(True for _ in changed)
 
-    def changed_since(
-        self, manifest_path: Path, raw: Mapping[str, int], num_rejects: int
-    ) -> list[str]:
+    def changed_since(self, written_ns: int, raw: Mapping[str, int], num_rejects: int) -> list[str]:
         """Names of the local containers that were modified since a manifest was written."""
-        written_ns = manifest_path.stat().st_mtime_ns
         return [
             one.name
             for one in self._containers

@@ -8,7 +8,7 @@ as it is.
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,24 +18,35 @@ from numpy.typing import NDArray
 
 from im2sp.pipeline.job.config import PLAIN, JobError
 from im2sp.pipeline.job.state import JobState
-from im2sp.shards import CODEBOOK_NAME, MANIFEST_NAME, REJECTS_NAME, Layout, Manifest, ShardError
+from im2sp.shards import (
+    CODEBOOK_NAME,
+    MANIFEST_NAME,
+    REJECTS_NAME,
+    Layout,
+    Manifest,
+    ShardError,
+)
 from im2sp.shards.files import remove_leftovers
+from im2sp.shards.stores import StoreError
 
 _MANIFEST_HEAD = b'{"manifest_sha256":"'
 _LISTED = re.compile(rb'"file":"(\d{5,}\.(?:arrow|tar))"')
 _ENVIRONMENT = "environment"
-_COMMON = [MANIFEST_NAME, REJECTS_NAME, CODEBOOK_NAME]
+COMMON_NAMES = [MANIFEST_NAME, REJECTS_NAME, CODEBOOK_NAME]
+"""Files of every dataset."""
 
 
 @contextmanager
-def disk_errors(dataset_dir: Path) -> Iterator[None]:
-    """Turn errors of the disk into one line with advice."""
+def output_errors(dataset_dir: Path) -> Iterator[None]:
+    """Turn errors of the disk, and of the store of the output, into one line with advice."""
+    again = "finished work is kept: run the same command again to resume"
     try:
         yield
+    except StoreError as error:
+        raise JobError(f"{error}; {again}") from None
     except OSError as error:
         if error.errno is None:
             raise  # not an error of the disk
-        again = "finished work is kept: run the same command again to resume"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             message = f"{dataset_dir}: no space left on the disk; free some; {again}"
         else:
@@ -63,7 +74,7 @@ def check_output(
     dataset_dir = state.dataset_dir
     finished = None if overwrite else read_finished(dataset_dir)
     if finished is not None:
-        _check_same(dataset_dir, _job_of(finished), job, "a finished dataset")
+        check_same(dataset_dir, finished, job)
     elif state.exists and not overwrite:
         before = state.read_job()
         _check_same(dataset_dir, before, job, "an unfinished job")
@@ -114,11 +125,26 @@ def join_output(
 
 def own_files(dataset_dir: Path, state: JobState) -> list[str]:
     """Names of files that --overwrite removes; the manifest first, as it validates the rest."""
-    manifest = _manifest_bytes(dataset_dir)
-    has_manifest = manifest.startswith(_MANIFEST_HEAD)
     suffix = state.layout_suffix()
+    found = [path.name for path in dataset_dir.iterdir()] if dataset_dir.is_dir() else []
+    own = own_names(_manifest_bytes(dataset_dir), found, state.read_stale(), suffix)
+    return [name for name in own if (dataset_dir / name).is_file()]
+
+
+def own_names(
+    manifest: bytes, found: Iterable[str], stale: Iterable[str], suffix: str | None
+) -> list[str]:
+    """Names of files of a dataset or unfinished job, the manifest first.
+
+    Args:
+        manifest: Content of `dataset.json`; empty if there is none.
+        found: Names of all files there.
+        stale: Files that an interrupted --overwrite had to remove.
+        suffix: File suffix of the unfinished job's shards; None if there is no job.
+    """
+    has_manifest = manifest.startswith(_MANIFEST_HEAD)
     # A dict keeps the order and drops duplicates.
-    names = dict.fromkeys(state.read_stale())
+    names = dict.fromkeys(stale)
     if has_manifest:
         # A text search finds the listed files even if the manifest is damaged.
         listed = [name.decode() for name in _LISTED.findall(manifest)]
@@ -128,9 +154,9 @@ def own_files(dataset_dir: Path, state: JobState) -> list[str]:
     if has_manifest or suffix is not None:
         names |= dict.fromkeys([REJECTS_NAME, CODEBOOK_NAME])
     if suffix is not None:
-        # The folder held no such names when the job started.
-        names |= dict.fromkeys(_shard_names(dataset_dir, suffix))
-    return [name for name in names if (dataset_dir / name).is_file()]
+        # There were no such names when the job started.
+        names |= dict.fromkeys(shard_names(found, suffix))
+    return list(names)
 
 
 def check_replaced(dataset_dir: Path, state: JobState, layout: Layout) -> None:
@@ -139,13 +165,21 @@ def check_replaced(dataset_dir: Path, state: JobState, layout: Layout) -> None:
     Raises:
         JobError: Another file has a name that the job needs.
     """
-    wanted = [name for name in _COMMON if (dataset_dir / name).exists()]
-    wanted += _shard_names(dataset_dir, layout.suffix)
-    own = set(own_files(dataset_dir, state))
-    foreign = [name for name in wanted if name not in own]
+    found = [path.name for path in dataset_dir.iterdir()] if dataset_dir.is_dir() else []
+    check_foreign(dataset_dir, found, own_files(dataset_dir, state), layout)
+
+
+def check_foreign(
+    where: Path | str, found: Iterable[str], own: Iterable[str], layout: Layout
+) -> None:
+    """Raise `JobError` if a file that is not im2sp's has a name that the job needs."""
+    found = set(found)
+    wanted = [name for name in COMMON_NAMES if name in found]
+    wanted += shard_names(found, layout.suffix)
+    foreign = [name for name in wanted if name not in set(own)]
     if foreign:
         raise JobError(
-            f"{dataset_dir}: holds {foreign[0]}, which the job would replace but no dataset.json "
+            f"{where}: holds {foreign[0]}, which the job would replace but no dataset.json "
             "or unfinished job of im2sp there lists; move it away or choose another --out"
         )
 
@@ -156,26 +190,46 @@ def read_finished(dataset_dir: Path) -> Manifest | None:
     Raises:
         JobError: It is damaged or not im2sp's, or a shard is missing or has another size.
     """
-    path = dataset_dir / MANIFEST_NAME
-    if not path.exists():
+    if not (dataset_dir / MANIFEST_NAME).exists():
         return None
-    if not _manifest_bytes(dataset_dir).startswith(_MANIFEST_HEAD):
+
+    def size_of(name: str) -> int | None:
+        path = dataset_dir / name
+        return path.stat().st_size if path.is_file() else None
+
+    return finished_manifest(dataset_dir, _manifest_bytes(dataset_dir), size_of)
+
+
+def finished_manifest(
+    where: Path | str, data: bytes, size_of: Callable[[str], int | None]
+) -> Manifest:
+    """Return the manifest of a finished dataset.
+
+    Args:
+        where: Folder or URL of the dataset.
+        data: Content of `dataset.json`.
+        size_of: Function that returns the size of a file in bytes; None if it is missing.
+
+    Raises:
+        JobError: As for `read_finished`.
+    """
+    if not data.startswith(_MANIFEST_HEAD):
         raise JobError(
-            f"{dataset_dir}: its {MANIFEST_NAME} was not written by im2sp; choose another --out, "
+            f"{where}: its {MANIFEST_NAME} was not written by im2sp; choose another --out, "
             "or move the file away"
         )
     try:
-        manifest = Manifest.read(dataset_dir)
+        manifest = Manifest.from_bytes(data)
     except ShardError as error:
-        raise JobError(f"{error}; or start over with --overwrite") from None
+        raise JobError(f"{where}: {error}; or start over with --overwrite") from None
     sizes = {shard.file: shard.size_bytes for shard in manifest.shards}
     for name, size_bytes in sizes.items():
-        shard_path = dataset_dir / name
-        found = f"{shard_path.stat().st_size:,} bytes" if shard_path.is_file() else "missing"
-        if found != f"{size_bytes:,} bytes":
+        found = size_of(name)
+        if found != size_bytes:
+            what = "missing" if found is None else f"{found:,} bytes"
             raise JobError(
-                f"{shard_path}: {found}, {MANIFEST_NAME} lists {size_bytes:,} bytes; copy the file "
-                "again or start over with --overwrite"
+                f"{where}/{name}: {what}, {MANIFEST_NAME} lists {size_bytes:,} bytes; copy the "
+                "file again or start over with --overwrite"
             )
     return manifest
 
@@ -185,12 +239,10 @@ def _manifest_bytes(dataset_dir: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
 
 
-def _shard_names(dataset_dir: Path, suffix: str) -> list[str]:
-    """Files named like a shard."""
-    if not dataset_dir.is_dir():
-        return []
+def shard_names(names: Iterable[str], suffix: str) -> list[str]:
+    """Names that are like those of shards."""
     pattern = re.compile(rf"\d{{5,}}{re.escape(suffix)}")
-    return sorted(path.name for path in dataset_dir.iterdir() if pattern.fullmatch(path.name))
+    return sorted(filter(pattern.fullmatch, names))
 
 
 def _job_of(manifest: Manifest) -> dict[str, Any]:
@@ -213,11 +265,16 @@ def _job_of(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _check_same(dataset_dir: Path, before: dict[str, Any], now: dict[str, Any], what: str) -> None:
+def check_same(where: Path | str, finished: Manifest, job: dict[str, Any]) -> None:
+    """Raise `JobError` if a finished dataset is of a job with other settings."""
+    _check_same(where, _job_of(finished), job, "a finished dataset")
+
+
+def _check_same(where: Path | str, before: dict[str, Any], now: dict[str, Any], what: str) -> None:
     found = differences(before | {_ENVIRONMENT: None}, now | {_ENVIRONMENT: None})
     if found:
         raise JobError(
-            f"{dataset_dir}: holds {what} with other settings ({'; '.join(found)}); choose another "
+            f"{where}: holds {what} with other settings ({'; '.join(found)}); choose another "
             "--out, or start over with --overwrite"
         )
 

@@ -6,9 +6,10 @@ from typing import Any
 from im2sp.pipeline.job import config as job_config
 from im2sp.pipeline.job.columns import image_tables, tables_of
 from im2sp.pipeline.job.config import JobError
+from im2sp.pipeline.job.places import FolderOutput
 from im2sp.pipeline.job.plan import Plan
 from im2sp.pipeline.job.state import JobState
-from im2sp.shards import DatasetWriter, Manifest, ShardError, UnitColumn, join_parts
+from im2sp.shards import DatasetWriter, Manifest, ShardError, UnitColumn
 from im2sp.shards.errors import log
 
 
@@ -21,11 +22,14 @@ class Publisher:
     Args:
         plan: Plan of the job.
         state: The job folder, locked for this process.
+        output: Place of the dataset.
         missing: Chunks that are not done.
     """
 
-    def __init__(self, plan: Plan, state: JobState, missing: list[int]) -> None:
-        self._plan, self._state = plan, state
+    def __init__(
+        self, plan: Plan, state: JobState, output: FolderOutput, missing: list[int]
+    ) -> None:
+        self._plan, self._state, self._output = plan, state, output
         self._missing = set(missing)
         self._open = deque(range(len(plan.shards)))
         self._waiting: list[int] = []
@@ -46,6 +50,7 @@ class Publisher:
             chunks = self._plan.shards[shard]
             if self._state.has_shard(shard, len(self._plan.shards)):
                 self._state.drop_chunks(chunks)
+                self._output.keep(shard, len(self._plan.shards))
             elif self._missing.isdisjoint(chunks):
                 self._waiting.append(shard)
                 if self._find_tables(chunks):
@@ -72,11 +77,9 @@ class Publisher:
             log(f"chunks were encoded in several environments: {shares}")
         settings = {"environments": environments} if is_mixed else {}
         try:
-            manifest = join_parts(self._plan.config.dataset_dir, settings)
+            return self._output.join(self._state, settings)
         except ShardError as error:
             raise JobError(f"{error}; or start over with --overwrite") from None
-        self._state.remove()
-        return manifest
 
     def _find_tables(self, chunks: range) -> bool:
         """Fit coding tables to the first speech and images; True if all are known."""
@@ -107,6 +110,7 @@ class Publisher:
             writer = self._writer(shard)
             chunks = plan.shards[shard]
             self._state.finish_shard(writer, chunks, plan.chunk_schema, has_speech=has_speech)
+            self._output.keep(shard, len(plan.shards))
         self._waiting.clear()
 
     def _writer(self, shard: int) -> DatasetWriter:
@@ -118,7 +122,7 @@ class Publisher:
             "speech_units": plan.job.get("speech_tokenizer"),
         }
         return DatasetWriter(
-            plan.config.dataset_dir,
+            plan.config.local_dir,
             columns=plan.columns,
             layout=layout.kind,
             samples_per_member=layout.samples_per_member,

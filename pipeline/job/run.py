@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +29,12 @@ from im2sp.pipeline.job.decode_pool import IMAGES_PER_TASK, Decoded, DecodePool,
 from im2sp.pipeline.job.encode import MediaEncoder, encode_chunk
 from im2sp.pipeline.job.identity import check_same_inputs, check_unchanged, drop_changed
 from im2sp.pipeline.job.inputs import Inputs, OpenChunk
-from im2sp.pipeline.job.output import check_output, disk_errors, join_output, prepare_output
+from im2sp.pipeline.job.output import join_output, output_errors
+from im2sp.pipeline.job.places import FolderOutput, StoreOutput
 from im2sp.pipeline.job.plan import Cluster, Loaders, Plan, list_inputs, load_tokenizers
 from im2sp.pipeline.job.publish import Publisher
 from im2sp.pipeline.job.state import JobState
-from im2sp.shards import MANIFEST_NAME, Manifest
+from im2sp.shards import Manifest
 
 if TYPE_CHECKING:
     from im2sp.pipeline.image_tokenizer.tokenizer import ImageTokenizer
@@ -101,23 +102,24 @@ def run_job(
         JobError: `dataset_dir` holds other files that would be replaced, or cannot be written; or
             the tokenizers do not fit.
     """
-    with _planned(config, image_tokenizer, speech_tokenizer, cluster is None) as (plan, pool):
-        state = JobState(config.dataset_dir, plan.job_id)
-        finished = check_output(
-            state, plan.job, overwrite=config.overwrite, allow_mixed=config.allow_mixed
-        )
+    output = _output_of(config)
+    with _planned(config, output, image_tokenizer, speech_tokenizer, cluster is None) as planned:
+        plan, pool = planned
+        state = JobState(config.local_dir, plan.job_id)
+        finished = output.check(state, plan.job)
         if finished is None or state.dir.exists():
             with state.lock():
-                finished = prepare_output(
-                    state, plan.job, overwrite=config.overwrite, allow_mixed=config.allow_mixed
-                )
+                finished = output.prepare(state, plan.job)
                 if finished is None:
                     drop_changed(plan, state)
+                    todo = plan.left(state)
+                    publisher = Publisher(plan, state, output, todo)
                     if cluster is not None:
                         loaders = image_tokenizer, speech_tokenizer
-                        return _run_on_cluster(plan, state, cluster(plan, loaders))
-                    return _run_all(plan, state, pool)
-        check_unchanged(plan, finished)
+                        workers = cluster(plan, loaders) if todo else nullcontext()
+                        return _run_on_cluster(plan, state, publisher, workers, todo)
+                    return _run_all(plan, state, publisher, pool, todo)
+        check_unchanged(plan, finished, output.written_ns())
     return JobResult(manifest=finished, inputs=plan.inputs, was_finished=True)
 
 
@@ -144,9 +146,10 @@ def run_part(
     """
     assert not config.overwrite, "other parts may have begun"
     index, num_parts = part
-    with _planned(config, image_tokenizer, speech_tokenizer) as (plan, pool):
-        state = JobState(config.dataset_dir, plan.job_id)
-        finished = check_output(state, plan.job, overwrite=False, allow_mixed=config.allow_mixed)
+    output = _output_of(config)
+    with _planned(config, output, image_tokenizer, speech_tokenizer) as (plan, pool):
+        state = JobState(config.local_dir, plan.job_id)
+        finished = output.check(state, plan.job)
         if finished is None:
             with state.lock_part(index, num_parts):
                 digests = plan.inputs.identities()
@@ -157,9 +160,14 @@ def run_part(
     return PartResult(inputs=plan.inputs, was_finished=True)
 
 
+def _output_of(config: JobConfig) -> FolderOutput:
+    return FolderOutput(config) if config.url is None else StoreOutput(config)
+
+
 @contextmanager
 def _planned(
     config: JobConfig,
+    output: FolderOutput,
     image_tokenizer: "ImageTokenizer | Callable[[], ImageTokenizer]",
     speech_tokenizer: "SpeechTokenizer | Callable[[], SpeechTokenizer] | None",
     is_local: bool = True,
@@ -174,19 +182,20 @@ def _planned(
         max_audio_s=config.max_audio_s,
         timeout_s=config.decode_timeout_s,
     ) as pool:
-        is_new = config.overwrite or not (config.dataset_dir / MANIFEST_NAME).exists()
+        with output_errors(config.local_dir):
+            is_new = not output.exists() or config.overwrite
         if is_new and is_local:
             pool.start()
         loaded = load_tokenizers(config, inputs, image_tokenizer, speech_tokenizer)
         plan = Plan(config, inputs, loaded)
-        with disk_errors(config.dataset_dir):
+        with output_errors(config.local_dir):
             yield plan, pool
 
 
-def _run_all(plan: Plan, state: JobState, pool: DecodePool) -> JobResult:
+def _run_all(
+    plan: Plan, state: JobState, publisher: Publisher, pool: DecodePool, todo: list[int]
+) -> JobResult:
     """Encode what is left, and write the dataset."""
-    todo = plan.left(state)
-    publisher = Publisher(plan, state, todo)
     local = _LocalRun(plan, state)
     with local.bar(*_progress(plan, todo)):
         publisher.advance()
@@ -203,18 +212,19 @@ def _progress(plan: Plan, todo: list[int]) -> tuple[int, int]:
     return num_inputs, num_inputs - plan.inputs.expected(todo)
 
 
-def _run_on_cluster(plan: Plan, state: JobState, cluster: Cluster) -> JobResult:
+def _run_on_cluster(
+    plan: Plan,
+    state: JobState,
+    publisher: Publisher,
+    cluster: AbstractContextManager[Cluster | None],
+    todo: list[int],
+) -> JobResult:
     """Encode what is left on a cluster, and write the dataset."""
-    todo = plan.left(state)
-    publisher = Publisher(plan, state, todo)
     publisher.advance()
     counts: Counter[str] = Counter()
-    with (
-        cluster if todo else nullcontext(),
-        _bar(plan, *_progress(plan, todo)) as bar,
-    ):
+    with cluster as workers, _bar(plan, *_progress(plan, todo)) as bar:
         begin_s = time.monotonic()
-        for done in cluster.encode(todo) if todo else ():
+        for done in workers.encode(todo) if workers is not None else ():
             state.write_chunk(*done)
             publisher.advance(done.number)
             counts.update(done.tally.raw(has_speech=True), refused=len(done.tally.rejects))

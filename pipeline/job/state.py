@@ -92,14 +92,12 @@ class Tally:
 
 
 class JobState:
-    """Job folder of one dataset.
-
-    Chunks of another `Plan.job_id`, which a process that outlived its job may write, are not seen.
-    """
+    """Job folder of one dataset; chunks of a job with another `Plan.job_id` are not seen."""
 
     def __init__(self, dataset_dir: Path, job_id: str = "") -> None:
         self.dataset_dir = dataset_dir
         self.dir = dataset_dir / JOB_DIR_NAME
+        self.job_id = job_id
         self._suffix = f"-{job_id}" if job_id else ""
 
     @property

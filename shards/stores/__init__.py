@@ -131,14 +131,14 @@ def read_url(url: str, max_bytes: int) -> bytes:
     def read() -> bytes:
         store, path = store_of(url)
         if not _is_http(url):
-            _check_size(url, store.info(path)["size"], max_bytes)
+            check_size(url, store.info(path)["size"], max_bytes)
             return store.cat_file(path)
         data = bytearray()
         # With these sizes the file is streamed by one request, even if its length is unknown.
         with store.open(path, "rb", block_size=0, size=1) as file:
             while block := file.read(_BLOCK_BYTES):
                 data += block
-                _check_size(url, len(data), max_bytes)
+                check_size(url, len(data), max_bytes)
         return bytes(data)
 
     return tried(url, read)
@@ -241,7 +241,8 @@ def _stored(url: str, info: dict[str, Any]) -> StoredFile:
     return StoredFile(url=url, size_bytes=info.get("size"), version=versions[0] if versions else "")
 
 
-def _check_size(url: str, size_bytes: int, max_bytes: int) -> None:
+def check_size(url: str, size_bytes: int, max_bytes: int) -> None:
+    """Raise `StoreError` for a file that is too large to be read."""
     if size_bytes > max_bytes:
         raise StoreError(
             f"{shown_url(url)}: {size_bytes:,} bytes; files over {max_bytes:,} are not read"

@@ -10,6 +10,7 @@ from typing import Any
 from im2sp.shards.stores import (
     StoredFile,
     StoreError,
+    check_size,
     check_url,
     join_url,
     shown_url,
@@ -106,6 +107,25 @@ def remove_urls(urls: list[str]) -> None:
                 store.rm_file(remote)
 
         tried(url, remove, "removed")
+
+
+def find_bytes(url: str, max_bytes: int) -> bytes | None:
+    """Content of an object; None if there is none.
+
+    Raises:
+        StoreError: The store cannot be read, or the object is larger than `max_bytes`.
+    """
+
+    def find() -> bytes | None:
+        store, remote = store_of(url)
+        store.invalidate_cache()
+        try:
+            check_size(url, store.info(remote)["size"], max_bytes)
+            return store.cat_file(remote)
+        except FileNotFoundError:
+            return None
+
+    return tried(url, find)
 
 
 def list_folder(url: str) -> dict[str, StoredFile]:

@@ -31,18 +31,23 @@ def write_card(dataset_dir: Path, manifest: Manifest) -> bool:
         True if it was written. The same manifest gives the same bytes.
     """
     path = dataset_dir / CARD_NAME
-    if path.is_symlink() or (path.exists() and not _is_own(path)):
+    if path.is_symlink():
+        return False
+    try:
+        if path.exists() and not is_own_card(read_regular(path)):
+            return False
+    except OSError:
         return False
     with atomic_file(path) as file:
         file.write(card(manifest).encode())
     return True
 
 
-def _is_own(path: Path) -> bool:
-    """True if im2sp wrote the file and nobody has edited it."""
+def is_own_card(data: bytes) -> bool:
+    """True if im2sp wrote the content of a `README.md` and nobody has edited it."""
     try:
-        text = read_regular(path).decode()
-    except (OSError, UnicodeDecodeError):
+        text = data.decode()
+    except UnicodeDecodeError:
         return False
     found = _MARK.search(text)
     return found is not None and _sealed(text.replace(found[1], _ZEROS, 1)) == text

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from im2sp.shards.manifest import (
     REJECTS_NAME,
     Manifest,
 )
+from im2sp.shards.stores import as_url, is_url, shown_url
 from im2sp.shards.writing.card import write_card
 
 PARTS_DIR = ".im2sp-parts"
@@ -138,8 +139,34 @@ def join_parts(out: str | Path, settings: Mapping[str, Any] | None = None) -> Ma
         ShardError: A part is missing or damaged, or the parts differ in columns or settings.
     """
     out = Path(out)
-    parts_dir = out / PARTS_DIR
-    parts = _finished_parts(parts_dir)
+
+    def size_of(name: str) -> int | None:
+        path = out / name
+        return path.stat().st_size if path.is_file() else None
+
+    manifest, rejects = joined(out, size_of, settings)
+    with atomic_file(out / REJECTS_NAME) as file:
+        file.write(rejects)
+    write_card(out, manifest)
+    manifest.write(out)
+    shutil.rmtree(out / PARTS_DIR, ignore_errors=True)
+    return manifest
+
+
+def joined(
+    out: Path, size_of: Callable[[str], int | None], settings: Mapping[str, Any] | None = None
+) -> tuple[Manifest, bytes]:
+    """Manifest and rejects of the dataset that the parts in a folder make; nothing is written.
+
+    Args:
+        out: Folder of the parts.
+        size_of: Function that returns the size of a shard in bytes; None if it is missing.
+        settings: As for `join_parts`.
+
+    Raises:
+        ShardError: As for `join_parts`.
+    """
+    parts = _finished_parts(out / PARTS_DIR)
     shared = parts[0].shared
     for number, part in enumerate(parts):
         for name in shared:
@@ -149,20 +176,13 @@ def join_parts(out: str | Path, settings: Mapping[str, Any] | None = None) -> Ma
                     f"{str(shared[name])[:80]} as in part 0; write it again"
                 )
         for shard in part.shards:
-            path = out / shard.file
-            if not path.is_file() or path.stat().st_size != shard.size_bytes:
+            if size_of(shard.file) != shard.size_bytes:
                 raise ShardError(
-                    f"{path}: missing, or not of {shard.size_bytes} bytes; write part {number} "
-                    "again"
+                    f"{out / shard.file}: missing, or not of {shard.size_bytes} bytes; write part "
+                    f"{number} again"
                 )
     rejects = "".join(json.dumps(row) + "\n" for part in parts for row in part.rejects).encode()
-    with atomic_file(out / REJECTS_NAME) as file:
-        file.write(rejects)
-    manifest = _manifest_of(parts, rejects, settings or {})
-    write_card(out, manifest)
-    manifest.write(out)
-    shutil.rmtree(parts_dir, ignore_errors=True)
-    return manifest
+    return _manifest_of(parts, rejects, settings or {}), rejects
 
 
 def _finished_parts(parts_dir: Path) -> list[Part]:
@@ -220,6 +240,11 @@ def _manifest_of(parts: list[Part], rejects: bytes, settings: Mapping[str, Any])
 
 
 def check_new(out: Path) -> None:
-    """Refuse a folder that holds a dataset."""
+    """Refuse a URL, and a folder that holds a dataset."""
+    if is_url(out):
+        raise ShardError(
+            f"{shown_url(as_url(out))}: datasets are written to folders; write to one, and copy it "
+            "to the store, dataset.json last"
+        )
     if (out / MANIFEST_NAME).exists():
         raise ShardError(f"{out}: holds a {MANIFEST_NAME}; choose another folder, or remove it")

@@ -167,6 +167,19 @@ def test_the_output_folder_is_held(tmp_path: Path, capsys: pytest.CaptureFixture
         assert capsys.readouterr().err == f"prog: --out {place}: {what}\n"
 
 
+def test_a_url_is_no_folder_to_write(capsys: pytest.CaptureFixture[str]) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Writing(Base):
+        """Write."""
+
+        out: Path
+        """Folder."""
+
+    assert run_command("prog", Writing, done, ["--out", "s3://me:word@b/x"]) == 2
+    assert capsys.readouterr().err == "prog: --out s3://b/x: not a folder or file\n"
+    assert not Path("s3:").exists()
+
+
 def test_a_full_disk_under_torch_save_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     def fail(_: Config) -> None:
         try:

@@ -19,7 +19,7 @@ class Site:
         self.files: dict[str, bytes] = {}
         self.faults: dict[str, list[int | str]] = {}
         """Of a path ("x") or a request ("PUT x"), in turn: a status, "cut" (the connection is
-        dropped halfway) or "endless"."""
+        dropped halfway), "drop" (it is dropped after the work, without an answer) or "endless"."""
         self.requests: Counter[str] = Counter()
 
 
@@ -39,6 +39,9 @@ class _Handler(BaseHTTPRequestHandler):
             status, headers, data = fault[0], {}, b"no"
         else:
             status, headers, data = self.answer(path, body)
+        if fault == ["drop"]:
+            self.close_connection = True
+            return
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)

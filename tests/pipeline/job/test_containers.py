@@ -16,9 +16,9 @@ from im2sp.pipeline.job import inputs as job_inputs
 from im2sp.pipeline.job.config import JobConfig, JobError
 from im2sp.pipeline.job.plan import list_inputs
 from im2sp.pipeline.job.run import run_job, run_part
-from im2sp.pipeline.job.summary import part_json, part_summary, summary, summary_json
 from im2sp.pipeline.sources import SourceError, several
 from im2sp.pipeline.sources.several import find_containers
+from im2sp.pipeline.summary import part_json, part_summary, summary, summary_json
 from im2sp.shards import ShardDataset
 from support.kills import PLACES, Killed, stop_at, was_killed
 from support.sources import png_bytes, write_tar

@@ -14,7 +14,7 @@ from im2sp.pipeline.job.plan import Tokenizers
 from im2sp.pipeline.job.publish import Publisher
 from im2sp.pipeline.job.run import JobConfig, run_job, run_part
 from im2sp.pipeline.job.state import JobError, JobState
-from im2sp.pipeline.job.summary import part_json, part_summary
+from im2sp.pipeline.summary import part_json, part_summary
 from im2sp.shards import Manifest
 from support.kills import PLACES, Died, Killed, stop_at, was_killed
 

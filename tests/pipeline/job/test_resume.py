@@ -12,8 +12,8 @@ import pytest
 
 from im2sp.pipeline.job.run import JobConfig, run_job
 from im2sp.pipeline.job.state import JobError
-from im2sp.pipeline.job.summary import summary
 from im2sp.pipeline.sources import SourceError
+from im2sp.pipeline.summary import summary
 from im2sp.shards import files, verify_dataset
 from support.kills import PLACES, Died, Killed, stop_at, was_killed
 

@@ -12,7 +12,7 @@ from im2sp.pipeline.decoding.images import read_image
 from im2sp.pipeline.decoding.views import VIEWS
 from im2sp.pipeline.image_tokenizer.tokenizer import ImageTokenizer
 from im2sp.pipeline.job.run import JobConfig, run_job
-from im2sp.pipeline.job.summary import summary, summary_json
+from im2sp.pipeline.summary import summary, summary_json
 from im2sp.shards import ShardDataset, verify_dataset
 
 PACKED = {"layout": "webdataset", "samples_per_member": 3}

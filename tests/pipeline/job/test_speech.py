@@ -12,7 +12,7 @@ from im2sp.pipeline.job import encode as job_encode
 from im2sp.pipeline.job import run as job
 from im2sp.pipeline.job.run import JobConfig, run_job
 from im2sp.pipeline.job.state import JobError
-from im2sp.pipeline.job.summary import summary, summary_json
+from im2sp.pipeline.summary import summary, summary_json
 from im2sp.shards import (
     ShardDataset,
     ShardError,

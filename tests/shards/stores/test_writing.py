@@ -100,7 +100,7 @@ def test_a_cut_copy_is_put_again(memory, path, monkeypatch):
 def test_objects_of_s3(bucket, path):
     check_store(bucket.url, path)
     name = f"{bucket.url[5:]}/x"
-    for fault in (503, "cut"):
+    for fault in (503, "drop"):
         bucket.site.faults[f"PUT {name}"] = [fault]
         put_file(path, f"{bucket.url}/x")
         assert bucket.site.faults == {f"PUT {name}": []}

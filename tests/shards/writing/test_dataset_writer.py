@@ -248,6 +248,14 @@ def test_folders_that_hold_something(tmp_path: Path) -> None:
 # Failures -----------------------------------------------------------------------------------------
 
 
+def test_a_url_is_no_folder():
+    columns = {"url": "string"}
+    match = r"^s3://b/x: datasets are written to folders; write to one, and copy it to"
+    with pytest.raises(ShardError, match=match), DatasetWriter("s3://b/x", columns=columns):
+        pass
+    assert not Path("s3:").exists()
+
+
 @pytest.mark.parametrize("num_rows", [0, 1, 39, 40, 41, 85])
 def test_a_failed_writer_leaves_nothing(tmp_path: Path, num_rows: int) -> None:
     (tmp_path / "notes.txt").write_text("mine")

@@ -1,8 +1,10 @@
 """Summary of a tokenize job."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from im2sp.pipeline.decoding.audio import SAMPLE_RATE_HZ
@@ -10,12 +12,13 @@ from im2sp.pipeline.job.run import JobResult, PartResult, RunResult
 from im2sp.shards import MANIFEST_NAME, REJECTS_NAME
 from im2sp.shards.codebook import table_bytes
 from im2sp.shards.errors import counted, shown
+from im2sp.shards.stores import copy_url, is_url, join_url
 
 _RAW_IMAGE_BITS = 224 * 224 * 24
 _RAW_SAMPLE_BITS = 16
 
 
-def summary_json(dataset_dir: Path, result: JobResult) -> str:
+def summary_json(dataset_dir: Path | str, result: JobResult) -> str:
     """Return the summary as one JSON object; figures as in `summary`."""
     manifest = result.manifest
     return json.dumps(
@@ -41,8 +44,14 @@ def summary_json(dataset_dir: Path, result: JobResult) -> str:
     )
 
 
-def summary(source: str, dataset_dir: Path, result: JobResult) -> str:
-    """Return a few lines: inputs read, refused and ignored, and output written."""
+def summary(source: str, dataset_dir: Path | str, result: JobResult) -> str:
+    """Return a few lines: inputs read, refused and ignored, and output written.
+
+    Args:
+        source: Name of the source.
+        dataset_dir: Folder of the dataset, or its URL as text.
+        result: Result of the job.
+    """
     manifest, inputs = result.manifest, result.inputs
     lines = [
         f"read      {counted(_num_inputs(result), 'input')} of {source} ({inputs.kind})"
@@ -51,7 +60,7 @@ def summary(source: str, dataset_dir: Path, result: JobResult) -> str:
     lines.append(f"refused   {manifest.num_rejects:,}")
     if manifest.num_rejects:
         reasons = "reason" if manifest.num_rejects == 1 else "reasons"
-        lines[-1] += f", listed with {reasons} in {dataset_dir / REJECTS_NAME}"
+        lines[-1] += f", listed with {reasons} in {os.path.join(dataset_dir, REJECTS_NAME)}"
     if ignored := _ignored(result):
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in ignored.items())
         lines.append(f"ignored   {counted(sum(ignored.values()), 'file')} ({kinds})")
@@ -94,7 +103,7 @@ def _ignored(result: JobResult) -> dict[str, int]:
     return dict(result.inputs.ignored) | ({"in containers": in_containers} if in_containers else {})
 
 
-def part_json(dataset_dir: Path, part: str, result: PartResult) -> str:
+def part_json(dataset_dir: Path | str, part: str, result: PartResult) -> str:
     """Return the summary of a part as one JSON object; figures as in `part_summary`."""
     return json.dumps(
         {
@@ -181,10 +190,17 @@ def _an(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
-def size_bytes(dataset_dir: Path, result: JobResult) -> int:
-    """Bytes on disk of all but the codebook, which a dataset has once."""
-    names = [MANIFEST_NAME, REJECTS_NAME]
-    paths = [dataset_dir / name for name in names]
+def size_bytes(dataset_dir: Path | str, result: JobResult) -> int:
+    """Bytes on disk or in a store of all but the codebook, which a dataset has once."""
+    if isinstance(dataset_dir, str) and is_url(dataset_dir):
+        with TemporaryDirectory() as folder:
+            copies = Path(folder)
+            names = (MANIFEST_NAME, REJECTS_NAME, result.manifest.codebook_file)
+            for name in filter(None, names):
+                copy_url(join_url(dataset_dir, name), copies / name)
+            return size_bytes(copies, result)
+    dataset_dir = Path(dataset_dir)
+    paths = [dataset_dir / name for name in (MANIFEST_NAME, REJECTS_NAME)]
     files = sum(path.stat().st_size for path in paths if path.is_file())
     files += table_bytes(result.manifest.files(dataset_dir), result.manifest)
     return files + sum(shard.size_bytes for shard in result.manifest.shards)
