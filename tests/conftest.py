@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,17 @@ def pytest_collection_modifyitems(config, items):
         if not torch.cuda.is_available():
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Run tests on the CPU, also where there is a GPU, except those marked `cuda`."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not item.get_closest_marker("cuda"):
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")  # for programs that a test starts
+            if "torch" in sys.modules:
+                patch.setattr("torch.cuda.is_available", lambda: False)
+        return (yield)
 
 
 @pytest.fixture(scope="session")

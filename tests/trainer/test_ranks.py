@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 
@@ -39,3 +41,9 @@ def test_the_end_of_another_process_is_one_line(monkeypatch):
         ranks.init_distributed("cpu"),
     ):
         pass
+
+
+def test_a_test_without_the_mark_cuda_runs_on_the_cpu():
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    with ranks.init_distributed(None) as found:
+        assert found.device == torch.device("cpu")

@@ -5,12 +5,13 @@ after it (projection, decoder, loss, generation) is code of transformers with th
 `Im2SpModel`.
 """
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, GitConfig, GitForCausalLM
+from transformers import GenerationConfig, GitConfig, GitForCausalLM, GitModel
 
 from im2sp.trainer.model import DECODER_EPS, PROJECTION_EPS, Im2SpModel
 from im2sp.trainer.published import GIT_NAMES, GIT_PARAMETERS, GIT_QKV, PROJECTION_NAMES
@@ -82,8 +83,23 @@ def git_from(model: Im2SpModel) -> GitForCausalLM:
     unused = reference.load_state_dict(git_state_dict(model), strict=False).unexpected_keys
     assert not unused, unused
     reference.git.image_encoder = UnitsEncoder(model)  # pyright: ignore[reportAttributeAccessIssue]
+    if "position_ids + past_key_values_length" in inspect.getsource(GitModel.forward):
+        reference.git.embeddings.register_forward_pre_hook(_count_text_only, with_kwargs=True)
     torch.nn.Module.to(reference, next(model.parameters()).device)
     return reference.train(model.training)
+
+
+def _count_text_only(
+    _module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Undo that transformers 5.17 adds the length of the cache to positions of the text.
+
+    Its positions of generated tokens then lie beyond the table. Later versions do not add it.
+    """
+    past = options["past_key_values_length"]
+    if past and options["input_ids"].shape[1] == 1:
+        options["position_ids"] = options["position_ids"] - past
+    return args, options
 
 
 def git_loss(reference: GitForCausalLM, images: Tensor, tokens: Tensor, pad: int) -> Tensor:
