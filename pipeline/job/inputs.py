@@ -46,6 +46,7 @@ from im2sp.pipeline.sources.items import (
     reject_long_lists,
 )
 from im2sp.pipeline.sources.several import Container, shown_source, with_prefix
+from im2sp.shards.errors import counted
 from im2sp.shards.stores import is_url
 from im2sp.shards.writing.parts import MAX_PARTS
 
@@ -94,7 +95,7 @@ class ListedInputs:
     """Inputs of one listing.
 
     Attributes:
-        kind: Kind of the source.
+        kind: Kind of the source, for the summary.
         notes: Unused parts of the source, a sentence each.
         ignored: Counts of files that are not candidates, by suffix.
         unit: Noun for what `count` counts.
@@ -201,12 +202,9 @@ class ContainerChunk:
             except SourceError as error:
                 listing = SourceListing(kind="", items=[self._refused(error)], ignored={})
             items = listing.items if self.only is None else narrowed_items(listing.items, self.only)
-            num_ignored = sum(listing.ignored.values())
-            yield OpenChunk(
-                items=[self._checked(item) for item in items] if self.missing else items,
-                tally=Tally(num_inputs=len(items), num_ignored=num_ignored),
-                notes=listing.notes,
-            )
+            tally = Tally(num_inputs=len(items), num_ignored=sum(listing.ignored.values()))
+            items = [self._checked(item) for item in items] if self.missing else items
+            yield OpenChunk(items=items, tally=tally, notes=listing.notes)
 
     def _listed(self, stack: ExitStack) -> SourceListing:
         container = self.container
@@ -255,6 +253,9 @@ class ContainerChunk:
 class ContainerInputs:
     """Inputs of many containers, each of which is one chunk; attributes as of `ListedInputs`.
 
+    Attributes:
+        first: Name of the container that decides the columns.
+
     Args:
         containers: The containers, in order.
         ignored: Counts of the files beside them, by suffix.
@@ -278,15 +279,16 @@ class ContainerInputs:
         self._options = SourceOptions(columns=config.column_names())
         self._missing: dict[str, str] = {}
         kinds = dict.fromkeys(os.path.splitext(one.name)[1][1:].lower() for one in containers)
-        self.kind = "+".join(kinds)
-        size_bytes, num_inputs = self._find_columns(config.sources_name)
+        self._kind = "+".join(kinds)
+        self.kind = f"{self._kind}, {counted(len(containers), 'container')}"
+        size_bytes, num_inputs = self._find_columns(config)
         self._sizes = np.fromiter((one.size_bytes for one in containers), np.int64)
         share = self._sizes / size_bytes if size_bytes and self._sizes.all() else 1.0
         counts = np.maximum(num_inputs * share, 1).round().astype(np.int64)
         self._expected = np.broadcast_to(counts, self._sizes.shape)
         self.shards = _grouped(self._expected, config.chunks_per_shard * job_config.CHUNK_SIZE)
 
-    def _find_columns(self, sources_name: str) -> tuple[int, int]:
+    def _find_columns(self, config: JobConfig) -> tuple[int, int]:
         """Find the first usable container, which decides; its size in bytes and its inputs."""
         refused: list[SourceItem] = []
         for number, container in enumerate(self._containers):
@@ -304,11 +306,11 @@ class ContainerInputs:
                     for kind, is_there in held.items()
                     if not is_there
                 }
+                self.first = container.name
                 return container.size_bytes, len(chunk.items)
-        first = refused[0] if refused else None
-        detail = f" (the first: {first.name}: {first.error})" if first else ""
+        detail = "".join(f" (the first: {one.name}: {one.error})" for one in refused)
         raise SourceError(
-            f"{sources_name}: no input of its {len(self._containers):,} containers can be "
+            f"{config.sources_name}: no input of its {len(self._containers):,} containers can be "
             f"used{detail}"
         )
 
@@ -325,12 +327,9 @@ class ContainerInputs:
                 container = self._containers[chunk]
                 row = [container.prefix, container.name, container.size_bytes, shard]
                 digest.update(json.dumps(row).encode() + b"\n")
-        chosen = {"only": self._only, "columns": dict(self._options.columns)}
-        return {
-            "kind": self.kind,
-            "num_containers": len(self._containers),
-            "sha256": digest.hexdigest(),
-        } | {name: value for name, value in chosen.items() if value}
+        num, chosen = len(self._containers), {"only": self._only, "columns": self._options.columns}
+        found = {"kind": self._kind, "num_containers": num, "sha256": digest.hexdigest()}
+        return found | {name: value for name, value in chosen.items() if value}
 
     def chunk(self, number: int) -> ContainerChunk:
         """Return a chunk."""

@@ -31,6 +31,7 @@ from im2sp.pipeline.sources import (
 )
 from im2sp.pipeline.sources.items import SourceError, narrowed
 from im2sp.pipeline.sources.several import find_containers, shown_source
+from im2sp.shards.errors import counted, log
 from im2sp.shards.stores import is_url
 
 if TYPE_CHECKING:
@@ -157,7 +158,14 @@ def list_inputs(config: JobConfig) -> Inputs:
     paths = [path for path in resolved.paths if path is not None]
     for path in paths:
         check_options(path, options, is_folder=False)
-    return ContainerInputs(find_containers(paths), resolved.ignored, config)
+    inputs = ContainerInputs(find_containers(paths), resolved.ignored, config)
+    if not config.quiet:
+        held = {"images": inputs.has_images, "speech": inputs.has_speech}
+        log(
+            f"{counted(len(paths), 'container')}, listed one by one (--per-container); the first, "
+            f"{inputs.first}, decides what is encoded: {' and '.join(k for k in held if held[k])}"
+        )
+    return inputs
 
 
 def _is_per_container(config: JobConfig, sources: Sequence[str | None]) -> bool:

@@ -262,12 +262,20 @@ def find_containers(paths: Sequence[str]) -> list[Container]:
     refuse_repeated(paths)
     names = prefixes(paths) if len(paths) > 1 else [""]
     _check_prefixes(names)
+    containers: list[Container] = []
     with ThreadPoolExecutor(_STATS_AT_ONCE) as threads:
-        statuses = threads.map(_status, paths)
-        return [
-            Container(path=path, prefix=prefix, size_bytes=size_bytes, version=version)
-            for path, prefix, (size_bytes, version) in zip(paths, names, statuses, strict=True)
-        ]
+        for start in range(0, len(paths), _STATS_AT_ONCE):
+            end = start + _STATS_AT_ONCE
+            # A store answers slowly, a disk at once.
+            run = threads.map if any(map(is_url, paths[start:end])) else map
+            statuses = run(_status, paths[start:end])
+            for path, prefix, (size_bytes, version) in zip(
+                paths[start:end], names[start:end], statuses, strict=True
+            ):
+                containers.append(
+                    Container(path=path, prefix=prefix, size_bytes=size_bytes, version=version)
+                )
+    return containers
 
 
 def _status(path: str) -> tuple[int, str]:

@@ -21,6 +21,7 @@ from im2sp.pipeline.sources.several import find_containers
 from im2sp.pipeline.summary import part_json, part_summary, summary, summary_json
 from im2sp.shards import ShardDataset
 from support.kills import PLACES, Killed, stop_at, was_killed
+from support.servers import web_server
 from support.sources import png_bytes, write_tar
 
 pytestmark = pytest.mark.usefixtures("inline_pool", "small_chunks", "no_fsync")
@@ -149,7 +150,7 @@ def test_broken_containers_are_rejects(config, tokenizers, expected, tmp_path):
     result = run_job(replace(config, dataset_dir=tmp_path / "whole"), *tokenizers)
     assert result.was_finished
     text = summary("the tars", tmp_path / "whole", result)
-    assert "read      29 inputs of the tars (tar); already done" in text
+    assert "read      29 inputs of the tars (tar, 7 containers); already done" in text
     assert "ignored   4 files (4 in containers)" in text
     assert json.loads(summary_json(tmp_path / "whole", result))["num_inputs"] == 29
 
@@ -337,6 +338,17 @@ def test_memory_of_the_plan_depends_on_the_number_of_containers_alone(tmp_path):
     assert inputs.unit == "container"
 
 
+def test_the_command_says_how_it_lists(many, tokenize, tmp_path):
+    code, out, err = tokenize(many, "--out", tmp_path / "out")
+    assert code == 0
+    assert (
+        "40 containers, listed one by one (--per-container); the first, 00.tar, decides what is "
+        "encoded: images\n"
+    ) in err
+    assert "40/40" in err
+    assert out.startswith(f"read      40 inputs of {many} (tar, 40 containers); encoded 40 in")
+
+
 # Containers in a store ----------------------------------------------------------------------------
 
 
@@ -372,6 +384,39 @@ def test_a_container_that_is_missing_is_found_before(config, tokenizers, stored)
     with pytest.raises(SourceError, match=r"is not read from a store together with other kinds"):
         run_job(replace(config, source=stored, per_container="no"), *tokenizers)
     assert not config.dataset_dir.exists()
+
+
+def test_containers_on_a_web_server(config, tokenizers, tars, expected, files_of, monkeypatch):
+    monkeypatch.setattr("im2sp.shards.stores.RETRY_WAITS_S", (0, 0, 0))
+    with web_server() as site:
+        for path in tars.iterdir():
+            site.files[f"tars/{path.name}"] = path.read_bytes()
+        site.faults["GET tars/01.tar"] = ["cut", 503]
+        url = f"{site.url.replace('://', '://user:secret@')}/tars/{{00..06}}.tar?key=secret"
+        config = replace(config, source=url, per_container="auto")
+        run_job(config, *tokenizers)
+    assert files_of(config.dataset_dir) == expected
+
+
+def test_a_container_that_cannot_be_copied_is_a_reject(config, tokenizers, tars, monkeypatch):
+    monkeypatch.setattr("im2sp.shards.stores.RETRY_WAITS_S", ())
+    with web_server() as site:
+        for path in tars.iterdir():
+            site.files[f"tars/{path.name}"] = path.read_bytes()
+        site.faults["GET tars/04.tar"] = [503]
+        url = f"{site.url}/tars/{{00..06}}.tar?key=secret"
+        run_job(replace(config, source=url), *tokenizers)
+    assert ("04.tar", "cannot be read: status 503") in rejects_of(config.dataset_dir)
+
+
+@pytest.mark.s3
+def test_containers_in_s3(bucket, config, tokenizers, tars, expected, files_of):
+    store = fsspec.filesystem("s3")
+    for path in tars.iterdir():
+        store.put_file(str(path), f"{bucket.url}/tars/{path.name}")
+    bucket.site.faults[f"GET {bucket.url[5:]}/tars/01.tar"] = [503, "cut"]
+    run_job(replace(config, source=f"{bucket.url}/tars/*.tar", per_container="auto"), *tokenizers)
+    assert files_of(config.dataset_dir) == expected
 
 
 def test_a_full_disk_of_copies_ends_the_run_and_refuses_nothing(
