@@ -34,6 +34,9 @@ RECIPES = [
     for data in ("coco", "flickr8k")
     for target in ("text", "speech")
 ]
+PIXEL_RECIPES = [
+    ROOT / "docs/recipes" / f"pixels-{name}.toml" for name in ("git", "clip", "classifier")
+]
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def miniature(tmp_path, monkeypatch):
     make_data(tmp_path / "data")
     make_weights(tmp_path / "weights")
     make_hub(tmp_path / "hf/hub")
-    make_recipes(tmp_path / "docs/recipes", RECIPES)
+    make_recipes(tmp_path / "docs/recipes", [*RECIPES, *PIXEL_RECIPES])
     make_caption_programs(tmp_path / "packages")
     install_flite(tmp_path / "bin", monkeypatch)
     stand_in_java(tmp_path / "bin", JAVA)
@@ -121,7 +124,11 @@ def check_runs(runs):
     config = tomllib.loads((runs / "coco-speech/config.toml").read_text())
     assert (config["freeze"], config["init_from"]) == ("image", "runs/coco-text")
     assert (runs / "coco-text/text.model").read_bytes()[:1] == b"{"
-    for name in ("coco-no-transfer", "coco-no-git", "coco-224-text"):
+    pixels = ("pixels-git", "pixels-clip", "pixels-classifier")
+    for name in pixels:
+        state = json.loads((runs / name / "step-000004/state.json").read_text())
+        assert state["tokenizers"]["image"]["input"] == "pixels"
+    for name in ("coco-no-transfer", "coco-no-git", "coco-224-text", *pixels):
         assert (runs / name / "step-000004/model.safetensors").is_file()
 
 
@@ -150,3 +157,15 @@ def test_the_recipes_are_settings_of_a_training(path, tmp_path):
     assert (config.batch_size, config.learning_rate, config.best_by) == (64, 5e-5, "bleu")
     assert "--recipe=paper" in with_files([f"--config={path}"])
     assert MINIATURE.keys() <= vars(config).keys()
+
+
+@pytest.mark.parametrize("path", PIXEL_RECIPES, ids=lambda path: path.stem)
+def test_the_recipes_of_pixels_are_settings_of_a_training(path, tmp_path):
+    from im2sp.trainer.cli import _parse
+
+    config = _parse([f"--config={path}", "--shards=a", "--images=b", f"--out={tmp_path}"])
+    assert (config.recipe, config.preset, config.input) == ("paper", "base", "pixels")
+    is_git = path.stem == "pixels-git"
+    assert config.freeze == ("image" if is_git else "none")
+    assert config.init_from == (config.image_encoder if is_git else None)
+    assert f"im2sp-train --config docs/recipes/{path.name} --shards " in path.read_text("utf-8")

@@ -272,7 +272,8 @@ def _check_sizes(config: TrainConfig, units: Units, origin: Im2SpModel) -> None:
             " give the same --input and --image-encoder to both"
         )
     found = (origin.config.encoder, origin.config.decoder)
-    if config.preset is not None and found != PRESETS[config.preset]:
+    preset = PRESETS.get(config.preset or "", found)
+    if found != preset and (units.features is None or found[1] != preset[1]):
         raise ValueError(
             f"--preset {config.preset}: {config.init_from} has other sizes, {found}; omit --preset"
         )

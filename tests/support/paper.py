@@ -28,6 +28,7 @@ from support.hub import cached_repository
 from support.hubert import clip, km_bytes, make_centroids, make_hubert, save_folder
 from support.published import original_state_dict, timm_state_dict
 from support.speech_sources import karpathy_image, write_karpathy, write_spoken_coco
+from support.teachers import make_teacher
 from support.training import git_tokenizer
 from support.vocoder import make_config, random_generator, save_published
 
@@ -147,6 +148,14 @@ def make_hub(cache: Path) -> None:
     folder = cached_repository(cache, "microsoft/git-large")
     git_from(git).save_pretrained(folder, state_dict=git_state_dict(git))
     (folder / "tokenizer.json").write_bytes(git_tokenizer(120))
+    mini = git.config.decoder
+    sizes = {"hidden_size": mini.width, "num_hidden_layers": mini.depth}
+    sizes |= {"num_attention_heads": mini.heads, "intermediate_size": mini.mlp_width}
+    folder = cached_repository(cache, "microsoft/git-large-coco")
+    make_teacher(folder, "git", vocab_size=120, **sizes)
+    (folder / "tokenizer.json").write_bytes(git_tokenizer(120))
+    make_teacher(cached_repository(cache, "openai/clip-vit-large-patch14"), "clip")
+    make_teacher(cached_repository(cache, "google/vit-large-patch16-224"), "classifier")
     folder = cached_repository(cache, "facebook/wav2vec2-large-960h-lv60-self")
     folder.rmdir()
     make_ctc_model(folder)

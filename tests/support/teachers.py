@@ -5,8 +5,15 @@ from pathlib import Path
 import torch
 
 
-def make_teacher(folder: Path, kind: str = "vit", seed: int = 0) -> Path:
-    """Save a model of images of 28 pixels and its image processor."""
+def make_teacher(folder: Path, kind: str = "vit", seed: int = 0, **decoder: int) -> Path:
+    """Save a model of images of 28 pixels and its image processor.
+
+    Args:
+        folder: The folder.
+        kind: vit, classifier, clip, git or resnet.
+        seed: Random seed.
+        decoder: Settings of GIT's decoder.
+    """
     import transformers
 
     torch.manual_seed(seed)
@@ -17,13 +24,8 @@ def make_teacher(folder: Path, kind: str = "vit", seed: int = 0) -> Path:
     elif kind == "classifier":
         model = transformers.ViTForImageClassification(transformers.ViTConfig(**vision))
     elif kind == "git":
-        config = transformers.GitConfig(
-            vision_config=vision,
-            **stack,
-            intermediate_size=16,
-            vocab_size=110,
-            tie_word_embeddings=True,
-        )
+        sizes = {**stack, "intermediate_size": 16, "vocab_size": 110, **decoder}
+        config = transformers.GitConfig(vision_config=vision, tie_word_embeddings=True, **sizes)
         model = transformers.GitForCausalLM(config)
     elif kind == "clip":
         text = {**stack, "intermediate_size": 16, "vocab_size": 9, "max_position_embeddings": 8}
