@@ -5,14 +5,17 @@ the same job folder as those of the local engine, so a job that was begun by one
 by the other. All nodes need the source and the weights under the same paths, not the output.
 """
 
-import itertools
+import importlib
 import os
 import secrets
-from collections.abc import Iterator
+import socket
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from im2sp.pipeline.job.config import JobConfig, JobError
 from im2sp.pipeline.job.decode_pool import DecodePool, media_of
@@ -26,7 +29,12 @@ CALLS_IN_FLIGHT = 2
 """Chunks submitted to a worker at once, so that it never waits for the driver."""
 MAX_RETRIES = 3
 """Further attempts at a chunk whose worker died."""
+BACKUP_S = 30.0
+"""Age of a chunk from which an idle worker encodes it as well."""
+MAX_SILENCE_S = 6 * 3600
+"""Time without a finished chunk after which the job ends."""
 _ENDING_S = 5
+_CONNECT_S = 10
 _LOCAL_CLUSTER = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -131,6 +139,43 @@ def identity_of(tokenizers: Tokenizers, config: JobConfig) -> dict[str, Any]:
     return found
 
 
+class _Call(NamedTuple):
+    """Call of a worker that has not ended."""
+
+    worker: int
+    chunk: int
+    begin_s: float
+
+
+def _backups(calls: Iterable[_Call], left: set[int], num_workers: int) -> Iterator[tuple[int, int]]:
+    """Idle workers, each with a chunk that another worker has had for long."""
+    calls = list(calls)
+    idle = [worker for worker in range(num_workers) if worker not in {one.worker for one in calls}]
+    copies = Counter(one.chunk for one in calls)
+    oldest = sorted(
+        (one.begin_s, one.chunk)
+        for one in calls
+        if one.chunk in left
+        and copies[one.chunk] == 1
+        and time.monotonic() - one.begin_s > BACKUP_S
+    )
+    return zip(idle, (chunk for _, chunk in oldest), strict=False)
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse an address at which no cluster answers, which would end the process after minutes."""
+    services: Any = importlib.import_module("ray._private.services")
+    try:
+        found = services.canonicalize_bootstrap_address(address)
+        host, _, port = found.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise JobError(
+            f"RAY_ADDRESS={address}: no Ray cluster answers ({error}); start one with `ray start "
+            "--head`, or unset RAY_ADDRESS for workers on this machine alone"
+        ) from None
+
+
 class RayCluster:
     """The workers of a job on a Ray cluster; a context manager, which ends them on exit.
 
@@ -156,6 +201,8 @@ class RayCluster:
             os.environ.update(_LOCAL_CLUSTER)
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         ray = _ray()
+        if address and "://" not in address:
+            _check_reachable(address)
         ray.init(
             address=address or "local",
             log_to_driver=False,
@@ -176,38 +223,60 @@ class RayCluster:
     def encode(self, chunks: list[int]) -> Iterator[EncodedChunk]:
         """Encode chunks, handed out in ascending order; iterate over those that are done.
 
+        A worker that has nothing left to do encodes chunks of others that take long, so neither a
+        worker that hangs nor a lost node without a replacement stops the job.
+
         Raises:
-            JobError: A worker differs from the driver or does not see the source, or a chunk's
-                workers died again and again.
+            JobError: A worker differs from the driver or does not see the source, a chunk's
+                workers died again and again, or all workers hang.
         """
-        ray, plan = _ray(), self._plan
+        ray = _ray()
         self._start(len(chunks))
-        order, owners = iter(chunks), {}
+        waiting, left = deque(chunks), set(chunks)
+        calls: dict[Any, _Call] = {}
 
-        def submit(worker: Any) -> None:
-            for chunk in itertools.islice(order, 1):
-                source = plan.inputs.chunk(chunk)
-                call = worker.encode.remote(chunk, source, source.seen_file)
-                owners[call] = worker, chunk
+        def submit(worker: int, chunk: int) -> None:
+            source = self._plan.inputs.chunk(chunk)
+            actor = self._workers[worker]
+            call = actor.encode.remote(chunk, source, source.seen_file)
+            calls[call] = _Call(worker, chunk, time.monotonic())
 
-        for _ in range(CALLS_IN_FLIGHT):
-            for worker in self._workers:
-                submit(worker)
-        while owners:
-            (done,), _ = ray.wait(list(owners), num_returns=1)
-            worker, chunk = owners.pop(done)
-            try:
-                encoded = ray.get(done)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from None
-            except ray.exceptions.RayActorError:
+        for worker in CALLS_IN_FLIGHT * list(range(len(self._workers))):
+            if waiting:
+                submit(worker, waiting.popleft())
+        last_s = time.monotonic()
+        while left:
+            for done in ray.wait(list(calls), num_returns=1, timeout=BACKUP_S)[0]:
+                call = calls.pop(done)
+                encoded = self._result(done, call.chunk)
+                if waiting:
+                    submit(call.worker, waiting.popleft())
+                if call.chunk in left:
+                    left.remove(call.chunk)
+                    yield encoded
+                    last_s = time.monotonic()
+            for backup in _backups(calls.values(), left, len(self._workers)):
+                submit(*backup)
+            if time.monotonic() - last_s > MAX_SILENCE_S:
                 raise JobError(
-                    f"chunk {chunk} (from {plan.inputs.chunk(chunk).name}): its workers died "
-                    f"{MAX_RETRIES + 1} times; see the logs of Ray; if memory ran out, use fewer "
-                    "--num-workers"
-                ) from None
-            submit(worker)
-            yield encoded
+                    f"no worker has finished a chunk for {MAX_SILENCE_S / 3600:g} h; see `ray "
+                    "status` and the logs of Ray; finished work is kept: run the same command "
+                    "again to resume"
+                )
+
+    def _result(self, call: Any, chunk: int) -> EncodedChunk:
+        """The chunk of a call that has ended."""
+        ray = _ray()
+        try:
+            return ray.get(call)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except ray.exceptions.RayActorError:
+            raise JobError(
+                f"chunk {chunk} (from {self._plan.inputs.chunk(chunk).name}): its workers died "
+                f"{MAX_RETRIES + 1} times; see the logs of Ray; if memory ran out, use fewer "
+                "--num-workers"
+            ) from None
 
     def _start(self, num_chunks: int) -> None:
         """Start one worker for each GPU, or up to `num_workers` on CPUs."""

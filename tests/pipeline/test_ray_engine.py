@@ -1,6 +1,7 @@
 """`im2sp-tokenize --engine ray`; the tests that are marked start a real Ray on this machine."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from im2sp.pipeline import ray_engine
+from im2sp.pipeline.job import config as job_config
 from im2sp.pipeline.job.config import JobError
 from im2sp.pipeline.job.inputs import ListedChunk
 from im2sp.pipeline.job.plan import list_inputs
@@ -140,6 +142,42 @@ class ActorDied(Exception):
     pass
 
 
+@pytest.mark.ray
+def test_a_lost_node_without_a_replacement(tokenize, tmp_path, files_of, monkeypatch):
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        nodes = [cluster.head_node, cluster.add_node(num_cpus=1)]
+        raylets = {node.node_id: node.all_processes["raylet"][0].process.pid for node in nodes}
+        code = f"""
+os.environ["RAY_ADDRESS"] = "{cluster.address}"
+ray_engine.BACKUP_S = 1
+def lose_a_node():
+    import ray
+    del raylets[ray.get_runtime_context().get_node_id()]  # that of the driver
+    os.kill(*raylets.values(), signal.SIGKILL)
+    print("lost")
+raylets = {raylets}
+after(1, lose_a_node)
+"""
+        done = tokenize(tmp_path / "out", "ray", code)
+    finally:
+        cluster.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("lost\n")
+    check_same(tokenize, files_of, tmp_path / "out")
+
+
+@pytest.mark.ray
+def test_an_address_without_a_cluster_is_refused(tokenize, tmp_path):
+    done = tokenize(tmp_path / "out", "ray", "os.environ['RAY_ADDRESS'] = '127.0.0.1:9'")
+    assert done.returncode == 1
+    assert re.search(r"^im2sp-tokenize: RAY_ADDRESS=127.0.0.1:9: no Ray cluster answers \(.*ref"
+                     r"used\); start one with `ray start", done.stderr, re.M)  # fmt: skip
+
+
 class TaskFailed(Exception):
     cause = JobError("a worker on n differs from the driver: torch: 2.12 there, 2.13 now")
 
@@ -174,6 +212,70 @@ def test_failures_are_reported(ray, message, twenty, fake_tokenizer, tmp_path, m
     config = JobConfig(source=twenty, dataset_dir=tmp_path / "out", quiet=True)
     with pytest.raises(JobError, match=message):
         run_job(config, fake_tokenizer, cluster=RayCluster)
+
+
+class FakeRay:
+    """What the engine uses of Ray; workers encode here, but the first `num_hanging` never do."""
+
+    def __init__(self, num_hanging):
+        self.num_hanging, self.results = num_hanging, {}
+        self.exceptions = SimpleNamespace(RayTaskError=TaskFailed, RayActorError=ActorDied)
+
+    def init(self, **_):
+        pass
+
+    shutdown = init
+
+    def cluster_resources(self):
+        return {"CPU": 2}
+
+    def put(self, value):
+        return value
+
+    def remote(self, **_):
+        return lambda actor: SimpleNamespace(remote=lambda *args: self.start(actor(*args)))
+
+    def start(self, worker):
+        self.num_hanging -= 1
+        hangs = self.num_hanging >= 0
+
+        def encode(*args):
+            call = object()
+            if not hangs:
+                self.results[call] = worker.encode(*args)
+            return call
+
+        stop = SimpleNamespace(remote=worker.stop)
+        return SimpleNamespace(encode=SimpleNamespace(remote=encode), stop=stop)
+
+    def wait(self, calls, **_):
+        return [call for call in calls if call in self.results][:1], calls
+
+    def get(self, call):
+        return self.results[call]
+
+
+def hanging_job(monkeypatch, config, tokenizer, num_hanging):
+    ray = FakeRay(num_hanging)
+    monkeypatch.setattr(ray_engine, "_ray", lambda: ray)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(ray_engine, "BACKUP_S", 0)
+    monkeypatch.setattr(job_config, "CHUNK_SIZE", 3)
+    return run_job(config, tokenizer, cluster=RayCluster)
+
+
+def test_chunks_of_a_worker_that_hangs_are_encoded_by_others(
+    twenty, fake_tokenizer, tmp_path, monkeypatch
+):
+    config = JobConfig(source=twenty, dataset_dir=tmp_path / "out", quiet=True, num_workers=2)
+    assert hanging_job(monkeypatch, config, fake_tokenizer, 1).manifest.num_samples == 20
+
+
+def test_a_job_ends_when_all_workers_hang(twenty, fake_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_engine, "MAX_SILENCE_S", 0)
+    config = JobConfig(source=twenty, dataset_dir=tmp_path / "out", quiet=True, num_workers=2)
+    with pytest.raises(JobError, match="no worker has finished a chunk for 0 h; see `ray status`"):
+        hanging_job(monkeypatch, config, fake_tokenizer, 2)
 
 
 def test_ray_is_an_extra(twenty, fake_tokenizer, tmp_path, monkeypatch):
