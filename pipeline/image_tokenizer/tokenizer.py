@@ -26,6 +26,7 @@ BUNDLED = {"compact": Path(__file__).parent / "compact.safetensors"}
 # Images encoded or decoded at once on a GPU; bounds the memory of a batch of any size.
 GPU_CHUNK_IMAGES = 64
 DECODE_CHUNK_IMAGES = 4
+_QUOTIENTS = torch.arange(256, dtype=torch.float32) / 255
 
 
 class ImageTokenizer:
@@ -122,13 +123,18 @@ class ImageTokenizer:
             found = self._threads.map(self._encode_chunk, planes.split(1))
         else:
             found = [self._encode_chunk(chunk) for chunk in planes.split(GPU_CHUNK_IMAGES)]
-        return torch.cat(found).view(-1, rows, columns)
+        return torch.cat(found).view(-1, rows, columns).cpu()
 
     @torch.no_grad()
     def _encode_chunk(self, planes: Tensor) -> Tensor:
-        if planes.dtype == torch.uint8:  # on the CPU: a GPU's quotient may differ in the last bit
-            planes = planes.cpu().contiguous().to(torch.float32) / 255
-        return self.nearest(self.features(planes.to(self.device))).cpu()
+        planes = planes.to(self.device)
+        if planes.dtype == torch.uint8:
+            planes = planes.contiguous()
+            if self.device.type == "cpu":
+                planes = planes.to(torch.float32) / 255
+            else:  # its quotients may differ in the last bit from those of the CPU
+                planes = _QUOTIENTS.to(self.device)[planes.int()]
+        return self.nearest(self.features(planes))
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:

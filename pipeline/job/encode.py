@@ -7,6 +7,7 @@ would split them anyway.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from im2sp.pipeline.image_tokenizer.tokenizer import ImageTokenizer
     from im2sp.pipeline.speech_tokenizer.tokenizer import SpeechTokenizer
 
-GPU_BATCH_INPUTS = 128
-"""Inputs encoded at once on a GPU."""
+GPU_BATCH_INPUTS = 64
+"""Inputs encoded at once on a GPU; while it encodes their images, the next ones are taken."""
 MIN_CPU_BATCH_INPUTS, MAX_CPU_BATCH_INPUTS = 16, 64
 """The same on a CPU, where a slow tokenizer gets smaller groups to keep the progress visible."""
 FIRST_GROUP_SAMPLES = 100 * SAMPLE_RATE_HZ
@@ -97,6 +98,8 @@ class MediaEncoder:
         self._batch_inputs = MIN_CPU_BATCH_INPUTS if self._is_cpu else GPU_BATCH_INPUTS
         self._group_samples = FIRST_GROUP_SAMPLES if self._is_cpu else MAX_GROUP_SAMPLES
         self.num_images = self.num_utterances = self.num_samples = 0
+        self._images = ThreadPoolExecutor(1)
+        self._running: Future[None] | None = None
 
     def encode(
         self,
@@ -116,16 +119,22 @@ class MediaEncoder:
         """
         samples: list[Sample] = []
         start = 0
+        waiting: list[_Group] = []  # those whose images a GPU encodes
         while start < len(items):
             begin_s = time.monotonic()
             group = self._take(items[start : start + self._batch_inputs], decoded)
-            self._encode_images(group)
-            self._encode_clips(group)
-            samples += [
-                sample for draft in group.drafts if (sample := _finish(draft, tally)) is not None
-            ]
             start += len(group.drafts)
-            on_progress(len(group.drafts))
+            self._encode_clips(group)
+            self._start_images(group)
+            waiting.append(group)
+            is_last = start == len(items)
+            if self._is_cpu or is_last:
+                self._wait_for_images()
+            while len(waiting) > (0 if self._is_cpu or is_last else 1):
+                drafts = waiting.pop(0).drafts
+                finished = (_finish(draft, tally) for draft in drafts)
+                samples += [sample for sample in finished if sample is not None]
+                on_progress(len(drafts))
             # Larger groups keep the cores busy; on a CPU units do not depend on their group.
             if self._is_cpu and time.monotonic() - begin_s < _QUICK_S:
                 self._batch_inputs = min(2 * self._batch_inputs, MAX_CPU_BATCH_INPUTS)
@@ -165,6 +174,20 @@ class MediaEncoder:
             if group.num_samples >= MAX_GROUP_SAMPLES:
                 self._encode_clips(group)
 
+    def _start_images(self, group: _Group) -> None:
+        """Encode the images of the group, on a GPU in a thread, after those of the last group."""
+        self._wait_for_images()
+        if self._is_cpu:
+            self._encode_images(group)
+        else:
+            self._running = self._images.submit(self._encode_images, group)
+
+    def _wait_for_images(self) -> None:
+        """Wait until nothing runs in the thread; the precision of a GPU is set per process."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
+
     def _encode_images(self, group: _Group) -> None:
         if not group.images:
             return
@@ -183,6 +206,7 @@ class MediaEncoder:
         """Encode the clips of the group, and release them."""
         if not group.clips:
             return
+        self._wait_for_images()
         frames = self._frame_units([waveform for _, _, waveform in group.clips])
         for (draft, place, _), frame_units in zip(group.clips, frames, strict=True):
             clip = draft.clips[place]

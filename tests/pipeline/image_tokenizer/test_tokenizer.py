@@ -13,7 +13,7 @@ from torch import nn
 from im2sp.pipeline import load_image_tokenizer
 from im2sp.pipeline.image_tokenizer import tokenizer as image_tokenizer
 from im2sp.pipeline.image_tokenizer.network import TransformerConfig, ViTVQGAN, ViTVQGANConfig
-from im2sp.pipeline.image_tokenizer.tokenizer import ImageTokenizer
+from im2sp.pipeline.image_tokenizer.tokenizer import _QUOTIENTS, ImageTokenizer
 from im2sp.pipeline.image_tokenizer.weights import image_tokenizer_bytes
 from im2sp.shards.weights.pickles import WeightsError
 from support.hub import COMMIT, cached_repository
@@ -129,6 +129,11 @@ def test_uint8_images_give_the_units_of_their_quotients(lightning):
     assert torch.equal(torch.cat(seen), torch.from_numpy(planes))  # to the last bit
     assert torch.equal(units, tokenizer.encode(torch.from_numpy(planes)))
     assert tokenizer.encode_uint8(torch.from_numpy(images[:0])).shape == (0, 4, 5)
+
+
+def test_quotients_on_a_gpu_are_those_of_the_cpu():
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(_QUOTIENTS[levels.int()], levels.to(torch.float32) / 255)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,11 @@ from im2sp.pipeline import load_image_tokenizer
 from im2sp.pipeline.decoding.images import read_image
 from im2sp.pipeline.decoding.views import VIEWS
 from im2sp.pipeline.image_tokenizer.tokenizer import ImageTokenizer
+from im2sp.pipeline.job.decode_pool import Decoded
+from im2sp.pipeline.job.encode import MediaEncoder
 from im2sp.pipeline.job.run import JobConfig, run_job
+from im2sp.pipeline.job.state import Tally
+from im2sp.pipeline.sources.items import SourceItem, Utterance
 from im2sp.pipeline.summary import summary, summary_json
 from im2sp.shards import ShardDataset, verify_dataset
 
@@ -265,3 +269,49 @@ def test_the_bar_shows_rate_time_left_and_refused(twenty, fake_tokenizer, tmp_pa
     last = shown.err.split("\r")[-1]
     assert "22/22" in last
     assert "images/s, refused=2]" in last
+
+
+def gpu_encoder(tokenizer, speech=None):
+    """An encoder with the grouping and the thread of a GPU."""
+    encoder = MediaEncoder(tokenizer, speech, "squash-224")
+    encoder._is_cpu, encoder._batch_inputs = False, 4
+    return encoder
+
+
+def encoded(encoder, items, decoded):
+    tally, done = Tally(), []
+    samples = encoder.encode(items, iter(decoded), tally, done.append)
+    return samples, tally, done
+
+
+def test_images_encoded_in_a_thread_are_the_same(fake_tokenizer, fake_speech):
+    random = np.random.default_rng(0)
+    items, decoded = [], []
+    for number in range(10):
+        clip = Utterance(name=f"{number}.wav", audio="x.wav")
+        clips = (clip,) if number % 3 else ()
+        items.append(SourceItem(key=str(number), image="x", name=str(number), utterances=clips))
+        pixels = random.integers(0, 256, (224, 224, 3), dtype=np.uint8)
+        decoded.append(Decoded(pixels=pixels, size_bytes=number + 1))
+        waveform = random.normal(0, 0.1, 4000).astype(np.float32)
+        decoded += [Decoded(waveform=waveform, size_bytes=3) for _ in clips]
+    decoded[0] = Decoded(reason="damaged")
+    expected = encoded(MediaEncoder(fake_tokenizer, fake_speech, "squash-224"), items, decoded)
+    samples, tally, done = encoded(gpu_encoder(fake_tokenizer, fake_speech), items, decoded)
+    assert done == [4, 4, 2]
+    assert tally == expected[1]
+    assert [sample.key for sample in samples] == [str(number) for number in range(1, 10)]
+    for one, other in zip(samples, expected[0], strict=True):
+        np.testing.assert_array_equal(one.image_units, other.image_units)
+        np.testing.assert_array_equal(one.speech_units, other.speech_units)
+
+
+def test_an_error_in_the_thread_ends_the_job(fake_tokenizer):
+    def fail(_):
+        raise MemoryError("CUDA out of memory")
+
+    fake_tokenizer.encode_uint8 = fail
+    items = [SourceItem(key=str(number), image="x", name=str(number)) for number in range(9)]
+    pixels = [Decoded(pixels=np.zeros((224, 224, 3), np.uint8)) for _ in items]
+    with pytest.raises(MemoryError, match="CUDA out of memory"):
+        encoded(gpu_encoder(fake_tokenizer), items, pixels)
