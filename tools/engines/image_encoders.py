@@ -188,6 +188,7 @@ def _vision_network(path: Path) -> tuple[nn.Module, dict[str, Tensor], Any]:
     try:
         config = config_class.from_dict(settings)
         config = getattr(config, "vision_config", config)
+        _check_sizes(path, network, config, options, tensors)
         with _errors_only():
             model, found = network.from_pretrained(
                 None,
@@ -197,6 +198,8 @@ def _vision_network(path: Path) -> tuple[nn.Module, dict[str, Tensor], Any]:
                 ignore_mismatched_sizes=True,  # they are refused below
                 **options,
             )
+    except WeightsError:
+        raise
     except (RuntimeError, ValueError, TypeError) as error:
         raise WeightsError(f"{path}: {' '.join(str(error).split())[:200]}") from None
     missing = sorted([*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])])
@@ -205,6 +208,22 @@ def _vision_network(path: Path) -> tuple[nn.Module, dict[str, Tensor], Any]:
             f"{path}: lacks {missing[0]} of the vision side of a {kind}, or its shape is another"
         )
     return _LastStates(model.float()), tensors, config.image_size
+
+
+def _check_sizes(
+    path: Path, network: Any, config: Any, options: dict[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """Refuse settings of a larger network than the file holds, before it takes memory."""
+    held, needed = sum(tensor.numel() for tensor in tensors.values()), config.num_hidden_layers
+    if needed <= len(tensors):
+        with torch.device("meta"):
+            needed = sum(p.numel() for p in network(config, **options).parameters())
+        if needed <= held:
+            return
+    raise WeightsError(
+        f"{path.with_name(CONFIG_FILE)}: describes a network of {needed:,} or more parameters, the"
+        f" weights beside it have {held:,}"
+    )
 
 
 @contextmanager

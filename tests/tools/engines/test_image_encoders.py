@@ -4,6 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from im2sp.tools.engines.image_encoders import load_image_encoder
 from im2sp.trainer import generate, load_model
@@ -121,15 +122,25 @@ def test_what_is_no_image_encoder(made, tmp_path, monkeypatch):
         load_image_encoder(str(resnet))
     vit = make_teacher(tmp_path / "vit", "vit")
     settings = json.loads((vit / "config.json").read_text())
-    (vit / "config.json").write_text(json.dumps(settings | {"image_size": 384}))
+    for larger in ({"num_hidden_layers": 2}, {"num_hidden_layers": 10**9}, {"hidden_size": 10**6}):
+        (vit / "config.json").write_text(json.dumps(settings | larger))
+        with pytest.raises(
+            ValueError, match=r"config.json: describes a network of [\d,]+ or more p"
+        ):
+            load_image_encoder(str(vit))
+    (vit / "config.json").write_text(json.dumps(settings | {"image_size": 24}))
     with pytest.raises(
-        ValueError, match=r"position_embeddings of the vision side of a vit, or its"
+        ValueError, match=r"lacks embeddings.position_embeddings of the vision side"
     ):
         load_image_encoder(str(vit))
-    (vit / "config.json").write_text(json.dumps(settings | {"num_hidden_layers": 2}))
-    with pytest.raises(ValueError, match=r"lacks layers.1.\S+ of the vision side of a vit"):
-        load_image_encoder(str(vit))
     (vit / "config.json").write_text(json.dumps(settings))
+    tensors = load_file(vit / "model.safetensors")
+    tensors["other"] = tensors.pop("layernorm.weight")
+    save_file(tensors, vit / "model.safetensors")
+    with pytest.raises(ValueError, match="lacks layernorm.weight of the vision side of a vit, or"):
+        load_image_encoder(str(vit))
+    tensors["layernorm.weight"] = tensors.pop("other")
+    save_file(tensors, vit / "model.safetensors")
     (vit / "preprocessor_config.json").write_text('{"image_mean": [0.5], "image_std": [1]}')
     with pytest.raises(ValueError, match="expected image_mean and image_std of three channels"):
         load_image_encoder(str(vit))
