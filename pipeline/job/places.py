@@ -139,7 +139,12 @@ class StoreOutput(FolderOutput):
                 remove_urls([self._file(MARKER_NAME)])
             self._clear(state)
             return finished
-        self._hold(state.job_id, Layout(**job["layout"]).suffix)
+        try:
+            self._hold(state.job_id, Layout(**job["layout"]).suffix)
+        except ValueError:
+            if not state.exists:
+                (self._dir / _OWNER_NAME).unlink(missing_ok=True)
+            raise
         super().prepare(state, job)
         return None
 

@@ -131,6 +131,7 @@ class JobState:
         Raises:
             JobError: Another process holds the lock.
         """
+        is_new = not self.dataset_dir.exists()
         self.dir.mkdir(parents=True, exist_ok=True)
         with file_lock(self.dir / "lock") as is_ours:
             if not is_ours:
@@ -145,6 +146,9 @@ class JobState:
             finally:
                 if self.dir.is_dir() and set(os.listdir(self.dir)) <= {"lock", "lock.held"}:
                     shutil.rmtree(self.dir, ignore_errors=True)
+                    with suppress(OSError):  # it holds other files
+                        if is_new:
+                            self.dataset_dir.rmdir()
 
     @contextmanager
     def lock_part(self, index: int, num_parts: int) -> Iterator[None]:

@@ -12,6 +12,7 @@ from im2sp.shards.stores import (
     StoreError,
     check_size,
     check_url,
+    folder_or_url,
     join_url,
     shown_url,
     store_of,
@@ -23,7 +24,11 @@ WRITABLE = ("s3", "gs", "memory")
 
 
 def check_writable(url: str) -> None:
-    """Raise `StoreError` for a URL of a scheme that is not written, or whose package is missing."""
+    """Raise `ValueError` for a URL that cannot be written to.
+
+    Its scheme is not written, its package is missing, or it holds a user, a password or a query.
+    """
+    folder_or_url(url)
     scheme = url.partition("://")[0].lower()
     if scheme not in WRITABLE:
         hub = "; publish a finished folder with the hub's own client" if scheme == "hf" else ""

@@ -254,6 +254,16 @@ def test_a_store_that_refuses_is_reported_and_the_job_resumes(run, expected, hom
     assert objects() == expected
 
 
+def test_a_store_that_refuses_the_first_put_leaves_no_work_folder(run, home, monkeypatch):
+    def refuse(*_, **__):
+        raise FileNotFoundError("NoSuchBucket")
+
+    monkeypatch.setattr(STORE, "pipe_file", refuse)
+    with pytest.raises(JobError, match=rf"^{MARKER}: cannot be written: no such bucket; finished"):
+        run(URL)
+    assert not list(home.iterdir())
+
+
 # Settings -----------------------------------------------------------------------------------------
 
 

@@ -64,15 +64,13 @@ def test_objects_are_written_listed_and_removed(memory, path):
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        (
-            "https://u:p@e.org/x",
-            r"^https://e\.org/x: https:// is not written to; expected a folder",
-        ),
+        ("https://e.org/x", r"^https://e\.org/x: https:// is not written to; expected a folder"),
+        ("s3://me:word@b/x?key=1", r"^s3://b/x: a URL of a dataset has no user, password or query"),
         ("hf://datasets/a/b", r"hf:// is not written to; .* gs://; publish a finished folder with"),
     ],
 )
 def test_stores_that_are_not_written_are_refused(url, message):
-    with pytest.raises(StoreError, match=message):
+    with pytest.raises(ValueError, match=message):
         check_writable(url)
 
 
