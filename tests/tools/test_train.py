@@ -1,6 +1,7 @@
 import itertools
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from im2sp.pipeline.decoding.views import VIEWS
 from im2sp.shards import ShardDataset
 from im2sp.tools.engines import image_features
 from im2sp.tools.engines.image_encoders import load_image_encoder
+from im2sp.tools.engines.image_features import prepare_features
 from im2sp.tools.evaluation.chain import run_chain
 from im2sp.tools.evaluation.config import EvaluateConfig
 from im2sp.tools.evaluation.samples import find_images, judged_samples
@@ -20,6 +22,7 @@ from im2sp.tools.evaluation.stages import StageFolder
 from im2sp.tools.speak import main as speak
 from im2sp.tools.train import main
 from im2sp.trainer import generate, load_model
+from im2sp.trainer.config import TrainConfig
 from im2sp.trainer.features import ImageFeatures
 from im2sp.trainer.text import read_text_model
 from support.teachers import make_teacher
@@ -208,3 +211,21 @@ def test_a_run_with_its_features_elsewhere_names_no_images(made, text_run, tmp_p
     config = EvaluateConfig(run=str(tmp_path / "run"), shards=made / "shards")
     with pytest.raises(ValueError, match="--images is missing: .*run describes pixels"):
         find_images(config)
+
+
+def test_a_process_waits_for_the_one_that_writes_features(made, text_run, tmp_path, monkeypatch):
+    """As in a run on several processes, of which one writes."""
+    held = iter([False, False, True])
+    waited = []
+    monkeypatch.setattr(image_features, "file_lock", lambda path: nullcontext(next(held)))
+    monkeypatch.setattr(image_features.time, "sleep", waited.append)
+    config = TrainConfig(
+        shards=(str(made / "shards"),),
+        out=tmp_path,
+        input="pixels",
+        image_encoder=str(made / "clip"),
+        features=text_run / "features",
+    )
+    prepare_features(config, lambda _: None)
+    assert len(waited) == 2
+    assert next(held, None) is None
