@@ -2,12 +2,15 @@
 
     python tools/bench/job.py photographs.tar --weights compact --num-images 512
     python tools/bench/job.py photographs.tar --memory 1000 7000 --size tiny
+    python tools/bench/job.py photographs.tar --weights compact --num-images 2000 --engines
 
 The first alternates `--repeats` times between the job on the first `--num-images` files of the
 source and `ImageTokenizer.encode` on the same images, decoded beforehand. The job's time is that of
 its summary: from the first decoding task to the last shard written, without loading the tokenizer.
 The second runs the job for each number of images and prints the peak memory of its main process.
-Both run the command as a user would. Prints one JSON row per case, then a table.
+The third alternates between the engines, with one and two workers of Ray on this machine, and
+prints the time of the whole command and the CPU time of the machine meanwhile, which should do
+nothing else. All run the command as a user would. Prints one JSON row per case, then a table.
 """
 
 import json
@@ -59,14 +62,22 @@ def weights_file(size: str, weights: str, folder: Path) -> str:
     return str(path)
 
 
+ENGINES = {
+    "local": ("--engine", "local"),
+    "ray, 1 worker": ("--engine", "ray", "--num-workers", "1"),
+    "ray, 2 workers": ("--engine", "ray", "--num-workers", "2"),
+}
+
+
 def run_once(
-    folder: Path, weights: str, precision: str, device: str | None = None
+    folder: Path, weights: str, precision: str, device: str | None = None, flags: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Run the command on a folder, discard the output; return its summary and peak memory."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "im2sp.pipeline.cli", str(folder), "--json", "--quiet"]
         command += ["--out", f"{out}/shards", "--image-tokenizer", weights]
         command += ["--precision", precision, *([] if device is None else ["--device", device])]
+        command += flags
         with subprocess.Popen(command, stdout=subprocess.PIPE) as job:
             assert job.stdout is not None
             text = job.stdout.read()
@@ -122,6 +133,32 @@ def time_job(folder: Path, weights: str, precision: str, repeats: int) -> list[d
     ]
 
 
+def time_engines(folder: Path, weights: str, precision: str, repeats: int) -> list[dict[str, Any]]:
+    """Time the whole command with each engine; return one row each."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ENGINES}
+    for _ in range(repeats):
+        for name, flags in ENGINES.items():
+            before_s, start_s = _cpu_s(), time.perf_counter()
+            result = run_once(folder, weights, precision, flags=flags)
+            result["wall_s"] = time.perf_counter() - start_s
+            found[name].append({**result, "cpu_s": _cpu_s() - before_s})
+    return [
+        {"case": f"{name}, {precision}", "num_images": runs[0]["num_encoded"], "repeats": repeats}
+        | {
+            f"{key}{suffix}": round(of(run[key] for run in runs), 1)
+            for key in ("cpu_s", "wall_s", "encode_s")
+            for suffix, of in (("", statistics.median), ("_min", min), ("_max", max))
+        }
+        for name, runs in found.items()
+    ]
+
+
+def _cpu_s() -> float:
+    """CPU seconds of the machine since it started: Ray's processes are not children of ours."""
+    user, nice, system = map(int, Path("/proc/stat").read_text().split()[1:4])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+
+
 def run(config: "BenchJobConfig") -> list[dict[str, Any]]:
     """Run the selected measurements; return their rows."""
     rows: list[dict[str, Any]] = []
@@ -137,7 +174,8 @@ def run(config: "BenchJobConfig") -> list[dict[str, Any]]:
                 rows.append({"case": case, "peak_mb": round(peak_mb, 1)})
                 continue
             for precision in config.precisions:
-                rows += time_job(folder, weights, precision, config.repeats)
+                timed = time_engines if config.engines else time_job
+                rows += timed(folder, weights, precision, config.repeats)
     return rows
 
 
@@ -157,6 +195,8 @@ class BenchJobConfig:
     """Images to tokenize."""
     repeats: int = 3
     """Runs of each case."""
+    engines: bool = False
+    """Compare the engines `local` and `ray` instead."""
     memory: tuple[int, ...] = ()
     """Measure the peak memory for these numbers of images instead of timing."""
 
@@ -170,7 +210,11 @@ def _run(config: BenchJobConfig) -> None:
     rows = run(config)
     for row in rows:
         print(json.dumps(row))
-    columns = ("case", "peak_mb") if config.memory else ("case", "images_per_s", "share")
+    columns = ("case", "images_per_s", "share")
+    if config.memory:
+        columns = ("case", "peak_mb")
+    elif config.engines:
+        columns = ("case", "cpu_s", "wall_s", "encode_s")
     print(table(rows, columns))
 
 

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,23 @@ def test_job_and_encoder_tokenize_the_same_images(capsys):
     shares = [float(line.split("|")[3]) for line in lines[-2:]]
     assert shares == [1.0, job["share"]]
     assert job["share"] == pytest.approx(job["images_per_s"] / encoder["images_per_s"], rel=0.05)
+
+
+def test_engines_alternate(capsys, monkeypatch):
+    calls = []
+
+    def run_once(*_, flags):
+        calls.append(flags)
+        subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.2: 0"])
+        return {"num_encoded": 3, "encode_s": len(calls)}
+
+    monkeypatch.setattr(bench_job, "run_once", run_once)
+    flags = ["--size", "tiny", "--num-images", "3", "--repeats", "2", "--engines"]
+    assert bench_job.main([str(DEMO_DIR), *flags]) == 0
+    assert calls == 2 * list(bench_job.ENGINES.values())
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()[:3]]
+    assert [row["encode_s"] for row in rows] == [2.5, 3.5, 4.5]
+    assert all(row["cpu_s_min"] >= 0.2 for row in rows)
 
 
 def test_too_few_images_is_one_line(capsys):
