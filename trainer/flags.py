@@ -31,7 +31,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """Settings of each recipe. `items`: the paper's code draws one utterance per image and batch."""
 
-_PLAIN_FLAGS = frozenset({"without_image", "quiet", "json"})
+_PLAIN_FLAGS = frozenset({"without_image", "compile", "quiet", "json"})
 """Flags without a `--no-` form."""
 
 
