@@ -41,7 +41,7 @@ class TokenBatch:
     states: Tensor | None = None
     """(B, P, C) float16, features of a frozen image encoder, the input in place of image units."""
 
-    def to(self, device: torch.device) -> tuple[Tensor | None, ...]:
+    def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None, *tuple[Tensor, ...]]:
         """The tensors on a device: image units (B, *shape) or states, tokens, owner, features.
 
         As for `Im2SpModel.loss`, owner is None if all images have as many texts.
