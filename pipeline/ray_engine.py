@@ -248,10 +248,10 @@ class RayCluster:
         while left:
             for done in ray.wait(list(calls), num_returns=1, timeout=BACKUP_S)[0]:
                 call = calls.pop(done)
-                encoded = self._result(done, call.chunk)
+                encoded = self._result(done, call.chunk) if call.chunk in left else None
                 if waiting:
                     submit(call.worker, waiting.popleft())
-                if call.chunk in left:
+                if encoded is not None:
                     left.remove(call.chunk)
                     yield encoded
                     last_s = time.monotonic()

@@ -12,7 +12,7 @@ from im2sp.pipeline.job.run import JobResult, PartResult, RunResult
 from im2sp.shards import MANIFEST_NAME, REJECTS_NAME
 from im2sp.shards.codebook import table_bytes
 from im2sp.shards.errors import counted, shown
-from im2sp.shards.stores import copy_url, is_url, join_url
+from im2sp.shards.files import size_of
 
 _RAW_IMAGE_BITS = 224 * 224 * 24
 _RAW_SAMPLE_BITS = 16
@@ -192,15 +192,9 @@ def _an(noun: str) -> str:
 
 def size_bytes(dataset_dir: Path | str, result: JobResult) -> int:
     """Bytes on disk or in a store of all but the codebook, which a dataset has once."""
-    if isinstance(dataset_dir, str) and is_url(dataset_dir):
-        with TemporaryDirectory() as folder:
-            copies = Path(folder)
-            names = (MANIFEST_NAME, REJECTS_NAME, result.manifest.codebook_file)
-            for name in filter(None, names):
-                copy_url(join_url(dataset_dir, name), copies / name)
-            return size_bytes(copies, result)
-    dataset_dir = Path(dataset_dir)
-    paths = [dataset_dir / name for name in (MANIFEST_NAME, REJECTS_NAME)]
-    files = sum(path.stat().st_size for path in paths if path.is_file())
-    files += table_bytes(result.manifest.files(dataset_dir), result.manifest)
-    return files + sum(shard.size_bytes for shard in result.manifest.shards)
+    manifest = result.manifest
+    with TemporaryDirectory() as cache_dir:
+        files = manifest.files(dataset_dir, cache_dir)
+        paths = map(files.local, (MANIFEST_NAME, REJECTS_NAME))
+        total = sum(size_of(path) or 0 for path in paths) + table_bytes(files, manifest)
+    return total + sum(shard.size_bytes for shard in manifest.shards)

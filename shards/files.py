@@ -37,6 +37,11 @@ def user_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "im2sp")
 
 
+def size_of(path: Path) -> int | None:
+    """Size of a regular file in bytes; None if there is none."""
+    return path.stat().st_size if path.is_file() else None
+
+
 def temporary_path(path: Path) -> Path:
     """A new name beside `path`, `NAME.im2sp-1f0c9a7e.tmp`, that no other writer uses."""
     return path.with_name(f"{path.name}.im2sp-{secrets.token_hex(4)}{TMP_SUFFIX}")

@@ -43,14 +43,14 @@ def main(args: list[str] | None = None, prepare: Prepare | None = None) -> None:
             partial(_run, prepare=prepare),
             args,
             parse=_parse,
-            out=lambda config: config.out if _is_first() else None,
+            out=lambda config: config.out if is_first() else None,
             resume=_RESUME,
             memory_advice=_LESS_MEMORY,
         )
     )
 
 
-def _is_first() -> bool:
+def is_first() -> bool:
     """True on rank 0, which writes and prints."""
     return os.environ.get("RANK", "0") == "0"
 
@@ -70,12 +70,12 @@ def _run(config: TrainConfig, prepare: Prepare | None = None) -> None:
             raise UsageError(f"{path}: no such file or folder")
 
     log = partial(print_message, PROGRAM)
-    if not config.quiet and _is_first():
+    if not config.quiet and is_first():
         log(f"reading {', '.join(map(str, config.shard_dirs))} ...")
     from im2sp.trainer.loop import train
 
     if config.input == "pixels" and prepare is not None:
-        prepare(config, log if not config.quiet and _is_first() else lambda _: None)
+        prepare(config, log if not config.quiet and is_first() else lambda _: None)
     result = train(config, log)
     if not result.is_first:
         return

@@ -215,12 +215,12 @@ def open_image_features(
 
 def image_keys(datasets: Sequence[ShardDataset], image_column: str) -> list[str]:
     """Keys of the samples with an image; of all samples of a dataset without image units."""
-    return [
-        sample.key
+    rows = (
+        dataset.batch(batch).row(row)  # units are not decoded
         for dataset in datasets
-        for sample in dataset
-        if image_column not in dataset.columns or sample[image_column] is not None
-    ]
+        for batch, row in map(dataset.locate, range(len(dataset)))
+    )
+    return [row["key"] for row in rows if image_column not in row or row[image_column] is not None]
 
 
 def open_other_views(config: TrainConfig, datasets: Sequence[ShardDataset]) -> OtherViews | None:

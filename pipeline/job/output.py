@@ -7,6 +7,7 @@ as it is.
 """
 
 import errno
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,22 +19,14 @@ from numpy.typing import NDArray
 
 from im2sp.pipeline.job.config import PLAIN, JobError
 from im2sp.pipeline.job.state import JobState
-from im2sp.shards import (
-    CODEBOOK_NAME,
-    MANIFEST_NAME,
-    REJECTS_NAME,
-    Layout,
-    Manifest,
-    ShardError,
-)
-from im2sp.shards.files import remove_leftovers
+from im2sp.shards import CODEBOOK_NAME, MANIFEST_NAME, REJECTS_NAME, Layout, Manifest, ShardError
+from im2sp.shards.files import remove_leftovers, size_of
 from im2sp.shards.stores import StoreError
 
 _MANIFEST_HEAD = b'{"manifest_sha256":"'
 _LISTED = re.compile(rb'"file":"(\d{5,}\.(?:arrow|tar))"')
 _ENVIRONMENT = "environment"
-COMMON_NAMES = [MANIFEST_NAME, REJECTS_NAME, CODEBOOK_NAME]
-"""Files of every dataset."""
+_COMMON = [MANIFEST_NAME, REJECTS_NAME, CODEBOOK_NAME]
 
 
 @contextmanager
@@ -126,7 +119,7 @@ def join_output(
 def own_files(dataset_dir: Path, state: JobState) -> list[str]:
     """Names of files that --overwrite removes; the manifest first, as it validates the rest."""
     suffix = state.layout_suffix()
-    found = [path.name for path in dataset_dir.iterdir()] if dataset_dir.is_dir() else []
+    found = _names_in(dataset_dir)
     own = own_names(_manifest_bytes(dataset_dir), found, state.read_stale(), suffix)
     return [name for name in own if (dataset_dir / name).is_file()]
 
@@ -165,8 +158,7 @@ def check_replaced(dataset_dir: Path, state: JobState, layout: Layout) -> None:
     Raises:
         JobError: Another file has a name that the job needs.
     """
-    found = [path.name for path in dataset_dir.iterdir()] if dataset_dir.is_dir() else []
-    check_foreign(dataset_dir, found, own_files(dataset_dir, state), layout)
+    check_foreign(dataset_dir, _names_in(dataset_dir), own_files(dataset_dir, state), layout)
 
 
 def check_foreign(
@@ -174,7 +166,7 @@ def check_foreign(
 ) -> None:
     """Raise `JobError` if a file that is not im2sp's has a name that the job needs."""
     found = set(found)
-    wanted = [name for name in COMMON_NAMES if name in found]
+    wanted = [name for name in _COMMON if name in found]
     wanted += shard_names(found, layout.suffix)
     foreign = [name for name in wanted if name not in set(own)]
     if foreign:
@@ -192,23 +184,19 @@ def read_finished(dataset_dir: Path) -> Manifest | None:
     """
     if not (dataset_dir / MANIFEST_NAME).exists():
         return None
-
-    def size_of(name: str) -> int | None:
-        path = dataset_dir / name
-        return path.stat().st_size if path.is_file() else None
-
-    return finished_manifest(dataset_dir, _manifest_bytes(dataset_dir), size_of)
+    data = _manifest_bytes(dataset_dir)
+    return finished_manifest(dataset_dir, data, lambda name: size_of(dataset_dir / name))
 
 
 def finished_manifest(
-    where: Path | str, data: bytes, size_of: Callable[[str], int | None]
+    where: Path | str, data: bytes, size_in: Callable[[str], int | None]
 ) -> Manifest:
     """Return the manifest of a finished dataset.
 
     Args:
         where: Folder or URL of the dataset.
         data: Content of `dataset.json`.
-        size_of: Function that returns the size of a file in bytes; None if it is missing.
+        size_in: Function that returns the size of a file in bytes; None if it is missing.
 
     Raises:
         JobError: As for `read_finished`.
@@ -224,7 +212,7 @@ def finished_manifest(
         raise JobError(f"{where}: {error}; or start over with --overwrite") from None
     sizes = {shard.file: shard.size_bytes for shard in manifest.shards}
     for name, size_bytes in sizes.items():
-        found = size_of(name)
+        found = size_in(name)
         if found != size_bytes:
             what = "missing" if found is None else f"{found:,} bytes"
             raise JobError(
@@ -237,6 +225,10 @@ def finished_manifest(
 def _manifest_bytes(dataset_dir: Path) -> bytes:
     path = dataset_dir / MANIFEST_NAME
     return path.read_bytes() if path.is_file() else b""
+
+
+def _names_in(dataset_dir: Path) -> list[str]:
+    return os.listdir(dataset_dir) if dataset_dir.is_dir() else []
 
 
 def shard_names(names: Iterable[str], suffix: str) -> list[str]:

@@ -192,12 +192,8 @@ def _is_per_container(config: JobConfig, sources: Sequence[str | None]) -> bool:
             break
     if config.per_container == "yes" and problem:
         raise SourceError(f"{config.sources_name}: --per-container yes: {problem}; leave it out")
-    is_default = len(sources) >= MIN_CONTAINERS or any(map(_is_stored, sources))
+    is_default = len(sources) >= MIN_CONTAINERS or any(is_url(path or "") for path in sources)
     return problem is None and (is_default or config.per_container == "yes")
-
-
-def _is_stored(path: str | None) -> bool:
-    return path is not None and is_url(path)
 
 
 def _is_container(path: str) -> bool:

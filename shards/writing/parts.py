@@ -21,7 +21,7 @@ from typing import Any
 
 from im2sp.shards.codebook import CODEBOOK_NAME
 from im2sp.shards.errors import ShardError, counted
-from im2sp.shards.files import atomic_file, read_json
+from im2sp.shards.files import atomic_file, read_json, size_of
 from im2sp.shards.layouts.shard_info import BatchInfo, Layout, ShardInfo
 from im2sp.shards.manifest import (
     MANIFEST_NAME,
@@ -139,12 +139,7 @@ def join_parts(out: str | Path, settings: Mapping[str, Any] | None = None) -> Ma
         ShardError: A part is missing or damaged, or the parts differ in columns or settings.
     """
     out = Path(out)
-
-    def size_of(name: str) -> int | None:
-        path = out / name
-        return path.stat().st_size if path.is_file() else None
-
-    manifest, rejects = joined(out, size_of, settings)
+    manifest, rejects = joined(out, lambda name: size_of(out / name), settings)
     with atomic_file(out / REJECTS_NAME) as file:
         file.write(rejects)
     write_card(out, manifest)
@@ -154,13 +149,13 @@ def join_parts(out: str | Path, settings: Mapping[str, Any] | None = None) -> Ma
 
 
 def joined(
-    out: Path, size_of: Callable[[str], int | None], settings: Mapping[str, Any] | None = None
+    out: Path, size_in: Callable[[str], int | None], settings: Mapping[str, Any] | None = None
 ) -> tuple[Manifest, bytes]:
     """Manifest and rejects of the dataset that the parts in a folder make; nothing is written.
 
     Args:
         out: Folder of the parts.
-        size_of: Function that returns the size of a shard in bytes; None if it is missing.
+        size_in: Function that returns the size of a shard in bytes; None if it is missing.
         settings: As for `join_parts`.
 
     Raises:
@@ -176,7 +171,7 @@ def joined(
                     f"{str(shared[name])[:80]} as in part 0; write it again"
                 )
         for shard in part.shards:
-            if size_of(shard.file) != shard.size_bytes:
+            if size_in(shard.file) != shard.size_bytes:
                 raise ShardError(
                     f"{out / shard.file}: missing, or not of {shard.size_bytes} bytes; write part "
                     f"{number} again"

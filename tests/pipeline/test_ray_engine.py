@@ -182,52 +182,21 @@ class TaskFailed(Exception):
     cause = JobError("a worker on n differs from the driver: torch: 2.12 there, 2.13 now")
 
 
-def stand_in(error, **resources):
-    """What the engine uses of Ray; each call of a worker fails."""
-
-    def fail(_):
-        raise error
-
-    call = SimpleNamespace(remote=lambda *_: object())
-    worker = SimpleNamespace(encode=call, stop=call)
-    return SimpleNamespace(
-        init=lambda **_: None, shutdown=lambda: None, get=fail, put=lambda _: None,
-        wait=lambda refs, **_: (refs[:1], refs[1:]), cluster_resources=lambda: resources,
-        remote=lambda **_: lambda _: SimpleNamespace(remote=lambda *_: worker),
-        exceptions=SimpleNamespace(RayTaskError=TaskFailed, RayActorError=ActorDied),
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("ray", "message"),
-    [
-        (stand_in(ActorDied(), CPU=2), r"chunk 0 \(from 000.png\): its workers died 4 times; see"),
-        (stand_in(TaskFailed(), CPU=2), r"^a worker on n differs from the driver: torch"),
-        (stand_in(None, GPU=2), r"the Ray cluster has no CPU$"),
-    ],
-)
-def test_failures_are_reported(ray, message, twenty, fake_tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_engine, "_ray", lambda: ray)
-    monkeypatch.setattr(os, "environ", dict(os.environ))
-    config = JobConfig(source=twenty, dataset_dir=tmp_path / "out", quiet=True)
-    with pytest.raises(JobError, match=message):
-        run_job(config, fake_tokenizer, cluster=RayCluster)
-
-
 class FakeRay:
-    """What the engine uses of Ray; workers encode here, but the first `num_hanging` never do."""
+    """What the engine uses of Ray. Workers encode here; the first `num_hanging` never do.
 
-    def __init__(self, num_hanging):
-        self.num_hanging, self.results = num_hanging, {}
+    With an error, each call fails.
+    """
+
+    def __init__(self, num_hanging=0, error=None, **resources):
+        self.num_hanging, self.error, self.results = num_hanging, error, {}
+        self.cluster_resources = lambda: resources
         self.exceptions = SimpleNamespace(RayTaskError=TaskFailed, RayActorError=ActorDied)
 
     def init(self, **_):
         pass
 
     shutdown = init
-
-    def cluster_resources(self):
-        return {"CPU": 2}
 
     def put(self, value):
         return value
@@ -242,7 +211,7 @@ class FakeRay:
         def encode(*args):
             call = object()
             if not hangs:
-                self.results[call] = worker.encode(*args)
+                self.results[call] = None if self.error else worker.encode(*args)
             return call
 
         stop = SimpleNamespace(remote=worker.stop)
@@ -252,11 +221,32 @@ class FakeRay:
         return [call for call in calls if call in self.results][:1], calls
 
     def get(self, call):
+        if self.error is not None:
+            raise self.error
         return self.results[call]
 
 
+@pytest.mark.parametrize(
+    ("ray", "message"),
+    [
+        (
+            FakeRay(error=ActorDied(), CPU=2),
+            r"chunk 0 \(from 000.png\): its workers died 4 times; see",
+        ),
+        (FakeRay(error=TaskFailed(), CPU=2), r"^a worker on n differs from the driver: torch"),
+        (FakeRay(GPU=2), r"the Ray cluster has no CPU$"),
+    ],
+)
+def test_failures_are_reported(ray, message, twenty, fake_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_engine, "_ray", lambda: ray)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    config = JobConfig(source=twenty, dataset_dir=tmp_path / "out", quiet=True)
+    with pytest.raises(JobError, match=message):
+        run_job(config, fake_tokenizer, cluster=RayCluster)
+
+
 def hanging_job(monkeypatch, config, tokenizer, num_hanging):
-    ray = FakeRay(num_hanging)
+    ray = FakeRay(num_hanging, CPU=2)
     monkeypatch.setattr(ray_engine, "_ray", lambda: ray)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(ray_engine, "BACKUP_S", 0)

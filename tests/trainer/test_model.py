@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounter
 
 from im2sp.trainer.attention import attention, dropout
 from im2sp.trainer.model import Im2SpModel
@@ -143,7 +144,9 @@ def test_training_on_an_accelerator_compiles_in_one_graph(make_model, make_batch
     stack = StackConfig(width=32, depth=1, heads=2, mlp_width=48)
     model = make_model(encoder=stack, decoder=stack).train().to("meta")
     image_units, tokens, _ = (one.to("meta") for one in make_batch(model, num_texts=6))
-    torch.compile(model.loss, backend="eager", fullgraph=True)(image_units, tokens, None)
+    counter = CompileCounter()
+    loss = torch.compile(model.loss, backend=counter, fullgraph=True)(image_units, tokens, None)
+    assert (loss.shape, loss.device.type, counter.frame_count) == ((), "meta", 1)
 
 
 def test_presets():

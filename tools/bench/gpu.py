@@ -149,9 +149,9 @@ def measure_image_encoder(config: BenchGpuConfig) -> Iterator[Row]:
     settings = encode.Settings(device=config.device, num_images=512)
     if config.quick:
         settings = replace(settings, image_size_px=64, num_images=2, repeats=1)
-    for size, weights in (("tiny" if config.quick else "base", ""), ("compact", "compact")):
-        chosen = replace(settings, size="tiny" if config.quick else "base", weights=weights)
-        for row in encode.run(chosen):
+    settings = replace(settings, size="tiny" if config.quick else "base")
+    for size, weights in ((settings.size, ""), ("compact", "compact")):
+        for row in encode.run(replace(settings, weights=weights)):
             note = f"{row['speedup']} times plain fp32, {row['equal_units']} equal to it"
             yield _row(f"{size}, {row['case']}", row["images_per_s"], "images/s", note)
 

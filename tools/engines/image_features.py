@@ -23,6 +23,7 @@ from im2sp.pipeline.sources import list_source
 from im2sp.pipeline.sources.items import SourceItem
 from im2sp.shards.files import file_lock
 from im2sp.tools.engines.image_encoders import VIEW_PX, load_image_encoder
+from im2sp.trainer.cli import is_first
 from im2sp.trainer.config import TrainConfig
 from im2sp.trainer.data import image_keys
 from im2sp.trainer.features import (
@@ -137,7 +138,7 @@ def _write_missing(
         max_pixels=DEFAULT_MAX_PIXELS,
     ) as pool:
         batches = image_batches(pool, [items[key] for key in missing], BATCH_SIZE, refused)
-        hidden = config.quiet or os.environ.get("RANK", "0") != "0"
+        hidden = config.quiet or not is_first()
         bar = tqdm(total=len(missing), desc="features", unit=" images", disable=hidden)
         for number in itertools.count(first):
             part_keys: list[str] = []

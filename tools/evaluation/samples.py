@@ -1,8 +1,9 @@
 """Samples of an evaluation; of a run on pixels with their images, encoded by its image encoder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from im2sp.shards import Sample, ShardDataset
 from im2sp.shards.files import read_toml
 from im2sp.tools.engines.image_features import items_by_key
 from im2sp.tools.evaluation.config import EvaluateConfig, Topline
-from im2sp.tools.speaking.image_input import load_input
+from im2sp.tools.speaking.image_input import load_input, sees_pixels
 from im2sp.trainer.checkpoint import named_checkpoint
 from im2sp.trainer.config import CONFIG_NAME
 from im2sp.trainer.transfer import former_state
@@ -31,8 +32,12 @@ class Judged:
 class PixelImages:
     """Images of a source by the keys of samples, as input of a run's model."""
 
-    def __init__(self, config: EvaluateConfig) -> None:
+    def __init__(self, config: EvaluateConfig, record: Mapping[str, Any]) -> None:
         """List the images of `--images`, or of those that the run was trained on.
+
+        Args:
+            config: Settings of the evaluation.
+            record: The run's record of its image encoder.
 
         Raises:
             ValueError: There are none, or the run's image encoder cannot be loaded.
@@ -47,7 +52,6 @@ class PixelImages:
         if not images:
             raise ValueError(f"--images is missing: {config.run} describes pixels")
         self._items = items_by_key(images, image_root)
-        record = former_state(config.run)["tokenizers"]["image"]
         self._view: str = record["view"]
         self._input = load_input(
             Path(config.run).name,
@@ -87,8 +91,8 @@ def find_images(config: EvaluateConfig) -> PixelImages | None:
         ValueError: See `PixelImages`; or the flags of images are given for image units.
     """
     record = former_state(config.run).get("tokenizers", {}).get("image") or {}
-    if record.get("input") == "pixels":
-        return PixelImages(config)
+    if sees_pixels(record):
+        return PixelImages(config, record)
     if config.images or config.image_encoder:
         flag = "--images" if config.images else "--image-encoder"
         raise ValueError(f"{flag} applies to runs of im2sp-train --input pixels only")

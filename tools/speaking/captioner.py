@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from im2sp.pipeline.decoding.views import VIEWS
 from im2sp.shards import Manifest, ShardError
 from im2sp.shards.files import read_toml
-from im2sp.tools.speaking.image_input import load_input
+from im2sp.tools.speaking.image_input import load_input, sees_pixels
 from im2sp.trainer import Im2SpModel, generate, load_model
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Run:
     @property
     def sees_pixels(self) -> bool:
         """True if the input is the features of an image encoder, not image units."""
-        return self.image_tokenizer.get("input") == "pixels"
+        return sees_pixels(self.image_tokenizer)
 
     @property
     def num_beams(self) -> int:

@@ -70,6 +70,11 @@ class PixelsInput:
         return states.to(self.device), [None] * len(images)
 
 
+def sees_pixels(record: Mapping[str, Any]) -> bool:
+    """True if a run's record is of an image encoder, not of an image tokenizer."""
+    return record.get("input") == "pixels"
+
+
 def load_input(
     run: str,
     record: Mapping[str, Any],
@@ -93,7 +98,7 @@ def load_input(
     Raises:
         ValueError: There are no such weights, or they are not those of the run.
     """
-    is_encoder = record.get("input") == "pixels"
+    is_encoder = sees_pixels(record)
     kind = "image encoder" if is_encoder else "image tokenizer"
     recorded = str(record.get("name"))
     wanted = name or recorded
