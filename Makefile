@@ -49,7 +49,7 @@ demo: $(STAMP)
 	$(VENV)/bin/im2sp-verify $(DEMO_DIR)/shards
 	$(PY) tools/bitcount.py $(DEMO_DIR)/shards
 	$(PY) tools/reconstruct.py $(DEMO_DIR)/shards --images "$(IMAGES)" --out $(DEMO_DIR)/reconstructions.png
-	$(VENV)/bin/im2sp-speak "$(IMAGES)" --out $(DEMO_DIR)/spoken --text
+	$(VENV)/bin/im2sp-speak "$(IMAGES)" --out $(DEMO_DIR)/spoken
 
 .PHONY: test
 test: $(STAMP)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import tyro
 
 from im2sp.shards.command_line import print_message, run_command
-from im2sp.tools.speaking.config import BUNDLED, BUNDLED_TEXT
 
 PROGRAM = "im2sp-demo"
 
@@ -26,8 +25,10 @@ class DemoConfig:
     port: int = 7860
     """Port of the page, http://127.0.0.1:PORT; 0 for any that is free."""
     run: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Captioners, as for im2sp-speak; by default compact and compact-text. Give the flag twice for
-    one of speech and one of text."""
+    """Captioners, as for im2sp-speak; by default compact-text. Give the flag twice for one of
+    speech and one of text."""
+    t2u: str | None = None
+    """Text-to-unit model that speaks the sentences, as for im2sp-speak."""
     vocoder: str = "compact"
     """Vocoder, as for im2sp-speak."""
     device: str | None = None
@@ -49,7 +50,7 @@ def _run(config: DemoConfig) -> None:
     from im2sp.tools.speaking.describe import Describer
     from im2sp.tools.speaking.server import serve
 
-    describer = Describer(config.run or (BUNDLED, BUNDLED_TEXT), config.vocoder, config.device)
+    describer = Describer(config.run, config.vocoder, config.device, config.t2u)
     with serve(describer, config.port) as server:
         host, port = server.server_address[:2]
         print(f"http://{host!s}:{port}  (Ctrl-C ends it)", flush=True)

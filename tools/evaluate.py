@@ -143,7 +143,7 @@ def _out(config: EvaluateConfig) -> Path:
             f"--out is missing: {config.run} is not a local path to store the results beside"
         )
     parent = run if run.is_dir() else run.parent
-    cascade = f"-{config.cascade}" if config.cascade else ""
+    cascade = f"-{Path(config.cascade).stem}" if config.cascade else ""
     return parent / f"evaluate-{config.split or 'all'}{cascade}"
 
 
@@ -162,7 +162,8 @@ def _results(config: EvaluateConfig, items: "Sequence[Judged]", chain: "Chain") 
         candidates = {row["key"]: row["text"] for row in texts}
         references = {item.sample.key: item.references for item in items}
         captions = _captions(config, candidates, references)
-    what = config.topline or config.cascade or chain.kind
+    voice = config.cascade and Path(config.cascade).stem
+    what = " by ".join(filter(None, (config.topline, voice))) or chain.kind
     result: dict[str, Any] = {
         "name": f"{Path(config.run).name if config.run else 'topline'} ({what})",
         "shards": None if config.shards is None else str(folder_or_url(config.shards)),

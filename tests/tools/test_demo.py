@@ -23,7 +23,7 @@ PHOTO = IMAGES / "koi-pond.jpg"
 
 @pytest.fixture(scope="module")
 def describer():
-    return Describer(("compact", "compact-text"), device="cpu")
+    return Describer(device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,9 @@ def test_a_photograph_is_described_on_the_page(url, describer, tmp_path):
         assert text == expected.text
         assert seconds == pytest.approx(len(expected.waveform) / expected.rate_hz, abs=0.05)
         assert browser.run("el('decoded').naturalWidth") == 224
-        assert "compact (speech, step " in browser.run("el('about').textContent")
+        about = browser.run("el('about').textContent")
+        assert "compact-text (text, step " in about
+        assert "compact (text to units)" in about
         assert browser.run("document.documentElement.scrollWidth <= innerWidth")
         # A file that is no image, then an example.
         bad = tmp_path / "bad.jpg"

@@ -6,8 +6,12 @@ import sys
 import numpy as np
 import pytest
 import soundfile as sf
+import torch
 
 from im2sp import pipeline
+from im2sp.pipeline import load_text_to_units
+from im2sp.pipeline.text_to_units.model import text_to_units_bytes
+from im2sp.pipeline.text_to_units.network import NetworkConfig, TextToUnitsNetwork
 from im2sp.pipeline.vocoder import vocoder
 from im2sp.shards import ShardDataset
 from im2sp.tools import evaluate
@@ -20,7 +24,7 @@ from im2sp.trainer.loop import train
 from support.any_units import write_any
 from support.evaluation import CANDIDATES, REFERENCES
 from support.speech import install_flite
-from support.training import make_config, make_shards
+from support.training import SPEECH_FINGERPRINT, make_config, make_shards
 
 
 class Vocoder:
@@ -167,6 +171,29 @@ def test_a_run_of_text_is_scored_directly_or_spoken(shards, runs, tmp_path, monk
     assert (tmp_path / "b" / "heard.jsonl").exists()
     assert spoken["cascade"] == "flite"
     assert "words" in spoken
+
+
+def test_a_run_of_text_is_spoken_by_a_text_to_unit_model(shards, runs, tmp_path):
+    torch.manual_seed(0)
+    network = TextToUnitsNetwork(NetworkConfig(num_units=20, width=8, depth=1))
+    path = tmp_path / "t2u.safetensors"
+    path.write_bytes(text_to_units_bytes(network, {"fingerprint": SPEECH_FINGERPRINT}))
+    for out, source in (("a", {"run": str(runs / "text")}), ("b", {"topline": "captions"})):
+        settings = options(shards, tmp_path / out, cascade=str(path), **source)
+        result = evaluate.evaluate(settings)
+        assert (result["cascade"], result["vocoder"]) == ("t2u.safetensors", "tones")
+        assert "words" in result
+        (row, *_) = map(json.loads, (tmp_path / out / "said.jsonl").read_text().splitlines()[-3:])
+        (clip, *_) = map(
+            json.loads, (tmp_path / out / "spoken.jsonl").read_text().splitlines()[-3:]
+        )
+        assert clip["duration_s"] == len(load_text_to_units(path).units(row["text"])) * 640 / 16000
+    network = TextToUnitsNetwork(NetworkConfig(num_units=9, width=8, depth=1))
+    path.write_bytes(text_to_units_bytes(network, {}))
+    with pytest.raises(ValueError, match="made for 20 units, the text-to-unit model t2u.* has 9"):
+        evaluate.evaluate(
+            options(shards, tmp_path / "c", run=str(runs / "text"), cascade=str(path))
+        )
 
 
 def test_parts_that_fail_are_named_and_the_other_scores_stay(
@@ -378,7 +405,7 @@ def test_a_vocoder_of_other_units(shards, runs, tmp_path, monkeypatch):
         ({"run": "a", "topline": "units"}, "and --scores, found 2"),
         ({"run": "a"}, "--shards is missing: the dataset to describe"),
         ({"topline": "units", "shards": "s"}, "--out is missing: the folder of the stages"),
-        ({"captions": "c", "cascade": "flite"}, "--cascade goes with --run"),
+        ({"captions": "c", "cascade": "flite"}, "--cascade goes with --run or --topline captions"),
         ({"captions": "c", "limit": 0}, "--limit is 0, expected at least 1"),
         ({"captions": "c", "resamples": 1}, "--resamples is 1, expected at least 2"),
     ],

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import im2sp
+from im2sp.pipeline import load_text_to_units
 from im2sp.pipeline.cli import main as tokenize
 from im2sp.pipeline.vocoder.weights import load_weights, vocoder_bytes
 from im2sp.shards import DatasetWriter, ShardDataset, UnitColumn
@@ -315,13 +316,17 @@ def test_a_sentence_and_sound_of_two_runs(made, text_run, tmp_path, capsys):
     assert "2 runs, 2 of them of speech; expected one of speech, one of text, or one of" in message
 
 
-def test_the_bundled_captioners_of_speech_and_text(tmp_path, capsys):
+def test_the_bundled_captioner_and_its_voice(tmp_path, capsys):
     picture = IMAGES / "koi-pond.jpg"
     found = im2sp.describe(picture, run="compact", device="cpu")
-    assert left(main, picture, "--text", "--out", tmp_path, "--device", "cpu") == 0
+    assert left(main, picture, "--out", tmp_path, "--device", "cpu") == 0
     printed, logged = capsys.readouterr()
     (row,) = rows_of(tmp_path / "spoken.jsonl")
     assert "run compact-text: text, step " in logged
+    assert "text-to-unit model compact: 200 units" in logged
+    assert row["units"] == load_text_to_units(device="cpu").units(row["text"])
+    text = "".join(Page(tmp_path / "index.html").words)
+    assert "Sound: the sentence, in units by the text-to-unit model compact, and synth" in text
     assert f"koi-pond: {row['text']}\n" in printed
     assert (found.text, found.units) == (row["text"], row["units"])
     assert row["text"][0].isupper()
@@ -349,6 +354,10 @@ def test_description_of_an_image_in_memory(made, text_run, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"bad\.jpg: not an image"):
         im2sp.describe(tmp_path / "bad.jpg", text_run, device="cpu")
+    found = im2sp.describe(picture, "compact-text", device="cpu", t2u="compact")
+    assert found.units == load_text_to_units(device="cpu").units(found.text)
+    with pytest.raises(ValueError, match="--t2u compact: the run run generates speech units; exp"):
+        im2sp.describe(picture, made / "run", vocoder=voice, device="cpu", t2u="compact")
     with pytest.raises(AttributeError, match="module 'im2sp' has no attribute 'descibe'"):
         im2sp.descibe(picture)
 
@@ -391,7 +400,10 @@ def test_settings_of_sound_need_a_run_of_speech(text_run, tmp_path, capsys, flag
     picture = IMAGES / "koi-pond.jpg"
     assert left(main, picture, "--run", text_run, *flags, "--out", tmp_path / "out") == 1
     message = capsys.readouterr().err.splitlines()[-1]
-    assert f"{flags[0]} needs speech, and the run text generates text; add a --run" in message
+    assert (
+        f"{flags[0]} needs speech, and the run text generates text; add --t2u compact, or"
+        in message
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -647,9 +659,10 @@ def test_a_checkpoint_that_tells_less_is_completed_by_its_dataset(made, monkeypa
     assert read_run(made / "run") == expected
 
 
-def test_the_bundled_captioner_speaks_where_no_run_is_named(tmp_path, capsys):
+def test_the_bundled_captioner_of_speech(tmp_path, capsys):
     picture = IMAGES / "koi-pond.jpg"
-    assert left(main, picture, "--out", tmp_path / "a", "--device", "cpu") == 0
+    args = [picture, "--run", "compact", "--device", "cpu"]
+    assert left(main, *args, "--out", tmp_path / "a") == 0
     told = capsys.readouterr().err
     assert "run compact: speech, step " in told
     assert "images through compact, view squash-224" in told

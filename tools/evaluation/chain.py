@@ -26,8 +26,8 @@ from im2sp.tools.evaluation.stages import Row, StageFolder
 
 TRANSCRIPTION, SPEECH_LM_SCORE = "transcription", "SpeechLMScore"
 SPEECH_DIR = "speech"
+FLITE = "flite"
 BATCH_IMAGES = 8
-MAX_TOKENS = 511
 
 
 @dataclass(kw_only=True)
@@ -88,7 +88,7 @@ def run_chain(
         _likelihoods(config, dataset, items, chain, folder, bar)
     if speaker.kind == "text" and config.cascade is None and config.topline is None:
         return chain
-    voice = _FliteVoice(config) if speaker.kind == "text" else _UnitVoice(config, dataset)
+    voice = _voice(config, dataset, speaker.kind)
     chain.about |= voice.inputs
     inputs = {"said": folder.sha256("said"), **voice.inputs}
     spoken = folder.rows(
@@ -341,17 +341,41 @@ class _UnitVoice:
         return self._vocoder.synthesize(row["units"], durations, self._speaker)
 
 
+class _TextToUnitVoice(_UnitVoice):
+    """A text-to-unit model and the vocoder."""
+
+    def __init__(self, config: EvaluateConfig, dataset: ShardDataset, name: str) -> None:
+        from im2sp.pipeline import load_text_to_units
+
+        super().__init__(config, dataset)
+        self._t2u = load_text_to_units(name, device=config.device)
+        whose = f"the text-to-unit model {self._t2u.name}"
+        self._vocoder.check_units(self._t2u.num_units, self._t2u.speech_fingerprint, whose)
+        self.inputs |= {"cascade": self._t2u.name, "cascade_fingerprint": self._t2u.fingerprint}
+
+    def speak(self, row: Row) -> np.ndarray:
+        return super().speak({"units": self._t2u.units(row["text"])})
+
+
 class _FliteVoice:
     """flite."""
 
     def __init__(self, config: EvaluateConfig) -> None:
         self._voice = config.voice
-        self.inputs: dict[str, Any] = {"cascade": "flite", "voice": config.voice}
+        self.inputs: dict[str, Any] = {"cascade": FLITE, "voice": config.voice}
 
     def speak(self, row: Row) -> np.ndarray:
         if not any(c.isalnum() for c in row["text"]):
             return np.zeros(0, np.float32)
         return speak(row["text"], self._voice).samples.astype(np.float32) / 32768
+
+
+def _voice(config: EvaluateConfig, dataset: ShardDataset, kind: str) -> _Voice:
+    if kind == "speech":
+        return _UnitVoice(config, dataset)
+    if config.cascade in (None, FLITE):
+        return _FliteVoice(config)
+    return _TextToUnitVoice(config, dataset, config.cascade)
 
 
 def _spoken(generated: list[Row], start: int, voice: _Voice, folder: Path) -> Iterator[Row]:

@@ -12,7 +12,7 @@ class EvaluateConfig:
     """Score image descriptions: generate, synthesize, transcribe, compare with the captions.
 
     A speech run goes through the vocoder and a speech recognizer; a text run is scored directly, or
-    as speech with --cascade flite. Metrics: BLEU, METEOR, ROUGE-L and CIDEr of the COCO caption
+    as speech with --cascade. Metrics: BLEU, METEOR, ROUGE-L and CIDEr of the COCO caption
     evaluation with 95 % bootstrap intervals; DNSMOS, unit BLEU and error rates for speech. They are
     printed beside the paper's Tables 2, 3 and 4, and written to --out as scores.json, tables.md,
     tables.json and tables.svg; --scores puts several evaluations into the same tables. Completed
@@ -45,9 +45,10 @@ class EvaluateConfig:
     folder of --shards."""
     topline: Literal["units", "captions"] | None = None
     """Score no model but an upper bound: the dataset's own speech units through the vocoder, or its
-    first captions spoken by flite."""
-    cascade: Literal["flite"] | None = None
-    """Synthesize the output of a text run with flite, and score the transcripts."""
+    first captions, spoken by flite or --cascade."""
+    cascade: str | None = None
+    """Synthesize the output of a text run, and score the transcripts: flite; or a text-to-unit
+    model, compact (bundled) or a file of tools/fit_text_to_units.py, with --vocoder."""
     voice: str = "rms"
     """Voice of flite, for --cascade and --topline captions."""
     vocoder: str = "compact"
@@ -95,8 +96,8 @@ class EvaluateConfig:
             raise ValueError("--shards is missing: the dataset to describe")
         if self.topline is not None and self.out is None:
             raise ValueError("--out is missing: the folder of the stages")
-        if self.cascade is not None and self.run is None:
-            raise ValueError("--cascade goes with --run")
+        if self.cascade is not None and self.run is None and self.topline != "captions":
+            raise ValueError("--cascade goes with --run or --topline captions")
         for name, least in (("limit", 1), ("resamples", 2), ("max_tokens", 1), ("num_beams", 1)):
             value = getattr(self, name)
             if value is not None and value < least:

@@ -19,6 +19,7 @@ from im2sp.tools.speaking.image_input import load_input, sees_pixels
 from im2sp.trainer import Im2SpModel, generate, load_model
 
 if TYPE_CHECKING:
+    from im2sp.pipeline import TextToUnits
     from im2sp.trainer.checkpoint import Checkpoint
     from im2sp.trainer.text import TextModel
 
@@ -171,6 +172,25 @@ def read_runs(names: Sequence[str | Path]) -> list[Run]:
     return runs
 
 
+def load_t2u(
+    name: str | None, runs: Sequence[Run], device: str | None = None
+) -> "TextToUnits | None":
+    """The text-to-unit model of a name, for the sentences of runs; None for None.
+
+    Raises:
+        ValueError: Its weights are missing or do not fit, or the runs are not one of text.
+    """
+    if name is None:
+        return None
+    from im2sp.pipeline import load_text_to_units
+
+    if runs[0].target != "text":
+        raise ValueError(
+            f"--t2u {name}: the run {runs[0].name} generates speech units; expected one run of text"
+        )
+    return load_text_to_units(name, device=device)
+
+
 def _record_of_shards(checkpoint_dir: Path) -> Mapping[str, Any]:
     """Record of the image tokenizer in the run's dataset, for checkpoints without it."""
     from im2sp.trainer.config import CONFIG_NAME
@@ -191,7 +211,7 @@ class Description:
     """Generated description of an image."""
 
     units: list[int]
-    """Speech units, collapsed; empty without a run of speech, or if it generated none."""
+    """Speech units, collapsed; empty without a model of them, or if it generated none."""
     text: str | None
     """Sentence; None without a run of text."""
     decoded: NDArray[np.uint8] | None
@@ -204,13 +224,16 @@ class Captioner:
     Attributes:
         input: The image tokenizer or encoder.
         view: Mapping of images to squares, as in the runs' datasets.
-        num_units: Speech units are in [0, num_units); None without a run of speech.
+        num_units: Speech units are in [0, num_units); None without a model of them.
+        speech_fingerprint: Fingerprint of the speech tokenizer of these units, if recorded.
+        units_of: The model that generates them, for messages.
     """
 
     def __init__(
         self,
         runs: Sequence[Run],
         *,
+        t2u: "TextToUnits | None" = None,
         image_tokenizer: str | None = None,
         codebook: Path | None = None,
         num_beams: int | None = None,
@@ -221,6 +244,7 @@ class Captioner:
 
         Args:
             runs: One run, or one of speech and one of text.
+            t2u: Model that turns the sentences of a run of text into speech units.
             image_tokenizer: Name, hub id or path; None for the recorded name.
             codebook: File of the codebook of the image units, if separate.
             num_beams: Beams of beam search; None for those of each run.
@@ -254,8 +278,15 @@ class Captioner:
             self._models[run.target] = model
             if run.target == "text":
                 self._text_model = _text_model_of(run)
+        self._t2u = t2u
         speech = self._models.get("speech")
-        self.num_units = None if speech is None else speech.config.vocabulary.num_units
+        if t2u is not None:
+            self.units_of = f"the text-to-unit model {t2u.name}"
+            self.num_units, self.speech_fingerprint = t2u.num_units, t2u.speech_fingerprint
+        else:
+            self.units_of = f"the run {first.name}"
+            self.num_units = None if speech is None else speech.config.vocabulary.num_units
+            self.speech_fingerprint = first.speech_fingerprint
 
     def describe(
         self,
@@ -279,6 +310,8 @@ class Captioner:
         if self._text_model is not None:
             pieces = self._generated("text", on_device, *settings) or []
             texts = [_sentence(self._text_model.decode(ids)) for ids in pieces]
+            if self._t2u is not None:
+                units = [self._t2u.units(text or "") for text in texts]
         parts = zip(units, texts, decoded, strict=True)
         return [Description(units=ids, text=text, decoded=shown) for ids, text, shown in parts]
 

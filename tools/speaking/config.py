@@ -9,6 +9,7 @@ import tyro
 from im2sp.shards.stores import is_url
 
 BUNDLED, BUNDLED_TEXT = "compact", "compact-text"
+BUNDLED_T2U = "compact"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +31,14 @@ class SpeakConfig:
     not touched."""
     run: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Captioner: a run of im2sp-train (its best checkpoint is used), one of its checkpoints, a file
-    of tools/export_captioner.py, or a bundled one, compact or compact-text; by default compact. A
-    run of text gives sentences and no sound; give the flag twice for a run of speech and one of
-    text."""
+    of tools/export_captioner.py, or a bundled one: compact, from image units to speech units, or
+    compact-text. By default compact-text, whose sentence --t2u speaks. Without --t2u a run of text
+    gives sentences and no sound; give the flag twice for a run of speech and one of text."""
     text: bool = False
     """Generate a sentence, too: with compact-text, unless --run names a run of text."""
+    t2u: str | None = None
+    """Text-to-unit model that speaks the sentences of a run of text: compact (bundled), or a file
+    of tools/fit_text_to_units.py. By default compact if no --run is given, else none."""
     units: Path | None = None
     """Synthesize these units instead of describing images: a .jsonl file with key, units and
     optional durations; a .npy file with one clip; or a dataset, a folder or URL."""
@@ -81,7 +85,7 @@ class SpeakConfig:
             what = "both" if self.pictures else "neither"
             raise ValueError(f"expected images or --units, got {what}")
         if self.units is not None:
-            for name in ("run", "text", "image_tokenizer", "codebook", "image_root"):
+            for name in ("run", "text", "t2u", "image_tokenizer", "codebook", "image_root"):
                 if getattr(self, name):
                     flag = name.replace("_", "-")
                     raise ValueError(f"--{flag} applies to images, not to --units")

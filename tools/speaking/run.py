@@ -10,13 +10,13 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from im2sp.pipeline import Vocoder, load_vocoder
+from im2sp.pipeline import TextToUnits, Vocoder, load_vocoder
 from im2sp.pipeline.decoding.images import DEFAULT_MAX_PIXELS
 from im2sp.pipeline.job.decode_pool import DecodePool
 from im2sp.pipeline.sources.items import texts_of
 from im2sp.tools.engines.asr import load_recognizer
-from im2sp.tools.speaking.captioner import Captioner, Run, read_runs
-from im2sp.tools.speaking.config import BUNDLED, BUNDLED_TEXT, SpeakConfig
+from im2sp.tools.speaking.captioner import Captioner, Run, load_t2u, read_runs
+from im2sp.tools.speaking.config import BUNDLED_T2U, BUNDLED_TEXT, SpeakConfig
 from im2sp.tools.speaking.inputs import Clip, Images, list_images, read_units
 from im2sp.tools.speaking.output import Described, Output, Sound
 from im2sp.tools.speaking.page import file_stems
@@ -69,12 +69,13 @@ def speak(config: SpeakConfig, log: Log) -> SpeakResult:
     start_s = time.perf_counter()
     log = (lambda _: None) if config.quiet else log
     runs = [] if config.units is not None else _runs(config)
+    t2u = load_t2u(_t2u_name(config), runs, config.device) if runs else None
     output = Output(config, _sound(config, runs))
     with ExitStack() as stack:
         if config.units is not None:
             parts = _unit_parts(config, output)
         else:
-            parts = _image_parts(config, runs, output, log, stack)
+            parts = _image_parts(config, runs, t2u, output, log, stack)
         if output.sound is not None:
             vocoder = output.sound.vocoder
             log(f"vocoder {vocoder.name}: {vocoder.num_units} units, on {vocoder.device}")
@@ -97,12 +98,12 @@ def _runs(config: SpeakConfig) -> list[Run]:
     """The captioners of `--run` and `--text`.
 
     Raises:
-        ValueError: A run is missing or does not fit, or a setting needs a run of speech.
+        ValueError: A run is missing or does not fit, or a setting needs speech.
     """
-    runs = read_runs(config.run or (BUNDLED,))
+    runs = read_runs(config.run or (BUNDLED_TEXT,))
     if config.text and not any(run.target == "text" for run in runs):
-        runs = read_runs([*(config.run or (BUNDLED,)), BUNDLED_TEXT])
-    if runs[0].target == "text":
+        runs = read_runs([*config.run, BUNDLED_TEXT])
+    if runs[0].target == "text" and _t2u_name(config) is None:
         given = {
             "--transcribe": config.transcribe,
             "--vocoder": config.vocoder != "compact",
@@ -111,15 +112,20 @@ def _runs(config: SpeakConfig) -> list[Run]:
         for flag, is_given in given.items():
             if is_given:
                 raise ValueError(
-                    f"{flag} needs speech, and the run {runs[0].name} generates text; add a --run"
-                    " of im2sp-train --target speech"
+                    f"{flag} needs speech, and the run {runs[0].name} generates text; add --t2u"
+                    f" {BUNDLED_T2U}, or a --run of im2sp-train --target speech"
                 )
     return runs
 
 
+def _t2u_name(config: SpeakConfig) -> str | None:
+    """Name of the text-to-unit model."""
+    return config.t2u or (None if config.run else BUNDLED_T2U)
+
+
 def _sound(config: SpeakConfig, runs: Sequence[Run]) -> Sound | None:
     """The vocoder and recognizer; None for captioners of text only."""
-    if runs and runs[0].target == "text":
+    if runs and runs[0].target == "text" and _t2u_name(config) is None:
         return None
     vocoder = load_vocoder(config.vocoder, device=config.device)
     recognizer = load_recognizer(config.asr, config.device) if config.transcribe else None
@@ -157,14 +163,16 @@ def _unit_parts(config: SpeakConfig, output: Output) -> _Parts:
 
 
 def _image_parts(
-    config: SpeakConfig, runs: Sequence[Run], output: Output, log: Log, stack: ExitStack
+    config: SpeakConfig,
+    runs: Sequence[Run],
+    t2u: TextToUnits | None,
+    output: Output,
+    log: Log,
+    stack: ExitStack,
 ) -> _Parts:
     """Descriptions of images, which are decoded by a pool on the stack."""
     vocoder = None if output.sound is None else output.sound.vocoder
     if output.sound is not None:
-        output.sound.vocoder.check_units(
-            None, runs[0].speech_fingerprint, f"the run {runs[0].name}"
-        )
         output.sound.check_durations(True)
     found = list_images(config.pictures, config.image_root, config.split, config.limit)
     pool = stack.enter_context(
@@ -178,6 +186,7 @@ def _image_parts(
     pool.start()
     captioner = Captioner(
         runs,
+        t2u=t2u,
         image_tokenizer=config.image_tokenizer,
         codebook=config.codebook,
         num_beams=config.num_beams,
@@ -185,36 +194,42 @@ def _image_parts(
         device=config.device,
     )
     if vocoder is not None:
-        vocoder.check_units(captioner.num_units, None, f"the run {runs[0].name}")
+        vocoder.check_units(captioner.num_units, captioner.speech_fingerprint, captioner.units_of)
     for run in runs:
         log(
             f"run {run.name}: {run.target}, step {run.step:,}, images through"
             f" {captioner.input.name}, view {captioner.view.name}"
         )
+    if t2u is not None:
+        log(f"text-to-unit model {t2u.name}: {t2u.num_units} units")
     output.rejects += found.rejects
     stems = file_stems([item.key for item in found.items])
     output.begin(f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES)
     return _Parts(
         title="Images described by " + " and ".join(run.name for run in runs),
-        about=_about(runs, vocoder),
+        about=_about(runs, t2u, vocoder),
         batches=_described(captioner, pool, found, stems, output, is_quiet=config.quiet),
         num_inputs=len(found.items) + len(found.rejects),
         num_without=found.num_without,
     )
 
 
-def _about(runs: Sequence[Run], vocoder: Vocoder | None) -> list[str]:
+def _about(runs: Sequence[Run], t2u: TextToUnits | None, vocoder: Vocoder | None) -> list[str]:
     """Sentences of the page about its contents."""
     what = "pixels" if runs[0].sees_pixels else "units"
     lines = [f"The descriptions are generated from an image's {what} alone, and may be wrong."]
+    sounded = f", and synthesized by the vocoder {vocoder.name}" if vocoder else ""
     for run in runs:
-        sounded = f", and synthesized by the vocoder {vocoder.name}" if vocoder else ""
         if run.target == "text":
             lines.append(f"Sentence: by the captioner {run.name} of text, step {run.step:,}.")
         else:
             lines.append(
                 f"Sound: by the captioner {run.name} of speech, step {run.step:,}{sounded}."
             )
+    if t2u is not None:
+        lines.append(
+            f"Sound: the sentence, in units by the text-to-unit model {t2u.name}{sounded}."
+        )
     if len(runs) > 1:
         lines.append("The two captioners are independent, so sound and sentence may differ.")
     return lines

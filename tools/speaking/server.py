@@ -123,7 +123,10 @@ def example_names() -> list[str]:
 def _page(describer: Describer) -> bytes:
     """The page, with the names of captioners and examples."""
     names = [f"{run.name} ({run.target}, step {run.step:,})" for run in describer.runs]
-    about = {"runs": names, "examples": example_names(), "max_beams": MAX_BEAMS}
+    if describer.t2u is not None:
+        names.append(f"{describer.t2u.name} (text to units)")
+    about = {"runs": names, "are_independent": len(describer.runs) > 1}
+    about |= {"examples": example_names(), "max_beams": MAX_BEAMS}
     data = json.dumps(about).replace("<", "\\u003c")
     page = files(__name__.rpartition(".")[0]).joinpath("demo.html").read_text("utf-8")
     return page.replace("$about", data).encode()
