@@ -54,7 +54,9 @@ def list_karpathy(
     root = folder if image_root is None else image_root
     find = _either(make_resolver(root), lambda image: image.rsplit("/", 1)[-1])
     rows = [_row(f"images[{index}]", entry) for index, entry in enumerate(images)]
+    del content, images  # 0.6 GB for COCO, not to be held beside the file of the clips
     items = items_of_rows(rows, find)
+    del rows
     check_some_found(path, items, root)
     if audio_root is not None:
         items = _add_speech(items, audio_root)

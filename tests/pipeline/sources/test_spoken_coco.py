@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 
 import pytest
 
@@ -47,6 +48,19 @@ def test_one_of_the_files_is_enough(tree):
     dogs, shoes, bikes = list_source(path, **roots).items
     assert (dogs.utterances, shoes.utterances, len(bikes.utterances)) == ((), (), 2)
     assert dogs.captions == ("Two dogs.", "The man's t-shirt.")
+
+
+def test_the_two_files_are_not_in_memory_at_once(tree):
+    path, roots = tree
+    size_bytes = 2 << 20
+    for file in (path, roots["audio_root"] / "SpokenCOCO_val.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "info": "x" * size_bytes}))
+    tracemalloc.start()
+    list_source(path, **roots)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # Bytes, text and value of one file; 4 sizes while the content of the other is kept.
+    assert peak_bytes < 3.5 * size_bytes
 
 
 def test_an_image_is_known_by_its_file_name_alone(tree):
