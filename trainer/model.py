@@ -23,6 +23,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from im2sp.trainer.attention import Layer, attention, dropout
 from im2sp.trainer.encoder import ImageEncoder
@@ -30,6 +31,8 @@ from im2sp.trainer.model_config import ModelConfig
 
 PROJECTION_EPS, DECODER_EPS = 1e-5, 1e-12
 INIT_STD = 0.02
+MAX_LOGITS = 1 << 27
+"""Most logits that the loss computes at a time: 0.5 GiB of float32, several times in memory."""
 Prefix = list[tuple[Tensor, Tensor]]
 """Keys and values (B, H, P, K) of the image states in each layer of the decoder."""
 
@@ -93,7 +96,7 @@ class Decoder(nn.Module):
         return dropout(x, self.dropout_p if self.training else 0.0)
 
     def forward(self, tokens: Tensor, prefix: Prefix, owner: Tensor | None) -> Tensor:
-        """Logits (N, T, V) float32 of the next tokens; `owner` as in `Im2SpModel.loss`."""
+        """States (N, T, D) of the tokens, for `logits`; `owner` as in `Im2SpModel.loss`."""
         length, num_states = tokens.shape[1], prefix[0][0].shape[2]
         x = self.embed(tokens, torch.arange(length, device=tokens.device))
         # True if token t attends to key s: all of the image, and the text up to itself.
@@ -103,11 +106,42 @@ class Decoder(nn.Module):
             q, k, v = layer.queries_keys_values(x)
             k, v = _after_image(image_k, k, owner), _after_image(image_v, v, owner)
             x = layer.finish(x, layer.attend(q, k, v, mask))
-        return self.logits(x)
+        return x
 
     def logits(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., V) float32."""
         return F.linear(x, self.embedding.weight, self.output_bias).float()
+
+    def losses(self, x: Tensor, targets: Tensor, pad: int, label_smoothing: float) -> Tensor:
+        """Sum of the cross entropies of the next tokens, a float32 scalar.
+
+        More than `MAX_LOGITS` logits are computed in parts, and again in the backward pass, so that
+        only those of one part are in memory.
+
+        Args:
+            x: (M, D) states.
+            targets: (M,) int64 next tokens.
+            pad: Target that is not counted.
+            label_smoothing: Share of the target distribution that is spread over all tokens.
+        """
+
+        def part(x: Tensor, targets: Tensor) -> Tensor:
+            return F.cross_entropy(
+                self.logits(x),
+                targets,
+                ignore_index=pad,
+                reduction="sum",
+                label_smoothing=label_smoothing,
+            )
+
+        rows = max(1, MAX_LOGITS // len(self.output_bias))
+        if len(x) <= rows:
+            return part(x, targets)
+        parts = zip(x.split(rows), targets.split(rows), strict=True)
+        sums = [
+            checkpoint(part, *both, use_reentrant=False, preserve_rng_state=False) for both in parts
+        ]
+        return torch.stack(sums).sum()
 
 
 def _after_image(image: Tensor, text: Tensor, owner: Tensor | None) -> Tensor:
@@ -188,7 +222,7 @@ class Im2SpModel(nn.Module):
             (B, T, V) float32.
         """
         self._check_length(tokens)
-        return self.decoder(tokens, self.prefix(image_units), None)
+        return self.decoder.logits(self.decoder(tokens, self.prefix(image_units), None))
 
     def loss(
         self,
@@ -220,13 +254,10 @@ class Im2SpModel(nn.Module):
         self._check_length(tokens_in)
         if projected is None:
             projected = self.encode(image_units)[1]
-        logits = self.decoder(tokens_in, self.decoder.prefix(projected), owner)
-        return F.cross_entropy(
-            logits.flatten(0, 1),
-            tokens_out.flatten(),
-            ignore_index=self.config.vocabulary.pad,
-            label_smoothing=label_smoothing,
-        )
+        states = self.decoder(tokens_in, self.decoder.prefix(projected), owner).flatten(0, 1)
+        targets, pad = tokens_out.flatten(), self.config.vocabulary.pad
+        total = self.decoder.losses(states, targets, pad, label_smoothing)
+        return total / (targets != pad).sum()
 
     def word_loss(
         self,

@@ -46,6 +46,29 @@ def test_sharing_the_image_changes_neither_loss_nor_gradients(
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_a_loss_in_parts_has_the_same_value_and_gradients(
+    make_model, make_batch, monkeypatch, label_smoothing
+):
+    model = make_model().double()
+    batch = make_batch(model)
+
+    def loss_and_gradients():
+        loss = model.loss(*batch, label_smoothing)
+        return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+
+    whole = loss_and_gradients()
+    monkeypatch.setattr("im2sp.trainer.model.MAX_LOGITS", 43 * 5 + 1)  # 5 tokens at a time
+    num_rows = []
+    logits = model.decoder.logits
+    monkeypatch.setattr(model.decoder, "logits", lambda x: num_rows.append(len(x)) or logits(x))
+    for one, other in zip(loss_and_gradients(), whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+    num_tokens = batch[1][:, 1:].numel()
+    assert max(num_rows) == 5
+    assert sum(num_rows) == 2 * num_tokens  # forward and backward
+
+
 def test_shapes_and_types(make_model, make_batch):
     model = make_model()
     image_units, tokens, _ = make_batch(model, num_texts=3)

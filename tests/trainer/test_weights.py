@@ -311,6 +311,7 @@ def test_a_model_of_ours_gives_encoder_and_projection(make_model, make_batch, gi
     image_units, tokens, _ = make_batch(image_side)
     states = image_side.projection_norm(image_side.projection(image_side.encoder(image_units)))
     expected = other.decoder(tokens[:3], other.decoder.prefix(states), None)
+    expected = other.decoder.logits(expected)
     torch.testing.assert_close(found(image_units, tokens[:3]), expected)
     with pytest.raises(
         WeightsError, match="has a decoder of width 128, expected 32, the output width"
