@@ -86,20 +86,31 @@ def _share(a: Tensor, b: Tensor) -> float:
 
 
 def measure_training(config: BenchGpuConfig, *, compiled: bool) -> Iterator[Row]:
-    """Loss and gradients in bfloat16, of images with five captions of 110 units."""
+    """Loss and gradients in bfloat16, of images with five captions of 110 units or 14 words."""
     cases = [(32, 0.0), (64, 0.0), (128, 0.0), (64, 0.1)]
     if compiled:
         cases = [(64, 0.1), (128, 0.0)]  # compilation takes most of the time
+    speech = Vocabulary(kind="speech", num_ids=200)
     for num_images, dropout in [(2, 0.1)] if config.quick else cases:
-        yield _training_row(config, num_images, dropout, compiled=compiled)
+        yield _training_row(config, num_images, dropout, speech, compiled=compiled)
+    if not compiled:  # as many words as GIT has
+        num_images, num_words = (2, 40) if config.quick else (128, 30_519)
+        words = Vocabulary(kind="text", num_ids=num_words)
+        yield _training_row(config, num_images, 0.0, words, compiled=False)
 
 
 def _training_row(
-    config: BenchGpuConfig, num_images: int, dropout: float, *, compiled: bool
+    config: BenchGpuConfig,
+    num_images: int,
+    dropout: float,
+    vocabulary: Vocabulary,
+    *,
+    compiled: bool,
 ) -> Row:
     device, clock = torch.device(config.device), clock_of(config.device)
-    preset, num_ids = ("tiny", 6) if config.quick else ("base", 110)
-    sizes = preset_config(preset, Vocabulary(kind="speech", num_ids=200))
+    num_ids = 6 if config.quick else 110 if vocabulary.kind == "speech" else 14
+    preset = "tiny" if config.quick else "base"
+    sizes = preset_config(preset, vocabulary)
     sizes = replace(sizes, dropout=dropout, attention_dropout=dropout)
     torch.manual_seed(0)
     model = Im2SpModel(sizes, torch.randn(sizes.num_codes, sizes.code_width)).to(device)
@@ -128,7 +139,8 @@ def _training_row(
         peak_gib = torch.cuda.max_memory_allocated(device) / 2**30
         note += f"; {share:.3f} of {rate / 1e12:.0f} TFLOPS; {peak_gib:.1f} GiB"
         torch.cuda.reset_peak_memory_stats(device)
-    name = f"{preset}, {num_images} images, bf16, dropout {dropout:g}" + ", compiled" * compiled
+    name = f"{preset}, {num_images} images, vocabulary {vocabulary.size}, bf16, dropout {dropout:g}"
+    name += ", compiled" * compiled
     return _row(name, round(num_texts * length / seconds), "tokens/s", note)
 
 
