@@ -20,7 +20,8 @@ ALPHABET = " abcdefghijklmnopqrstuvwxyz0123456789'.,"
 FRAMES = 3
 KERNEL = 7
 MLP_FACTOR = 3
-MAX_SIZES = {"width": 4096, "depth": 64, "num_units": 65536}
+MAX_WIDTH = 4096
+MAX_SIZES = {"width": MAX_WIDTH, "depth": 64, "num_units": 65536}
 _IDS = {character: i for i, character in enumerate(ALPHABET, 1)}
 
 
