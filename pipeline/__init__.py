@@ -1,5 +1,6 @@
 """Raw media to units and back: decoding, tokenizers, published weights, the tokenize job."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,27 +20,20 @@ __all__ = [
     "load_vocoder",
 ]
 
-_SPEECH_NAMES = ("SpeechTokenizer", "load_speech_tokenizer")
-_VOCODER_NAMES = ("Vocoder", "load_vocoder")
-_TEXT_NAMES = ("TextToUnits", "load_text_to_units")
+_MODULES = {
+    "ImageTokenizer": "image_tokenizer.tokenizer",
+    "SpeechTokenizer": "speech_tokenizer.tokenizer",
+    "TextToUnits": "text_to_units.model",
+    "Vocoder": "vocoder.vocoder",
+    "load_image_tokenizer": "image_tokenizer.tokenizer",
+    "load_speech_tokenizer": "speech_tokenizer.tokenizer",
+    "load_text_to_units": "text_to_units.model",
+    "load_vocoder": "vocoder.vocoder",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use, so that importing this package does not import torch."""
-    if name in _SPEECH_NAMES:
-        from im2sp.pipeline.speech_tokenizer import tokenizer as hubert_units
-
-        return getattr(hubert_units, name)
-    if name in _TEXT_NAMES:
-        from im2sp.pipeline.text_to_units import model
-
-        return getattr(model, name)
-    if name in _VOCODER_NAMES:
-        from im2sp.pipeline.vocoder import vocoder
-
-        return getattr(vocoder, name)
-    if name in __all__:
-        from im2sp.pipeline.image_tokenizer import tokenizer as image_tokenizer
-
-        return getattr(image_tokenizer, name)
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

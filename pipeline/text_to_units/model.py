@@ -61,7 +61,7 @@ def load_text_to_units(
     try:
         notes = parse_json(weights.metadata[METADATA_KEY])
         config = NetworkConfig(**notes["text_to_units"])
-        tokenizer = notes.get("speech_tokenizer") or {}
+        speech_fingerprint = (notes.get("speech_tokenizer") or {}).get("fingerprint")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise WeightsError(
             f"{path}: not a text-to-unit model ({error}); expected a file of"
@@ -78,8 +78,7 @@ def load_text_to_units(
     network.load_state_dict(tensors)
     name = str(name_or_path) if str(name_or_path) in BUNDLED else path.name
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    fingerprint = tokenizer.get("fingerprint")
-    return TextToUnits(network.to(device), name=name, speech_fingerprint=fingerprint)
+    return TextToUnits(network.to(device), name=name, speech_fingerprint=speech_fingerprint)
 
 
 def text_to_units_bytes(

@@ -70,7 +70,7 @@ def speak(config: SpeakConfig, log: Log) -> SpeakResult:
     log = (lambda _: None) if config.quiet else log
     runs = [] if config.units is not None else _runs(config)
     t2u = load_t2u(_t2u_name(config), runs, config.device) if runs else None
-    output = Output(config, _sound(config, runs))
+    output = Output(config, _sound(config, runs, t2u))
     with ExitStack() as stack:
         if config.units is not None:
             parts = _unit_parts(config, output)
@@ -123,9 +123,9 @@ def _t2u_name(config: SpeakConfig) -> str | None:
     return config.t2u or (None if config.run else BUNDLED_T2U)
 
 
-def _sound(config: SpeakConfig, runs: Sequence[Run]) -> Sound | None:
+def _sound(config: SpeakConfig, runs: Sequence[Run], t2u: TextToUnits | None) -> Sound | None:
     """The vocoder and recognizer; None for captioners of text only."""
-    if runs and runs[0].target == "text" and _t2u_name(config) is None:
+    if runs and runs[0].target == "text" and t2u is None:
         return None
     vocoder = load_vocoder(config.vocoder, device=config.device)
     recognizer = load_recognizer(config.asr, config.device) if config.transcribe else None

@@ -89,6 +89,7 @@ def changed(network, change):
     ("change", "message"),
     [
         (lambda n, t: n.pop("text_to_units"), "not a text-to-unit model ('text_to_units'); expect"),
+        (lambda n, t: n.update(speech_tokenizer=[1]), "not a text-to-unit model ('list' object"),
         (lambda n, t: n["text_to_units"].update(width=0), "width is 0, expected a number from 1"),
         (lambda n, t: n["text_to_units"].update(depth=[1]), "depth is [1], expected a number"),
         (lambda n, t: n["text_to_units"].update(more=1), "unexpected keyword argument 'more'"),
